@@ -1,0 +1,1 @@
+"""What the API and the workers agree on: the ledger, the queue, storage, settings and errors."""
