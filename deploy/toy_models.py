@@ -1,0 +1,217 @@
+"""Build toy-width checkpoints: the true architecture of each model family, with random weights.
+
+They are ordinary diffusers folders of a few megabytes (tokenizer included), made from configs
+alone in about a second, so that tests and first runs need neither a network nor a GPU. Their
+pictures are abstract; their code path is exactly that of the full-size models.
+
+    python -m deploy.toy_models sd15 FOLDER
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NATIVE_SIZE = 64
+"""Side of a toy picture in pixels: 8 latents of 8 pixels each, as in the full-size models."""
+
+_MAX_TOKENS = 77
+_WIDTHS = (16, 32, 32, 32)
+_SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def build_sd15(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion 1.x: one CLIP text encoder, epsilon prediction, PNDM."""
+    _build_stable_diffusion(folder, seed)
+
+
+def build_sd21(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion 2.x base: OpenCLIP text encoder, linear projections, epsilon prediction."""
+    _build_stable_diffusion(folder, seed, openclip=True)
+
+
+def build_sd21v(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion 2.x at 768: as the base model, with v-prediction."""
+    _build_stable_diffusion(folder, seed, openclip=True, prediction_type="v_prediction")
+
+
+def build_sdxl(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion XL: two text encoders, time ids, a VAE that asks for float32, Euler."""
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(seed)
+    pooled, time_width = 32, 8
+    StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(_text_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(
+            _text_config(hidden_act="gelu", projection_dim=pooled)
+        ).eval(),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        unet=_unet(
+            block_out_channels=_WIDTHS[:3],
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4, 4),
+            transformer_layers_per_block=(1, 1, 2),
+            use_linear_projection=True,
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_width,
+            projection_class_embeddings_input_dim=6 * time_width + pooled,
+        ),
+        scheduler=EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
+def build_lcm(folder: Path, seed: int = 0) -> None:
+    """A latent consistency model: guidance as a time embedding, so one half only."""
+    import torch
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(seed)
+    LatentConsistencyModelPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config()).eval(),
+        tokenizer=_tokenizer(),
+        unet=_unet(time_cond_proj_dim=16),
+        scheduler=LCMScheduler(**_SD_BETAS, steps_offset=1, set_alpha_to_one=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    "sd15": build_sd15,
+    "sd21": build_sd21,
+    "sd21v": build_sd21v,
+    "sdxl": build_sdxl,
+    "lcm": build_lcm,
+}
+"""Family name on the command line -> its builder."""
+
+
+def _build_stable_diffusion(
+    folder: Path, seed: int, *, openclip: bool = False, prediction_type: str = "epsilon"
+) -> None:
+    import torch
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(seed)
+    heads: dict[str, Any] = (
+        {"attention_head_dim": (2, 4, 4, 4), "use_linear_projection": True} if openclip else {}
+    )
+    StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(
+            _text_config(hidden_act="gelu" if openclip else "quick_gelu")
+        ).eval(),
+        tokenizer=_tokenizer(),
+        unet=_unet(**heads),
+        scheduler=PNDMScheduler(
+            **_SD_BETAS,
+            steps_offset=1,
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def _unet(**overrides: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    config: dict[str, Any] = {
+        "sample_size": NATIVE_SIZE // 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": _WIDTHS,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 8,
+    }
+    return UNet2DConditionModel(**{**config, **overrides}).eval()
+
+
+def _vae(**overrides: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    widths = (8, 16, 16, 16)
+    config: dict[str, Any] = {
+        "sample_size": NATIVE_SIZE,
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "norm_num_groups": 8,
+        "scaling_factor": 0.18215,
+    }
+    return AutoencoderKL(**{**config, **overrides}).eval()
+
+
+def _text_config(**overrides: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    vocabulary = _vocabulary()
+    config: dict[str, Any] = {
+        "vocab_size": len(vocabulary),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": _MAX_TOKENS,
+        "projection_dim": 32,
+        "bos_token_id": vocabulary["<|startoftext|>"],
+        "eos_token_id": vocabulary["<|endoftext|>"],
+        "pad_token_id": vocabulary["<|endoftext|>"],
+    }
+    return CLIPTextConfig(**{**config, **overrides})
+
+
+def _tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=_MAX_TOKENS)
+
+
+def _vocabulary() -> dict[str, int]:
+    """CLIP's byte alphabet without merges: every text has tokens, one per byte."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{char}</w>" for char in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line: `python -m deploy.toy_models FAMILY FOLDER [--seed N]`."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.toy_models", description=__doc__)
+    parser.add_argument("family", choices=sorted(BUILDERS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    build: Any = BUILDERS[options.family]
+    build(options.folder, options.seed)
+    print(f"Wrote a toy {options.family} checkpoint to {options.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
