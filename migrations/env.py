@@ -1,0 +1,27 @@
+"""Alembic's entry: the database comes from the settings, the target from every table module."""
+
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+from migrations.metadata import target_metadata
+from shared.settings import get_settings
+
+
+def run() -> None:
+    """Apply the migrations in one transaction each."""
+    if context.is_offline_mode():
+        context.configure(dialect_name="postgresql", target_metadata=target_metadata)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    url = context.config.attributes.get("database_url")
+    engine = create_engine(
+        url or get_settings().database_url.get_secret_value(), poolclass=pool.NullPool
+    )
+    with engine.connect() as connection:
+        context.configure(connection=connection, target_metadata=target_metadata)
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+run()

@@ -1,0 +1,8 @@
+"""Every table of the project, gathered for Alembic and for the schema test."""
+
+import shared.gallery.models
+import shared.jobs.models
+import shared.tenancy.models  # noqa: F401  # imported so that the tables register
+from shared.tables import Base
+
+target_metadata = Base.metadata

@@ -1,0 +1,67 @@
+"""SQL of sessions, prompts, images and uploads. Every statement takes the tenant."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, insert, select
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.sql.dml import Insert, ReturningInsert
+
+from shared.gallery.models import Image, Prompt, Upload
+
+
+def text_sha256(text: str) -> bytes:
+    """The identity of a prompt within its tenant."""
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def find_prompt(tenant_id: UUID, text: str) -> Select[UUID]:
+    """The id of a prompt that is already known, embedding and all."""
+    return select(Prompt.id).where(
+        Prompt.tenant_id == tenant_id, Prompt.text_sha256 == text_sha256(text)
+    )
+
+
+def ensure_prompt(
+    tenant_id: UUID, text: str, embedding: Sequence[float], embedding_model: str
+) -> ReturningInsert[UUID]:
+    """Insert the prompt or find the one that is there; returns its id either way."""
+    statement = pg_insert(Prompt).values(
+        tenant_id=tenant_id,
+        text=text,
+        text_sha256=text_sha256(text),
+        embedding=embedding,
+        embedding_model=embedding_model,
+    )
+    return statement.on_conflict_do_update(
+        index_elements=[Prompt.tenant_id, Prompt.text_sha256],
+        # A no-op update, so that RETURNING answers for the existing row too.
+        set_={"text_sha256": statement.excluded.text_sha256},
+    ).returning(Prompt.id)
+
+
+def insert_images(images: Sequence[dict[str, Any]]) -> Insert:
+    """All of a job's images at once."""
+    return insert(Image).values(images)
+
+
+def list_images_of_jobs(job_ids: Iterable[UUID]) -> Select[Image]:
+    """Images of these jobs, in the order of their seeds. The jobs were read with their tenant."""
+    return select(Image).where(Image.job_id.in_(job_ids)).order_by(Image.job_id, Image.index)
+
+
+def get_image(tenant_id: UUID, image_id: UUID) -> Select[Image]:
+    """A tenant's image."""
+    return select(Image).where(Image.tenant_id == tenant_id, Image.id == image_id)
+
+
+def insert_upload(upload: dict[str, Any]) -> ReturningInsert[Upload]:
+    """A client's cleaned picture."""
+    return insert(Upload).values(**upload).returning(Upload)
+
+
+def get_upload(tenant_id: UUID, upload_id: UUID) -> Select[Upload]:
+    """A tenant's upload."""
+    return select(Upload).where(Upload.tenant_id == tenant_id, Upload.id == upload_id)

@@ -1,0 +1,156 @@
+"""Tables of jobs, their attempts, and idempotency keys."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.jobs.state import TERMINAL_STATES, JobState
+from shared.tables import Base, CreatedAt, Id, Instant, Json
+
+
+def _sql_list(states: object) -> str:
+    return ", ".join(f"'{state}'" for state in sorted(states))  # type: ignore[call-overload]
+
+
+class Job(Base):
+    """One request for 1…n pictures, from submission to its terminal state."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "session_id"], ["sessions.tenant_id", "sessions.id"]),
+        CheckConstraint(f"state IN ({_sql_list(JobState)})", name="state_is_known"),
+        CheckConstraint(
+            f"(state IN ({_sql_list(TERMINAL_STATES)})) = (finished_at IS NOT NULL)",
+            name="terminal_has_finished_at",
+        ),
+        CheckConstraint(
+            "(state = 'running') = (lease_until IS NOT NULL AND worker IS NOT NULL)",
+            name="running_has_lease",
+        ),
+        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="failed_has_error"),
+        CheckConstraint("lane IN ('interactive', 'bulk')", name="lane_is_known"),
+        Index(
+            "ix_jobs_queued",
+            "model",
+            "lane",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index("ix_jobs_lease_until", "lease_until", postgresql_where=text("state = 'running'")),
+        Index(
+            "ix_jobs_start_deadline",
+            "start_deadline",
+            postgresql_where=text("state = 'queued' AND start_deadline IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_finish_deadline",
+            "finish_deadline",
+            postgresql_where=text("finished_at IS NULL AND finish_deadline IS NOT NULL"),
+        ),
+        Index("ix_jobs_tenant", "tenant_id", "id"),
+        Index("ix_jobs_session", "tenant_id", "session_id", "id"),
+    )
+
+    id: Mapped[Id]
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    api_key_id: Mapped[str | None] = mapped_column(Text)
+    session_id: Mapped[str] = mapped_column(Text)
+
+    # What is asked for; never changes after submission.
+    kind: Mapped[str] = mapped_column(Text)
+    """``txt2img`` or ``img2img``."""
+    model: Mapped[str] = mapped_column(Text)
+    lane: Mapped[str] = mapped_column(Text)
+    prompt: Mapped[str] = mapped_column(Text)
+    negative_prompt: Mapped[str | None] = mapped_column(Text)
+    seeds: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    width: Mapped[int] = mapped_column(Integer)
+    height: Mapped[int] = mapped_column(Integer)
+    steps: Mapped[int] = mapped_column(Integer)
+    guidance_scale: Mapped[float]
+    scheduler: Mapped[str] = mapped_column(Text)
+    strength: Mapped[float | None]
+    init_image: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    """``{"ref": wire id, "s3_key": …, "sha256": …}`` of the picture that img2img starts from."""
+    output_format: Mapped[str] = mapped_column(Text)
+    previews: Mapped[bool] = mapped_column(server_default=text("false"))
+    rows: Mapped[int | None] = mapped_column(Integer)
+    """A fixed engine shape, for reproductions; null: the model's own."""
+    job_metadata: Mapped[Json] = mapped_column("metadata")
+    warnings: Mapped[list[dict[str, str]]] = mapped_column(JSONB, server_default=text("'[]'"))
+    cost: Mapped[int] = mapped_column(BigInteger)
+    """width × height × steps × images."""
+    start_deadline: Mapped[Instant | None]
+    finish_deadline: Mapped[Instant | None]
+
+    # Where it stands.
+    state: Mapped[str] = mapped_column(Text)
+    sequence: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Counts every change a client can see; the resource's ETag."""
+    attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """The fencing token: grows with every claim and is never reset."""
+    failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """Attempts that ended badly; a released attempt is not one. Compared with `max_attempts`."""
+    losses: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """Attempts whose worker vanished; two quarantine the job."""
+    max_attempts: Mapped[int] = mapped_column(Integer)
+    worker: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[Instant | None]
+    not_before: Mapped[Instant | None]
+    """Earliest next attempt, after a failure that can pass."""
+    cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    gpu_seconds: Mapped[float | None]
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[Instant | None]
+    """When the latest attempt began."""
+    finished_at: Mapped[Instant | None]
+
+
+class JobAttempt(Base):
+    """One claim of a job by one worker, kept for ever as evidence."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker: Mapped[str] = mapped_column(Text)
+    device: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[CreatedAt]
+    finished_at: Mapped[Instant | None]
+    outcome: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error_message: Mapped[str | None] = mapped_column(Text)
+    gpu_seconds: Mapped[float | None]
+
+
+class IdempotencyKey(Base):
+    """Remembers the answer to a submission, so that a retry gets it again."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+    tenant_id: Mapped[UUID] = mapped_column(
+        ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True
+    )
+    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    request_sha256: Mapped[bytes] = mapped_column(LargeBinary)
+    status: Mapped[int] = mapped_column(Integer)
+    response: Mapped[Json]
+    created_at: Mapped[CreatedAt]

@@ -1,0 +1,1 @@
+"""Redis carries the work; every key and queue is named in `shared.queue.names`."""

