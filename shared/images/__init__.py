@@ -1,0 +1,31 @@
+"""Images from users: refused with a stable code, or made into a clean RGB PNG."""
+
+from shared.images.data_url import parse_data_url
+from shared.images.errors import (
+    ImageAnimated,
+    ImageDecoderUnavailable,
+    ImageDimensions,
+    ImageMetadataTooLarge,
+    ImageNotRecognized,
+    ImageRefused,
+    ImageTooLarge,
+    ImageTruncated,
+    ImageUndecodable,
+)
+from shared.images.intake import CleanImage, ImageLimits, sanitize_image
+
+__all__ = [
+    "CleanImage",
+    "ImageAnimated",
+    "ImageDecoderUnavailable",
+    "ImageDimensions",
+    "ImageLimits",
+    "ImageMetadataTooLarge",
+    "ImageNotRecognized",
+    "ImageRefused",
+    "ImageTooLarge",
+    "ImageTruncated",
+    "ImageUndecodable",
+    "parse_data_url",
+    "sanitize_image",
+]

@@ -1,0 +1,219 @@
+"""What a clean image looks like: its pixels, its limits, and what the caller is told."""
+
+import hashlib
+import io
+import sys
+
+import pytest
+from PIL import Image, ImageChops, ImageCms
+
+from shared.images import (
+    CleanImage,
+    ImageDecoderUnavailable,
+    ImageDimensions,
+    ImageLimits,
+    ImageTooLarge,
+    intake,
+    sanitize_image,
+)
+from tests.unit.images.hostile import encode, picture
+
+
+def opened(clean: CleanImage) -> Image.Image:
+    image = Image.open(io.BytesIO(clean.data), formats=("PNG",))
+    image.load()
+    return image
+
+
+def largest_difference(one: Image.Image, other: Image.Image) -> int:
+    return max(int(high) for _, high in ImageChops.difference(one, other).getextrema())  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options", "tolerance"),
+    [("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("JPEG", {"quality": 95}, 12)],
+)
+def test_pixels_come_through(image_format: str, options: dict[str, object], tolerance: int) -> None:
+    data = encode(picture(size=(80, 120)), image_format, **options)
+
+    clean = sanitize_image(data)
+
+    assert (clean.width, clean.height) == (80, 120)
+    assert clean.content_type == "image/png"
+    assert clean.sha256 == hashlib.sha256(clean.data).hexdigest()
+    assert largest_difference(opened(clean), picture(size=(80, 120))) <= tolerance
+
+
+def test_the_same_file_gives_the_same_bytes() -> None:
+    data = encode(picture(), "JPEG")
+    assert sanitize_image(data) == sanitize_image(io.BytesIO(data))
+
+
+TURNS = [
+    None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, image_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    source = picture(size=(64, 100))
+
+    clean = sanitize_image(encode(source, image_format, exif=exif, **options))
+
+    turn = TURNS[orientation - 1]
+    expected = source if turn is None else source.transpose(turn)
+    assert (clean.width, clean.height) == expected.size
+    assert largest_difference(opened(clean), expected) == 0
+
+
+@pytest.mark.parametrize("order", [b"II", b"MM"])
+def test_exif_orientation_is_read_in_either_byte_order(order: bytes) -> None:
+    little = order == b"II"
+
+    def short(value: int) -> bytes:
+        return value.to_bytes(2, "little" if little else "big")
+
+    head = b"II*\0\x08\0\0\0" if little else b"MM\0*\0\0\0\x08"
+    count = (1).to_bytes(4, "little" if little else "big")
+    exif = b"Exif\0\0" + head + short(1) + short(0x0112) + short(3) + count + short(6) + short(0)
+    clean = sanitize_image(encode(picture(size=(64, 100)), "JPEG", exif=exif))
+    assert (clean.width, clean.height) == (100, 64)
+
+
+def test_transparency_is_laid_over_white() -> None:
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 0))
+    image.paste((0, 0, 200, 255), (0, 0, 32, 64))
+    image.paste((0, 0, 0, 128), (0, 32, 32, 64))
+
+    clean = opened(sanitize_image(encode(image, "PNG")))
+
+    assert clean.getpixel((48, 48)) == (255, 255, 255)
+    assert clean.getpixel((10, 10)) == (0, 0, 200)
+    assert clean.getpixel((10, 50)) == (127, 127, 127)
+
+
+def test_a_transparent_palette_colour_is_white() -> None:
+    image = Image.new("P", (64, 64), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    clean = opened(sanitize_image(encode(image, "PNG", transparency=1)))
+    assert clean.getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (257, 1), (32896, 128), (65535, 255)])
+def test_16_bit_grey_is_scaled_not_clipped(value: int, expected: int) -> None:
+    clean = opened(sanitize_image(encode(Image.new("I;16", (64, 64), value), "PNG")))
+    assert clean.getpixel((9, 9)) == (expected,) * 3
+
+
+def test_cmyk_becomes_rgb() -> None:
+    clean = opened(sanitize_image(encode(Image.new("CMYK", (64, 64), (0, 255, 255, 0)), "JPEG")))
+    red, green, blue = clean.getpixel((9, 9))  # type: ignore[misc]
+    assert (red > 245, green < 10, blue < 10) == (True, True, True)
+
+
+def test_a_small_rgb_profile_is_applied_and_dropped() -> None:
+    """littleCMS makes no Display P3, so a profile with swapped primaries stands in for it."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"TEMP").replace(b"gXYZ", b"rXYZ").replace(b"TEMP", b"gXYZ")
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be"))
+    image = Image.new("RGB", (64, 64), (200, 10, 10))
+
+    plain = opened(sanitize_image(encode(image, "PNG", icc_profile=srgb)))
+    turned = opened(sanitize_image(encode(image, "PNG", icc_profile=swapped)))
+
+    assert plain.getpixel((0, 0)) == (200, 10, 10)
+    assert turned.getpixel((0, 0)) != (200, 10, 10)
+    assert turned.getpixel((0, 0))[1] > 150  # type: ignore[index]
+    assert "icc_profile" not in turned.info
+
+
+def test_a_side_may_have_64_to_4096_pixels() -> None:
+    limits = ImageLimits()
+    for size in [(64, 64), (4096, 64), (64, 4096)]:
+        assert sanitize_image(encode(Image.new("L", size), "PNG"), limits).width == size[0]
+    for size in [(63, 64), (64, 63), (4097, 64), (64, 4097)]:
+        for image_format in ("PNG", "JPEG", "WEBP"):
+            with pytest.raises(ImageDimensions, match="64 to 4096"):
+                sanitize_image(encode(Image.new("RGB", size), image_format), limits)
+
+
+class Endless:
+    """An upload that never ends; counts what is read of it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, size: int, /) -> bytes:
+        self.count += size
+        return b"\x89" * size
+
+
+def test_an_upload_is_read_no_further_than_its_limit() -> None:
+    upload = Endless()
+    with pytest.raises(ImageTooLarge):
+        sanitize_image(upload, ImageLimits(max_bytes=1_000_000))
+    assert upload.count <= 1_000_000 + 2 * 65536
+
+
+def test_exactly_the_limit_is_accepted() -> None:
+    data = encode(picture(), "PNG")
+    assert sanitize_image(data, ImageLimits(max_bytes=len(data))).width == picture().width
+    for source in (data, io.BytesIO(data)):
+        with pytest.raises(ImageTooLarge):
+            sanitize_image(source, ImageLimits(max_bytes=len(data) - 1))
+
+
+def test_busy_decoders_are_the_servers_fault_not_the_images() -> None:
+    for _ in range(intake.DECODERS):
+        assert intake._decoders.acquire(timeout=5)
+    try:
+        with pytest.raises(ImageDecoderUnavailable):
+            sanitize_image(encode(picture(), "PNG"), ImageLimits(queue_s=0.01))
+    finally:
+        for _ in range(intake.DECODERS):
+            intake._decoders.release()
+    assert sanitize_image(encode(picture(), "PNG")).width == picture().width
+
+
+@pytest.mark.parametrize(
+    "program", ["raise SystemExit(3)", "print('nonsense')", 'print(\'{"refused": "x"}\')', ""]
+)
+def test_a_decoder_that_fails_is_the_servers_fault(
+    program: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = io.StringIO(program)
+    path = f"{tmp_path}/decoder.py"
+    with open(path, "w") as file:
+        file.write(script.getvalue())
+    monkeypatch.setattr(intake, "_DECODER", path)
+    with pytest.raises(ImageDecoderUnavailable):
+        sanitize_image(encode(picture(), "PNG"))
+
+
+def test_a_decoder_that_cannot_be_started_is_the_servers_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    with pytest.raises(ImageDecoderUnavailable):
+        sanitize_image(encode(picture(), "PNG"))
+
+
+def test_the_decoder_sees_none_of_the_environment(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API's secrets are in its environment; a decoder under attack must not have them."""
+    path = f"{tmp_path}/decoder.py"
+    with open(path, "w") as file:
+        file.write("import os, sys; sys.exit(repr(sorted(os.environ)))")
+    monkeypatch.setattr(intake, "_DECODER", path)
+    monkeypatch.setenv("DARKROOM_SECRET", "hush")
+    with pytest.raises(ImageDecoderUnavailable) as caught:
+        sanitize_image(encode(picture(), "PNG"))
+    assert "DARKROOM_SECRET" not in str(caught.value)
+    assert "[" in str(caught.value)
