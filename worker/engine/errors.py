@@ -1,0 +1,14 @@
+"""What a future of the engine raises besides the job errors of `shared.errors`."""
+
+
+class Canceled(Exception):
+    """The caller took the image back, or the engine was closed, before the image was done."""
+
+    def __init__(self, message: str = "The image was canceled.", gpu_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.gpu_seconds = gpu_seconds
+        """Device seconds spent on the image until then; they count as busy time too."""
+
+
+class EngineClosed(RuntimeError):
+    """`submit` was called before `load`, or after `close`."""

@@ -1,0 +1,277 @@
+"""A simulated GPU behind the real step loop: benchmarks and chaos tests need speed, not pictures.
+
+A tick sleeps `tick_seconds + row_seconds * rows`, whatever the rows do, as a batch on a GPU does;
+a picture is a real array that follows from the prompt, the seed and the settings alone, so that
+two runs of the same request give the same bytes. Nothing here is ever chosen unasked: a model is
+simulated only if its `source` says `simulated:`.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from urllib.parse import parse_qsl
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.errors import InvalidInput, ModelUnavailable, NanOutput
+from shared.model_catalog import ModelSpec
+from shared.schedulers import SCHEDULERS
+from worker.engine.backend import Done, Picture, Preview, Shape
+from worker.engine.interface import (
+    FaultCallback,
+    ImageRequest,
+    ModelFacts,
+    RunFacts,
+    TickTime,
+    WarmUpReport,
+)
+from worker.engine.loop import StepLoop
+
+SOURCE_PREFIX = "simulated:"
+
+
+@dataclass(frozen=True)
+class SimulatedSpeed:
+    """How fast the simulated GPU is; all times in seconds."""
+
+    tick_seconds: float = 0.004
+    """The part of a tick that does not depend on the rows."""
+    row_seconds: float = 0.0005
+    """What each row of the batch, live or padded, adds to a tick."""
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @classmethod
+    def from_source(cls, source: str) -> "SimulatedSpeed":
+        """Parse `simulated:tick=0.02&row=0.005&encode=0&decode=0.01` (each part optional).
+
+        Raises:
+            ModelUnavailable: for anything else.
+        """
+        try:
+            parts = dict(parse_qsl(source.removeprefix(SOURCE_PREFIX), strict_parsing=True))
+            values = {f"{name}_seconds": float(text) for name, text in parts.items()}
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            if source == SOURCE_PREFIX:
+                return cls()
+            raise ModelUnavailable(
+                f"The source {source!r} is no simulated GPU; an example is "
+                "simulated:tick=0.02&row=0.005."
+            ) from error
+
+
+@dataclass
+class SimulatedRow:
+    """A row that counts its steps."""
+
+    request: ImageRequest
+    steps: int
+    step: int = 0
+    error: Exception | None = field(default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were taken."""
+        return self.step >= self.steps
+
+
+class SimulatedBackend:
+    """A backend whose device is a clock."""
+
+    runs_ahead = 0
+    exclusive = False
+
+    def __init__(self, spec: ModelSpec, speed: SimulatedSpeed) -> None:
+        self._spec = spec
+        self._speed = speed
+        self._rows = spec.rows or 1
+        identity = f"simulated {spec.name} {spec.source}"
+        self.model = ModelFacts(
+            name=spec.name,
+            content_hash=hashlib.sha256(identity.encode()).hexdigest(),
+            revision=spec.revision,
+            family="simulated",
+            dtype="float32",
+            device="simulated GPU",
+            rows=self._rows,
+        )
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def warm_up(self) -> WarmUpReport:
+        """Make one tick at each configured size."""
+        started = time.monotonic()
+        sizes = self._spec.sizes_to_warm
+        times = []
+        for width, height in sizes:
+            work = self.tick(Shape(width, height, True, self._rows), ())
+            times.append(TickTime(width, height, self._rows, work.settle()[1]))
+        return WarmUpReport(time.monotonic() - started, sizes, self._rows, tuple(times))
+
+    def check(self, request: ImageRequest) -> None:
+        """Refuse what real models refuse, too."""
+        if request.scheduler not in SCHEDULERS:
+            raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
+        if _steps(request) < 1:
+            raise InvalidInput("strength times steps leaves no step to run.")
+
+    def shape_of(self, request: ImageRequest) -> Shape:
+        """As for real models."""
+        rows = request.rows or self._rows
+        return Shape(request.width, request.height, request.guidance_scale > 1, rows)
+
+    def prepare(self, request: ImageRequest, shape: Shape) -> tuple[SimulatedRow, Done[None]]:
+        """Pretend to encode the prompt."""
+        del shape
+        seconds = _sleep(self._speed.encode_seconds)
+        return SimulatedRow(request, _steps(request)), Done(None, seconds)
+
+    def tick(self, shape: Shape, rows: Sequence[SimulatedRow]) -> Done[None]:
+        """Sleep as long as a batch of this shape takes."""
+        seconds = _sleep(self._speed.tick_seconds + self._speed.row_seconds * shape.rows)
+        for row in rows:
+            row.step += 1
+        return Done(None, seconds)
+
+    def preview(self, row: SimulatedRow) -> Preview | None:
+        """The picture in small."""
+        return _Small(row.request)
+
+    def decode(self, row: SimulatedRow) -> Done[Picture]:
+        """Draw the picture; the time that takes is part of the decode."""
+        started = time.perf_counter()
+        pixels = picture_of(row.request)
+        _sleep(self._speed.decode_seconds - (time.perf_counter() - started))
+        return Done(Picture(pixels, sound=True), time.perf_counter() - started)
+
+    def rescue(self, request: ImageRequest, row: SimulatedRow) -> tuple[Picture, float, str]:
+        """Simulated pictures are always sound."""
+        del request, row
+        raise NanOutput("A simulated picture cannot be unsound.")
+
+    def facts(self, row: SimulatedRow, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
+        """Honest facts: nothing here claims to be a diffusion model."""
+        choice = SCHEDULERS[row.request.scheduler]
+        return RunFacts(
+            model=self.model.name,
+            content_hash=self.model.content_hash,
+            revision=self.model.revision,
+            scheduler_class=choice.class_name,
+            scheduler_config=dict(choice.overrides),
+            dtype=self.model.dtype,
+            device=self.model.device,
+            torch_version="none",
+            diffusers_version="none",
+            cuda_version=None,
+            rows=shape.rows,
+            notes=notes,
+        )
+
+    def discard(self, row: SimulatedRow) -> None:
+        """Nothing to free."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """A clock has memory enough."""
+        return isinstance(error, MemoryError)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """A clock does not break."""
+        del error
+        return False
+
+    def release_memory(self) -> None:
+        """Nothing to release."""
+
+    def shrink(self, shape: Shape) -> Shape | None:
+        """Half the rows."""
+        if shape.rows == 1:
+            return None
+        self._rows = max(1, shape.rows // 2)
+        return Shape(shape.width, shape.height, shape.guided, self._rows)
+
+    def truncated_part(self, prompt: str) -> str | None:
+        """What lies behind the first 75 words: real encoders read 75 tokens."""
+        words = prompt.split()
+        return " ".join(words[75:]) or None
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class SimulatedEngine(StepLoop[SimulatedRow]):
+    """The real step loop over a simulated GPU."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        speed: SimulatedSpeed | None = None,
+        on_fault: FaultCallback | None = None,
+    ) -> None:
+        speed = speed or SimulatedSpeed.from_source(spec.source)
+        super().__init__(SimulatedBackend(spec, speed), on_fault)
+
+
+def picture_of(request: ImageRequest) -> NDArray[np.uint8]:
+    """The picture of a request: soft colours with film grain, (height, width, 3).
+
+    Smooth at large and noisy at small, so that encoding it costs about what a photograph costs.
+    """
+    key = repr(
+        (
+            request.prompt,
+            request.negative_prompt,
+            request.seed,
+            request.width,
+            request.height,
+            request.steps,
+            request.guidance_scale,
+            request.scheduler,
+            request.strength,
+            request.init_image.tobytes() if request.init_image is not None else None,
+        )
+    )
+    digest = hashlib.sha256(key.encode()).digest()
+    random = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
+    blocks = Image.fromarray(random.integers(40, 210, (6, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(blocks.resize((request.width, request.height), Image.Resampling.BICUBIC))
+    offset = int(random.integers(_GRAIN_OFFSETS))
+    return smooth + _grain(smooth.size)[offset : offset + smooth.size].reshape(smooth.shape)
+
+
+_GRAIN_OFFSETS = 1 << 16
+
+
+@lru_cache(maxsize=8)
+def _grain(size: int) -> NDArray[np.uint8]:
+    """Noise to cut a picture's grain from: drawing it anew would cost more than the picture."""
+    return np.random.Generator(np.random.PCG64(0)).integers(
+        0, 8, size + _GRAIN_OFFSETS, dtype=np.uint8
+    )
+
+
+class _Small:
+    def __init__(self, request: ImageRequest) -> None:
+        self._request = request
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """(height / 8, width / 8, 3)."""
+        return np.ascontiguousarray(picture_of(self._request)[::8, ::8])
+
+
+def _steps(request: ImageRequest) -> int:
+    if request.strength is None:
+        return request.steps
+    return min(int(request.steps * request.strength), request.steps)
+
+
+def _sleep(seconds: float) -> float:
+    started = time.perf_counter()
+    if seconds > 0:
+        time.sleep(seconds)
+    return time.perf_counter() - started
