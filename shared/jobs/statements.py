@@ -17,6 +17,7 @@ from sqlalchemy import (
     Update,
     and_,
     case,
+    cast,
     column,
     delete,
     func,
@@ -29,7 +30,7 @@ from sqlalchemy import (
     values,
 )
 from sqlalchemy import Uuid as UuidType
-from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningInsert
@@ -203,11 +204,15 @@ def renew_leases(held: Sequence[tuple[UUID, int]], lease: timedelta) -> JobRows:
     )
 
 
-def succeed(job_id: UUID, attempt: int, gpu_seconds: float) -> Select[Job]:
+def succeed(
+    job_id: UUID, attempt: int, gpu_seconds: float, warnings: Sequence[dict[str, str]] = ()
+) -> Select[Job]:
     """running → succeeded, for the holder of the attempt only."""
     return _end_attempt(
         _held(job_id, attempt).values(
-            **_terminal(JobState.SUCCEEDED), gpu_seconds=gpu_seconds, error_code=None
+            **_terminal(JobState.SUCCEEDED),
+            gpu_seconds=gpu_seconds,
+            warnings=Job.warnings.op("||")(cast(list(warnings), JSONB)),
         ),
         AttemptOutcome.SUCCEEDED,
         gpu_seconds=gpu_seconds,

@@ -13,7 +13,7 @@ key or queue                          type    holds                        made 
 ``unacked``, ``unacked_index``        hash,   messages that a worker       the ledger (leases)
                                       zset    holds (kombu's own)
 ``darkroom:events:<job id>``          stream  a job's progress events      the ledger's snapshot
-``darkroom:preview:<job id>``         string  the latest preview, WebP     nothing
+``darkroom:stop``                     pubsub  ids of jobs to stop          the ledger (heartbeats)
 ``darkroom:worker:<name>``            string  a worker's announcement      the worker's heartbeat
                                               (JSON, expires)
 ``darkroom:embedding:<model>:<hash>`` string  a query's embedding          the embed queue
@@ -51,6 +51,9 @@ def worker_key(name: str) -> str:
     """A live worker's announcement."""
     return f"darkroom:worker:{name}"
 
+
+STOP_CHANNEL = "darkroom:stop"
+"""Tells the worker that runs a job to look at the ledger now rather than at its next heartbeat."""
 
 WORKER_KEYS = "darkroom:worker:*"
 

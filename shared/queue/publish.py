@@ -59,6 +59,8 @@ def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any
     app.send_task(
         names.GENERATE_TASK,
         args=[str(job_id)],
+        # The message's own id is the job's, so that a queue can be compared with the ledger.
+        task_id=str(job_id),
         queue=names.generate_queue(model, lane),
         headers=headers,
         retry=False,

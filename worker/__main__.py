@@ -1,0 +1,69 @@
+"""`python -m worker generate [--model NAME …]` and `python -m worker cpu`: start a worker."""
+
+import argparse
+import os
+import sys
+
+from pydantic import ValidationError
+
+from shared.errors import ModelUnavailable
+from shared.logging import configure_logging
+from shared.model_catalog import CatalogError, ModelSpec, load_catalog
+from shared.settings import Settings, get_settings
+
+EXIT_CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h: starting again changes nothing until somebody mends it."""
+
+
+def main() -> int:
+    """Parse the command line and run the worker; the exit code says whether a restart can help."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    roles.add_parser("cpu", help="dispatcher, query embeddings, webhooks, housekeeping")
+    generate = roles.add_parser("generate", help="hold warmed models and run jobs")
+    generate.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="a model of the catalogue; repeat for several (default: the catalogue's first)",
+    )
+    arguments = parser.parse_args()
+    # Model code is never fetched or run from a checkpoint.
+    os.environ["DIFFUSERS_DISABLE_CUSTOM_CODE"] = "1"
+    try:
+        settings = get_settings()
+        configure_logging(settings)
+        if arguments.role == "cpu":
+            from worker.cpu import run_cpu_worker
+
+            run_cpu_worker(settings)
+        else:
+            specs = _chosen(settings, arguments.model)
+            from worker.generate import run_generate_worker
+
+            run_generate_worker(settings, specs)
+    except (CatalogError, ModelUnavailable) as error:
+        print(f"darkroom worker: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            print(f"darkroom worker: DARKROOM_{name}: {problem['msg']}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    return 0
+
+
+def _chosen(settings: Settings, wanted: list[str] | None) -> list[ModelSpec]:
+    catalog = load_catalog(settings.models_file)
+    if not wanted:
+        return [catalog.default]
+    specs = []
+    for name in wanted:
+        spec = catalog.get(name)
+        if spec is None:
+            raise CatalogError(f"The model catalogue {settings.models_file} has no model {name}.")
+        specs.append(spec)
+    return specs
+
+
+sys.exit(main())

@@ -1,0 +1,128 @@
+"""Start a GPU worker: load and warm the models, take back a former life's jobs, then consume."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import redis
+from celery import signals
+
+from shared.database import open_engine, session_factory
+from shared.jobs import statements
+from shared.logging import get_logger
+from shared.model_catalog import ModelSpec
+from shared.queue import names
+from shared.queue.publish import celery_app
+from shared.settings import Settings
+from shared.storage import Storage
+from worker.announce import Announcement
+from worker.app import consume
+from worker.embedder import Embedder
+from worker.engine import open_engine as open_image_engine
+from worker.identity import take_name
+from worker.leases import LeaseKeeper
+from worker.process import WorkerProcess, WorkerState
+from worker.progress import ProgressReporter
+from worker.stop_signals import StopSignals
+from worker.tasks import register_generate
+
+log = get_logger(__name__)
+
+_UPLOAD_THREADS = 16
+_CONNECTIONS = 10
+"""Postgres connections: claims and commits take milliseconds, so few serve many threads."""
+
+
+def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
+    """Serve these models until told to stop.
+
+    Raises:
+        ModelUnavailable: a checkpoint cannot be served; nothing was consumed.
+        SQLAlchemyError: the ledger cannot be reached at the start.
+    """
+    engine = open_engine(settings, pool_size=_CONNECTIONS)
+    identity = take_name(engine, settings.worker_name, "generate")
+    database = session_factory(engine)
+    client = redis.Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5)
+    worker = WorkerProcess(
+        settings=settings,
+        name=identity.name,
+        celery=celery_app(settings),
+        database=database,
+        redis=client,
+        storage=Storage(settings, max_connections=2 * _UPLOAD_THREADS),
+        embedder=Embedder(settings),
+        leases=LeaseKeeper(settings, database),
+        progress=ProgressReporter(client),
+        uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
+    )
+    announcement = Announcement(settings, client, worker.name, worker.announcement)
+    stop_signals = StopSignals(client, worker.leases)
+    try:
+        _load(worker, specs, announcement)
+        _take_back(worker)
+        worker.leases.on_beat(announcement.renew)
+        worker.leases.start()
+        stop_signals.start()
+        _announce_signals(worker, announcement)
+        register_generate(worker.celery, worker)
+        # Every interactive queue before any bulk one: workers take from the first that has work.
+        queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
+        consume(worker.celery, worker.name, queues, _threads(worker))
+    finally:
+        announcement.withdraw()
+        stop_signals.close()
+        worker.close()
+        identity.close()
+
+
+def _load(worker: WorkerProcess, specs: Sequence[ModelSpec], announcement: Announcement) -> None:
+    """Warm before ready: a real image at every configured size, before the first job."""
+    worker.state = WorkerState.WARMING
+    announcement.renew()
+    for spec in specs:
+        engine = open_image_engine(
+            spec, device=worker.settings.device, on_fault=worker.device_failed
+        )
+        engine.load()
+        report = engine.warm_up()
+        worker.engines[spec.name] = engine
+        log.info(
+            "model_ready",
+            model=spec.name,
+            device=engine.model.device,
+            rows=report.rows,
+            seconds=round(report.seconds, 2),
+        )
+
+
+def _take_back(worker: WorkerProcess) -> None:
+    """Jobs that a former life of this worker still holds run again at once."""
+    with worker.database.begin() as session:
+        jobs = session.scalars(statements.release_leases_of(worker.name)).all()
+    for job in jobs:
+        worker.progress.job_changed(job)
+        if job.state == "queued":
+            worker.publish(job)
+    if jobs:
+        log.warning("took_back_jobs", count=len(jobs))
+
+
+def _threads(worker: WorkerProcess) -> int:
+    """Enough that every row is busy while other jobs are encoded and committed."""
+    rows = max(engine.model.rows for engine in worker.engines.values())
+    return worker.settings.worker_threads or 2 * rows + 2
+
+
+def _announce_signals(worker: WorkerProcess, announcement: Announcement) -> None:
+    @signals.worker_ready.connect(weak=False)
+    def ready(**_: Any) -> None:
+        worker.state = WorkerState.READY
+        announcement.renew()
+        log.info("worker_ready", worker=worker.name, pid=os.getpid())
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def shutting_down(**_: Any) -> None:
+        worker.drain(worker.settings.shutdown_grace.total_seconds())
+        announcement.renew()

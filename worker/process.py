@@ -1,0 +1,156 @@
+"""One worker process: its connections, its engines, its leases, and how it stops."""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.exceptions import KombuError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.errors import JobError, StorageUnavailable
+from shared.jobs.models import Job
+from shared.jobs.statements import JobRows
+from shared.logging import get_logger
+from shared.queue.publish import publish_job
+from shared.settings import Settings
+from shared.storage import Storage
+from worker.embedder import Embedder
+from worker.engine.interface import Engine
+from worker.leases import LeaseKeeper, StopReason
+from worker.progress import ProgressReporter
+
+log = get_logger(__name__)
+
+EXIT_DEVICE_LOST = 70
+"""The device can only be used again by a new process (EX_SOFTWARE of sysexits.h)."""
+_HAND_BACK_SECONDS = 4.0
+
+
+class WorkerState(StrEnum):
+    """What a worker is doing, as clients and operators see it."""
+
+    STARTING = "starting"
+    WARMING = "warming"
+    READY = "ready"
+    BUSY = "busy"
+    DRAINING = "draining"
+    FAULTY = "faulty"
+
+
+@dataclass
+class WorkerProcess:
+    """What the steps of a job use. Built once, in `worker.generate`."""
+
+    settings: Settings
+    name: str
+    celery: Celery
+    database: sessionmaker[Session]
+    redis: "redis.Redis"
+    storage: Storage
+    embedder: Embedder
+    leases: LeaseKeeper
+    progress: ProgressReporter
+    uploads: ThreadPoolExecutor
+    engines: dict[str, Engine] = field(default_factory=dict)
+    """By model name; filled before the first job."""
+    state: WorkerState = WorkerState.STARTING
+    _faulty: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def device(self) -> str:
+        """The device that the engines run on."""
+        return next((engine.model.device for engine in self.engines.values()), "none")
+
+    @property
+    def claims(self) -> bool:
+        """Whether it still takes new jobs."""
+        return self.state not in (WorkerState.DRAINING, WorkerState.FAULTY)
+
+    def announcement(self) -> dict[str, Any]:
+        """What the API shows of this worker."""
+        models = [
+            {"name": name, "content_hash": engine.model.content_hash, "rows": engine.model.rows}
+            for name, engine in self.engines.items()
+        ]
+        busy = self.state is WorkerState.READY and bool(self.leases.held)
+        return {
+            "role": "generate",
+            "state": WorkerState.BUSY if busy else self.state,
+            "device": self.device,
+            "models": models,
+            "jobs": len(self.leases.held),
+        }
+
+    def transition(self, statement: JobRows) -> Job | None:
+        """Make one transition and announce it; None when it came too late."""
+        with self.database.begin() as session:
+            changed = session.scalars(statement).one_or_none()
+        if changed is not None:
+            self.progress.job_changed(changed)
+        return changed
+
+    def publish(self, job: Job) -> None:
+        """Offer a queued job to another worker now; if Redis is away the dispatcher will."""
+        try:
+            publish_job(self.celery, job.id, job.model, job.lane)
+        except (KombuError, redis.RedisError, OSError) as error:
+            log.warning("publish_failed", error=type(error).__name__)
+
+    def discard(self, keys: Sequence[str]) -> None:
+        """Remove objects that no row names; what fails here is left to retention."""
+        try:
+            self.storage.delete(keys)
+        except StorageUnavailable as error:
+            log.warning("objects_left_behind", reason=error.message, keys=len(keys))
+
+    def drain(self, grace_seconds: float) -> None:
+        """Claim nothing more; finish what is in hand within the grace, hand back the rest."""
+        self.state = WorkerState.DRAINING
+
+        def hand_back() -> None:
+            deadline = threading.Event()
+            deadline.wait(grace_seconds)
+            if self.leases.held:
+                log.info("handing_back", jobs=len(self.leases.held))
+            self.leases.stop_all(StopReason.RELEASED)
+
+        threading.Thread(target=hand_back, name="drain", daemon=True).start()
+
+    def device_failed(self, error: JobError) -> None:
+        """The device is lost: hand every job back and leave, so that a new process starts clean."""
+        if self._faulty.is_set():
+            return
+        self._faulty.set()
+        log.error("device_failed", code=error.code, reason=error.message)
+        threading.Thread(target=self._leave, name="leave", daemon=True).start()
+
+    def _leave(self) -> None:
+        self.state = WorkerState.FAULTY
+        self.leases.stop_all(StopReason.RELEASED)
+        empty = threading.Event()
+        waited = 0.0
+        while self.leases.held and waited < _HAND_BACK_SECONDS:
+            empty.wait(0.05)
+            waited += 0.05
+        # Not sys.exit: a poisoned context can hang every orderly way out.
+        os._exit(EXIT_DEVICE_LOST)
+
+    def close(self) -> None:
+        """Stop threads and connections, after the last job."""
+        for engine in self.engines.values():
+            engine.close()
+        self.leases.close()
+        self.progress.close()
+        self.uploads.shutdown(wait=False, cancel_futures=True)
+        self.storage.close()
+        try:
+            self.redis.close()
+        except (redis.RedisError, SQLAlchemyError, OSError) as error:
+            log.debug("close_failed", error=type(error).__name__)

@@ -1,0 +1,107 @@
+"""Tell clients how far their jobs are: events on each job's Redis stream.
+
+Steps come from the engine's thread and may be many hundreds a second; they are noted there and
+written by a thread of this module's own, at most four times a second for each job.
+"""
+
+import base64
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import redis
+
+from shared.jobs.models import Job
+from shared.logging import get_logger
+from shared.queue.events import append_event
+from worker.engine.interface import StepUpdate
+
+log = get_logger(__name__)
+
+INTERVAL_SECONDS = 0.25
+
+
+class ProgressReporter:
+    """Writes jobs' events. Redis being away loses events, never work."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._redis = client
+        self._lock = threading.Lock()
+        self._latest: dict[tuple[UUID, int], StepUpdate] = {}
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def on_step(self, job: Job, index: int) -> Callable[[StepUpdate], None]:
+        """A callback for the engine: notes the newest step of image `index`, returns at once."""
+
+        def note(update: StepUpdate) -> None:
+            with self._lock:
+                self._latest[(job.id, index)] = update
+            self._wake.set()
+
+        return note
+
+    def job_changed(self, job: Job) -> None:
+        """Announce a transition, after what was noted of the job before it."""
+        self._flush(only=job.id)
+        self._write([(job.id, "job", {"state": str(job.state), "sequence": job.sequence})])
+
+    def image_done(self, job: Job, image: dict[str, Any]) -> None:
+        """Announce one committed image."""
+        self._write([(job.id, "image", image)])
+
+    def close(self) -> None:
+        """Write what is noted and stop."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout=2)
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not self._closed:
+            self._wake.wait()
+            self._wake.clear()
+            self._flush()
+            pause.wait(INTERVAL_SECONDS)
+
+    def _flush(self, only: UUID | None = None) -> None:
+        with self._lock:
+            keys = [key for key in self._latest if only is None or key[0] == only]
+            noted = {key: self._latest.pop(key) for key in keys}
+        events: list[tuple[UUID, str, dict[str, Any]]] = []
+        for (job_id, index), update in noted.items():
+            events.append((job_id, "progress", _progress(index, update)))
+            if update.preview_webp:
+                events.append((job_id, "preview", _preview(index, update.preview_webp)))
+        self._write(events)
+
+    def _write(self, events: list[tuple[UUID, str, dict[str, Any]]]) -> None:
+        if not events:
+            return
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for job_id, kind, data in events:
+                    append_event(pipeline, job_id, kind, data)
+                pipeline.execute()
+        except redis.RedisError as error:
+            log.warning("events_not_written", error=type(error).__name__, count=len(events))
+
+
+def _progress(index: int, update: StepUpdate) -> dict[str, Any]:
+    return {
+        "image_index": index,
+        "step": update.step,
+        "steps": update.steps,
+        "fraction": round(update.step / update.steps, 4),
+    }
+
+
+def _preview(index: int, webp: bytes) -> dict[str, Any]:
+    return {
+        "image_index": index,
+        "content_type": "image/webp",
+        "data": base64.b64encode(webp).decode("ascii"),
+    }

@@ -1,0 +1,207 @@
+"""One job, from its message to its commit: claim → generate → develop → upload → commit."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from PIL import Image
+from sqlalchemy.exc import DBAPIError
+
+from shared.errors import InternalError, JobError, ModelUnavailable
+from shared.jobs import statements
+from shared.jobs.models import Job
+from shared.logging import get_logger
+from worker.engine.errors import Canceled
+from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
+from worker.finalize import LeaseGone, Picture, commit, develop, upload
+from worker.init_image import load_init_image
+from worker.leases import Lease, StopReason
+from worker.process import WorkerProcess
+
+log = get_logger(__name__)
+
+RETRY_DELAYS = (timedelta(seconds=1), timedelta(seconds=10), timedelta(minutes=1))
+"""Pause before the second, third and later attempts."""
+
+
+def run_job(worker: WorkerProcess, job_id: UUID) -> None:
+    """Run a job if it is still to be run; a stale or repeated message does nothing.
+
+    Every way out leaves the ledger right: succeeded, failed, queued again, canceled, expired, or,
+    if another worker has taken over, untouched.
+    """
+    job = _claim(worker, job_id)
+    if job is None:
+        log.info("claim_missed", job_id=str(job_id))
+        return
+    with (
+        structlog.contextvars.bound_contextvars(
+            job_id=str(job.id), attempt=job.attempt, tenant_id=str(job.tenant_id)
+        ),
+        worker.leases.hold(job) as lease,
+    ):
+        log.info("job_started", kind=job.kind, model=job.model, images=len(job.seeds))
+        worker.progress.job_changed(job)
+        pictures: list[Picture] = []
+        try:
+            done = _perform(worker, job, lease, pictures)
+        except LeaseGone:
+            _handle_stopped(worker, job, lease, pictures)
+        except JobError as error:
+            _handle_failed(worker, job, lease, pictures, error)
+        except DBAPIError as error:
+            # The ledger is out of reach: nothing can be recorded, the lease will run out.
+            log.exception("ledger_unreachable", error=type(error).__name__)
+            _discard(worker, pictures)
+        except Exception as error:
+            log.exception("job_crashed")
+            _handle_failed(worker, job, lease, pictures, InternalError(type(error).__name__))
+        else:
+            _handle_succeeded(worker, done, pictures)
+
+
+def _claim(worker: WorkerProcess, job_id: UUID) -> Job | None:
+    if not worker.claims:
+        return None
+    with worker.database.begin() as session:
+        statement = statements.claim(job_id, worker.name, worker.device, worker.settings.lease)
+        return session.scalars(statement).one_or_none()
+
+
+def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]) -> Job:
+    """Make, encode and upload every image, then commit. `pictures` grows as objects are put."""
+    engine = worker.engines.get(job.model)
+    if engine is None:
+        raise ModelUnavailable(f"this worker does not serve the model {job.model}")
+    for index, generated in enumerate(_generate(worker, engine, job, lease)):
+        picture = develop(job, index, generated)
+        pictures.append(picture)
+        upload(worker.storage, worker.uploads, picture, lease)
+    warnings = _warnings(engine, job)
+    return commit(worker.database, worker.embedder, job, pictures, warnings=warnings, lease=lease)
+
+
+def _generate(
+    worker: WorkerProcess, engine: Engine, job: Job, lease: Lease
+) -> Iterator[GeneratedImage]:
+    """The job's images in order, each a request of its own, with its own seed.
+
+    All are submitted at once; while the first is encoded and uploaded, the device goes on.
+    """
+    deadline = time.monotonic() + _seconds_left(job)
+    start = load_init_image(worker.storage, job)
+    tickets: list[Ticket] = []
+    try:
+        for index in range(len(job.seeds)):
+            on_step = worker.progress.on_step(job, index)
+            tickets.append(engine.submit(_request(job, index, start), on_step))
+            lease.on_stop(tickets[-1].cancel)
+        for ticket in tickets:
+            yield _result(ticket, lease, deadline)
+    finally:
+        # When one image fails, its siblings would only waste the device.
+        for ticket in tickets:
+            ticket.cancel()
+
+
+def _result(ticket: Ticket, lease: Lease, deadline: float) -> GeneratedImage:
+    """Wait for one image.
+
+    Raises:
+        LeaseGone: the job was stopped, or its finish deadline passed.
+        JobError: the image cannot be made.
+    """
+    try:
+        left = deadline - time.monotonic()
+        return ticket.future.result(timeout=min(max(left, 0.0), threading.TIMEOUT_MAX))
+    except TimeoutError:
+        lease.stop(StopReason.EXPIRED)
+    except Canceled:
+        # Nobody stopped this job, so the engine itself is closing: hand the job back.
+        lease.stop(StopReason.RELEASED)
+    raise LeaseGone
+
+
+def _seconds_left(job: Job) -> float:
+    """Until the finish deadline, by the database's clock at the claim."""
+    if job.finish_deadline is None or job.started_at is None:
+        return math.inf
+    return (job.finish_deadline - job.started_at).total_seconds()
+
+
+def _request(job: Job, index: int, start: Image.Image | None) -> ImageRequest:
+    return ImageRequest(
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        seed=job.seeds[index],
+        width=job.width,
+        height=job.height,
+        steps=job.steps,
+        guidance_scale=job.guidance_scale,
+        scheduler=job.scheduler,
+        strength=job.strength,
+        init_image=start,
+        lane="bulk" if job.lane == "bulk" else "interactive",
+        previews=job.previews,
+        rows=job.rows,
+    )
+
+
+def _warnings(engine: Engine, job: Job) -> list[dict[str, str]]:
+    warnings = []
+    for field in ("prompt", "negative_prompt"):
+        text = getattr(job, field)
+        cut = engine.truncated_part(text) if text else None
+        if cut:
+            message = f"The text encoder reads only the beginning of {field}; not read: {cut!r}."
+            warnings.append({"code": f"{field}_truncated", "message": message})
+    return warnings
+
+
+def _handle_succeeded(worker: WorkerProcess, job: Job, pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        worker.progress.image_done(job, picture.event())
+    worker.progress.job_changed(job)
+    log.info("job_succeeded", gpu_seconds=job.gpu_seconds)
+
+
+def _handle_failed(
+    worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture], error: JobError
+) -> None:
+    if lease.stop_reason is not None:
+        _handle_stopped(worker, job, lease, pictures)
+        return
+    delay = RETRY_DELAYS[min(job.failures, len(RETRY_DELAYS) - 1)]
+    statement = (
+        statements.fail_or_retry(job.id, lease.attempt, error.code, error.message, delay)
+        if error.retryable
+        else statements.fail(job.id, lease.attempt, error.code, error.message)
+    )
+    changed = worker.transition(statement)
+    _discard(worker, pictures)
+    log.warning("job_failed", code=error.code, reason=error.message, now=changed and changed.state)
+
+
+def _handle_stopped(
+    worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture]
+) -> None:
+    statement = {
+        StopReason.CANCELED: statements.cancel_running,
+        StopReason.EXPIRED: statements.expire_running,
+        StopReason.RELEASED: statements.release,
+    }.get(lease.stop_reason or StopReason.LOST)
+    changed = worker.transition(statement(job.id, lease.attempt)) if statement else None
+    if changed is not None and lease.stop_reason is StopReason.RELEASED:
+        worker.publish(changed)
+    _discard(worker, pictures)
+    log.info("job_stopped", reason=lease.stop_reason or "lost")
+
+
+def _discard(worker: WorkerProcess, pictures: Sequence[Picture]) -> None:
+    """Remove what an attempt without a commit has put into S3; retention sweeps what is missed."""
+    if pictures:
+        worker.discard([key for picture in pictures for key in picture.keys])
