@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from deploy.local.errors import ForeignFolderError, HomeInUseError, StackError
+from shared.keys import new_key
 
 # The layout of a home; a newer Darkroom that changes it raises this number and converts.
 FORMAT = 1
@@ -29,6 +30,8 @@ class Secrets:
     redis: str
     s3_access_key: str
     s3_secret_key: str
+    api_key: str
+    """The stack's own key: this computer's user has every scope."""
 
     @classmethod
     def generate(cls) -> Self:
@@ -39,6 +42,7 @@ class Secrets:
             redis=secrets.token_hex(24),
             s3_access_key=secrets.token_hex(10),
             s3_secret_key=secrets.token_hex(24),
+            api_key=new_key().key,
         )
 
 

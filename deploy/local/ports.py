@@ -1,4 +1,4 @@
-"""Chooses loopback ports and says which program setting moves one that is taken."""
+"""Chooses loopback ports and says which setting moves one that is taken."""
 
 import errno
 import os
@@ -13,23 +13,22 @@ LOOPBACK = "127.0.0.1"
 _CHOSEN_FROM = range(20_000, 32_000)
 
 
-def is_free(port: int, host: str = LOOPBACK) -> bool:
+def is_free(port: int) -> bool:
     """Whether a server could listen on ``port`` now.
 
     Raises:
-        PortTakenError: this account may not use the port, or ``host`` is not this machine's.
+        PortTakenError: this account may not use the port.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # Servers set it too; without it, closed connections look like a taken port for a minute.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((LOOPBACK, port))
             probe.listen(1)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False
-            raise PortTakenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise PortTakenError(f"cannot listen on {LOOPBACK}:{port}: {error.strerror}") from error
     return True
 
 
@@ -41,13 +40,13 @@ def choose_port(exclude: set[int] | None = None) -> int:
     raise PortTakenError("none of 200 ports between 20000 and 32000 is free on 127.0.0.1")
 
 
-def demand_port(port: int, *, variable: str, host: str = LOOPBACK) -> int:
+def demand_port(port: int, *, variable: str) -> int:
     """``port``, if it is free.
 
     Raises:
         PortTakenError: another program listens there; the message names ``variable``.
     """
-    if not is_free(port, host):
+    if not is_free(port):
         raise PortTakenError(
             f"port {port} is taken by another program; choose another with {variable}=<port>"
         )

@@ -61,6 +61,7 @@ class ChildProcess:
         """
         self.program = program
         self._lock = threading.Lock()
+        self._asked = False
         self._popen = _spawner.submit(_spawn, program).result()
 
     @property
@@ -80,8 +81,10 @@ class ChildProcess:
         return self.exit_code is None
 
     def ask_to_stop(self) -> None:
-        """Sends the program's own stop signal."""
-        self._send(self.program.stop_signal)
+        """Sends the program's own stop signal, once: Celery takes a second one for haste."""
+        if not self._asked:
+            self._asked = True
+            self._send(self.program.stop_signal)
 
     def kill(self) -> None:
         """SIGKILL; returns when the process is gone."""

@@ -9,12 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from deploy.local.errors import StackError
 from deploy.local.home import DataFolder, Home, write_private
 from deploy.local.ports import LOOPBACK
 from deploy.local.process import Program
-from deploy.local.server import Server
+from deploy.local.service import Server
 
 MINIMUM_VERSION = (6, 2)
 # From this version on, the append-only file is a folder that earlier ones do not see.
@@ -55,7 +57,7 @@ class RedisServer(Server):
             f"bind {LOOPBACK}",
             f"port {self.port}",
             f"requirepass {self.home.secrets.redis}",
-            f'dir "{self._folder.data}"',
+            "dir .",  # its working folder, whose path may need quoting
             "daemonize no",
             "appendonly yes",
             "appendfsync everysec",
@@ -95,7 +97,10 @@ class RedisServer(Server):
             return False
 
     def _client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, socket_timeout=3, socket_connect_timeout=3)
+        # No retries of its own: `wait_until` tries again.
+        return redis.Redis.from_url(
+            self.url, socket_timeout=3, socket_connect_timeout=3, retry=Retry(NoBackoff(), 0)
+        )
 
 
 def _newest_binary() -> _Binary:

@@ -13,7 +13,7 @@ from deploy.local.errors import StackError
 from deploy.local.home import DataFolder, Home
 from deploy.local.ports import LOOPBACK
 from deploy.local.process import Program
-from deploy.local.server import Server
+from deploy.local.service import Server
 
 BUCKET = "darkroom"
 REGION = "us-east-1"

@@ -11,7 +11,7 @@ from deploy.local.postgres_server import PostgresServer
 from deploy.local.process import stop_orphans
 from deploy.local.redis_server import RedisServer
 from deploy.local.s3_server import BUCKET, REGION, S3Server
-from deploy.local.server import Server
+from deploy.local.service import Server
 
 _DEFAULT_PORTS = {"postgres": 15432, "redis": 16379, "s3": 19000}
 

@@ -1,4 +1,4 @@
-"""What the three embedded servers have in common: start, answer, stop, kill, restart."""
+"""What every part of the stack has in common: start, answer, stop, kill, restart."""
 
 import threading
 from abc import ABC, abstractmethod
@@ -6,21 +6,17 @@ from typing import ClassVar
 
 from deploy.local.errors import ServerFailedError
 from deploy.local.home import Home
-from deploy.local.process import ChildProcess, Program, wait_for_answer
+from deploy.local.process import ChildProcess, Program, describe_failure, wait_for_answer
 
 
-class Server(ABC):
-    """One server of a home. Its port and its data stay the same over stop, kill and start."""
+class Service(ABC):
+    """One program of the stack: a server with data of its own, the API or a worker."""
 
-    name: ClassVar[str]
+    name: str
     start_seconds: ClassVar[float] = 30.0
     """How long it may take until it answers."""
 
-    def __init__(self, home: Home, port: int) -> None:
-        """Starts nothing yet."""
-        self.home = home
-        self.port = port
-        self._child: ChildProcess | None = None
+    _child: ChildProcess | None = None
 
     @property
     def running(self) -> bool:
@@ -39,7 +35,7 @@ class Server(ABC):
         return self._child.pid
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Returns when the server answers in its own protocol; nothing to do if it runs.
+        """Returns when the program answers in its own protocol; nothing to do if it runs.
 
         Raises:
             ServerFailedError: it ended or did not answer; the message has the end of its log.
@@ -69,9 +65,15 @@ class Server(ABC):
             self._child.kill()
 
     def restart(self) -> None:
-        """A clean stop and a start on the same port."""
+        """A clean stop and a start, on the same port and the same data."""
         self.stop()
         self.start()
+
+    def failure(self) -> str | None:
+        """How it ended, with the last lines of its log; None while it runs or before its start."""
+        if self._child is None or self._child.exit_code is None:
+            return None
+        return describe_failure(self._child.program, self._child.exit_code)
 
     @abstractmethod
     def prepare(self) -> None:
@@ -83,4 +85,13 @@ class Server(ABC):
 
     @abstractmethod
     def answers(self) -> bool:
-        """Whether the server answers a request of its own protocol now."""
+        """Whether it answers a request of its own protocol now."""
+
+
+class Server(Service):
+    """A service with data and a port, which stay the same over stop, kill and start."""
+
+    def __init__(self, home: Home, port: int) -> None:
+        """Starts nothing yet."""
+        self.home = home
+        self.port = port

@@ -1,0 +1,115 @@
+"""Darkroom's own processes in the local stack: the API and the workers."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx2
+
+from deploy.local.home import Home
+from deploy.local.process import Program
+from deploy.local.service import Service
+
+PROJECT = Path(__file__).resolve().parents[2]
+API = "api"
+
+
+class Application(Service):
+    """A Python process of the project, with its settings in the environment."""
+
+    start_seconds = 60.0  # a cold disk reads Python packages slowly
+
+    def __init__(
+        self, name: str, arguments: list[str], *, home: Home, environment: Mapping[str, str]
+    ) -> None:
+        """``arguments`` follow ``python``. Starts nothing yet."""
+        self.name = name
+        self._arguments = arguments
+        self._home = home
+        self._environment = environment
+
+    def prepare(self) -> None:
+        """Nothing: the servers hold all data."""
+
+    def program(self) -> Program:
+        """The interpreter that runs the stack, in the project's folder."""
+        return Program(
+            name=self.name,
+            command=[sys.executable, *self._arguments],
+            environment=self._environment,
+            log=self._home.log(self.name),
+            record=self._home.record(self.name),
+            cwd=PROJECT,
+        )
+
+    def answers(self) -> bool:
+        """A worker has no address; what shows that it works is a finished job."""
+        return True
+
+
+class Api(Application):
+    """The HTTP API, which counts as started when it and all it depends on are ready."""
+
+    def __init__(self, url: str, home: Home, environment: Mapping[str, str]) -> None:
+        """``url`` is where it shall listen. Starts nothing yet."""
+        address = httpx2.URL(url)
+        arguments = [
+            *("-m", "uvicorn", "api.app:create_app", "--factory"),
+            f"--host={address.host}",
+            f"--port={address.port or 80}",
+            "--timeout-graceful-shutdown=1",  # an open event stream would hold it for ever
+        ]
+        super().__init__(API, arguments, home=home, environment=environment)
+        self._url = url
+
+    def answers(self) -> bool:
+        """Whether ``/readyz`` says that Postgres, Redis and S3 are reachable."""
+        try:
+            answer = httpx2.get(f"{self._url}/readyz", timeout=5, trust_env=False)
+        except httpx2.TransportError:
+            return False
+        return answer.status_code == 200
+
+
+def applications(url: str, home: Home, environment: Mapping[str, str]) -> list[Application]:
+    """Every process of the stack beside its servers, in the order of start. One entry, one process.
+
+    Stopped in the opposite order, so that the API outlives the workers.
+    """
+
+    def worker(role: str) -> Application:
+        return Application(
+            f"worker-{role}", ["-m", "worker", role], home=home, environment=environment
+        )
+
+    return [Api(url, home, environment), worker("generate"), worker("cpu")]
+
+
+def application_environment(servers: Mapping[str, str], url: str) -> dict[str, str]:
+    """The user's environment with the stack's own settings over it."""
+    return {
+        **os.environ,
+        # Overridable by the user's own variables.
+        "DARKROOM_LOG_FORMAT": os.environ.get("DARKROOM_LOG_FORMAT", "console"),
+        "DARKROOM_MODELS_FILE": os.environ.get(
+            "DARKROOM_MODELS_FILE", str(PROJECT / "deploy" / "models.toml")
+        ),
+        # Not overridable: two stacks would mix.
+        **servers,
+        "DARKROOM_PUBLIC_URL": url,
+        "DARKROOM_SHUTDOWN_GRACE": "PT4S",  # the whole stack has 10 s
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def migration(home: Home, environment: Mapping[str, str]) -> Program:
+    """The program that brings the tables to the newest form."""
+    return Program(
+        name="migrations",
+        command=[sys.executable, "-m", "migrations", "upgrade"],
+        environment=environment,
+        log=home.log("migrations"),
+        record=home.record("migrations"),
+        cwd=PROJECT,
+    )

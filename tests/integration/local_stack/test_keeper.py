@@ -1,0 +1,90 @@
+"""A part that dies is started again, each time a little later."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy.local import keeper as keeper_module
+from deploy.local.keeper import Keeper
+from deploy.local.process import Program
+from deploy.local.service import Service
+
+
+class Part(Service):
+    """A program that stays, or ends at once while its folder holds the file ``broken``."""
+
+    name = "part"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def prepare(self) -> None:
+        (self._folder / "up").unlink(missing_ok=True)
+
+    def program(self) -> Program:
+        code = (
+            "import pathlib, sys, time\n"
+            "if pathlib.Path('broken').exists(): sys.exit('cannot go on')\n"
+            "pathlib.Path('up').touch(); time.sleep(600)"
+        )
+        return Program(
+            name=self.name,
+            command=[sys.executable, "-c", code],
+            environment=dict(os.environ),
+            log=self._folder / "part.log",
+            record=self._folder / "part.json",
+            cwd=self._folder,
+        )
+
+    def answers(self) -> bool:
+        return (self._folder / "up").exists()
+
+
+def first_message(keeper: Keeper, stop: threading.Event, wanted: Callable[[str], bool]) -> str:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        message = keeper.check(stop)
+        if message and wanted(message):
+            return message
+        time.sleep(0.01)
+    raise AssertionError("the keeper did not say so")
+
+
+def test_a_dead_part_runs_again(tmp_path: Path) -> None:
+    part, stop = Part(tmp_path), threading.Event()
+    part.start()
+    try:
+        keeper = Keeper(part)
+        assert keeper.check(stop) is None
+        part.kill()
+        assert "part ended by SIGKILL" in (keeper.check(stop) or "")
+        first_message(keeper, stop, lambda message: message == "part runs again")
+        assert part.running
+    finally:
+        part.stop()
+
+
+def test_a_part_that_keeps_dying_is_tried_more_and_more_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(keeper_module, "LONGEST_DELAY", 0.04)
+    part, stop = Part(tmp_path), threading.Event()
+    part.start()
+    try:
+        keeper = Keeper(part)
+        (tmp_path / "broken").touch()
+        part.kill()
+        for delay in ("0.01", "0.02", "0.04", "0.04"):
+            message = first_message(keeper, stop, lambda message: "started again" in message)
+            assert f"started again in {delay} s" in message
+        assert "cannot go on" in message
+        (tmp_path / "broken").unlink()
+        first_message(keeper, stop, lambda message: message == "part runs again")
+    finally:
+        part.stop()
