@@ -6,7 +6,7 @@ take the tenant; statements of a worker take the attempt it holds (the fencing t
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -110,6 +110,31 @@ def forget_idempotency_keys(older_than: timedelta) -> Delete:
 def get_job(tenant_id: UUID, job_id: UUID) -> Select[Job]:
     """A tenant's job."""
     return select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
+
+
+def list_jobs(
+    tenant_id: UUID,
+    limit: int,
+    *,
+    before: UUID | None = None,
+    states: Sequence[str] = (),
+    session_id: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> Select[Job]:
+    """A tenant's jobs, newest first, starting after the one with the id `before`."""
+    statement = select(Job).where(Job.tenant_id == tenant_id)
+    if before is not None:
+        statement = statement.where(Job.id < before)
+    if states:
+        statement = statement.where(Job.state.in_(states))
+    if session_id is not None:
+        statement = statement.where(Job.session_id == session_id)
+    if created_after is not None:
+        statement = statement.where(Job.created_at > created_after)
+    if created_before is not None:
+        statement = statement.where(Job.created_at < created_before)
+    return statement.order_by(Job.id.desc()).limit(limit)
 
 
 def list_attempts(job_ids: Iterable[UUID]) -> Select[JobAttempt]:

@@ -1,0 +1,108 @@
+"""The API process: `uvicorn api.app:create_app --factory`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from starlette.exceptions import HTTPException
+
+from api.auth import KeyCache
+from api.deps import Resources
+from api.health.routes import router as health
+from api.jobs.routes import router as jobs
+from api.middleware import BodyLimit, RequestEnvelope
+from api.openapi import install_openapi
+from api.problems import (
+    Problem,
+    handle_http_exception,
+    handle_problem,
+    handle_validation_error,
+)
+from api.queue import Circuit, JobPublisher, WorkerRoster
+from api.version import VERSION
+from shared.database import open_async_engine
+from shared.logging import configure_logging
+from shared.model_catalog import load_catalog
+from shared.queue.publish import celery_app
+from shared.settings import Settings, get_settings
+from shared.storage import Storage
+
+_MULTIPART_OVERHEAD = 64 * 1024
+"""Room for boundaries and headers around an uploaded file."""
+_BLOCKING_CONNECTIONS = 1024
+"""Event streams and waits at once; each holds one connection to Redis."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; it opens its connections when the server starts it."""
+    chosen = settings or get_settings()
+    configure_logging(chosen)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_resources(chosen) as held:
+            app.state.resources = held
+            yield
+
+    app = FastAPI(title="Darkroom", version=VERSION, lifespan=lifespan)
+    upload_limit = chosen.max_upload_bytes + _MULTIPART_OVERHEAD
+    app.add_middleware(
+        BodyLimit,
+        default=chosen.max_body_bytes,
+        by_path={"/v1/uploads": upload_limit, "/v1/images/inspect": upload_limit},
+    )
+    app.add_middleware(RequestEnvelope)  # the last one added is the outermost
+    app.add_exception_handler(Problem, handle_problem)
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    for router in (health, jobs):
+        app.include_router(router)
+    install_openapi(app)
+    return app
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
+    """Open what the process needs; servers that are down are no reason not to start."""
+    engine = open_async_engine(settings)
+    quick = _redis(settings, socket_timeout=0.2, connections=32)
+    blocking = _redis(settings, socket_timeout=30, connections=_BLOCKING_CONNECTIONS)
+    circuit = Circuit()
+    publisher = JobPublisher(celery_app(settings), circuit)
+    storage = Storage(settings)
+    try:
+        yield Resources(
+            settings=settings,
+            catalog=load_catalog(settings.models_file),
+            sessions=async_sessionmaker(engine, expire_on_commit=False),
+            redis=quick,
+            blocking_redis=blocking,
+            circuit=circuit,
+            publisher=publisher,
+            roster=WorkerRoster(quick, circuit),
+            storage=storage,
+            keys=KeyCache(),
+        )
+    finally:
+        publisher.close()
+        storage.close()
+        await blocking.aclose()
+        await quick.aclose()
+        await engine.dispose()
+
+
+def _redis(settings: Settings, socket_timeout: float, connections: int) -> Redis:
+    """A client that never tries again by itself: callers know what a failure means for them."""
+    return Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        decode_responses=True,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=0.2,
+        max_connections=connections,
+        retry=Retry(NoBackoff(), 0),
+    )

@@ -1,0 +1,125 @@
+"""Who asks: API keys as bearer tokens, their tenant, and their scopes."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+from uuid import UUID
+
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
+
+from api.deps import Res, Resources
+from api.problems import Problem
+from shared.keys import ParsedKey, matches, parse_key
+from shared.tenancy import statements as tenancy
+from shared.tenancy.models import ApiKey
+
+SCOPES = ("jobs", "images", "search", "batches", "webhooks", "admin")
+"""Each allows reading and writing; `jobs:read` allows reading alone. `admin` allows everything."""
+
+_CACHE_SECONDS = 5.0
+"""The longest a revoked key goes on working in one process."""
+_CACHE_SIZE = 4096
+_TOUCH_EVERY = timedelta(minutes=1)
+
+_bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="`Authorization: Bearer drk_…`. `make run` prints the first key.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The key behind a request and the tenant it acts for."""
+
+    tenant_id: UUID
+    key_id: str
+    scopes: frozenset[str]
+
+    def may(self, scope: str) -> bool:
+        """Whether the scopes cover `resource:read` or `resource:write`."""
+        resource = scope.partition(":")[0]
+        return not self.scopes.isdisjoint((scope, resource, "admin"))
+
+
+class KeyCache:
+    """Keys looked up lately, so that a submission need not ask the database who it is from."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+
+    def get(self, key_id: str) -> ApiKey | None:
+        """The key, if it was looked up within the last seconds."""
+        entry = self._entries.get(key_id)
+        if entry is None or entry[0] < time.monotonic():
+            return None
+        return entry[1]
+
+    def put(self, key: ApiKey) -> None:
+        """Remember a key; the oldest make room."""
+        self._entries[key.id] = (time.monotonic() + _CACHE_SECONDS, key)
+        self._entries.move_to_end(key.id)
+        while len(self._entries) > _CACHE_SIZE:
+            self._entries.popitem(last=False)
+
+    def forget(self, key_id: str) -> None:
+        """Drop a key that was just revoked in this process."""
+        self._entries.pop(key_id, None)
+
+
+async def authenticate(
+    request: Request, held: Res, _: Annotated[object, Security(_bearer)] = None
+) -> Principal:
+    """The principal of the request's bearer token; 401 without a live one."""
+    scheme, _separator, token = request.headers.get("authorization", "").partition(" ")
+    parsed = parse_key(token.strip()) if scheme.lower() == "bearer" else None
+    if parsed is None:
+        raise _unauthenticated()
+    key = held.keys.get(parsed.id) or await _look_up(held, parsed)
+    if not matches(key.secret_hash if key else None, parsed) or key is None:
+        raise _unauthenticated()
+    if not key.is_live(datetime.now(UTC)):
+        raise _unauthenticated()
+    structlog.contextvars.bind_contextvars(tenant=str(key.tenant_id), key_id=key.id)
+    return Principal(key.tenant_id, key.id, frozenset(key.scopes))
+
+
+async def _look_up(held: Resources, parsed: ParsedKey) -> ApiKey | None:
+    async with held.transaction() as session:
+        key = (await session.scalars(tenancy.find_key(parsed.id))).one_or_none()
+        if key is None or not matches(key.secret_hash, parsed):
+            return None
+        await session.execute(tenancy.touch_key(key.id, _TOUCH_EVERY))
+        session.expunge(key)
+    held.keys.put(key)
+    return key
+
+
+def _unauthenticated() -> Problem:
+    return Problem(
+        "unauthenticated",
+        "The API key is missing, malformed, unknown, revoked or expired.",
+        headers={"WWW-Authenticate": 'Bearer realm="darkroom"'},
+    )
+
+
+def require(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
+    """A dependency: the principal, if its key covers `resource:read` or `resource:write`."""
+
+    async def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
+        if not principal.may(scope):
+            raise Problem("insufficient_scope", f"This needs the scope {scope}.")
+        return principal
+
+    return check
+
+
+JobsRead = Annotated[Principal, Depends(require("jobs:read"))]
+JobsWrite = Annotated[Principal, Depends(require("jobs:write"))]
+ImagesRead = Annotated[Principal, Depends(require("images:read"))]
+ImagesWrite = Annotated[Principal, Depends(require("images:write"))]

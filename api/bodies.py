@@ -1,0 +1,91 @@
+"""Request bodies, read after authentication and before validation: strict JSON and one file.
+
+FastAPI would read and parse a body before it asks who sends it; here a stranger's body is never
+read. The models are registered so that OpenAPI still shows them.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from api.auth import Principal, authenticate
+from api.problems import FieldError, Problem, from_validation
+
+M = TypeVar("M", bound="RequestModel")
+
+BODY_MODELS: set[type[BaseModel]] = set()
+"""Every model that `json_body` reads; `api.openapi` puts their schemas into the document."""
+
+
+class RequestModel(BaseModel):
+    """The base of request bodies: unknown fields, NaN and lenient conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+def json_body(model: type[M]) -> Callable[..., Awaitable[M]]:
+    """A dependency that reads the body as `model`; 415, 422 or 413 when it cannot be."""
+    BODY_MODELS.add(model)
+
+    async def read(request: Request, _: Annotated[Principal, Depends(authenticate)]) -> M:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise Problem("unsupported_media_type", "Send the body as application/json.")
+        body = await request.body()
+        try:
+            return model.model_validate_json(body)
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_input=False)
+            raise from_validation(problems) from None
+
+    return read
+
+
+def body_schema(model: type[BaseModel], examples: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`openapi_extra` of an operation that reads `model` through `json_body`."""
+    content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    if examples:
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+FILE_SCHEMA: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+"""`openapi_extra` of an operation that reads one file through `read_file`."""
+
+
+async def read_file(request: Request, _: Annotated[Principal, Depends(authenticate)]) -> UploadFile:
+    """The multipart field `file`, spooled to disk beyond 1 MB; closed with the request.
+
+    Raises:
+        Problem: 415 for another content type, 422 for a body without that field.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
+    try:
+        form = await request.form(max_files=1, max_fields=8, max_part_size=64 * 1024)
+    except (MultiPartException, HTTPException):
+        raise Problem("malformed_request", "The multipart body cannot be read.") from None
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        message = "Send one file in the multipart field `file`."
+        missing = FieldError(pointer=None, parameter="file", code="missing", message=message)
+        raise Problem("validation_failed", message, errors=[missing])
+    return file

@@ -1,0 +1,99 @@
+"""What a request needs: the process's resources, and its tenant's transaction."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import psycopg
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from api.problems import Problem
+from api.queue import Circuit, JobPublisher, WorkerRoster
+from shared.ids import MalformedId, Prefix, from_wire
+from shared.logging import get_logger
+from shared.model_catalog import ModelCatalog
+from shared.settings import Settings
+from shared.storage import Storage
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from api.auth import KeyCache, Principal
+
+_log = get_logger(__name__)
+
+
+@dataclass
+class Resources:
+    """What one API process holds open, made once at start-up."""
+
+    settings: Settings
+    catalog: ModelCatalog
+    sessions: async_sessionmaker[AsyncSession]
+    redis: Redis
+    """Quick commands: answers within 0.2 s or fails."""
+    blocking_redis: Redis
+    """Blocking reads of event streams; each holds a connection."""
+    circuit: Circuit
+    """Shared by all quick uses of Redis."""
+    publisher: JobPublisher
+    roster: WorkerRoster
+    storage: Storage
+    keys: "KeyCache"
+
+    @asynccontextmanager
+    async def transaction(self, seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+        """A transaction of no tenant: for looking up keys. Commits on leaving, or rolls back.
+
+        Only SQL belongs inside: `seconds` (default: `database_timeout`) covers it all.
+
+        Raises:
+            Problem: 503 when Postgres cannot be reached or does not answer in time.
+        """
+        limit = seconds or self.settings.database_timeout.total_seconds()
+        try:
+            async with asyncio.timeout(limit), self.sessions.begin() as session:
+                yield session
+        except (PoolTimeout, TimeoutError) as error:
+            raise _unavailable("timeout") from error
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
+                raise _unavailable(type(error.orig).__name__) from error
+            raise
+
+    @asynccontextmanager
+    async def tenant_transaction(
+        self, principal: "Principal", seconds: float | None = None
+    ) -> AsyncIterator[AsyncSession]:
+        """The transaction of a request: all SQL on behalf of a tenant runs in one of these."""
+        async with self.transaction(seconds) as session:
+            session.info["tenant_id"] = principal.tenant_id
+            yield session
+
+
+def _unavailable(reason: str) -> Problem:
+    _log.warning("database unavailable", reason=reason)
+    return Problem("database_unavailable", "The database did not answer in time.")
+
+
+def resources(request: Request) -> Resources:
+    """The process's resources."""
+    held: Resources = request.app.state.resources
+    return held
+
+
+Res = Annotated[Resources, Depends(resources)]
+
+
+def parse_id(prefix: Prefix, text: str, thing: str) -> "UUID":
+    """The UUID of a wire id in a path. A malformed id is the id of nothing: 404."""
+    try:
+        return from_wire(prefix, text)
+    except MalformedId:
+        raise Problem("not_found", f"There is no {thing} with this id.") from None

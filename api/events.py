@@ -1,0 +1,100 @@
+"""Read a job's event stream in Redis; every reader can also do without it."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from redis.asyncio import Redis
+
+from api.jobs.schemas import Progress
+from api.queue import Circuit, RedisDown
+from shared.jobs.models import Job
+from shared.queue import names
+from shared.queue.events import append_event
+
+START = "0-0"
+"""Before the first entry of any stream."""
+_RECENT = 32
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One entry: Redis's id, its type, its data as JSON text."""
+
+    id: str
+    kind: str
+    data: str
+
+    def decoded(self) -> dict[str, Any]:
+        """The data; empty where they are not a JSON object."""
+        try:
+            value = json.loads(self.data)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+async def follow(
+    redis: Redis, job_id: UUID, after: str, idle_seconds: float
+) -> AsyncIterator[StreamEvent | None]:
+    """Entries after `after` as they come; None whenever `idle_seconds` pass without one.
+
+    Raises:
+        redis.RedisError: Redis is away; the caller falls back to the ledger.
+    """
+    key = names.events_key(job_id)
+    while True:
+        answer: Any = await redis.xread({key: after}, count=100, block=int(idle_seconds * 1000))
+        if not answer:
+            yield None
+            continue
+        for event in _entries(answer[0][1]):
+            after = event.id
+            yield event
+
+
+def _entries(raw: Iterable[Any]) -> Iterator[StreamEvent]:
+    """Entries as redis-py gives them, decoded: (id, fields)."""
+    for entry_id, fields in raw:
+        yield StreamEvent(entry_id, fields.get("type", ""), fields.get("data", ""))
+
+
+async def announce(redis: Redis, circuit: Circuit, job: Job) -> None:
+    """Tell followers of a transition that this process made. Without Redis nobody is told."""
+    if circuit.is_open:
+        return
+    pipeline = redis.pipeline(transaction=False)
+    append_event(pipeline, job.id, "job", {"state": str(job.state), "sequence": job.sequence})
+    with contextlib.suppress(RedisDown):
+        await circuit.call(pipeline.execute())
+
+
+async def read_progress(
+    redis: Redis, circuit: Circuit, job_id: UUID, images: int
+) -> Progress | None:
+    """How far a running job is, from its latest events; None when Redis has nothing to say."""
+    if circuit.is_open:
+        return None
+    try:
+        recent = await circuit.call(redis.xrevrange(names.events_key(job_id), count=_RECENT))
+    except RedisDown:
+        return None
+    latest: dict[int, dict[str, Any]] = {}
+    for event in _entries(recent or ()):
+        if event.kind == "job":
+            break  # What lies before it belongs to an earlier attempt.
+        if event.kind == "progress":
+            data = event.decoded()
+            latest.setdefault(int(data.get("image_index", 0)), data)
+    if not latest:
+        return None
+    newest = next(iter(latest.values()))
+    done = sum(float(data["fraction"]) for data in latest.values())
+    return Progress(
+        step=int(newest["step"]),
+        steps=int(newest["steps"]),
+        fraction=round(min(done / images, 1.0), 4),
+    )

@@ -1,0 +1,61 @@
+"""HTTP of health checks, the root, and the catalogue of problems."""
+
+from fastapi import APIRouter
+
+from api.deps import Res
+from api.health.schemas import Health, ProblemTypeInfo, Readiness, Root
+from api.health.service import check_readiness
+from api.problems import CATALOGUE, Problem, responses
+from api.version import VERSION
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz", operation_id="health.live", summary="Does the process answer?")
+async def live() -> Health:
+    """Says nothing about Postgres, Redis or S3; see /readyz."""
+    return Health(status="ok", version=VERSION)
+
+
+@router.get(
+    "/readyz",
+    operation_id="health.ready",
+    summary="Can it serve requests?",
+    responses=responses("not_ready"),
+)
+async def ready(held: Res) -> Readiness:
+    """200 when Postgres, Redis and S3 answer; otherwise 503 with the parts that do not."""
+    await check_readiness(held)
+    return Readiness(status="ready", database="ok", redis="ok", storage="ok")
+
+
+@router.get("/", operation_id="root", summary="Where to go from here")
+async def root(held: Res) -> Root:
+    """Links to the documentation and the main resources."""
+    base = held.settings.public_url.rstrip("/")
+    return Root(
+        name="darkroom",
+        version=VERSION,
+        links={
+            "docs": f"{base}/docs",
+            "openapi": f"{base}/openapi.json",
+            "jobs": f"{base}/v1/jobs",
+            "models": f"{base}/v1/models",
+            "health": f"{base}/healthz",
+            "readiness": f"{base}/readyz",
+        },
+    )
+
+
+@router.get(
+    "/problems/{code}",
+    operation_id="problems.get",
+    summary="What a problem type means",
+    responses=responses("not_found"),
+)
+async def problem_type(code: str) -> ProblemTypeInfo:
+    """The page that a problem's `type` points to."""
+    kind = CATALOGUE.get(code)
+    if kind is None:
+        raise Problem("not_found", "There is no problem type with this code.")
+    return ProblemTypeInfo(code=kind.code, status=kind.status, title=kind.title, doc=kind.doc)

@@ -1,0 +1,1 @@
+"""Jobs: submit, poll, list, cancel, retry, follow."""

@@ -1,0 +1,135 @@
+"""Where img2img starts: an upload, an image made before, or a picture inside the request."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from api.auth import Principal
+from api.deps import Resources
+from api.problems import Problem
+from shared.errors import StorageUnavailable
+from shared.gallery import statements as gallery
+from shared.ids import MalformedId, from_wire, new_id, to_wire
+from shared.images import (
+    CleanImage,
+    ImageDecoderUnavailable,
+    ImageLimits,
+    ImageRefused,
+    parse_data_url,
+    sanitize_image,
+)
+from shared.images.intake import ByteStream
+from shared.storage import upload_key
+
+POINTER = "/init_image"
+
+
+@dataclass(frozen=True)
+class InitImage:
+    """A picture in storage that this tenant may start from."""
+
+    ref: str
+    s3_key: str
+    sha256: str
+    new_upload: dict[str, Any] | None = None
+    """The row to insert with the job, for a picture that came inside the request."""
+
+    def column(self) -> dict[str, str]:
+        """What the job's row keeps."""
+        return {"ref": self.ref, "s3_key": self.s3_key, "sha256": self.sha256}
+
+
+async def resolve_init_image(
+    held: Resources, principal: Principal, reference: str | None
+) -> InitImage | None:
+    """The picture behind an `init_image` field; None when there is none.
+
+    Raises:
+        Problem: 422 for what is no reference, refused as an image or not this tenant's; 503 when
+            storage, the database or the decoders are not available.
+    """
+    if reference is None:
+        return None
+    if reference[:5].lower() == "data:":
+        return await _store_data_url(held, principal, reference)
+    if reference[:8].lower() in ("https://", "http://"):
+        raise Problem.invalid(
+            POINTER, "url_not_supported", "URLs are not read yet; upload the picture instead."
+        )
+    found = await _look_up(held, principal, reference)
+    if found is None:
+        raise Problem.invalid(
+            POINTER, "init_image_not_found", "There is no upload or image with this id."
+        )
+    return found
+
+
+async def _look_up(held: Resources, principal: Principal, reference: str) -> InitImage | None:
+    prefix = "upl" if reference.startswith("upl_") else "img"
+    try:
+        row_id = from_wire("upl" if prefix == "upl" else "img", reference)
+    except MalformedId:
+        raise Problem.invalid(
+            POINTER, "malformed_init_image", "Give an upload id, an image id or a data: URL."
+        ) from None
+    async with held.tenant_transaction(principal) as session:
+        if prefix == "upl":
+            upload = gallery.get_upload(principal.tenant_id, row_id)
+            if (row := (await session.scalars(upload)).one_or_none()) is not None:
+                return InitImage(reference, row.s3_key, row.sha256)
+            return None
+        image = gallery.get_image(principal.tenant_id, row_id)
+        if (picture := (await session.scalars(image)).one_or_none()) is not None:
+            return InitImage(reference, picture.s3_key, picture.sha256)
+        return None
+
+
+async def _store_data_url(held: Resources, principal: Principal, url: str) -> InitImage:
+    limit = held.settings.max_upload_bytes
+    try:
+        data = await asyncio.to_thread(parse_data_url, url, limit)
+        clean = await clean_image(held, data)
+    except ImageRefused as refusal:
+        raise Problem.invalid(POINTER, refusal.code, str(refusal)) from None
+    upload = await store_upload(held, principal, clean)
+    return InitImage(
+        to_wire("upl", upload["id"]), upload["s3_key"], upload["sha256"], new_upload=upload
+    )
+
+
+async def clean_image(held: Resources, source: bytes | ByteStream) -> CleanImage:
+    """Check and re-encode a client's picture, in a thread.
+
+    Raises:
+        ImageRefused: the file is at fault.
+        Problem: 503 when no decoder is free.
+    """
+    limits = ImageLimits(max_bytes=held.settings.max_upload_bytes)
+    try:
+        return await asyncio.to_thread(sanitize_image, source, limits)
+    except ImageDecoderUnavailable:
+        raise Problem("decoder_unavailable") from None
+
+
+async def store_upload(held: Resources, principal: Principal, clean: CleanImage) -> dict[str, Any]:
+    """Put a cleaned picture into S3; the columns of its row, for the caller to insert.
+
+    Raises:
+        Problem: 503 when S3 is away.
+    """
+    upload_id = new_id()
+    key = upload_key(upload_id)
+    try:
+        await asyncio.to_thread(held.storage.put, key, clean.data, clean.content_type)
+    except StorageUnavailable:
+        raise Problem("storage_unavailable") from None
+    return {
+        "id": upload_id,
+        "tenant_id": principal.tenant_id,
+        "width": clean.width,
+        "height": clean.height,
+        "content_type": clean.content_type,
+        "bytes": len(clean.data),
+        "sha256": clean.sha256,
+        "s3_key": key,
+    }

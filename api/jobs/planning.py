@@ -1,0 +1,165 @@
+"""What a submission means: defaults of the model, its limits, and the seeds of every image."""
+
+import secrets
+from dataclasses import dataclass
+from typing import TypeVar
+
+from api.jobs.schemas import MAX_SEED, JobSubmission
+from api.problems import FieldError, Problem
+from shared.model_catalog import ModelCatalog, ModelSpec
+from shared.schedulers import SCHEDULERS
+from shared.settings import Settings
+
+T = TypeVar("T")
+
+DEFAULT_STRENGTH = 0.8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A submission with every choice made; the same for one job and for a line of a batch."""
+
+    kind: str
+    model: str
+    prompt: str
+    negative_prompt: str | None
+    seeds: list[int]
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    strength: float | None
+    output_format: str
+    session_id: str
+    metadata: dict[str, str]
+    previews: bool
+
+    @property
+    def cost(self) -> int:
+        """width × height × steps × images."""
+        return self.width * self.height * self.steps * len(self.seeds)
+
+    def columns(self) -> dict[str, object]:
+        """The plan as columns of a job's row."""
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seeds": self.seeds,
+            "width": self.width,
+            "height": self.height,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "scheduler": self.scheduler,
+            "strength": self.strength,
+            "output_format": self.output_format,
+            "session_id": self.session_id,
+            "job_metadata": self.metadata,
+            "previews": self.previews,
+            "cost": self.cost,
+        }
+
+
+def plan_job(asked: JobSubmission, catalog: ModelCatalog, settings: Settings) -> Plan:
+    """Fill in what was left open and check what depends on the model.
+
+    Raises:
+        Problem: 422 with every field that breaks a rule.
+    """
+    spec = catalog.default if asked.model is None else catalog.get(asked.model)
+    if spec is None:
+        raise Problem.invalid(
+            "/model", "unknown_model", "No model has this name; see GET /v1/models."
+        )
+    is_img2img = asked.init_image is not None
+    plan = Plan(
+        kind="img2img" if is_img2img else "txt2img",
+        model=spec.name,
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        seeds=_seeds(asked),
+        width=_or(asked.width, spec.default_width),
+        height=_or(asked.height, spec.default_height),
+        steps=_or(asked.steps, spec.default_steps),
+        guidance_scale=_or(asked.guidance_scale, spec.default_guidance_scale),
+        scheduler=_or(asked.scheduler, spec.scheduler),
+        strength=_or(asked.strength, DEFAULT_STRENGTH) if is_img2img else None,
+        output_format=asked.output_format,
+        session_id=asked.session_id,
+        metadata=dict(asked.metadata),
+        previews=asked.previews,
+    )
+    errors = _broken_limits(plan, spec, settings.max_images_per_job, asked.seeds is not None)
+    if errors:
+        raise Problem("validation_failed", errors[0].message, errors=errors)
+    return plan
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def _seeds(asked: JobSubmission) -> list[int]:
+    """The seed of each image: given one by one, counted up from the first, or drawn."""
+    if asked.seeds is not None:
+        return list(asked.seeds)
+    count = asked.num_images or 1
+    first = secrets.randbelow(MAX_SEED + 2 - count) if asked.seed is None else asked.seed
+    return list(range(first, first + count))
+
+
+def _broken_limits(
+    plan: Plan, spec: ModelSpec, max_images: int, has_seed_list: bool
+) -> list[FieldError]:
+    count = len(plan.seeds)
+    rules = (
+        (
+            count <= max_images,
+            "/seeds" if has_seed_list else "/num_images",
+            "too_many_images",
+            f"A job may have {max_images} images at most.",
+        ),
+        (
+            max(plan.seeds) <= MAX_SEED,
+            "/seed",
+            "seed_out_of_range",
+            f"The last image's seed would be above {MAX_SEED}.",
+        ),
+        (
+            plan.width <= spec.max_width,
+            "/width",
+            "size_over_limit",
+            f"{spec.name} makes pictures up to {spec.max_width} pixels wide.",
+        ),
+        (
+            plan.height <= spec.max_height,
+            "/height",
+            "size_over_limit",
+            f"{spec.name} makes pictures up to {spec.max_height} pixels high.",
+        ),
+        (
+            plan.steps <= spec.max_steps,
+            "/steps",
+            "steps_over_limit",
+            f"{spec.name} takes {spec.max_steps} steps at most.",
+        ),
+        (
+            plan.scheduler in SCHEDULERS,
+            "/scheduler",
+            "unknown_scheduler",
+            f"No such scheduler; there are {', '.join(SCHEDULERS)}.",
+        ),
+        (
+            plan.strength is None or int(plan.steps * plan.strength) >= 1,
+            "/strength",
+            "strength_too_low",
+            "steps × strength must be at least 1.",
+        ),
+    )
+    return [
+        FieldError(pointer=pointer, code=code, message=message)
+        for holds, pointer, code, message in rules
+        if not holds
+    ]

@@ -1,0 +1,209 @@
+"""HTTP of jobs."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+
+from api.auth import JobsRead, JobsWrite
+from api.bodies import body_schema, json_body
+from api.deps import Res
+from api.jobs import service
+from api.jobs.present import etag_of
+from api.jobs.schemas import SUBMISSION_EXAMPLES, Job, JobStateName, JobSubmission
+from api.jobs.waiting import wait_until_done
+from api.problems import Problem, responses
+from api.wire import AwareTime, Page, PageLimit, json_answer
+from shared.ids import from_wire, to_wire
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+MAX_WAIT = 60
+_WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,6})\"?\s*", re.IGNORECASE)
+_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+_POLL_AFTER = "1"
+
+JobId = Annotated[str, Path(description="`job_…`", examples=["job_01jd4zk3v8e0x9m5q7r2t6w8ya"])]
+Prefer = Annotated[
+    str | None,
+    Header(description="`wait=n`: hold the answer until done, n ≤ 60 seconds."),
+]
+
+
+def parse_wait(request: Request) -> int | None:
+    """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None without one."""
+    for preference in ",".join(request.headers.getlist("prefer")).split(","):
+        if match := _WAIT.fullmatch(preference.partition(";")[0]):
+            return min(int(match[1]), MAX_WAIT)
+    return None
+
+
+@router.post(
+    "",
+    operation_id="jobs.submit",
+    summary="Submit a job",
+    status_code=202,
+    response_class=Response,
+    responses={
+        202: {
+            "model": Job,
+            "description": "Accepted: the job is in the ledger and will not be lost.",
+            "headers": {
+                "Location": {"schema": {"type": "string"}, "description": "The job."},
+                "Retry-After": {"schema": {"type": "integer"}, "description": "Poll after."},
+                "Idempotency-Replayed": {
+                    "schema": {"type": "boolean"},
+                    "description": "true: this is the original answer to this key.",
+                },
+                "Preference-Applied": {"schema": {"type": "string"}},
+            },
+        },
+        **responses(
+            "insufficient_scope",
+            "body_too_large",
+            "unsupported_media_type",
+            "malformed_json",
+            "validation_failed",
+            "malformed_idempotency_key",
+            "idempotency_key_reuse",
+            "database_unavailable",
+            "storage_unavailable",
+            "decoder_unavailable",
+        ),
+    },
+    openapi_extra=body_schema(JobSubmission, SUBMISSION_EXAMPLES),
+)
+async def submit(
+    *,
+    request: Request,
+    held: Res,
+    principal: JobsWrite,
+    asked: Annotated[JobSubmission, Depends(json_body(JobSubmission))],
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="1 to 255 printable characters; a retry gets the original answer."),
+    ] = None,
+    prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
+) -> Response:
+    """Accepts a job in milliseconds; its seeds are in the answer, before the pictures exist."""
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise Problem("malformed_idempotency_key")
+    accepted = await service.submit(held, principal, asked, idempotency_key)
+    headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
+    if accepted.row is None:
+        headers["Idempotency-Replayed"] = "true"
+        return Response(accepted.body, 202, headers, "application/json")
+    seconds = parse_wait(request)
+    if seconds is None:
+        return Response(accepted.body, 202, headers, "application/json")
+    await wait_until_done(held, principal, accepted.row.id, seconds)
+    job = await service.get(held, principal, to_wire("job", accepted.row.id))
+    headers["Preference-Applied"] = f"wait={seconds}"
+    return json_answer(job, 202, headers)
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="jobs.get",
+    summary="Get a job",
+    response_class=Response,
+    responses={
+        200: {"model": Job, "headers": {"ETag": {"schema": {"type": "string"}}}},
+        304: {"description": "Nothing has changed since the ETag in `If-None-Match`."},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def get(
+    *,
+    request: Request,
+    held: Res,
+    principal: JobsRead,
+    job_id: JobId,
+    if_none_match: Annotated[str | None, Header()] = None,
+    prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
+) -> Response:
+    """The job as it stands. `ETag` and `If-None-Match` make polling cheap."""
+    job = await service.get(held, principal, job_id)
+    seconds = parse_wait(request)
+    headers = {"Cache-Control": "private, no-cache"}
+    if seconds is not None:
+        if job.finished_at is None:
+            await wait_until_done(held, principal, from_wire("job", job.id), seconds)
+            job = await service.get(held, principal, job_id)
+        headers["Preference-Applied"] = f"wait={seconds}"
+    headers["ETag"] = etag_of(job)
+    if if_none_match is not None and _matches(if_none_match, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    if job.finished_at is None:
+        headers["Retry-After"] = _POLL_AFTER
+    return json_answer(job, headers=headers)
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    """Weak comparison, RFC 9110 8.8.3.2."""
+    offered = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return "*" in offered or etag.removeprefix("W/") in offered
+
+
+@router.get(
+    "",
+    operation_id="jobs.list",
+    summary="List jobs",
+    response_class=Response,
+    responses={
+        200: {"model": Page[Job]},
+        **responses(
+            "insufficient_scope", "validation_failed", "malformed_cursor", "database_unavailable"
+        ),
+    },
+)
+async def list_jobs(
+    *,
+    held: Res,
+    principal: JobsRead,
+    state: Annotated[list[JobStateName] | None, Query(description="May be repeated.")] = None,
+    session_id: Annotated[str | None, Query(max_length=64)] = None,
+    created_after: AwareTime | None = None,
+    created_before: AwareTime | None = None,
+    limit: PageLimit = 50,
+    after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> Response:
+    """Your tenant's jobs, newest first."""
+    listing = service.Listing(
+        tuple(sorted(set(state or ()))), session_id, created_after, created_before
+    )
+    return json_answer(await service.list_page(held, principal, listing, limit, after))
+
+
+@router.post(
+    "/{job_id}/cancel",
+    operation_id="jobs.cancel",
+    summary="Cancel a job",
+    response_class=Response,
+    responses={
+        200: {"model": Job},
+        **responses(
+            "insufficient_scope", "not_found", "job_not_cancelable", "database_unavailable"
+        ),
+    },
+)
+async def cancel(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
+    """A queued job is canceled at once; a running one within a denoising step. May be repeated."""
+    return json_answer(await service.cancel(held, principal, job_id))
+
+
+@router.post(
+    "/{job_id}/retry",
+    operation_id="jobs.retry",
+    summary="Retry a job",
+    status_code=202,
+    response_class=Response,
+    responses={
+        202: {"model": Job},
+        **responses("insufficient_scope", "not_found", "job_not_retryable", "database_unavailable"),
+    },
+)
+async def retry(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
+    """Queues a failed, expired or canceled job again, with the same seeds and no deadlines."""
+    job = await service.retry(held, principal, job_id)
+    return json_answer(job, 202, {"Location": job.links.self, "Retry-After": _POLL_AFTER})

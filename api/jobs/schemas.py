@@ -1,0 +1,246 @@
+"""What clients send and get for jobs."""
+
+import unicodedata
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from api.bodies import RequestModel
+from api.problems import RuleBroken
+from api.wire import AnswerModel, UtcTime
+
+MAX_SEED = 2**53 - 1
+"""The largest integer that every JSON reader keeps exact."""
+MAX_PROMPT = 4000
+_MAX_INIT_IMAGE = 15_000_000
+"""Characters; the limit in bytes is checked when the data: URL is decoded."""
+_ALLOWED_CONTROLS = frozenset("\t\n\r")
+_WEEK = 7 * 24 * 3600
+
+
+def _has_controls(text: str) -> bool:
+    return any(
+        unicodedata.category(character) in ("Cc", "Cs") and character not in _ALLOWED_CONTROLS
+        for character in text
+    )
+
+
+def _clean_text(text: str) -> str:
+    if not text.isprintable() and _has_controls(text):
+        raise RuleBroken("control_characters", "Control characters are not allowed.")
+    text = unicodedata.normalize("NFC", text)
+    if len(text) > MAX_PROMPT:
+        raise RuleBroken("too_long", f"At most {MAX_PROMPT} characters are allowed.")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise RuleBroken("empty", "The prompt is empty.")
+    return text
+
+
+def _printable_or_space(text: str) -> str:
+    if not text.isprintable() and _has_controls(text):
+        raise RuleBroken("control_characters", "Control characters are not allowed.")
+    return text
+
+
+PromptText = Annotated[str, AfterValidator(_clean_text), AfterValidator(_not_blank)]
+NegativeText = Annotated[str, AfterValidator(_clean_text)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+MetadataKey = Annotated[
+    str, Field(min_length=1, max_length=64), AfterValidator(_printable_or_space)
+]
+MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_printable_or_space)]
+SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Seconds = Annotated[float, Field(gt=0, le=_WEEK)]
+JobStateName = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
+
+
+class JobSubmission(RequestModel):
+    """A request for 1…n pictures. Everything but the prompt has a default."""
+
+    prompt: PromptText = Field(description=f"1 to {MAX_PROMPT} characters; kept in NFC.")
+    negative_prompt: NegativeText | None = Field(
+        default=None, description="What the picture should not show."
+    )
+    num_images: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        default=None, description="1 to the server's limit (16 unless configured); default 1."
+    )
+    seed: Seed | None = Field(
+        default=None, description="Seed of the first image; image i has seed + i. Default: drawn."
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=64)] | None = Field(
+        default=None, description="One seed for each image, instead of `seed`."
+    )
+    width: Side | None = Field(default=None, description="Pixels; default of the model.")
+    height: Side | None = Field(default=None, description="Pixels; default of the model.")
+    steps: Annotated[int, Field(ge=1, le=500)] | None = Field(
+        default=None, description="Denoising steps; default and limit of the model."
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = Field(
+        default=None, description="Classifier-free guidance; default of the model."
+    )
+    scheduler: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="A name from GET /v1/models; default of the model."
+    )
+    model: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="A name from GET /v1/models; default: the first."
+    )
+    session_id: SessionId = Field(
+        default="default", description="Your folder for this picture; made on first use."
+    )
+    init_image: Annotated[str, Field(max_length=_MAX_INIT_IMAGE)] | None = Field(
+        default=None,
+        description="Makes it img2img: an upload id, an image id, or a data: URL.",
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="img2img only: how far to leave the initial image. Default 0.8."
+    )
+    output_format: Literal["png", "webp", "jpeg"] = "png"
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
+        default_factory=dict, description="16 keys of 64 characters, values of 512."
+    )
+    previews: bool = Field(default=False, description="Send small previews as events.")
+    start_within: Seconds | None = Field(
+        default=None, description="Seconds; a job that has not started by then expires."
+    )
+    finish_within: Seconds | None = Field(
+        default=None, description="Seconds; a job that has not finished by then expires."
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.seed is not None and self.seeds is not None:
+            raise RuleBroken("conflicting_seeds", "Give either seed or seeds, not both.", "/seeds")
+        if self.strength is not None and self.init_image is None:
+            raise RuleBroken(
+                "strength_without_init_image", "strength needs an init_image.", "/strength"
+            )
+        if self.seeds is not None and self.num_images not in (None, len(self.seeds)):
+            raise RuleBroken("seeds_length", "seeds must have num_images entries.", "/seeds")
+        return self
+
+
+class JobImage(AnswerModel):
+    """A finished picture of a job. Its URLs read it without a key, for some minutes."""
+
+    id: str
+    index: int
+    seed: int
+    width: int
+    height: int
+    content_type: str
+    bytes: int
+    sha256: str
+    url: str
+    thumbnail_url: str
+    starred: bool
+
+
+class Progress(AnswerModel):
+    """How far a job is. `step` and `steps` are of the image in work, `fraction` of the job."""
+
+    step: int
+    steps: int
+    fraction: float
+
+
+class ErrorInfo(AnswerModel):
+    """Why a job or an attempt failed."""
+
+    code: str
+    message: str | None
+
+
+class Attempt(AnswerModel):
+    """One worker's try at a job."""
+
+    number: int
+    worker: str
+    device: str | None
+    started_at: UtcTime
+    finished_at: UtcTime | None
+    outcome: str | None
+    error: ErrorInfo | None
+
+
+class JobMetrics(AnswerModel):
+    """Times in milliseconds, device time in seconds."""
+
+    queue_ms: float | None
+    run_ms: float | None
+    gpu_seconds: float | None
+
+
+class JobLinks(AnswerModel):
+    """Where to go on from a job."""
+
+    self: str
+    events: str
+    cancel: str
+    images: str
+
+
+class JobWarning(AnswerModel):
+    """Something the client should know, although the job was accepted."""
+
+    code: str
+    message: str
+
+
+class Job(AnswerModel):
+    """A job as it stands. What does not apply is null."""
+
+    id: str
+    kind: Literal["txt2img", "img2img"]
+    state: JobStateName
+    sequence: int = Field(description="Counts the transitions; grows with every one.")
+    model: str
+    session_id: str
+    batch_id: str | None
+    prompt: str
+    negative_prompt: str | None
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    strength: float | None
+    init_image: str | None
+    output_format: str
+    seeds: list[int]
+    images: list[JobImage]
+    progress: Progress | None
+    queue_position: int | None = Field(
+        description="Queued jobs that go first; null unless queued, and null in lists."
+    )
+    eta: UtcTime | None
+    cancel_requested: bool
+    attempts: list[Attempt]
+    error: ErrorInfo | None
+    warnings: list[JobWarning]
+    metrics: JobMetrics
+    metadata: dict[str, str]
+    created_at: UtcTime
+    started_at: UtcTime | None
+    finished_at: UtcTime | None
+    links: JobLinks
+
+
+SUBMISSION_EXAMPLES: dict[str, Any] = {
+    "text to image": {"prompt": "a red circle on a white background", "seed": 7},
+    "four variations": {
+        "prompt": "a blue square above a yellow triangle",
+        "num_images": 4,
+        "steps": 25,
+        "session_id": "shapes",
+    },
+    "image to image": {
+        "prompt": "the same scene at night",
+        "init_image": "img_01jd4zk3v8e0x9m5q7r2t6w8ya",
+        "strength": 0.6,
+    },
+}

@@ -1,0 +1,297 @@
+"""The rules of jobs: accept, look at, list, cancel, retry."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.events import announce, read_progress
+from api.jobs.init_images import InitImage, resolve_init_image
+from api.jobs.planning import Plan, plan_job
+from api.jobs.present import present_job
+from api.jobs.schemas import Job, JobSubmission, Progress
+from api.problems import Problem, not_found
+from api.wire import Page, decode_cursor, encode_cursor
+from shared.gallery import statements as gallery
+from shared.gallery.models import Image
+from shared.ids import new_id
+from shared.jobs import models as rows
+from shared.jobs import statements
+from shared.jobs.state import JobState
+from shared.queue.names import INTERACTIVE
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The answer to a submission, as the bytes that a replay gets again."""
+
+    body: str
+    location: str
+    row: rows.Job | None
+    """None for a replay."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The filters of a list of jobs."""
+
+    states: tuple[str, ...] = ()
+    session_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+async def submit(
+    held: Resources, principal: Principal, asked: JobSubmission, idempotency_key: str | None
+) -> Accepted:
+    """Write the job to the ledger, then hand it to Redis; or replay the original answer.
+
+    Raises:
+        Problem: the request breaks a rule, the key was used for another body, or Postgres is away.
+    """
+    plan = plan_job(asked, held.catalog, held.settings)
+    fingerprint = _fingerprint("POST /v1/jobs", asked)
+    if idempotency_key is not None and asked.init_image is not None:
+        # Asked before the picture is decoded and stored, which a replay should not repeat.
+        async with held.tenant_transaction(principal) as session:
+            replay = await _find_answer(session, principal, idempotency_key, fingerprint)
+        if replay is not None:
+            return replay
+    init_image = await resolve_init_image(held, principal, asked.init_image)
+    warnings = await _warnings(held, plan)
+    columns = _columns(
+        held=held,
+        principal=principal,
+        asked=asked,
+        plan=plan,
+        init_image=init_image,
+        warnings=warnings,
+    )
+    async with held.tenant_transaction(principal) as session:
+        if idempotency_key is not None:
+            taken = statements.reserve_idempotency_key(
+                principal.tenant_id, idempotency_key, fingerprint
+            )
+            if (await session.execute(taken)).one_or_none() is None:
+                replay = await _find_answer(session, principal, idempotency_key, fingerprint)
+                if replay is not None:
+                    return replay
+        if init_image is not None and init_image.new_upload is not None:
+            await session.execute(gallery.insert_upload(init_image.new_upload))
+        row, position = await insert_job(session, principal, columns)
+        shown = _present(held, row, queue_position=position)
+        accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
+        if idempotency_key is not None:
+            kept = {"body": accepted.body, "location": accepted.location}
+            await session.execute(
+                statements.store_idempotent_answer(principal.tenant_id, idempotency_key, 202, kept)
+            )
+    await held.publisher.publish(row)
+    return accepted
+
+
+async def insert_job(
+    session: AsyncSession, principal: Principal, columns: dict[str, Any]
+) -> tuple[rows.Job, int]:
+    """Accept one job inside the caller's transaction; the row and how many go before it."""
+    await session.execute(statements.ensure_session(principal.tenant_id, columns["session_id"]))
+    row = (await session.scalars(statements.insert_job(columns))).one()
+    position = (await session.scalars(statements.count_ahead(row))).one()
+    return row, position
+
+
+async def get(held: Resources, principal: Principal, job_id: str) -> Job:
+    """A tenant's job with its images, attempts, progress and place in the queue."""
+    row_id = parse_id("job", job_id, "job")
+    position = None
+    async with held.tenant_transaction(principal) as session:
+        row = await _find(session, principal, row_id)
+        images = (await session.scalars(gallery.list_images_of_jobs([row_id]))).all()
+        attempts = (await session.scalars(statements.list_attempts([row_id]))).all()
+        if row.state == JobState.QUEUED:
+            position = (await session.scalars(statements.count_ahead(row))).one()
+    progress = await _progress(held, row)
+    return _present(
+        held,
+        row,
+        images=images,
+        attempts=attempts,
+        progress=progress,
+        queue_position=position,
+    )
+
+
+async def list_page(
+    held: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
+) -> Page[Job]:
+    """One page of a tenant's jobs, newest first."""
+    scope = ("jobs", principal.tenant_id, listing)
+    before = decode_cursor(after, *scope) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        found = (
+            await session.scalars(
+                statements.list_jobs(
+                    principal.tenant_id,
+                    limit + 1,
+                    before=before,
+                    states=listing.states,
+                    session_id=listing.session_id,
+                    created_after=listing.created_after,
+                    created_before=listing.created_before,
+                )
+            )
+        ).all()
+        page = found[:limit]
+        ids = [row.id for row in page]
+        images: dict[UUID, list[Image]] = defaultdict(list)
+        for image in (await session.scalars(gallery.list_images_of_jobs(ids))).all():
+            images[image.job_id].append(image)
+        attempts: dict[UUID, list[rows.JobAttempt]] = defaultdict(list)
+        for attempt in (await session.scalars(statements.list_attempts(ids))).all():
+            attempts[attempt.job_id].append(attempt)
+    has_more = len(found) > limit
+    return Page(
+        data=[
+            _present(
+                held,
+                row,
+                images=images[row.id],
+                attempts=attempts[row.id],
+                progress=await _progress(held, row),
+            )
+            for row in page
+        ],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+    )
+
+
+async def cancel(held: Resources, principal: Principal, job_id: str) -> Job:
+    """Stop a job: at once when queued, within one denoising step when running. May be repeated.
+
+    Raises:
+        Problem: 409 when the job has ended in another way.
+    """
+    row_id = parse_id("job", job_id, "job")
+    async with held.tenant_transaction(principal) as session:
+        changed = (
+            await session.scalars(statements.cancel(principal.tenant_id, row_id))
+        ).one_or_none()
+        row = changed or await _find(session, principal, row_id)
+    if changed is not None:
+        await announce(held.redis, held.circuit, row)
+    elif row.state not in (JobState.CANCELED, JobState.RUNNING):
+        raise Problem("job_not_cancelable", f"The job has {row.state}.")
+    return await get(held, principal, job_id)
+
+
+async def retry(held: Resources, principal: Principal, job_id: str) -> Job:
+    """Put a failed, expired or canceled job back in the queue; its seeds stay.
+
+    Raises:
+        Problem: 409 when the job is queued, running or has succeeded.
+    """
+    row_id = parse_id("job", job_id, "job")
+    async with held.tenant_transaction(principal) as session:
+        row = (await session.scalars(statements.retry(principal.tenant_id, row_id))).one_or_none()
+        if row is None:
+            row = await _find(session, principal, row_id)
+            raise Problem("job_not_retryable", f"The job is {row.state}.")
+    await announce(held.redis, held.circuit, row)
+    await held.publisher.publish(row)
+    return await get(held, principal, job_id)
+
+
+async def _find(session: AsyncSession, principal: Principal, job_id: UUID) -> rows.Job:
+    row = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
+    if row is None:
+        raise not_found("job")
+    return row
+
+
+async def _find_answer(
+    session: AsyncSession, principal: Principal, key: str, fingerprint: bytes
+) -> Accepted | None:
+    statement = statements.find_idempotent_answer(principal.tenant_id, key)
+    known = (await session.scalars(statement)).one_or_none()
+    if known is None:
+        return None
+    if known.request_sha256 != fingerprint:
+        raise Problem("idempotency_key_reuse", "Another request was made with this key.")
+    return Accepted(known.response["body"], known.response["location"], None)
+
+
+def _fingerprint(operation: str, asked: JobSubmission) -> bytes:
+    """What makes two requests the same: their meaning, not the order or spacing of their JSON."""
+    body = asked.model_dump_json(exclude_unset=True, exclude={"metadata"})
+    metadata = repr(sorted(asked.metadata.items()))
+    return hashlib.sha256("\n".join((operation, body, metadata)).encode()).digest()
+
+
+async def _warnings(held: Resources, plan: Plan) -> list[dict[str, str]]:
+    if await held.roster.serves(plan.model) is not False:
+        return []
+    message = "No live worker serves this model; the job waits until one does."
+    return [{"code": "model_not_served", "message": message}]
+
+
+def _columns(
+    *,
+    held: Resources,
+    principal: Principal,
+    asked: JobSubmission,
+    plan: Plan,
+    init_image: InitImage | None,
+    warnings: list[dict[str, str]],
+) -> dict[str, Any]:
+    return {
+        **plan.columns(),
+        "id": new_id(),
+        "tenant_id": principal.tenant_id,
+        "api_key_id": principal.key_id,
+        "lane": INTERACTIVE,
+        "init_image": init_image.column() if init_image else None,
+        "warnings": warnings,
+        "max_attempts": held.settings.max_attempts,
+        "start_deadline": _deadline(asked.start_within),
+        "finish_deadline": _deadline(asked.finish_within),
+    }
+
+
+def _deadline(seconds: float | None) -> Any:
+    """Counted by the database's clock."""
+    return None if seconds is None else statements.NOW + timedelta(seconds=seconds)
+
+
+async def _progress(held: Resources, row: rows.Job) -> Progress | None:
+    if row.state != JobState.RUNNING:
+        return None
+    known = await read_progress(held.redis, held.circuit, row.id, len(row.seeds))
+    return known or Progress(step=0, steps=row.steps, fraction=0.0)
+
+
+def _present(
+    held: Resources,
+    row: rows.Job,
+    *,
+    images: Sequence[Image] = (),
+    attempts: Sequence[rows.JobAttempt] = (),
+    progress: Progress | None = None,
+    queue_position: int | None = None,
+) -> Job:
+    return present_job(
+        row,
+        public_url=held.settings.public_url,
+        storage=held.storage,
+        images=images,
+        attempts=attempts,
+        progress=progress,
+        queue_position=queue_position,
+    )

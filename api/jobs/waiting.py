@@ -1,0 +1,49 @@
+"""`Prefer: wait=n`: wake when a job ends, by its event stream, else by looking at the ledger."""
+
+import asyncio
+import time
+from uuid import UUID
+
+from redis.exceptions import RedisError
+
+from api.auth import Principal
+from api.deps import Resources
+from api.events import START, follow
+from shared.jobs import statements
+from shared.jobs.state import TERMINAL_STATES
+
+_LOOK_EVERY = 1.0
+"""Seconds between looks at the ledger, which sees what a lost Redis cannot tell."""
+
+
+async def wait_until_done(
+    held: Resources, principal: Principal, job_id: UUID, seconds: float
+) -> None:
+    """Return when the job has ended, at the latest after `seconds`."""
+    deadline = time.monotonic() + seconds
+    woken = asyncio.create_task(_terminal_event(held, job_id))
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait({woken}, timeout=min(left, _LOOK_EVERY))
+            if await _has_ended(held, principal, job_id) or seconds == 0:
+                return
+            if woken.done():  # Redis is away, or told of an end that a retry has undone.
+                await asyncio.sleep(min(max(deadline - time.monotonic(), 0), _LOOK_EVERY))
+    finally:
+        woken.cancel()
+
+
+async def _terminal_event(held: Resources, job_id: UUID) -> None:
+    """Return at the first event that says the job has ended, or when Redis is away."""
+    try:
+        async for event in follow(held.blocking_redis, job_id, START, _LOOK_EVERY):
+            if event and event.kind == "job" and event.decoded().get("state") in TERMINAL_STATES:
+                return
+    except (RedisError, OSError):
+        return
+
+
+async def _has_ended(held: Resources, principal: Principal, job_id: UUID) -> bool:
+    async with held.tenant_transaction(principal) as session:
+        job = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
+    return job is None or job.state in TERMINAL_STATES

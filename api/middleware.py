@@ -1,0 +1,104 @@
+"""ASGI middleware around every request: its id, its security headers, its size limit."""
+
+import re
+import time
+from collections.abc import Mapping
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import Problem, answer
+from shared.ids import new_id
+from shared.logging import get_logger
+
+_log = get_logger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_CSP = "default-src 'none'; frame-ancestors 'none'"
+# The documentation page loads Swagger UI's script and style; nothing else may.
+_DOCS_CSP = (
+    "default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    "style-src 'unsafe-inline' https://cdn.jsdelivr.net; frame-ancestors 'none'"
+)
+_DOCS_PATHS = frozenset({"/docs", "/redoc"})
+
+
+class RequestEnvelope:
+    """Gives each request an id and each answer its security headers; turns a bug into a 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get("x-request-id", "")
+        request_id = offered if _REQUEST_ID.fullmatch(offered) else new_id().hex
+        scope["darkroom.request_id"] = request_id
+        csp = _DOCS_CSP if scope["path"] in _DOCS_PATHS else _CSP
+        status = 0
+        started = time.perf_counter()
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers.setdefault("Content-Security-Policy", csp)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("request failed", method=scope["method"], path=scope["path"])
+            if status:
+                raise  # The answer is already on its way; the server cuts the connection.
+            bug = answer(Problem("internal_error"), scope["path"], request_id)
+            await bug(scope, receive, send_with_headers)
+        finally:
+            _log.debug(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+            )
+
+
+class BodyLimit:
+    """Refuses a body by its length, declared or counted while it streams, before any parsing."""
+
+    def __init__(self, app: ASGIApp, default: int, by_path: Mapping[str, int]) -> None:
+        self._app = app
+        self._default = default
+        self._by_path = dict(by_path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._by_path.get(scope["path"].rstrip("/"), self._default)
+        declared = Headers(scope=scope).get("content-length", "")
+        too_large = Problem("body_too_large", f"A body may have {limit} bytes at most here.")
+        seen = 0
+
+        async def receive_counted() -> Message:
+            nonlocal seen
+            if declared.isdecimal() and int(declared[:20]) > limit:
+                raise too_large
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > limit:
+                    raise too_large
+            return message
+
+        await self._app(scope, receive_counted, send)
