@@ -9,6 +9,11 @@ import structlog
 from shared.keys import redact
 from shared.settings import Settings
 
+_NOISY = (
+    *("httpx", "httpx2", "httpcore", "httpcore2", "botocore", "urllib3", "uvicorn.access"),
+    *("celery", "kombu", "sentence_transformers", "diffusers", "transformers"),
+)
+
 
 def configure_logging(settings: Settings) -> None:
     """Send this process's logs, and those of its libraries, to stderr in one format."""
@@ -42,7 +47,7 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     # Each request and each S3 call as a line of its own would drown the events.
-    for noisy in ("httpx", "httpx2", "httpcore", "botocore", "urllib3", "uvicorn.access"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     worker_threads: Annotated[int, Field(ge=2, le=256)] | None = None
     """Jobs in hand at once per generate worker; None: enough to keep every row busy."""
     device: str | None = None
-    """``cuda:0``, ``cpu``, ``simulated``; None: CUDA if there is one."""
+    """``cuda:0``, ``cpu``; None: CUDA if there is one."""
 
     @field_validator("database_url", mode="after")
     @classmethod

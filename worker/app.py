@@ -1,9 +1,11 @@
 """Run Celery's own worker inside this process, on the threads pool."""
 
 import signal
+import warnings
 from collections.abc import Sequence
 
-from celery import Celery
+from celery import Celery, signals
+from celery.platforms import SecurityWarning
 
 
 def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None:
@@ -13,15 +15,22 @@ def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None
     """
     # Ctrl-C reaches the whole process group; Celery must treat it like SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Celery warns root because of pickled messages; this broker carries JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     app.worker_main(
         [
+            "--quiet",
             "worker",
             "--pool=threads",
             f"--concurrency={threads}",
             f"--queues={','.join(queues)}",
             f"--hostname={name}@%h",
-            "--loglevel=WARNING",
             "--without-gossip",
             "--without-mingle",
         ]
     )
+
+
+@signals.setup_logging.connect
+def _keep_our_logging(**_: object) -> None:
+    """Being connected is enough: Celery then leaves the logging as it is."""

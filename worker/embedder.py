@@ -30,7 +30,7 @@ class Embedder:
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(self._source, device="cpu", trust_remote_code=False)
-        size = model.get_sentence_embedding_dimension()
+        size = model.get_embedding_dimension()
         if size != self._dimensions:
             raise ValueError(
                 f"{self.model_name} gives vectors of {size} numbers, "

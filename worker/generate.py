@@ -67,7 +67,6 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         stop_signals.start()
         _announce_signals(worker, announcement)
         register_generate(worker.celery, worker)
-        # Every interactive queue before any bulk one: workers take from the first that has work.
         queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
         consume(worker.celery, worker.name, queues, _threads(worker))
     finally:

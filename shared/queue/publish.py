@@ -28,8 +28,7 @@ def celery_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_transport_options={
             "visibility_timeout": int(settings.visibility_timeout.total_seconds()),
-            # BRPOP looks at the queues in the order given: interactive always first.
-            "queue_order_strategy": "priority",
+            "queue_order_strategy": "shared.queue.order:InteractiveFirst",
             "socket_timeout": 10,
             "socket_connect_timeout": 2,
             "socket_keepalive": True,

@@ -1,0 +1,1 @@
+"""The tests: what users see first, on the real servers."""

@@ -1,0 +1,127 @@
+"""One job through a real worker: from the ledger's row to objects in S3 and rows in Postgres."""
+
+import hashlib
+import io
+from typing import Any
+from uuid import UUID
+
+import pytest
+from PIL import Image as Picture
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.gallery.models import Image, Prompt
+from shared.jobs import statements
+from shared.jobs.models import Job, JobAttempt
+from shared.queue.publish import celery_app, publish_job
+from shared.receipts import read_receipt
+from shared.settings import Settings
+from shared.storage import Storage
+from shared.tenancy import statements as tenancy
+from tests.processes import WorkerProcess, wait_until
+
+TERMINAL = {"succeeded", "failed", "canceled", "expired"}
+
+
+@pytest.fixture(scope="module")
+def tenant(database: sessionmaker[Session]) -> UUID:
+    with database.begin() as session:
+        return session.scalars(tenancy.ensure_tenant("worker tests")).one()
+
+
+def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **fields: Any) -> Job:
+    job = {
+        "tenant_id": tenant,
+        "session_id": "s1",
+        "kind": "txt2img",
+        "model": "sim",
+        "lane": "interactive",
+        "prompt": "a red house",
+        "seeds": [7, 8],
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "scheduler": "ddim",
+        "output_format": "png",
+        "job_metadata": {},
+        "cost": 64 * 64 * 4 * 2,
+        "max_attempts": 3,
+        **fields,
+    }
+    with database.begin() as session:
+        session.execute(statements.ensure_session(tenant, job["session_id"]))
+        row = session.scalars(statements.insert_job(job)).one()
+    publish_job(celery_app(settings), row.id, row.model, row.lane)
+    return row
+
+
+def finished(database: sessionmaker[Session], job: Job) -> Job:
+    def look() -> Job | None:
+        with database.begin() as session:
+            row = session.scalars(statements.get_job(job.tenant_id, job.id)).one()
+        return row if row.state in TERMINAL else None
+
+    found: Job = wait_until(look, 30, "the end of the job")
+    return found
+
+
+def test_a_job_ends_in_pictures_rows_and_an_embedding(
+    database: sessionmaker[Session],
+    settings: Settings,
+    storage: Storage,
+    tenant: UUID,
+    generate_worker: WorkerProcess,
+) -> None:
+    job = finished(database, submit(database, settings, tenant))
+    assert job.state == "succeeded", job.error_message
+    assert job.gpu_seconds is not None
+    assert job.gpu_seconds > 0
+    with database.begin() as session:
+        images = session.scalars(
+            select(Image).where(Image.job_id == job.id).order_by(Image.index)
+        ).all()
+        prompt = session.get_one(Prompt, images[0].prompt_id)
+        attempt = session.get_one(JobAttempt, (job.id, 1))
+    assert [image.seed for image in images] == [7, 8]
+    assert sum(image.gpu_seconds for image in images) == pytest.approx(job.gpu_seconds)
+    assert prompt.text == "a red house"
+    assert len(prompt.embedding) == 384
+    assert attempt.outcome == "succeeded"
+    for image in images:
+        assert image.s3_key.startswith("s1/")
+        stored = storage.get(image.s3_key)
+        assert stored.content_type == "image/png"
+        assert hashlib.sha256(stored.body).hexdigest() == image.sha256
+        picture = Picture.open(io.BytesIO(stored.body))
+        assert read_receipt(picture) == image.receipt
+        assert "Seed: " + str(image.seed) in picture.info["parameters"]
+        thumbnail = Picture.open(io.BytesIO(storage.get(image.thumbnail_s3_key).body))
+        assert thumbnail.format == "WEBP"
+
+
+def test_a_message_delivered_twice_does_no_harm(
+    database: sessionmaker[Session],
+    settings: Settings,
+    tenant: UUID,
+    generate_worker: WorkerProcess,
+) -> None:
+    job = finished(database, submit(database, settings, tenant))
+    publish_job(celery_app(settings), job.id, job.model, job.lane)
+    later = finished(database, submit(database, settings, tenant))
+    assert later.state == "succeeded"
+    with database.begin() as session:
+        again = session.scalars(statements.get_job(tenant, job.id)).one()
+    assert (again.attempt, again.sequence) == (job.attempt, job.sequence)
+
+
+def test_what_cannot_pass_fails_at_once_with_its_cause(
+    database: sessionmaker[Session],
+    settings: Settings,
+    tenant: UUID,
+    generate_worker: WorkerProcess,
+) -> None:
+    missing = {"ref": "upl_x", "s3_key": "_uploads/none.png", "sha256": "0" * 64}
+    job = submit(database, settings, tenant, kind="img2img", init_image=missing, strength=0.5)
+    ended = finished(database, job)
+    assert (ended.state, ended.error_code, ended.attempt) == ("failed", "invalid_input", 1)

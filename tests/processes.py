@@ -1,0 +1,187 @@
+"""The system's own processes, started and stopped by tests the way an operator would."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+PROJECT = Path(__file__).resolve().parents[1]
+_READY_SECONDS = 90.0
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until(
+    condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition"
+) -> Any:
+    """Poll until the condition gives something true, and return it.
+
+    Raises:
+        AssertionError: it did not within the time.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come about within {seconds:g} s")
+
+
+class Process:
+    """A child process with its log in a file."""
+
+    def __init__(self, environment: Mapping[str, str], arguments: Sequence[str], log: Path) -> None:
+        self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        self._arguments = [sys.executable, *arguments]
+        self.log = log
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def child(self) -> subprocess.Popen[bytes]:
+        """The running child."""
+        assert self._child is not None, "the process was not started"
+        return self._child
+
+    def start(self) -> None:
+        """Start it; does not wait."""
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                self._arguments,
+                env=self._environment,
+                cwd=PROJECT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def send(self, which: signal.Signals) -> None:
+        """Send a signal."""
+        self.child.send_signal(which)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self.child.kill()
+        self.child.wait()
+
+    def stop(self, seconds: float = 20.0) -> int:
+        """SIGTERM, and wait; SIGKILL after `seconds`. Returns the exit code."""
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGCONT)
+            self.child.terminate()
+        try:
+            return self.child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.child.returncode
+
+    def wait_for_log(self, text: str, seconds: float = _READY_SECONDS) -> None:
+        """Wait until the log says something.
+
+        Raises:
+            AssertionError: it did not, or the process ended; with the end of the log.
+        """
+
+        def said() -> bool:
+            if text in self.log.read_text("utf-8", "replace"):
+                return True
+            assert self.child.poll() is None, f"the process ended:\n{self.tail()}"
+            return False
+
+        wait_until(said, seconds, f"the line {text!r} in the log")
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
+
+
+class WorkerProcess(Process):
+    """`python -m worker …`."""
+
+    def __init__(self, environment: Mapping[str, str], arguments: Sequence[str], log: Path) -> None:
+        super().__init__(environment, ["-m", "worker", *arguments], log)
+
+    def wait_ready(self) -> None:
+        """Wait until it consumes."""
+        self.wait_for_log("worker_ready")
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class ApiProcess(Process):
+    """The API under uvicorn, and a client for it."""
+
+    def __init__(self, environment: Mapping[str, str], port: int, key: str, log: Path) -> None:
+        arguments = [
+            *("-m", "uvicorn", "api.app:create_app", "--factory"),
+            *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
+            *("--timeout-graceful-shutdown", "1"),
+        ]
+        self.url = f"http://127.0.0.1:{port}"
+        self.key = key
+        super().__init__({**environment, "DARKROOM_PUBLIC_URL": self.url}, arguments, log)
+        self.http = self.client(key)
+
+    def client(self, key: str | None) -> httpx2.Client:
+        """A client with another key, or with none."""
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=70, trust_env=False)
+
+    def wait_ready(self) -> None:
+        """Wait until the API and all it depends on answer."""
+
+        def ready() -> bool:
+            assert self.child.poll() is None, f"the API ended:\n{self.tail()}"
+            try:
+                return self.http.get("/readyz").status_code == 200
+            except httpx2.TransportError:
+                return False
+
+        wait_until(ready, _READY_SECONDS, "the API")
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.http.close()
+        self.stop()
