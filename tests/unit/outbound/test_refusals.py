@@ -93,7 +93,8 @@ LOOPBACK_SPELLINGS = [
     "127.0.0.1%2eexample.com", "%6c%6f%63%61%6c%68%6f%73%74", "127%2e0%2e0%2e1", "%31%32%37.0.0.1",
     "exa mple.com", "example.com\\", "example.com;", "example,com", "exa'mple", "a..b",
     "-a.example", "a-.example", "a" * 64 + ".example", "a." * 127 + "example",
-    "*.example.com", "ex\u0000ample", "xn--", "xn--a", "xn--0", "\ud800.example", "example.com\u2028",
+    "*.example.com", "ex\u0000ample", "xn--", "xn--a", "xn--0", "\ud800.example",
+    "example.com\u2028",
 ]  # fmt: skip
 
 # Whole URLs; `PORT` is the canary's.
