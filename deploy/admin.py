@@ -9,7 +9,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from shared.keys import new_key, parse_key
-from shared.settings import get_settings
+from shared.settings import get_settings, with_driver
 from shared.tenancy import statements
 
 EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
@@ -55,8 +55,7 @@ def create_key(database_url: str, *, tenant: str, name: str, scopes: Sequence[st
 
 @contextmanager
 def _session(database_url: str) -> Iterator[Session]:
-    url = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = create_engine(url)
+    engine = create_engine(with_driver(database_url))
     try:
         with Session(engine) as session, session.begin():
             yield session

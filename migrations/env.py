@@ -4,7 +4,7 @@ from alembic import context
 from sqlalchemy import create_engine, pool
 
 from migrations.metadata import target_metadata
-from shared.settings import get_settings
+from shared.settings import get_settings, with_driver
 
 
 def run() -> None:
@@ -16,7 +16,7 @@ def run() -> None:
         return
     url = context.config.attributes.get("database_url")
     engine = create_engine(
-        url or get_settings().database_url.get_secret_value(), poolclass=pool.NullPool
+        with_driver(url or get_settings().database_url.get_secret_value()), poolclass=pool.NullPool
     )
     with engine.connect() as connection:
         context.configure(connection=connection, target_metadata=target_metadata)

@@ -14,6 +14,18 @@ _WEAK_SECRETS = frozenset(
 )
 
 
+def with_driver(database_url: str) -> str:
+    """The URL in SQLAlchemy's form, which names the driver.
+
+    Raises:
+        ValueError: it is not a PostgreSQL URL.
+    """
+    scheme, separator, rest = database_url.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ValueError("the database must be PostgreSQL (postgresql://…)")
+    return f"postgresql+psycopg://{rest}"
+
+
 class Settings(BaseSettings):
     """The one place that says what can be configured, in which unit, and why the default is so."""
 
@@ -86,16 +98,14 @@ class Settings(BaseSettings):
     @field_validator("database_url", mode="after")
     @classmethod
     def _name_the_driver(cls, url: SecretStr) -> SecretStr:
-        scheme, separator, rest = url.get_secret_value().partition("://")
-        if not separator or not scheme.startswith("postgres"):
-            raise ValueError("the database must be PostgreSQL (postgresql://…)")
-        return SecretStr(f"postgresql+psycopg://{rest}")
+        return SecretStr(with_driver(url.get_secret_value()))
 
     @model_validator(mode="after")
     def _refuse_weak_secrets(self) -> Self:
         if self.environment == "local":
             return self
-        secret = self.s3_secret_key.get_secret_value() if self.s3_secret_key else None
+        key = self.s3_secret_key
+        secret = key.get_secret_value() if key is not None else None
         if secret is not None and secret.lower() in _WEAK_SECRETS:
             raise ValueError("DARKROOM_S3_SECRET_KEY is empty or a well-known default")
         for name in ("database_url", "redis_url"):

@@ -28,7 +28,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
     """Postgres with the newest schema, Redis and S3, on free ports and a throw-away folder."""
     home = tmp_path_factory.mktemp("servers") / "home"
     with EmbeddedServers(home, durable=False) as running:
-        upgrade(running.database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+        upgrade(running.database_url)
         yield running
 
 

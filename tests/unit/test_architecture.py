@@ -1,0 +1,43 @@
+"""Rules of the house that no linter knows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGES = ("api", "worker", "shared", "migrations", "deploy")
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in (PROJECT / package).rglob("*.py")]
+
+
+def test_only_the_ledger_changes_jobs() -> None:
+    changes_jobs = re.compile(
+        r"\b(?:update|delete)\(\s*Job\s*\)|\bUPDATE\s+jobs\b|\bDELETE\s+FROM\s+jobs\b"
+    )
+    offenders = [
+        str(path.relative_to(PROJECT))
+        for path in sources()
+        if changes_jobs.search(path.read_text("utf-8"))
+    ]
+    assert offenders == ["shared/jobs/statements.py"]
+
+
+def test_the_api_starts_without_model_code() -> None:
+    heavy = ("torch", "diffusers", "transformers", "sentence_transformers", "numpy")
+    program = f"import sys, api.app; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        str(path.relative_to(PROJECT))
+        for path in sources()
+        if not path.read_text("utf-8").lstrip().startswith('"""')
+    ]
+    assert silent == []

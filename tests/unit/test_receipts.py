@@ -1,0 +1,74 @@
+"""Receipts in pictures: written and read back in each format, and nonsense ignored."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from shared.receipts import RECEIPT_VERSION, read_receipt
+from worker.encode import encode_image
+
+
+@pytest.fixture
+def receipt() -> dict[str, Any]:
+    return {
+        "receipt_version": RECEIPT_VERSION,
+        "prompt": "dämmerung, 夜, 🌙",
+        "negative_prompt": "houses",
+        "seed": 9007199254740991,
+        "width": 64,
+        "height": 48,
+        "steps": 20,
+        "guidance_scale": 5.0,
+        "strength": 0.5,
+        "scheduler": {"name": "ddim"},
+        "model": {"name": "demo", "content_hash": "ab" * 32},
+        "software": {"darkroom": "0.1.0"},
+    }
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_a_receipt_is_read_back(
+    receipt: dict[str, Any], picture: Image.Image, output_format: str
+) -> None:
+    encoded = encode_image(picture, output_format, receipt)
+    opened = Image.open(io.BytesIO(encoded.body))
+    assert encoded.content_type == f"image/{output_format}"
+    assert read_receipt(opened) == receipt
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_lossless_formats_keep_every_pixel(
+    receipt: dict[str, Any], picture: Image.Image, output_format: str
+) -> None:
+    encoded = encode_image(picture, output_format, receipt)
+    opened = Image.open(io.BytesIO(encoded.body)).convert("RGB")
+    assert np.array_equal(np.asarray(opened), np.asarray(picture))
+
+
+def test_other_tools_see_the_settings(receipt: dict[str, Any], picture: Image.Image) -> None:
+    text = Image.open(io.BytesIO(encode_image(picture, "png", receipt).body)).info["parameters"]
+    assert text.splitlines()[0] == receipt["prompt"]
+    assert text.splitlines()[1] == "Negative prompt: houses"
+    assert "Steps: 20, Sampler: ddim, CFG scale: 5.0, Seed: 9007199254740991" in text
+    assert "Denoising strength: 0.5" in text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", '{"receipt_version": 999}', "[" * 70_000, '{"a": 1}']
+)
+def test_what_is_no_receipt_is_none(picture: Image.Image, text: str) -> None:
+    chunks = PngInfo()
+    chunks.add_itxt("darkroom", text)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=chunks)
+    assert read_receipt(Image.open(buffer)) is None
