@@ -98,7 +98,7 @@ def application_environment(servers: Mapping[str, str], url: str) -> dict[str, s
         # Not overridable: two stacks would mix.
         **servers,
         "DARKROOM_PUBLIC_URL": url,
-        "DARKROOM_SHUTDOWN_GRACE": "PT4S",  # the whole stack has 10 s
+        "DARKROOM_SHUTDOWN_GRACE": "PT3S",  # the whole stack has 10 s, and Celery needs some
         "PYTHONUNBUFFERED": "1",
     }
 

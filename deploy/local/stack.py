@@ -25,9 +25,9 @@ from deploy.local.terminal import Terminal
 from deploy.local.waiting import wait_until
 
 # Together below the 10 s in which the stack promises to be gone.
-_WORKER_SECONDS = 5.0
-_API_SECONDS = 2.0
-_SERVER_SECONDS = 2.0
+_WORKER_SECONDS = 6.5
+_API_SECONDS = 1.5
+_SERVER_SECONDS = 1.5
 _MIGRATION_SECONDS = 120.0
 # A cold start loads the model and warms it up before the first job runs.
 _FIRST_JOB_SECONDS = 300.0

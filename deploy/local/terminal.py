@@ -32,7 +32,7 @@ class Terminal:
     def fact(self, name: str, value: object) -> None:
         """Prints a name and a value, aligned with its neighbours."""
         with contextlib.suppress(OSError):
-            self._console.print(Text(f"  {name:<13}", style="dim") + Text(str(value)))
+            self._console.print(Text(f"  {name:<16}", style="dim") + Text(str(value)))
             sys.stdout.flush()
 
     @contextlib.contextmanager

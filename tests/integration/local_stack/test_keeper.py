@@ -3,7 +3,6 @@
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from deploy.local import keeper as keeper_module
 from deploy.local.keeper import Keeper
 from deploy.local.process import Program
 from deploy.local.service import Service
+from tests.processes import wait_until
 
 
 class Part(Service):
@@ -46,13 +46,12 @@ class Part(Service):
 
 
 def first_message(keeper: Keeper, stop: threading.Event, wanted: Callable[[str], bool]) -> str:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    def said() -> str | None:
         message = keeper.check(stop)
-        if message and wanted(message):
-            return message
-        time.sleep(0.01)
-    raise AssertionError("the keeper did not say so")
+        return message if message and wanted(message) else None
+
+    message: str = wait_until(said, what="the message of the keeper")
+    return message
 
 
 def test_a_dead_part_runs_again(tmp_path: Path) -> None:

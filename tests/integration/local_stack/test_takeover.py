@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,13 @@ import redis
 
 from deploy.local.process import ChildProcess, Program, stop_orphans
 from deploy.local.servers import EmbeddedServers
+from tests.processes import wait_until
 
 SUPERVISOR = textwrap.dedent("""
     import json, signal, sys
     from pathlib import Path
     from deploy.local.servers import EmbeddedServers
+from tests.processes import wait_until
 
     servers = EmbeddedServers(Path(sys.argv[1]), durable=False)
     servers.start()
@@ -68,10 +69,7 @@ def sleeper(tmp_path: Path, *, ignore_sigterm: bool = False) -> Program:
 
 
 def wait_for_log(program: Program, text: str) -> None:
-    deadline = time.monotonic() + 20
-    while text not in program.log.read_text():
-        assert time.monotonic() < deadline, "the program did not begin"
-        time.sleep(0.01)
+    wait_until(lambda: text in program.log.read_text(), what=f"{text!r} in the log")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux's")
