@@ -91,7 +91,7 @@ R = TypeVar("R", bound=RowState)
 
 
 class Backend(Protocol[R]):
-    """A model on a device."""
+    """A loaded model on a device."""
 
     @property
     def model(self) -> ModelFacts:
@@ -104,9 +104,6 @@ class Backend(Protocol[R]):
     @property
     def exclusive(self) -> bool:
         """Whether a started row must end before another may start."""
-
-    def load(self) -> None:
-        """Load the checkpoint; raises `ModelUnavailable`."""
 
     def warm_up(self) -> WarmUpReport:
         """Run every configured size once, fit the previews, choose the rows."""

@@ -1,35 +1,30 @@
-"""The step loop: many threads submit, one thread owns the device and ticks.
+"""The step loop: many threads submit, one thread owns the device and takes turn after turn.
 
-One turn of the loop: let new images in, drop canceled ones, decode what is finished, choose the
-rows of the next tick, hand the tick to the device, and settle what the device has done meanwhile.
-Everything that knows tensors is in the backend; everything that decides whose turn it is, is in
-`admission`.
+What happens in a turn is in `turns`, whose turn it is in `admission`, what computes it in the
+backend. Here is the traffic with other threads: submissions, commands, faults, the end.
 """
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from shared.errors import DeviceLost, InternalError, JobError, OutOfMemory
-from worker.engine.account import Account
-from worker.engine.admission import Admission, Batch
-from worker.engine.backend import Backend, Picture, R, Shape, Work
+from shared.errors import DeviceLost, JobError
+from worker.engine.backend import Backend, R
 from worker.engine.errors import Canceled, EngineClosed
 from worker.engine.flight import Flight
 from worker.engine.interface import (
     EngineCounters,
     FaultCallback,
-    GeneratedImage,
     ImageRequest,
     ModelFacts,
     StepCallback,
     WarmUpReport,
 )
 from worker.engine.notifier import Notifier
+from worker.engine.turns import Turns
 from worker.engine.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -37,64 +32,59 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TICK_BUDGET = 120.0
-"""Seconds after which a tick, a decode or an encode counts as hung. The slowest honest one (SDXL
-in full precision on a small GPU) takes seconds; a budget this wide never kills honest work."""
+"""Seconds after which one turn counts as hung. The slowest honest one (SDXL in full precision on a
+small GPU) takes seconds; a budget this wide never kills honest work."""
 
 
 class StepLoop(Generic[R]):
-    """An `Engine` over any `Backend`."""
+    """An `Engine` over the backend that `open_backend` gives; it is called by `load`."""
 
     def __init__(
         self,
-        backend: Backend[R],
+        open_backend: Callable[[], Backend[R]],
         on_fault: FaultCallback | None = None,
         tick_budget: float = TICK_BUDGET,
     ) -> None:
-        self._backend = backend
+        self._open_backend = open_backend
         self._on_fault = on_fault
         self._tick_budget = tick_budget
-        self._admission: Admission[Flight[R]] = Admission(exclusive=backend.exclusive)
-        self._account = Account()
         self._condition = threading.Condition()
         self._inbox: deque[Flight[R]] = deque()
         self._commands: deque[Callable[[], None]] = deque()
-        self._to_decode: deque[Flight[R]] = deque()
-        self._pending: deque[Callable[[], None]] = deque()
         self._open: set[Flight[R]] = set()
-        self._wakeups = 0
+        self._awake = False
         self._closed = False
         self._fault: JobError | None = None
-        self._thread: threading.Thread | None = None
-
-    # --- what callers see -------------------------------------------------------------------
+        self._loaded: tuple[Backend[R], Turns[R]] | None = None
+        self._notifier = Notifier()
+        self._watchdog = Watchdog(tick_budget, self._hung)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def load(self) -> None:
-        """Start the engine's thread and load the checkpoint on it."""
-        if self._thread is not None:
-            raise EngineClosed("The engine was loaded before.")
-        self._notifier = Notifier()
-        self._watchdog = Watchdog(self._tick_budget, self._hung)
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        """Start the engine's thread and open the checkpoint on it."""
         self._thread.start()
-        self._on_engine_thread(self._backend.load)
+        try:
+            self._on_engine_thread(self._load)
+        except BaseException:
+            self.close()
+            raise
 
     def warm_up(self) -> WarmUpReport:
-        """Run every configured size once, between ticks."""
+        """Run every configured size once, between turns."""
         return self._on_engine_thread(self._backend.warm_up)
 
     def submit(self, request: ImageRequest, on_step: StepCallback | None = None) -> Flight[R]:
         """Queue one image."""
-        self._backend.check(request)
-        flight: Flight[R] = Flight(request, self._backend.shape_of(request), on_step, self._wake)
+        backend = self._backend
+        backend.check(request)
+        flight: Flight[R] = Flight(request, backend.shape_of(request), on_step, self._wake)
         with self._condition:
-            if self._fault is not None:
-                raise DeviceLost(self._fault.message)
-            if self._closed or self._thread is None:
-                raise EngineClosed("The engine is not loaded, or closed.")
+            self._refuse_if_over()
             self._open.add(flight)
             self._inbox.append(flight)
-            self._wakeups += 1
+            self._awake = True
             self._condition.notify()
+        flight.future.add_done_callback(lambda _: self._open.discard(flight))
         return flight
 
     def truncated_part(self, prompt: str) -> str | None:
@@ -109,22 +99,22 @@ class StepLoop(Generic[R]):
     @property
     def busy_seconds(self) -> float:
         """Device seconds so far."""
-        return self._account.busy_seconds
+        return self._turns.account.busy_seconds
 
     @property
     def counters(self) -> EngineCounters:
         """Totals so far."""
-        return self._account.counters(self._admission.pauses)
+        turns = self._turns
+        return turns.account.counters(turns.admission.pauses)
 
     def close(self) -> None:
         """Stop the thread; unfinished images raise `Canceled`."""
         with self._condition:
             self._closed = True
-            self._wakeups += 1
+            self._awake = True
             self._condition.notify()
-        if self._thread is None:
-            return
-        if self._fault is None and threading.current_thread() is not self._thread:
+        own = threading.current_thread() is self._thread
+        if self._thread.is_alive() and self._fault is None and not own:
             self._thread.join(timeout=self._tick_budget)
         self._fail_open(Canceled("The engine was closed."))
         self._watchdog.stop()
@@ -134,228 +124,88 @@ class StepLoop(Generic[R]):
 
     def _run(self) -> None:
         try:
-            while self._turn():
+            while self._once():
                 pass
         except Exception as error:
             logger.exception("The engine's thread ended")
             self._break(DeviceLost(f"The device failed: {type(error).__name__}: {error}"))
         finally:
-            self._backend.close()
+            if self._loaded is not None:
+                self._loaded[0].close()
 
-    def _turn(self) -> bool:
-        """One turn of the loop; False when the engine is closed."""
-        self._take_in()
+    def _once(self) -> bool:
+        """Take in what other threads want, then one turn; False when it is over."""
+        commands, flights = self._take_in()
         if self._closed or self._fault is not None:
             return False
-        self._drop_canceled()
-        with self._watchdog:
-            self._decode_finished()
-            batch = self._admission.choose()
-            if batch is not None:
-                self._launch(batch)
-            keep = self._backend.runs_ahead if batch is not None else 0
-            while len(self._pending) > keep:
-                self._pending.popleft()()
-        return True
-
-    def _take_in(self) -> None:
-        """Wait until there is something to do; run commands and admit new images."""
-        with self._condition:
-            if not (len(self._admission) or self._to_decode or self._pending):
-                self._condition.wait_for(lambda: self._wakeups > 0)
-            self._wakeups = 0
-            commands, self._commands = self._commands, deque()
-            flights, self._inbox = self._inbox, deque()
-        for flight in flights:
-            flight.shape = self._backend.shape_of(flight.request)  # it may have shrunk meanwhile
-            self._admission.add(flight)
         for command in commands:
             command()
-
-    def _drop_canceled(self) -> None:
-        for flight in [flight for flight in self._admission if flight.canceled]:
-            self._admission.remove(flight)
-            self._cancel(flight)
-        for flight in [flight for flight in self._to_decode if flight.canceled]:
-            self._to_decode.remove(flight)
-            self._cancel(flight)
-
-    def _cancel(self, flight: Flight[R]) -> None:
-        """Settle what is under way first: the bill of a canceled image is complete, too."""
-        self._settle_all()
-        if flight.state is not None:
-            self._backend.discard(flight.state)
-        self._account.canceled += 1
-        flight.fail_canceled()
-        self._open.discard(flight)
-
-    def _launch(self, batch: Batch[Flight[R]]) -> None:
-        """Hand one tick to the device."""
-        flights = [flight for flight in batch.entries if flight.started or self._prepare(flight)]
-        states = [flight.state for flight in flights if flight.state is not None]
-        if not states:
-            return
-        try:
-            work = self._backend.tick(batch.shape, states)
-        except Exception as error:
-            self._tick_failed(batch.shape, flights, error)
-            return
-        told = [self._progress(flight) for flight in flights if flight.listener is not None]
-        self._pending.append(lambda: self._settle_tick(batch.shape, flights, work, told))
-        for flight, state in zip(flights, states, strict=True):
-            if state.error is not None:
-                self._give_up(flight, state.error)
-            elif state.finished:
-                self._admission.remove(flight)
-                self._to_decode.append(flight)
-
-    def _prepare(self, flight: Flight[R]) -> bool:
-        """Encode a new image's prompt and draw its latents; False if that failed."""
-        try:
-            state, work = self._retry_without_memory(
-                lambda: self._backend.prepare(flight.request, flight.shape)
-            )
-        except Exception as error:
-            self._give_up(flight, error)
-            return False
-        flight.start(state)
-        self._pending.append(lambda: self._account.bill(flight, work.settle()[1]))
+        if self._loaded is not None:
+            turns = self._loaded[1]
+            with self._watchdog:
+                for flight in flights:
+                    turns.admit(flight)
+                turns.turn()
         return True
 
-    def _progress(self, flight: Flight[R]) -> Callable[[], None]:
-        """The update to give once the tick is done; its preview is drawn now, from this tick."""
-        state, listener = flight.state, flight.listener
-        if state is None or listener is None or not listener.due(state.step, state.steps):
-            return _nothing
-        preview = self._backend.preview(state) if flight.request.previews else None
-        step, steps = state.step, state.steps
-        return lambda: self._notifier.tell(listener, step, steps, preview)
+    def _take_in(self) -> tuple[deque[Callable[[], None]], deque[Flight[R]]]:
+        """Everything that was asked for since the last turn; waits if there is nothing to do."""
+        with self._condition:
+            if self._loaded is None or self._loaded[1].idle:
+                self._condition.wait_for(lambda: self._awake)
+            self._awake = False
+            taken = self._commands, self._inbox
+            self._commands, self._inbox = deque(), deque()
+        return taken
 
-    def _settle_tick(
-        self,
-        shape: Shape,
-        flights: list[Flight[R]],
-        work: Work[None],
-        told: list[Callable[[], None]],
-    ) -> None:
-        _, seconds = work.settle()
-        self._account.bill_tick(shape, flights, seconds)
-        self._admission.charge(shape, seconds)
-        for tell in told:
-            tell()
+    def _load(self) -> None:
+        backend = self._open_backend()
+        self._loaded = backend, Turns(backend, self._notifier)
 
-    # --- decoding ---------------------------------------------------------------------------
+    @property
+    def _backend(self) -> Backend[R]:
+        if self._loaded is None:
+            raise EngineClosed("The engine is not loaded.")
+        return self._loaded[0]
 
-    def _decode_finished(self) -> None:
-        """Decode between ticks: for as long as one tick lasts, and one image at least."""
-        spent = 0.0
-        while self._to_decode and (spent == 0.0 or spent < self._account.tick_seconds):
-            self._decode(self._to_decode.popleft())
-            spent += self._account.decode_seconds or float("inf")
+    @property
+    def _turns(self) -> Turns[R]:
+        if self._loaded is None:
+            raise EngineClosed("The engine is not loaded.")
+        return self._loaded[1]
 
-    def _decode(self, flight: Flight[R]) -> None:
-        state = flight.state
-        if state is None:
-            raise InternalError("An image without a row state cannot be decoded.")
-        try:
-            work = self._retry_without_memory(lambda: self._backend.decode(state))
-        except Exception as error:
-            self._give_up(flight, error)
-            return
-        self._pending.append(lambda: self._settle_decode(flight, state, work))
+    def _on_engine_thread(self, function: Callable[[], T]) -> T:
+        """Run something between two turns and wait for it."""
+        result: Future[T] = Future()
 
-    def _settle_decode(self, flight: Flight[R], state: R, work: Work[Picture]) -> None:
-        picture, seconds = work.settle()
-        self._account.bill_decode(flight, seconds)
-        try:
-            if not picture.sound:
-                picture, seconds, note = self._backend.rescue(flight.request, state)
-                self._account.bill(flight, seconds)
-                flight.notes = (*flight.notes, note)
-        except Exception as error:
-            self._give_up(flight, error)
-            return
-        facts = self._backend.facts(state, flight.shape, flight.notes)
-        finished_at = time.monotonic()
-        self._account.images += 1
-        self._open.discard(flight)
-        flight.resolve(
-            GeneratedImage(
-                pixels=picture.pixels,
-                facts=facts,
-                gpu_seconds=flight.gpu_seconds,
-                started_at=flight.started_at or finished_at,
-                finished_at=finished_at,
-            )
-        )
-        self._backend.discard(state)
+        def command() -> None:
+            try:
+                result.set_result(function())
+            except BaseException as error:  # handed to the waiting thread
+                result.set_exception(error)
+
+        with self._condition:
+            self._refuse_if_over()
+            self._commands.append(command)
+            self._awake = True
+            self._condition.notify()
+        return result.result()
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._awake = True
+            self._condition.notify()
 
     # --- faults -----------------------------------------------------------------------------
 
-    def _tick_failed(self, shape: Shape, flights: list[Flight[R]], error: Exception) -> None:
-        if not self._backend.is_out_of_memory(error):
-            for flight in flights:
-                self._give_up(flight, error)
-            return
-        self._settle_all()
-        self._backend.release_memory()
-        smaller = self._backend.shrink(shape)
-        if smaller is not None:
-            self._restart_smaller(shape, smaller)
-            return
-        for flight in flights:
-            if _RETRIED in flight.notes:
-                self._give_up(flight, error)
-            else:
-                self._readmit(flight, shape, _RETRIED)
-
-    def _restart_smaller(self, shape: Shape, smaller: Shape) -> None:
-        note = f"out of memory at {shape.rows} rows: made at {smaller.rows}"
-        logger.warning("%s (%d x %d pixels)", note, shape.width, shape.height)
-        self._account.shrinks += 1
-        for flight in self._admission.members(shape):
-            self._readmit(flight, smaller, note)
-
-    def _readmit(self, flight: Flight[R], shape: Shape, note: str) -> None:
-        self._admission.remove(flight)
-        if flight.state is not None:
-            self._backend.discard(flight.state)
-        flight.restart(shape, note)
-        self._admission.add(flight)
-
-    def _retry_without_memory(self, work: Callable[[], T]) -> T:
-        """Try once more after giving cached memory back, if memory was what failed."""
-        try:
-            return work()
-        except Exception as error:
-            if not self._backend.is_out_of_memory(error):
-                raise
-        self._settle_all()
-        self._backend.release_memory()
-        return work()
-
-    def _give_up(self, flight: Flight[R], error: Exception) -> None:
-        """Fail one image; if the device itself is gone, the whole engine."""
-        if self._backend.is_fatal(error):
-            raise error
-        if flight in self._admission.members(flight.shape):
-            self._admission.remove(flight)
-        if flight.state is not None:
-            self._backend.discard(flight.state)
-        if self._backend.is_out_of_memory(error):
-            error = OutOfMemory("The device ran out of memory with a single row.")
-        elif not isinstance(error, JobError):
-            logger.error("An image failed", exc_info=error)
-            error = InternalError(f"{type(error).__name__}: {error}")
-        self._open.discard(flight)
-        flight.fail(error)
-
-    def _settle_all(self) -> None:
-        while self._pending:
-            self._pending.popleft()()
+    def _refuse_if_over(self) -> None:
+        if self._fault is not None:
+            raise DeviceLost(self._fault.message)
+        if self._closed:
+            raise EngineClosed("The engine is closed.")
 
     def _hung(self, seconds: float) -> None:
-        self._break(DeviceLost(f"The device did not answer for {seconds:.0f} s."))
+        self._break(DeviceLost(f"The device did not answer for {seconds:.1f} s."))
 
     def _break(self, fault: JobError) -> None:
         """The device is gone: hand every image back, then say so. Any thread, once."""
@@ -370,36 +220,3 @@ class StepLoop(Generic[R]):
     def _fail_open(self, error: Exception) -> None:
         for flight in list(self._open):
             flight.fail(error)
-        self._open.clear()
-
-    # --- commands ---------------------------------------------------------------------------
-
-    def _on_engine_thread(self, function: Callable[[], T]) -> T:
-        """Run something between two ticks and wait for it."""
-        result: Future[T] = Future()
-
-        def command() -> None:
-            try:
-                result.set_result(function())
-            except BaseException as error:  # handed to the waiting thread
-                result.set_exception(error)
-
-        with self._condition:
-            if self._closed or self._fault is not None:
-                raise EngineClosed("The engine is closed.")
-            self._commands.append(command)
-            self._wakeups += 1
-            self._condition.notify()
-        return result.result()
-
-    def _wake(self) -> None:
-        with self._condition:
-            self._wakeups += 1
-            self._condition.notify()
-
-
-_RETRIED = "out of memory at 1 row: made once more after releasing memory"
-
-
-def _nothing() -> None:
-    """An update that is not due."""

@@ -101,9 +101,6 @@ class SimulatedBackend:
             rows=self._rows,
         )
 
-    def load(self) -> None:
-        """Nothing to load."""
-
     def warm_up(self) -> WarmUpReport:
         """Make one tick at each configured size."""
         started = time.monotonic()
@@ -213,8 +210,10 @@ class SimulatedEngine(StepLoop[SimulatedRow]):
         speed: SimulatedSpeed | None = None,
         on_fault: FaultCallback | None = None,
     ) -> None:
-        speed = speed or SimulatedSpeed.from_source(spec.source)
-        super().__init__(SimulatedBackend(spec, speed), on_fault)
+        super().__init__(
+            lambda: SimulatedBackend(spec, speed or SimulatedSpeed.from_source(spec.source)),
+            on_fault,
+        )
 
 
 def picture_of(request: ImageRequest) -> NDArray[np.uint8]:

@@ -1,0 +1,34 @@
+"""The real engine: a diffusers checkpoint on a torch device, behind the step loop."""
+
+from typing import Any
+
+from shared.model_catalog import ModelSpec
+from worker.engine.device import Device, open_device
+from worker.engine.interface import FaultCallback
+from worker.engine.loaded import load
+from worker.engine.loop import TICK_BUDGET, StepLoop
+from worker.engine.unet_backend import UnetBackend, family_of
+
+
+class DiffusionEngine(StepLoop[Any]):
+    """The engine for a checkpoint: batched where its family allows, else one image at a time."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device: str | Device | None = None,
+        on_fault: FaultCallback | None = None,
+        tick_budget: float = TICK_BUDGET,
+    ) -> None:
+        super().__init__(lambda: _open_backend(spec, device), on_fault, tick_budget)
+
+
+def _open_backend(spec: ModelSpec, device: str | Device | None) -> Any:  # one of two backends
+    opened = device if isinstance(device, Device) else open_device(device)
+    loaded = load(spec, opened)
+    family = family_of(loaded.pipeline)
+    if family is None:
+        from worker.engine.pipeline_backend import PipelineBackend
+
+        return PipelineBackend(loaded)
+    return UnetBackend(loaded, family)

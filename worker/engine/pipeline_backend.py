@@ -1,0 +1,223 @@
+"""Any other diffusers pipeline: its ordinary call, one image at a time, advanced step by step."""
+
+import copy
+import inspect
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from shared.errors import InvalidInput, ModelUnavailable, NanOutput
+from shared.schedulers import SCHEDULERS
+from worker.engine.backend import Done, Picture, Preview, Shape, Work
+from worker.engine.device import Device, Measured
+from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, TickTime, WarmUpReport
+from worker.engine.loaded import LoadedModel
+from worker.engine.pipeline_run import PipelineRun
+from worker.engine.prompts import Truncation
+
+
+class PipelineBackend:
+    """A pipeline whose inside the engine does not know. A started image ends before the next."""
+
+    exclusive = True
+    runs_ahead = 0
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._device: Device = loaded.device
+        self._pipeline = loaded.pipeline
+        self._scheduler = loaded.pipeline.scheduler
+        self._image_pipeline = _image_pipeline(loaded.pipeline)
+        self._truncation = Truncation(_clip_tokenizers(loaded.pipeline))
+        self._parameters = inspect.signature(self._pipeline.__call__).parameters
+
+    @property
+    def model(self) -> ModelFacts:
+        """The loaded model."""
+        return self._loaded.facts("pipeline", rows=1)
+
+    def warm_up(self) -> WarmUpReport:
+        """Make a short image at every configured size."""
+        started, spec = time.monotonic(), self._loaded.spec
+        table = []
+        for width, height in spec.sizes_to_warm:
+            request = ImageRequest(
+                prompt="a photograph",
+                negative_prompt=None,
+                seed=0,
+                width=width,
+                height=height,
+                steps=2,
+                guidance_scale=spec.default_guidance_scale,
+                scheduler=spec.scheduler,
+            )
+            begun = time.perf_counter()
+            pixels = self._call(self._pipeline, request).finish()
+            if pixels.shape != (height, width, 3):
+                raise ModelUnavailable(
+                    f"Model {spec.name!r} made a picture of {pixels.shape} for {width}x{height}."
+                )
+            table.append(TickTime(width, height, 1, (time.perf_counter() - begun) / 2))
+        return WarmUpReport(time.monotonic() - started, spec.sizes_to_warm, 1, tuple(table))
+
+    def check(self, request: ImageRequest) -> None:
+        """Refuse what the pipeline's call has no parameter for."""
+        if request.scheduler not in SCHEDULERS:
+            raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
+        if request.negative_prompt and "negative_prompt" not in self._parameters:
+            raise InvalidInput(f"Model {self.model.name!r} takes no negative prompt.")
+        if (request.init_image is None) != (request.strength is None):
+            raise InvalidInput("An initial image and a strength go together.")
+        if request.init_image is not None and self._image_pipeline is None:
+            raise InvalidInput(f"Model {self.model.name!r} makes no pictures from pictures.")
+        if request.strength is not None and int(request.steps * request.strength) < 1:
+            raise InvalidInput("strength times steps leaves no step to run.")
+
+    def shape_of(self, request: ImageRequest) -> Shape:
+        """One row, whatever was asked for."""
+        return Shape(request.width, request.height, request.guidance_scale > 1, rows=1)
+
+    def prepare(self, request: ImageRequest, shape: Shape) -> tuple[PipelineRun, Work[None]]:
+        """Nothing runs before the first tick."""
+        del shape
+        return self._call(self._pipeline, request), Done(None, 0.0)
+
+    def tick(self, shape: Shape, rows: Sequence[PipelineRun]) -> Work[None]:
+        """Let the pipeline run to the end of its next step."""
+        del shape
+        (run,) = rows
+        begin = self._device.mark()
+        self._device.run("tick", run.advance)
+        return Measured(lambda: None, begin, self._device.mark())
+
+    def preview(self, row: PipelineRun) -> Preview | None:
+        """Latents of unknown kinds cannot be shown."""
+        del row
+        return None
+
+    def decode(self, row: PipelineRun) -> Work[Picture]:
+        """Let the pipeline run to its end."""
+        begin = self._device.mark()
+        image = self._device.run("decode", row.finish)
+        return Measured(lambda: _picture(image), begin, self._device.mark())
+
+    def rescue(self, request: ImageRequest, row: PipelineRun) -> tuple[Picture, float, str]:
+        """The whole pipeline once more, in float32."""
+        if self._loaded.dtype == "float32":
+            raise NanOutput("The model gave NaN or an all-black picture, in full precision.")
+        started = time.perf_counter()
+        upcast = copy.copy(self._pipeline)
+        for name, part in self._pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                setattr(upcast, name, copy.deepcopy(part).float())
+        picture = _picture(self._call(upcast, request).finish())
+        if not picture.sound:
+            raise NanOutput("The model gave NaN or an all-black picture, in full precision too.")
+        row.dtype = "float32"
+        return picture, time.perf_counter() - started, "unsound: made again in float32 throughout"
+
+    def facts(self, row: PipelineRun, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
+        """What the receipt says."""
+        return self._loaded.run_facts(row.scheduler, shape.rows, notes + row.notes, row.dtype)
+
+    def discard(self, row: PipelineRun) -> None:
+        """End the pipeline's call if it is still under way."""
+        row.abandon()
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """As the device says."""
+        return self._device.is_out_of_memory(error)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """As the device says."""
+        return self._device.is_fatal(error)
+
+    def release_memory(self) -> None:
+        """Give cached blocks back."""
+        self._device.release_memory()
+
+    def shrink(self, shape: Shape) -> Shape | None:
+        """There is only one row."""
+        del shape
+        return None
+
+    def truncated_part(self, prompt: str) -> str | None:
+        """What CLIP tokenizers cut off; encoders of other kinds are not looked at."""
+        return self._truncation.of(prompt)
+
+    def close(self) -> None:
+        """Let go of the device."""
+        self._device.close()
+
+    def _call(self, pipeline: Any, request: ImageRequest) -> PipelineRun:
+        scheduler, notes = self._scheduler_for(request.scheduler)
+        steps = request.steps
+        arguments: dict[str, Any] = {
+            "prompt": request.prompt,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "generator": torch.Generator("cpu").manual_seed(request.seed),
+            "output_type": "np",
+        }
+        if request.negative_prompt is not None:
+            arguments["negative_prompt"] = request.negative_prompt
+        if request.init_image is None:
+            arguments |= {"width": request.width, "height": request.height}
+        else:
+            steps = min(int(steps * (request.strength or 1)), steps)
+            pipeline = self._with_parts_of(pipeline)
+            size = (request.width, request.height)
+            image = request.init_image.resize(size, Image.Resampling.LANCZOS)
+            arguments |= {"image": image, "strength": request.strength}
+        pipeline.scheduler = scheduler
+        return PipelineRun(
+            pipeline,
+            arguments,
+            steps=steps,
+            scheduler=scheduler,
+            notes=notes,
+            dtype=self._loaded.dtype,
+        )
+
+    def _with_parts_of(self, pipeline: Any) -> Any:
+        """The image-to-image pipeline over the parts of `pipeline` (they may be upcast)."""
+        if pipeline is self._pipeline:
+            return self._image_pipeline
+        return _image_pipeline(pipeline)
+
+    def _scheduler_for(self, name: str) -> tuple[Any, tuple[str, ...]]:
+        """The scheduler of that name if it fits the pipeline, else the checkpoint's own."""
+        choice, own = SCHEDULERS[name], self._scheduler
+        for scheduler_class in getattr(own, "compatibles", []):
+            if scheduler_class.__name__ == choice.class_name:
+                return scheduler_class.from_config(own.config, **choice.overrides), ()
+        note = f"scheduler: {name} does not fit this model; its own {type(own).__name__} was used"
+        return copy.deepcopy(own), (note,)
+
+
+def _image_pipeline(pipeline: Any) -> Any | None:
+    from diffusers import AutoPipelineForImage2Image
+
+    try:
+        image_pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
+    except ValueError:
+        return None
+    image_pipeline.set_progress_bar_config(disable=True)
+    return image_pipeline
+
+
+def _clip_tokenizers(pipeline: Any) -> list[Any]:
+    parts = (getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2"))
+    return [part for part in parts if type(part).__name__.startswith("CLIPTokenizer")]
+
+
+def _picture(image: NDArray[np.float32]) -> Picture:
+    """(height, width, 3) in 0 … 1, rounded to bytes as diffusers does it."""
+    sound = bool(np.isfinite(image).all())
+    pixels = (np.nan_to_num(image) * 255).round().astype(np.uint8)
+    return Picture(pixels, sound and bool(pixels.any()))

@@ -1,0 +1,117 @@
+"""Small pictures from latents through a linear map that is fitted to the model's own VAE.
+
+A VAE's latent channels are, to a good part, linear in the colours below them. The map from the
+latent channels (and a constant) to RGB is fitted once, by least squares, between latents of
+synthetic pictures and the same pictures at latent resolution; so it works for any VAE.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.engine.device import Device, Mark
+from worker.engine.row import Prediction
+
+_SIZE = 256
+"""Side of the synthetic pictures in pixels."""
+_PICTURES = 8
+_RIDGE = 1e-4
+"""Regularisation, relative to the latents' power: dead channels must not get huge weights."""
+
+
+@dataclass(frozen=True)
+class PreviewMap:
+    """Latents -> RGB: one 1×1 convolution."""
+
+    weights: torch.Tensor
+    """(channels + 1, 3), float32, on the device; the last line is the constant."""
+    error: float
+    """Root mean square error of the fit, in 0 … 1 of full scale."""
+
+    @classmethod
+    def fit(cls, vae: Any, factor: int, device: Device) -> "PreviewMap":
+        """Fit the map. `factor` is the side of a latent in pixels."""
+        pictures = _synthetic_pictures()
+        samples: list[torch.Tensor] = []
+        colours: list[torch.Tensor] = []
+        for picture in pictures:
+            latents = device.run("encode", partial(_encode, vae, picture, device))
+            small = torch.nn.functional.avg_pool2d(picture[None], factor)[0]
+            samples.append(latents.flatten(1).T)
+            colours.append(small.flatten(1).T)
+        known = torch.cat(samples).double()
+        known = torch.cat([known, torch.ones(len(known), 1, dtype=torch.float64)], dim=1)
+        wanted = torch.cat(colours).double()
+        power = known.square().mean().item() * len(known)
+        ridge = torch.eye(known.shape[1], dtype=torch.float64) * (_RIDGE * power)
+        weights = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted)
+        error = (known @ weights - wanted).square().mean().sqrt().item()
+        return cls(device.from_host(weights.float()), error)
+
+    def draw(self, latents: torch.Tensor, device: Device) -> "LatentPreview":
+        """Start drawing clean latents (1, channels, h, w), scaled as the UNet has them."""
+        flat = latents[0].float().permute(1, 2, 0)
+        rgb = flat @ self.weights[:-1] + self.weights[-1]
+        pixels = (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+        host = device.to_host(pixels)
+        return LatentPreview(host, device.mark())
+
+
+class LatentPreview:
+    """A preview on its way to the host."""
+
+    def __init__(self, pixels: torch.Tensor, ready: Mark) -> None:
+        self._pixels = pixels
+        self._ready = ready
+
+    def rgb(self) -> NDArray[np.uint8]:
+        """Wait for it: (h, w, 3)."""
+        self._ready.wait()
+        return np.ascontiguousarray(self._pixels.numpy())
+
+
+def predicted_latents(
+    seen: Prediction, alphas_cumprod: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The clean latents that a UNet call points to.
+
+    The UNet's input is x = √ᾱ·x₀ + √(1-ᾱ)·ε for every scheduler on offer (`scale_model_input`
+    makes it so), hence x₀ = (x - √(1-ᾱ)·ε) / √ᾱ, and with v-prediction √ᾱ·x - √(1-ᾱ)·v
+    (https://arxiv.org/abs/2202.00512, appendix D). Between two trained timesteps ᾱ is
+    interpolated.
+    """
+    low = min(int(seen.timestep), len(alphas_cumprod) - 1)
+    high = min(low + 1, len(alphas_cumprod) - 1)
+    share = seen.timestep - low
+    alpha = (1 - share) * float(alphas_cumprod[low]) + share * float(alphas_cumprod[high])
+    signal, noise = math.sqrt(alpha), math.sqrt(1 - alpha)
+    if prediction_type == "v_prediction":
+        return signal * seen.sample - noise * seen.output
+    if prediction_type == "sample":
+        return seen.output
+    return (seen.sample - noise * seen.output) / signal
+
+
+def _encode(vae: Any, picture: torch.Tensor, device: Device) -> torch.Tensor:
+    image = device.from_host(picture[None] * 2 - 1).to(vae.dtype)
+    latents: torch.Tensor = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
+    return latents[0].float().cpu()
+
+
+def _synthetic_pictures() -> list[torch.Tensor]:
+    """Soft colour fields from coarse to fine, (3, 256, 256) in 0 … 1: always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = []
+    for index in range(_PICTURES):
+        cells = 2 ** (1 + index % 4)
+        field = torch.rand(1, 3, cells + 1, cells + 1, generator=generator)
+        picture = torch.nn.functional.interpolate(
+            field, size=(_SIZE, _SIZE), mode="bilinear", align_corners=True
+        )
+        pictures.append(picture[0])
+    return pictures
