@@ -14,8 +14,10 @@ from starlette.exceptions import HTTPException
 from api.auth import KeyCache
 from api.deps import Resources
 from api.health.routes import router as health
+from api.images.routes import router as images
 from api.jobs.routes import router as jobs
 from api.middleware import BodyLimit, RequestEnvelope
+from api.models.routes import router as models
 from api.openapi import install_openapi
 from api.problems import (
     Problem,
@@ -24,6 +26,7 @@ from api.problems import (
     handle_validation_error,
 )
 from api.queue import Circuit, JobPublisher, WorkerRoster
+from api.uploads.routes import router as uploads
 from api.version import VERSION
 from shared.database import open_async_engine
 from shared.logging import configure_logging
@@ -60,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
-    for router in (health, jobs):
+    for router in (health, jobs, images, uploads, models):
         app.include_router(router)
     install_openapi(app)
     return app
@@ -71,7 +74,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Open what the process needs; servers that are down are no reason not to start."""
     engine = open_async_engine(settings)
     quick = _redis(settings, socket_timeout=0.2, connections=32)
-    blocking = _redis(settings, socket_timeout=30, connections=_BLOCKING_CONNECTIONS)
+    blocking = _redis(settings, socket_timeout=5, connections=_BLOCKING_CONNECTIONS)
     circuit = Circuit()
     publisher = JobPublisher(celery_app(settings), circuit)
     storage = Storage(settings)

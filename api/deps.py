@@ -1,9 +1,10 @@
 """What a request needs: the process's resources, and its tenant's transaction."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import psycopg
@@ -46,6 +47,8 @@ class Resources:
     roster: WorkerRoster
     storage: Storage
     keys: "KeyCache"
+    streams: "Counter[str]" = field(default_factory=Counter)
+    """Open event streams by key."""
 
     @asynccontextmanager
     async def transaction(self, seconds: float | None = None) -> AsyncIterator[AsyncSession]:

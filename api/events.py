@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -39,7 +39,7 @@ class StreamEvent:
 
 async def follow(
     redis: Redis, job_id: UUID, after: str, idle_seconds: float
-) -> AsyncIterator[StreamEvent | None]:
+) -> AsyncGenerator[StreamEvent | None, None]:
     """Entries after `after` as they come; None whenever `idle_seconds` pass without one.
 
     Raises:
@@ -60,6 +60,21 @@ def _entries(raw: Iterable[Any]) -> Iterator[StreamEvent]:
     """Entries as redis-py gives them, decoded: (id, fields)."""
     for entry_id, fields in raw:
         yield StreamEvent(entry_id, fields.get("type", ""), fields.get("data", ""))
+
+
+async def edges(redis: Redis, circuit: Circuit, job_id: UUID) -> tuple[str, str] | None:
+    """Ids of the oldest and the newest entry; None without a stream or without Redis."""
+    if circuit.is_open:
+        return None
+    key = names.events_key(job_id)
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.xrange(key, count=1)
+    pipeline.xrevrange(key, count=1)
+    try:
+        oldest, newest = await circuit.call(pipeline.execute())
+    except RedisDown:
+        return None
+    return (oldest[0][0], newest[0][0]) if oldest and newest else None
 
 
 async def announce(redis: Redis, circuit: Circuit, job: Job) -> None:

@@ -209,6 +209,13 @@ async def retry(held: Resources, principal: Principal, job_id: str) -> Job:
     return await get(held, principal, job_id)
 
 
+async def request_previews(held: Resources, principal: Principal, job_id: str) -> None:
+    """Have previews made of a job that no worker has begun; any other stays as it is."""
+    row_id = parse_id("job", job_id, "job")
+    async with held.tenant_transaction(principal) as session:
+        await session.execute(statements.request_previews(principal.tenant_id, row_id))
+
+
 async def _find(session: AsyncSession, principal: Principal, job_id: UUID) -> rows.Job:
     row = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
     if row is None:

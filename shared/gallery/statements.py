@@ -57,6 +57,24 @@ def get_image(tenant_id: UUID, image_id: UUID) -> Select[Image]:
     return select(Image).where(Image.tenant_id == tenant_id, Image.id == image_id)
 
 
+def find_image_by_file(tenant_id: UUID, sha256: str) -> Select[Image]:
+    """The tenant's images with exactly these bytes, newest first."""
+    return (
+        select(Image)
+        .where(Image.tenant_id == tenant_id, Image.sha256 == sha256)
+        .order_by(Image.id.desc())
+    )
+
+
+def find_upload_by_file(tenant_id: UUID, sha256: str) -> Select[Upload]:
+    """The tenant's uploads with exactly these bytes, newest first."""
+    return (
+        select(Upload)
+        .where(Upload.tenant_id == tenant_id, Upload.sha256 == sha256)
+        .order_by(Upload.id.desc())
+    )
+
+
 def insert_upload(upload: dict[str, Any]) -> ReturningInsert[Upload]:
     """A client's cleaned picture."""
     return insert(Upload).values(**upload).returning(Upload)

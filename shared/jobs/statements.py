@@ -146,6 +146,19 @@ def list_attempts(job_ids: Iterable[UUID]) -> Select[JobAttempt]:
     )
 
 
+def find_unfinished_marked(tenant_id: UUID, key: str, value: str) -> Select[UUID]:
+    """Ids of a tenant's unfinished jobs with this metadata entry, newest first."""
+    return (
+        select(Job.id)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.state.in_((JobState.QUEUED, JobState.RUNNING)),
+            Job.job_metadata[key].astext == value,
+        )
+        .order_by(Job.id.desc())
+    )
+
+
 def count_ahead(job: Job) -> Select[int]:
     """How many queued jobs of the same model a worker would take before this one."""
     same_lane_earlier = and_(Job.lane == job.lane, Job.id < job.id)
@@ -329,6 +342,20 @@ def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:
             sequence=Job.sequence + 1,
         )
         .returning(Job)
+    )
+
+
+def request_previews(tenant_id: UUID, job_id: UUID) -> Update:
+    """A follower wants previews; heard by the attempts that have not begun."""
+    return (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.id == job_id,
+            Job.state == JobState.QUEUED,
+            Job.previews.is_(False),
+        )
+        .values(previews=True)
     )
 
 

@@ -1,0 +1,1 @@
+"""Finished pictures: look, read, make again, inspect."""

@@ -1,0 +1,143 @@
+"""Read the receipt out of a picture that a client sends, and make a job body of it."""
+
+import asyncio
+import hashlib
+import io
+from typing import Any
+
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.datastructures import UploadFile
+
+from api.auth import Principal
+from api.deps import Resources
+from api.images import service as images
+from api.images.schemas import Inspection
+from api.problems import Problem
+from api.uploads.service import refused
+from shared.gallery import statements as gallery
+from shared.ids import to_wire
+from shared.images import ImageDimensions, ImageNotRecognized, ImageRefused, ImageUndecodable
+from shared.images.header import read_header
+from shared.receipts import read_receipt
+
+_MAX_SIDE = 4096
+_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, UnidentifiedImageError, MemoryError)
+"""What Pillow raises for a damaged header; the pixels are never decoded here."""
+
+
+class _Named(BaseModel):
+    name: str
+
+
+class _ReceiptFields(BaseModel):
+    """What a job body needs of a receipt. A receipt in a file is a claim, checked like input."""
+
+    kind: str
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: _Named
+    model: _Named
+    strength: float | None = None
+    init_image_sha256: str | None = None
+    output_format: str = "png"
+
+
+async def inspect(held: Resources, principal: Principal, file: UploadFile) -> Inspection:
+    """The receipt inside a picture, whether it is one of the tenant's, and a job to repeat it.
+
+    Raises:
+        Problem: 422 when it is no picture or carries no receipt.
+    """
+    data = await file.read(held.settings.max_upload_bytes + 1)
+    try:
+        receipt = await asyncio.to_thread(_receipt_of, data)
+    except ImageRefused as refusal:
+        raise refused(refusal) from None
+    fields = _fields_of(receipt)
+    if receipt is None or fields is None:
+        raise Problem("receipt_missing")
+    notes: list[str] = []
+    digest = hashlib.sha256(data).hexdigest()
+    async with held.tenant_transaction(principal) as session:
+        find = gallery.find_image_by_file(principal.tenant_id, digest).limit(1)
+        stored = (await session.scalars(find)).one_or_none()
+        start = await _initial_image(session, principal, fields.init_image_sha256)
+    if fields.kind == "img2img" and start is None:
+        notes.append("The initial image is not here; give its picture as init_image.")
+    if held.catalog.get(fields.model.name) is None:
+        notes.append("This server has no model of that name.")
+    return Inspection(
+        receipt=receipt,
+        stored=stored is not None,
+        image=images.present(held, stored) if stored is not None else None,
+        job=_job_body(fields, start),
+        notes=notes,
+    )
+
+
+def _receipt_of(data: bytes) -> dict[str, Any] | None:
+    """The receipt in a file's metadata; reads the header and text chunks only.
+
+    Raises:
+        ImageRefused: the file is not a PNG, WebP or JPEG of a size that we make.
+    """
+    header = read_header(data)
+    if header.size is not None and max(header.size) > _MAX_SIDE:
+        raise ImageDimensions(f"A side has more than {_MAX_SIDE} pixels.")
+    try:
+        with Pillow.open(io.BytesIO(data), formats=(header.format,)) as picture:
+            return read_receipt(picture)
+    except Pillow.DecompressionBombError:
+        raise ImageDimensions("It has more pixels than are accepted.") from None
+    except UnidentifiedImageError:
+        raise ImageNotRecognized("The file cannot be read as an image.") from None
+    except _PICTURE_ERRORS:
+        raise ImageUndecodable("Its header is damaged.") from None
+
+
+def _fields_of(receipt: dict[str, Any] | None) -> _ReceiptFields | None:
+    try:
+        return None if receipt is None else _ReceiptFields.model_validate(receipt)
+    except ValidationError:
+        return None
+
+
+async def _initial_image(
+    session: AsyncSession, principal: Principal, sha256: str | None
+) -> str | None:
+    """The id of a picture of this tenant with these bytes."""
+    if sha256 is None:
+        return None
+    upload = gallery.find_upload_by_file(principal.tenant_id, sha256).limit(1)
+    if (row := (await session.scalars(upload)).one_or_none()) is not None:
+        return to_wire("upl", row.id)
+    image = gallery.find_image_by_file(principal.tenant_id, sha256).limit(1)
+    if (picture := (await session.scalars(image)).one_or_none()) is not None:
+        return to_wire("img", picture.id)
+    return None
+
+
+def _job_body(fields: _ReceiptFields, init_image: str | None) -> dict[str, Any]:
+    body = {
+        "prompt": fields.prompt,
+        "negative_prompt": fields.negative_prompt,
+        "seed": fields.seed,
+        "width": fields.width,
+        "height": fields.height,
+        "steps": fields.steps,
+        "guidance_scale": fields.guidance_scale,
+        "scheduler": fields.scheduler.name,
+        "model": fields.model.name,
+        "init_image": init_image,
+        "strength": fields.strength if init_image is not None else None,
+        "output_format": fields.output_format,
+    }
+    return {name: value for name, value in body.items() if value is not None}

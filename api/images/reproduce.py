@@ -1,0 +1,226 @@
+"""Make a picture again from its receipt, and say how alike the two are and why."""
+
+import asyncio
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from PIL import Image as Pillow
+from PIL import ImageChops
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.images import service as images
+from api.images.schemas import Reproduction, ReproductionLinks
+from api.jobs import service as jobs
+from api.jobs.schemas import Job
+from api.jobs.waiting import wait_until_done
+from api.problems import Problem
+from shared.gallery import models as rows
+from shared.ids import from_wire, new_id, to_wire
+from shared.jobs import models as job_rows
+from shared.jobs import statements
+from shared.queue.names import INTERACTIVE
+from shared.schedulers import SCHEDULERS
+
+MARK = "reproduces"
+"""The metadata key of a job that makes an image again; its value is the image's id."""
+EQUIVALENT_WITHIN = 8
+"""Of 255 levels. Another batch shape differs by 1 or 2; above this an eye can find it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How alike two pictures are."""
+
+    verdict: Literal["identical", "equivalent", "different"]
+    max_pixel_difference: int
+    """0 to 255; 255 for pictures of different sizes."""
+
+
+async def reproduce(
+    held: Resources, principal: Principal, image_id: str, job_id: str | None, seconds: float
+) -> Reproduction:
+    """Begin to make the image again, or go on with `job_id`, and wait for at most `seconds`.
+
+    Raises:
+        Problem: 404 for an unknown image or a job that does not reproduce it; 422 when it cannot
+            be made again or its job has failed.
+    """
+    original = await images.find(held, principal, image_id)
+    if job_id is None:
+        job_id = await _begin(held, principal, original)
+    job = await _job_of(held, principal, original, job_id)
+    if job.finished_at is None and seconds:
+        await wait_until_done(held, principal, from_wire("job", job.id), seconds)
+        job = await _job_of(held, principal, original, job_id)
+    if job.finished_at is None:
+        notice = await _early_notice(held, original)
+        return _present(held, original, job, reason=notice)
+    if job.state != "succeeded" or not job.images:
+        why = job.error.code if job.error else job.state
+        raise Problem("not_reproducible", f"The job {job.id} to make it again ended as {why}.")
+    again = await images.find(held, principal, job.images[0].id)
+    result = await _compare(held, original, again)
+    reason = explain(original.receipt, again.receipt, result.verdict)
+    return _present(held, original, job, reason=reason, again=again, result=result)
+
+
+async def _begin(held: Resources, principal: Principal, original: rows.Image) -> str:
+    """The job that makes it again: the unfinished one there is, else a new one."""
+    image_id = to_wire("img", original.id)
+    async with held.tenant_transaction(principal) as session:
+        unfinished = statements.find_unfinished_marked(principal.tenant_id, MARK, image_id)
+        found = (await session.scalars(unfinished)).first()
+        if found is not None:
+            return to_wire("job", found)
+        statement = statements.get_job(principal.tenant_id, original.job_id)
+        source = (await session.scalars(statement)).one()
+        columns = _columns(held, principal, original, source)
+        row, _ = await jobs.insert_job(session, principal, columns)
+    await held.publisher.publish(row)
+    return to_wire("job", row.id)
+
+
+def _columns(
+    held: Resources, principal: Principal, original: rows.Image, source: job_rows.Job
+) -> dict[str, Any]:
+    receipt = original.receipt
+    model, scheduler = receipt["model"]["name"], receipt["scheduler"]["name"]
+    if held.catalog.get(model) is None:
+        raise Problem("not_reproducible", f"The model {model} is not in the catalogue any more.")
+    if scheduler not in SCHEDULERS:
+        raise Problem("not_reproducible", f"The scheduler {scheduler} is not offered any more.")
+    return {
+        "id": new_id(),
+        "tenant_id": principal.tenant_id,
+        "api_key_id": principal.key_id,
+        "lane": INTERACTIVE,
+        "kind": receipt["kind"],
+        "model": model,
+        "prompt": receipt["prompt"],
+        "negative_prompt": receipt["negative_prompt"],
+        "seeds": [receipt["seed"]],
+        "width": receipt["width"],
+        "height": receipt["height"],
+        "steps": receipt["steps"],
+        "guidance_scale": receipt["guidance_scale"],
+        "scheduler": scheduler,
+        "strength": receipt["strength"],
+        "init_image": source.init_image,
+        "output_format": receipt["output_format"],
+        "rows": receipt["rows"],
+        "session_id": original.session_id,
+        "job_metadata": {MARK: to_wire("img", original.id)},
+        "warnings": [],
+        "cost": receipt["width"] * receipt["height"] * receipt["steps"],
+        "max_attempts": held.settings.max_attempts,
+    }
+
+
+async def _job_of(held: Resources, principal: Principal, original: rows.Image, job_id: str) -> Job:
+    parse_id("job", job_id, "job")
+    job = await jobs.get(held, principal, job_id)
+    if job.metadata.get(MARK) != to_wire("img", original.id):
+        raise Problem("not_found", "This job does not make this image again.")
+    return job
+
+
+async def _compare(held: Resources, original: rows.Image, again: rows.Image) -> Comparison:
+    if original.sha256 == again.sha256:
+        return Comparison("identical", 0)
+    first = await images.read_object(held, original.s3_key)
+    second = await images.read_object(held, again.s3_key)
+    return await asyncio.to_thread(compare_pixels, first.body, second.body)
+
+
+def compare_pixels(first: bytes, second: bytes) -> Comparison:
+    """Compare two pictures of our own making, decoded to RGB."""
+    formats = ("PNG", "WEBP", "JPEG")
+    with (
+        Pillow.open(io.BytesIO(first), formats=formats) as a,
+        Pillow.open(io.BytesIO(second), formats=formats) as b,
+    ):
+        if a.size != b.size:
+            return Comparison("different", 255)
+        extrema = ImageChops.difference(a.convert("RGB"), b.convert("RGB")).getextrema()
+    largest = max(int(high) for _, high in extrema)  # type: ignore[misc]  # RGB: one pair a band
+    if largest == 0:
+        return Comparison("identical", 0)
+    return Comparison("equivalent" if largest <= EQUIVALENT_WITHIN else "different", largest)
+
+
+def explain(before: dict[str, Any], now: dict[str, Any], verdict: str) -> str:
+    """One sentence: what on record differs between two makings."""
+    differences = list(_differences(before, now))
+    if verdict == "identical":
+        if not differences:
+            return "Every pixel is equal, and so is everything on record."
+        return f"Every pixel is equal, although {'; '.join(differences)}."
+    if not differences:
+        return "Nothing on record differs; the hardware or its drivers may."
+    sentence = "; ".join(differences)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    found = []
+    old_hash, new_hash = (receipt["model"]["content_hash"] for receipt in (before, now))
+    if old_hash != new_hash:
+        found.append(f"the checkpoint has changed (content hash {old_hash} then, {new_hash} now)")
+    for key, name in (
+        ("device", "the device"),
+        ("dtype", "the dtype"),
+        ("rows", "the number of rows"),
+        ("cpu_threads", "the number of CPU threads"),
+        ("notes", "the engine's notes"),
+    ):
+        if before.get(key) != now.get(key):
+            found.append(f"{name} was {before.get(key)} and is {now.get(key)}")
+    then, today = before.get("software", {}), now.get("software", {})
+    found += [
+        f"{name} was {then.get(name)} and is {today.get(name)}"
+        for name in ("torch", "diffusers", "cuda", "darkroom")
+        if then.get(name) != today.get(name)
+    ]
+    return found
+
+
+async def _early_notice(held: Resources, original: rows.Image) -> str | None:
+    """What the live workers' announcements already tell, before the job is done."""
+    recorded = original.receipt["model"]
+    served = [
+        model
+        for worker in await held.roster.workers() or ()
+        for model in worker.models
+        if model.name == recorded["name"]
+    ]
+    if not served:
+        return "No live worker serves the model now."
+    if all(model.content_hash not in (None, recorded["content_hash"]) for model in served):
+        return "The checkpoint has changed: no live worker has the recorded content hash."
+    return None
+
+
+def _present(
+    held: Resources,
+    original: rows.Image,
+    job: Job,
+    *,
+    reason: str | None,
+    again: rows.Image | None = None,
+    result: Comparison | None = None,
+) -> Reproduction:
+    return Reproduction(
+        verdict=result.verdict if result else None,
+        max_pixel_difference=result.max_pixel_difference if result else None,
+        reason=reason,
+        image=images.present(held, again) if again is not None else None,
+        job=job,
+        links=_links(held, original, job),
+    )
+
+
+def _links(held: Resources, original: rows.Image, job: Job) -> ReproductionLinks:
+    here = f"{held.settings.public_url.rstrip('/')}/v1/images/{to_wire('img', original.id)}"
+    return ReproductionLinks(again=f"{here}/reproduce?job={job.id}", job=job.links.self)

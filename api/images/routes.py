@@ -1,0 +1,202 @@
+"""HTTP of images."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.datastructures import UploadFile
+
+from api.auth import ImagesRead, JobsWrite
+from api.bodies import FILE_SCHEMA, read_file
+from api.deps import Res
+from api.images import service
+from api.images.inspect import inspect as inspect_picture
+from api.images.reproduce import reproduce as reproduce_image
+from api.images.schemas import Image, Inspection, Reproduction
+from api.jobs.routes import MAX_WAIT, Prefer, parse_wait
+from api.problems import responses
+from api.wire import json_answer
+
+router = APIRouter(prefix="/v1/images", tags=["images"])
+
+ImageId = Annotated[str, Path(description="`img_…`", examples=["img_01jd4zk3v8e0x9m5q7r2t6w8ya"])]
+Proxy = Annotated[bool, Query(description="true: through the API instead of a redirect.")]
+Download = Annotated[bool, Query(description="true: as an attachment with a file name.")]
+
+_FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file, with `proxy=1`.",
+        "content": {
+            "image/png": {"schema": {"type": "string", "format": "binary"}},
+            "image/webp": {"schema": {"type": "string", "format": "binary"}},
+            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+    302: {"description": "To a URL in object storage that is good for some minutes."},
+    304: {"description": "With `proxy=1`: the file has the ETag in `If-None-Match`."},
+    **responses(
+        "insufficient_scope",
+        "not_found",
+        "object_missing",
+        "validation_failed",
+        "database_unavailable",
+        "storage_unavailable",
+    ),
+}
+
+
+@router.get(
+    "/{image_id}",
+    operation_id="images.get",
+    summary="Get an image",
+    response_class=Response,
+    responses={
+        200: {"model": Image},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def get(held: Res, principal: ImagesRead, image_id: ImageId) -> Response:
+    """An image's facts and URLs."""
+    row = await service.find(held, principal, image_id)
+    return json_answer(service.present(held, row))
+
+
+@router.get(
+    "/{image_id}/content",
+    operation_id="images.content",
+    summary="Read an image's file",
+    response_class=Response,
+    responses=_FILE_RESPONSES,
+)
+async def content(
+    *,
+    held: Res,
+    principal: ImagesRead,
+    image_id: ImageId,
+    proxy: Proxy = False,
+    download: Download = False,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Redirects to object storage, or sends the file itself with `proxy=1`."""
+    row = await service.find(held, principal, image_id)
+    name = service.file_name(row)
+    if not proxy:
+        url = held.storage.presign(row.s3_key, name if download else None)
+        return RedirectResponse(url, 302)
+    headers = {
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "ETag": f'"{row.sha256}"',
+        "Content-Disposition": f'{"attachment" if download else "inline"}; filename="{name}"',
+    }
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    stored = await service.read_object(held, row.s3_key)
+    # The type is the one on record, never one that storage or a client names.
+    return Response(stored.body, 200, headers, row.content_type)
+
+
+@router.get(
+    "/{image_id}/thumbnail",
+    operation_id="images.thumbnail",
+    summary="Read an image's thumbnail",
+    response_class=Response,
+    responses=_FILE_RESPONSES,
+)
+async def thumbnail(
+    held: Res, principal: ImagesRead, image_id: ImageId, proxy: Proxy = False
+) -> Response:
+    """A small WebP, by the same ways as the file."""
+    row = await service.find(held, principal, image_id)
+    if not proxy:
+        return RedirectResponse(held.storage.presign(row.thumbnail_s3_key), 302)
+    stored = await service.read_object(held, row.thumbnail_s3_key)
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+    return Response(stored.body, 200, headers, "image/webp")
+
+
+@router.get(
+    "/{image_id}/receipt",
+    operation_id="images.receipt",
+    summary="Get an image's receipt",
+    response_class=Response,
+    responses={
+        200: {"description": "The receipt, as it is in the picture's `darkroom` chunk."},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def receipt(held: Res, principal: ImagesRead, image_id: ImageId) -> Response:
+    """How the picture was made: enough to make it again."""
+    row = await service.find(held, principal, image_id)
+    return JSONResponse(row.receipt)
+
+
+@router.post(
+    "/{image_id}/reproduce",
+    operation_id="images.reproduce",
+    summary="Make an image again and compare",
+    response_class=Response,
+    responses={
+        200: {"model": Reproduction, "description": "Made and compared."},
+        202: {
+            "model": Reproduction,
+            "description": "Not finished yet: POST to `Location` (`links.again`) to go on.",
+        },
+        **responses(
+            "insufficient_scope",
+            "not_found",
+            "not_reproducible",
+            "database_unavailable",
+            "storage_unavailable",
+        ),
+    },
+)
+async def reproduce(
+    *,
+    request: Request,
+    held: Res,
+    principal: JobsWrite,
+    image_id: ImageId,
+    job: Annotated[
+        str | None, Query(description="Go on with this job instead of beginning one.")
+    ] = None,
+    prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
+) -> Response:
+    """Runs the receipt again, at the recorded rows, and waits up to 60 s (`Prefer: wait=n`).
+
+    May be repeated: while a job that makes this image again is unfinished, no second one is begun.
+    """
+    asked = parse_wait(request)
+    seconds = MAX_WAIT if asked is None else asked
+    result = await reproduce_image(held, principal, image_id, job, seconds)
+    headers = {} if asked is None else {"Preference-Applied": f"wait={asked}"}
+    if result.verdict is not None:
+        return json_answer(result, 200, headers)
+    headers |= {"Location": result.links.again, "Retry-After": "1"}
+    return json_answer(result, 202, headers)
+
+
+@router.post(
+    "/inspect",
+    operation_id="images.inspect",
+    summary="Read the receipt in a picture",
+    response_class=Response,
+    responses={
+        200: {"model": Inspection},
+        **responses(
+            "malformed_request",
+            "insufficient_scope",
+            "body_too_large",
+            "unsupported_media_type",
+            "validation_failed",
+            "image_refused",
+            "receipt_missing",
+            "database_unavailable",
+        ),
+    },
+    openapi_extra=FILE_SCHEMA,
+)
+async def inspect(
+    held: Res, principal: ImagesRead, file: Annotated[UploadFile, Depends(read_file)]
+) -> Response:
+    """What a picture made by Darkroom says of itself; nothing of it is kept."""
+    return json_answer(await inspect_picture(held, principal, file))

@@ -1,0 +1,172 @@
+"""A job's events for one client: a snapshot, then what happens, until the job has ended.
+
+The ledger is the truth. Redis's stream adds progress, previews and promptness; while it is away
+or has lost its entries, the stream goes on with snapshots from the ledger.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from fastapi.sse import format_sse_event
+from redis.exceptions import RedisError
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.events import START, StreamEvent, edges, follow
+from api.jobs import service
+from api.jobs.schemas import Job
+from api.problems import Problem
+from shared.jobs.state import TERMINAL_STATES
+
+HEARTBEAT = b": alive\n\n"
+_HEARTBEAT_SECONDS = 10.0
+"""Below the idle limits of common proxies."""
+_LEDGER_SECONDS = 5.0
+"""How often an idle stream looks at the ledger, for an end that no event told of."""
+_LEDGER_SECONDS_ALONE = 1.0
+"""The same while Redis is away."""
+_LIFE_SECONDS = 900.0
+"""Then the stream ends and the client comes back with Last-Event-ID; a deploy need not wait."""
+_RETRY_MS = 1000
+_ENTRY_ID = re.compile(r"\d{1,18}-\d{1,18}")
+
+
+@dataclass
+class _Reader:
+    """Where one client's stream is."""
+
+    held: Resources
+    principal: Principal
+    job_id: str
+    position: str
+    """The Redis id of the newest entry that the client has or need not have."""
+    sequence: int = -1
+    """Of the newest snapshot sent."""
+    ended: bool = False
+    with_previews: bool = True
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_over(self) -> bool:
+        return self.ended or time.monotonic() - self.started > _LIFE_SECONDS
+
+    async def snapshot(self) -> bytes | None:
+        """The job as an event, or None if the client has seen it in this state."""
+        job = await service.get(self.held, self.principal, self.job_id)
+        return self.show(job) if job.sequence > self.sequence else None
+
+    def show(self, job: Job) -> bytes:
+        """The job as an event; notes whether it was the last."""
+        self.sequence = job.sequence
+        self.ended = job.state in TERMINAL_STATES
+        return format_sse_event(
+            event="job",
+            data_str=job.model_dump_json(),
+            id=None if self.position == START else self.position,
+            retry=_RETRY_MS,
+        )
+
+    async def translate(self, event: StreamEvent) -> bytes | None:
+        """One entry of the stream as an event, or None if it says nothing new."""
+        self.position = event.id
+        if event.kind == "job":
+            # Entries tell of a change; what the job is now, only the ledger says. An entry that
+            # the ledger has moved past says nothing: its successor's entry is still to come.
+            job = await service.get(self.held, self.principal, self.job_id)
+            is_stale = event.decoded().get("sequence", job.sequence) < job.sequence
+            return None if is_stale else self.show(job)
+        if event.kind == "preview" and not self.with_previews:
+            return None
+        return format_sse_event(event=event.kind, data_str=event.data, id=event.id)
+
+
+async def open_stream(
+    held: Resources,
+    principal: Principal,
+    job_id: str,
+    last_event_id: str | None,
+    with_previews: bool,
+) -> AsyncIterator[bytes]:
+    """Events in SSE form, beginning with what the client has missed.
+
+    Raises:
+        Problem: 404 for an unknown job, 503 when Postgres is away.
+    """
+    position, resumes = await _starting_point(held, job_id, last_event_id)
+    # Read after the position was taken: the snapshot then holds all that came before it.
+    job = await service.get(held, principal, job_id)
+    reader = _Reader(held, principal, job_id, position, with_previews=with_previews)
+    return _stream(reader, None if resumes else job)
+
+
+async def _starting_point(
+    held: Resources, job_id: str, last_event_id: str | None
+) -> tuple[str, bool]:
+    """Where to read on, and whether the client has seen everything before that."""
+    row_id = parse_id("job", job_id, "job")
+    known = await edges(held.redis, held.circuit, row_id)
+    if known is None:
+        return START, False
+    oldest, newest = known
+    if last_event_id is None or not _ENTRY_ID.fullmatch(last_event_id):
+        return newest, False
+    if not _order(oldest) <= _order(last_event_id) < _order(newest):
+        return newest, False  # Entries are gone, the id was never given out, or nothing is new.
+    return last_event_id, True
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)
+
+
+async def _stream(reader: _Reader, first: Job | None) -> AsyncIterator[bytes]:
+    if first is not None:
+        yield reader.show(first)
+    while not reader.is_over:
+        try:
+            async with aclosing(_from_redis(reader)) as events:
+                async for event in events:
+                    yield event
+        except (RedisError, OSError):
+            yield await _look(reader) or HEARTBEAT
+            if not reader.ended:
+                await asyncio.sleep(_LEDGER_SECONDS_ALONE)
+
+
+async def _from_redis(reader: _Reader) -> AsyncGenerator[bytes, None]:
+    """Events as they come, and a look at the ledger when none come."""
+    row_id = parse_id("job", reader.job_id, "job")
+    redis = reader.held.blocking_redis
+    spoke = looked = time.monotonic()
+    async with aclosing(follow(redis, row_id, reader.position, _LEDGER_SECONDS_ALONE)) as entries:
+        async for entry in entries:
+            now = time.monotonic()
+            event = None
+            if entry is not None:
+                event = await reader.translate(entry)
+            elif now - looked >= _LEDGER_SECONDS:
+                looked = now
+                event = await _look(reader)
+            if event is not None:
+                spoke = now
+                yield event
+            elif now - spoke >= _HEARTBEAT_SECONDS:
+                spoke = now
+                yield HEARTBEAT
+            if reader.is_over:
+                return
+
+
+async def _look(reader: _Reader) -> bytes | None:
+    """A snapshot if it is news; None too when the ledger cannot be asked just now."""
+    try:
+        return await reader.snapshot()
+    except Problem as problem:
+        if problem.kind.status != 503:
+            reader.ended = True  # The job was deleted.
+        return None

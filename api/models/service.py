@@ -1,0 +1,53 @@
+"""The catalogue, and who serves it now."""
+
+from api.deps import Resources
+from api.models.schemas import Model, ServingWorker
+from api.queue import LiveWorker
+from api.wire import Page
+from shared.model_catalog import ModelSpec
+from shared.schedulers import SCHEDULERS
+
+
+async def list_models(held: Resources) -> Page[Model]:
+    """Every declared model, the default first."""
+    workers = await held.roster.workers()
+    models = [
+        _present(spec, _serving(spec.name, workers), is_default=spec is held.catalog.default)
+        for spec in held.catalog.model
+    ]
+    return Page[Model](data=models, has_more=False, next_cursor=None)
+
+
+def _serving(name: str, workers: tuple[LiveWorker, ...] | None) -> list[ServingWorker] | None:
+    if workers is None:
+        return None
+    return [
+        ServingWorker(
+            name=worker.name,
+            state=worker.state,
+            device=worker.device,
+            rows=served.rows,
+            content_hash=served.content_hash,
+        )
+        for worker in workers
+        for served in worker.models
+        if served.name == name
+    ]
+
+
+def _present(spec: ModelSpec, workers: list[ServingWorker] | None, is_default: bool) -> Model:
+    return Model(
+        name=spec.name,
+        default=is_default,
+        default_width=spec.default_width,
+        default_height=spec.default_height,
+        max_width=spec.max_width,
+        max_height=spec.max_height,
+        default_steps=spec.default_steps,
+        max_steps=spec.max_steps,
+        default_guidance_scale=spec.default_guidance_scale,
+        default_scheduler=spec.scheduler,
+        schedulers=list(SCHEDULERS),
+        served=None if workers is None else bool(workers),
+        workers=workers,
+    )

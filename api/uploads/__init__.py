@@ -1,0 +1,1 @@
+"""Pictures that clients send to start from."""

@@ -1,0 +1,64 @@
+"""The rules of uploads: check, re-encode, keep, show."""
+
+from starlette.datastructures import UploadFile
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.problems import FieldError, Problem, not_found
+from api.uploads.intake import clean_image, discard_upload, store_upload
+from api.uploads.schemas import Upload
+from shared.gallery import models as rows
+from shared.gallery import statements as gallery
+from shared.ids import to_wire
+from shared.images import ImageRefused
+
+
+async def accept(held: Resources, principal: Principal, file: UploadFile) -> Upload:
+    """Keep a client's picture for img2img.
+
+    Raises:
+        Problem: 422 when it is refused; 503 when storage, the database or decoders are away.
+    """
+    try:
+        clean = await clean_image(held, file.file)
+    except ImageRefused as refusal:
+        raise refused(refusal) from None
+    columns = await store_upload(held, principal, clean)
+    try:
+        async with held.tenant_transaction(principal) as session:
+            row = (await session.scalars(gallery.insert_upload(columns))).one()
+    except Problem:
+        await discard_upload(held, columns)
+        raise
+    return present(held, row)
+
+
+async def get(held: Resources, principal: Principal, upload_id: str) -> Upload:
+    """A tenant's upload."""
+    row_id = parse_id("upl", upload_id, "upload")
+    async with held.tenant_transaction(principal) as session:
+        statement = gallery.get_upload(principal.tenant_id, row_id)
+        row = (await session.scalars(statement)).one_or_none()
+    if row is None:
+        raise not_found("upload")
+    return present(held, row)
+
+
+def refused(refusal: ImageRefused) -> Problem:
+    """A picture that cannot be taken, as a problem of the form's field."""
+    error = FieldError(pointer=None, parameter="file", code=refusal.code, message=str(refusal))
+    return Problem("image_refused", str(refusal), errors=[error])
+
+
+def present(held: Resources, row: rows.Upload) -> Upload:
+    """The wire form of an upload."""
+    return Upload(
+        id=to_wire("upl", row.id),
+        width=row.width,
+        height=row.height,
+        content_type=row.content_type,
+        bytes=row.bytes,
+        sha256=row.sha256,
+        url=held.storage.presign(row.s3_key),
+        created_at=row.created_at,
+    )
