@@ -29,6 +29,9 @@ def main() -> None:
     except StackError as error:
         terminal.fail(str(error))
         sys.exit(1)
+    except OSError as error:  # the disk is full, a folder is closed to us
+        terminal.fail(str(error))
+        sys.exit(1)
     except StopRequestedError:
         # A stop before the end is what the user wanted of `run`, and a failure of `smoke`.
         sys.exit(1 if arguments.command == "smoke" else 0)

@@ -134,7 +134,7 @@ def describe_failure(program: Program, code: int) -> str:
     return "\n".join([sentence, *(f"    {line}" for line in lines)])
 
 
-def last_lines(log: Path, count: int = 15) -> list[str]:
+def last_lines(log: Path, count: int = 30) -> list[str]:
     """The end of a log file; at most its last 64 KiB are read."""
     try:
         with log.open("rb") as file:

@@ -37,7 +37,11 @@ class Terminal:
 
     @contextlib.contextmanager
     def step(self, name: str, detail: object = "") -> Iterator[None]:
-        """Prints what was done and how long it took, once it is done."""
+        """Prints what was done and how long it took, once it is done.
+
+        In a terminal it shows meanwhile that it is being done.
+        """
         began = time.monotonic()
-        yield
+        with self._console.status(name) if self._console.is_terminal else contextlib.nullcontext():
+            yield
         self.fact(name, f"{detail!s:<42}{time.monotonic() - began:5.1f} s")

@@ -21,7 +21,6 @@ SUPERVISOR = textwrap.dedent("""
     import json, signal, sys
     from pathlib import Path
     from deploy.local.servers import EmbeddedServers
-from tests.processes import wait_until
 
     servers = EmbeddedServers(Path(sys.argv[1]), durable=False)
     servers.start()
