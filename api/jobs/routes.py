@@ -229,7 +229,7 @@ async def stream_slot(held: Res, principal: JobsRead) -> AsyncIterator[None]:
     "/{job_id}/events",
     operation_id="jobs.events",
     summary="Follow a job's events",
-    response_class=EventSourceResponse,
+    response_class=Response,
     dependencies=[Depends(stream_slot)],
     responses={
         200: {
