@@ -1,0 +1,1 @@
+"""Benchmarks: each number against a baseline of the same run. `make bench` runs them all."""

@@ -1,0 +1,74 @@
+"""`python -m tests.bench [MODULE …]`: run the benchmarks, print a table, write bench.json."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.row import Row
+
+MODULES = (
+    "encode_rows",
+    "engine_rows",
+    "queue_rows",
+    "submit_rows",
+    "worker_rows",
+    "batch_rows",
+    "webhook_rows",
+    "search_rows",
+)
+
+
+def main() -> int:
+    """Run the chosen modules; exit 1 if a row misses its goal, so that a script can tell."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("modules", nargs="*", help=f"of {', '.join(MODULES)} (default: all)")
+    arguments = parser.parse_args()
+    chosen = arguments.modules or [name for name in MODULES if _exists(name)]
+    rows: list[Row] = []
+    for name in chosen:
+        started = time.monotonic()
+        module = importlib.import_module(f"tests.bench.{name}")
+        for row in module.rows():
+            rows.append(row)
+            mark = "holds" if row["holds"] else "MISSED"
+            print(f"{row['name']}: {row['value']:g} {row['unit']} ({row['goal']}, {mark})")
+        print(f"-- {name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    _print_table(rows)
+    _write(rows)
+    return 0 if all(row["holds"] for row in rows) else 1
+
+
+def _exists(name: str) -> bool:
+    return (Path(__file__).parent / f"{name}.py").is_file()
+
+
+def _print_table(rows: list[Row]) -> None:
+    table = Table("what", "value", "goal", "", "spread", "against")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            f"{row['value']:g} {row['unit']}",
+            row["goal"],
+            "✓" if row["holds"] else "✗",
+            f"{row['min']:g} … {row['max']:g}",
+            row["baseline"],
+        )
+    Console().print(table)
+
+
+def _write(rows: list[Row]) -> None:
+    home = Path(os.environ.get("DARKROOM_HOME", ".darkroom"))
+    home.mkdir(exist_ok=True)
+    path = home / "bench.json"
+    path.write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    print(f"written to {path}")
+
+
+sys.exit(main())

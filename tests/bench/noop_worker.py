@@ -1,0 +1,47 @@
+"""The baseline: a bare Celery worker with the same broker settings and a task that does nothing."""
+
+import logging
+import sys
+from typing import Any
+
+import redis
+from celery import Celery, signals
+
+from shared.queue.publish import celery_app
+from shared.settings import get_settings
+
+QUEUE = "bench.noop"
+TASK = "bench.noop"
+REPLY_LIST = "bench:replies"
+
+
+def register(app: Celery, client: "redis.Redis") -> None:
+    """A task that answers on a list if it is asked to."""
+
+    @app.task(name=TASK)
+    def noop(reply: bool) -> None:
+        if reply:
+            client.lpush(REPLY_LIST, b"1")
+
+
+def main() -> None:
+    """Consume until SIGTERM."""
+    logging.basicConfig(level=logging.INFO)
+    settings = get_settings()
+    app = celery_app(settings)
+    register(app, redis.Redis.from_url(settings.redis_url.get_secret_value()))
+
+    @signals.worker_ready.connect(weak=False)
+    def ready(**_: Any) -> None:
+        logging.getLogger(__name__).info("noop_ready")
+
+    app.worker_main(
+        [
+            *("worker", "--pool=threads", f"--concurrency={sys.argv[1]}", f"--queues={QUEUE}"),
+            *("--without-gossip", "--without-mingle", "--loglevel=WARNING"),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

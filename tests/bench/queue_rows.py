@@ -1,0 +1,105 @@
+"""What the queue costs: a pipeline that takes no time, against a bare Celery no-op.
+
+Two figures. Overhead: from the POST to the committed picture, minus a bare Celery round trip.
+Rate: jobs drained by one worker, against no-op tasks drained by one Celery worker; both queues are
+filled while the worker is stopped (SIGSTOP), so that publishing is not measured.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+
+from shared.queue.publish import publish_job
+from tests.bench.noop_worker import QUEUE, REPLY_LIST, TASK
+from tests.bench.row import Row, make_row, percentile
+from tests.bench.system import System, running_system
+from tests.processes import ApiProcess, Process, wait_until
+
+_ROUND_TRIPS = 100
+_WARM_UP = 20
+_DRAINED = 300
+_REPEATS = 5
+_THREADS = 10
+
+
+def rows() -> Iterator[Row]:
+    """Overhead p50 and p99 in ms, and the rate as a ratio."""
+    with running_system() as system:
+        api = system.api()
+        worker = system.worker("null", _THREADS)
+        noop = system.process(["-m", "tests.bench.noop_worker", str(_THREADS)], "noop_ready")
+        yield from _overhead(system, api)
+        yield from _rate(system, worker, noop)
+
+
+def _overhead(system: System, api: ApiProcess) -> Iterator[Row]:
+    ours: list[float] = []
+    bare: list[float] = []
+    body = {"prompt": "a benchmark", "model": "null", "session_id": "bench"}
+    for number in range(_WARM_UP + _ROUND_TRIPS):
+        started = time.perf_counter()
+        answer = api.http.post("/v1/jobs", json=body, headers={"Prefer": "wait=30"})
+        done = time.perf_counter() - started
+        assert answer.json()["state"] == "succeeded", answer.text
+        started = time.perf_counter()
+        _publish_noop(system, reply=True)
+        system.redis.brpop([REPLY_LIST], timeout=10)
+        replied = time.perf_counter() - started
+        if number >= _WARM_UP:
+            ours.append(done * 1000)
+            bare.append(replied * 1000)
+    baseline = f"a bare Celery round trip (p50 {percentile(bare, 0.5):.1f} ms), interleaved"
+    for share, goal in ((0.5, 15.0), (0.99, 50.0)):
+        overhead = percentile(ours, share) - percentile(bare, share)
+        yield make_row(
+            f"null pipeline, submit to done, p{share * 100:g}",
+            [overhead],
+            unit="ms over baseline",
+            goal=goal,
+            better="lower",
+            baseline=baseline,
+        )
+
+
+def _rate(system: System, worker: Process, noop: Process) -> Iterator[Row]:
+    ratios = []
+    ours = []
+    for _ in range(_REPEATS):
+        noops = _DRAINED / _drain_noops(system, noop)
+        jobs = _DRAINED / _drain_jobs(system, worker)
+        ours.append(jobs)
+        ratios.append(jobs / noops)
+    yield make_row(
+        "durable jobs/s of one worker, null pipeline",
+        ratios,
+        unit="of baseline",
+        goal=0.3,
+        better="higher",
+        baseline=f"bare Celery no-ops, acks late; ours {percentile(ours, 0.5):.0f} jobs/s",
+    )
+
+
+def _drain_jobs(system: System, worker: Process) -> float:
+    jobs = system.insert_jobs(_DRAINED)
+    worker.send(signal.SIGSTOP)
+    for job in jobs:
+        publish_job(system.celery, job.id, job.model, job.lane)
+    started = time.monotonic()
+    worker.send(signal.SIGCONT)
+    return system.wait_succeeded(jobs[0].id, _DRAINED) - started
+
+
+def _drain_noops(system: System, noop: Process) -> float:
+    noop.send(signal.SIGSTOP)
+    for _ in range(_DRAINED):
+        _publish_noop(system, reply=True)
+    started = time.monotonic()
+    noop.send(signal.SIGCONT)
+    wait_until(lambda: system.redis.llen(REPLY_LIST) >= _DRAINED, 60, "the no-ops")
+    seconds = time.monotonic() - started
+    system.redis.delete(REPLY_LIST)
+    return seconds
+
+
+def _publish_noop(system: System, *, reply: bool) -> None:
+    system.celery.send_task(TASK, args=[reply], queue=QUEUE, ignore_result=True)

@@ -1,0 +1,145 @@
+"""The whole system on its own servers, as the benchmarks use it."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import redis
+from celery import Celery
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from deploy.admin import EVERY_SCOPE, create_key
+from deploy.local.servers import EmbeddedServers
+from migrations.commands import upgrade
+from shared.database import open_engine, session_factory
+from shared.jobs import statements
+from shared.jobs.models import Job
+from shared.queue.publish import celery_app
+from shared.settings import Settings
+from shared.tenancy import statements as tenancy
+from tests.processes import ApiProcess, Process, WorkerProcess, free_port, wait_until
+
+MODELS = Path(__file__).parent / "models.toml"
+
+
+@dataclass
+class System:
+    """Running servers and the means to add processes to them."""
+
+    folder: Path
+    environment: dict[str, str]
+    settings: Settings
+    database: sessionmaker[Session]
+    redis: "redis.Redis"
+    celery: Celery
+    key: str
+    tenant: UUID
+    stack: ExitStack
+
+    def api(self) -> ApiProcess:
+        """Start an API process."""
+        api = ApiProcess(self.environment, free_port(), self.key, self.folder / "api.log")
+        return self.stack.enter_context(api)
+
+    def worker(self, model: str, threads: int | None = None) -> WorkerProcess:
+        """Start a generate worker."""
+        environment = dict(self.environment)
+        if threads:
+            environment["DARKROOM_WORKER_THREADS"] = str(threads)
+        worker = WorkerProcess(
+            environment, ["generate", "--model", model], self.folder / f"worker-{model}.log"
+        )
+        return self.stack.enter_context(worker)
+
+    def process(self, arguments: Sequence[str], ready: str) -> Process:
+        """Start any other process of the project and wait for a line in its log."""
+        process = Process(self.environment, arguments, self.folder / "process.log")
+        process.start()
+        self.stack.callback(process.stop)
+        process.wait_for_log(ready)
+        return process
+
+    def insert_jobs(self, count: int, **fields: Any) -> list[Job]:
+        """Accept jobs straight into the ledger, without publishing them."""
+        job = {
+            "tenant_id": self.tenant,
+            "session_id": "bench",
+            "kind": "txt2img",
+            "model": "null",
+            "lane": "interactive",
+            "prompt": "a benchmark",
+            "width": 64,
+            "height": 64,
+            "steps": 1,
+            "guidance_scale": 5.0,
+            "scheduler": "ddim",
+            "output_format": "png",
+            "job_metadata": {},
+            "cost": 4096,
+            "max_attempts": 3,
+            **fields,
+        }
+        with self.database.begin() as session:
+            session.execute(statements.ensure_session(self.tenant, "bench"))
+            return [
+                session.scalars(statements.insert_job({**job, "seeds": [seed]})).one()
+                for seed in range(count)
+            ]
+
+    def succeeded_since(self, first: UUID) -> int:
+        """How many jobs from this one on have succeeded."""
+        with self.database.begin() as session:
+            statement = select(func.count()).where(Job.id >= first, Job.state == "succeeded")
+            return session.scalar(statement) or 0
+
+    def wait_succeeded(self, first: UUID, count: int, seconds: float = 120.0) -> float:
+        """Wait until so many have; returns the monotonic time at which it was seen."""
+        wait_until(lambda: self.succeeded_since(first) >= count, seconds, f"{count} jobs")
+        return time.monotonic()
+
+
+@contextmanager
+def running_system() -> Iterator[System]:
+    """Servers with durable settings, a tenant and a key; processes are added by the caller."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
+        servers = stack.enter_context(EmbeddedServers(folder / "home"))
+        upgrade(servers.database_url)
+        environment = {
+            **servers.environment(),
+            "DARKROOM_MODELS_FILE": str(MODELS),
+            "DARKROOM_LOG_LEVEL": "info",
+            "DARKROOM_LOG_FORMAT": "console",
+        }
+        settings = Settings(
+            **{name.removeprefix("DARKROOM_").lower(): value for name, value in environment.items()}
+        )
+        engine = open_engine(settings)
+        stack.callback(engine.dispose)
+        database = session_factory(engine)
+        with database.begin() as session:
+            tenant = session.scalars(tenancy.ensure_tenant("bench")).one()
+        client = redis.Redis.from_url(settings.redis_url.get_secret_value())
+        stack.callback(client.close)
+        yield System(
+            folder=folder,
+            environment=environment,
+            settings=settings,
+            database=database,
+            redis=client,
+            celery=celery_app(settings),
+            key=create_key(
+                settings.database_url.get_secret_value(),
+                tenant="bench",
+                name="bench",
+                scopes=EVERY_SCOPE,
+            ),
+            tenant=tenant,
+            stack=stack,
+        )
