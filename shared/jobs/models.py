@@ -15,7 +15,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, query_expression
 
 from shared.jobs.state import TERMINAL_STATES, JobState
 from shared.tables import Base, CreatedAt, Id, Instant, Json
@@ -62,12 +62,37 @@ class Job(Base):
         ),
         Index("ix_jobs_tenant", "tenant_id", "id"),
         Index("ix_jobs_session", "tenant_id", "session_id", "id"),
+        Index(
+            "uq_jobs_custom_id",
+            "batch_id",
+            "custom_id",
+            unique=True,
+            postgresql_where=text("batch_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_batch_queued",
+            "batch_id",
+            "id",
+            postgresql_where=text("state = 'queued' AND batch_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_batch_finished",
+            "batch_id",
+            "finished_at",
+            "id",
+            postgresql_where=text("finished_at IS NOT NULL AND batch_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[Id]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     api_key_id: Mapped[str | None] = mapped_column(Text)
     session_id: Mapped[str] = mapped_column(Text)
+    batch_id: Mapped[UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
+    custom_id: Mapped[str | None] = mapped_column(Text)
+    """The client's own name for a line of a batch; unique within the batch."""
+    line: Mapped[int | None] = mapped_column(Integer)
+    """The line of the batch's file that this job comes from, counted from 1."""
 
     # What is asked for; never changes after submission.
     kind: Mapped[str] = mapped_column(Text)
@@ -95,6 +120,8 @@ class Job(Base):
     """width × height × steps × images."""
     start_deadline: Mapped[Instant | None]
     finish_deadline: Mapped[Instant | None]
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """``{"url", "events", "origin"}`` of the job's own webhook, beside the tenant's endpoints."""
 
     # Where it stands.
     state: Mapped[str] = mapped_column(Text)
@@ -119,6 +146,10 @@ class Job(Base):
     started_at: Mapped[Instant | None]
     """When the latest attempt began."""
     finished_at: Mapped[Instant | None]
+
+    webhook_deliveries: Mapped[list[UUID] | None] = query_expression()
+    """What a transition's statement wrote into the outbox, to be published after the commit; no
+    column, and null for a job that was merely read."""
 
 
 class JobAttempt(Base):

@@ -1,0 +1,1 @@
+"""Webhooks: events, the outbox that is written with each transition, signatures, payloads."""
