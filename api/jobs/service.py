@@ -85,7 +85,7 @@ async def submit(
                     return replay
         if init_image is not None and init_image.new_upload is not None:
             await session.execute(gallery.insert_upload(init_image.new_upload))
-        row, position = await insert_job(session, principal, columns)
+        row, position = await insert_job(session, columns)
         shown = _present(held, row, queue_position=position)
         accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
         if idempotency_key is not None:
@@ -97,13 +97,9 @@ async def submit(
     return accepted
 
 
-async def insert_job(
-    session: AsyncSession, principal: Principal, columns: dict[str, Any]
-) -> tuple[rows.Job, int]:
+async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[rows.Job, int]:
     """Accept one job inside the caller's transaction; the row and how many go before it."""
-    await session.execute(statements.ensure_session(principal.tenant_id, columns["session_id"]))
-    row = (await session.scalars(statements.insert_job(columns))).one()
-    position = (await session.scalars(statements.count_ahead(row))).one()
+    row, position = (await session.execute(statements.accept_job(columns))).one()
     return row, position
 
 

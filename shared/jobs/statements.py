@@ -65,6 +65,14 @@ def insert_job(job: dict[str, Any]) -> JobRows:
     return insert(Job).values(**job, state=JobState.QUEUED).returning(Job)
 
 
+def accept_job(job: dict[str, Any]) -> Select[Job, int]:
+    """Accept a job, in one round trip: its session, its row, and how many jobs go before it."""
+    session = ensure_session(job["tenant_id"], job["session_id"]).cte("session")
+    accepted = insert_job(job).cte("accepted")  # type: ignore[attr-defined]
+    ahead = _ahead_of(job["id"], job["model"], job["lane"]).scalar_subquery()
+    return select(aliased(Job, accepted), ahead).add_cte(session)
+
+
 def reserve_idempotency_key(
     tenant_id: UUID, key: str, request_sha256: bytes
 ) -> ReturningInsert[str]:
@@ -161,11 +169,7 @@ def find_unfinished_marked(tenant_id: UUID, key: str, value: str) -> Select[UUID
 
 def count_ahead(job: Job) -> Select[int]:
     """How many queued jobs of the same model a worker would take before this one."""
-    same_lane_earlier = and_(Job.lane == job.lane, Job.id < job.id)
-    ahead = same_lane_earlier
-    if job.lane == "bulk":
-        ahead = or_(same_lane_earlier, Job.lane == "interactive")
-    return select(func.count()).where(Job.state == JobState.QUEUED, Job.model == job.model, ahead)
+    return _ahead_of(job.id, job.model, job.lane)
 
 
 # --- A worker's transitions ------------------------------------------------------------------
@@ -420,6 +424,13 @@ def list_due(model: str, lane: str, limit: int) -> Select[UUID]:
 
 
 # --- Parts -----------------------------------------------------------------------------------
+
+
+def _ahead_of(job_id: UUID, model: str, lane: str) -> Select[int]:
+    ahead: ColumnElement[bool] = and_(Job.lane == lane, Job.id < job_id)
+    if lane == "bulk":
+        ahead = or_(ahead, Job.lane == "interactive")
+    return select(func.count()).where(Job.state == JobState.QUEUED, Job.model == model, ahead)
 
 
 def _is_due() -> ColumnElement[bool]:
