@@ -83,6 +83,9 @@ async def announce(redis: Redis, circuit: Circuit, job: Job) -> None:
         return
     pipeline = redis.pipeline(transaction=False)
     append_event(pipeline, job.id, "job", {"state": str(job.state), "sequence": job.sequence})
+    if job.cancel_requested:
+        # The worker that runs it looks at the ledger now, not at its next heartbeat.
+        pipeline.publish(names.STOP_CHANNEL, str(job.id))
     with contextlib.suppress(RedisDown):
         await circuit.call(pipeline.execute())
 
