@@ -65,6 +65,9 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, stop: threading.Even
             stack.generate({"prompt": PROMPT, "seed": 1}, picture)
         _introduce(stack, terminal)
         stack.watch()
+    except StackError:
+        terminal.fact("logs", stack.home.logs)
+        raise
     finally:
         terminal.say("Stopping …")
         with terminal.step("stopped"):

@@ -86,7 +86,8 @@ def _checked(answer: httpx2.Response) -> dict[str, Any]:
         body = None
     if answer.is_success and isinstance(body, dict):
         return body
-    detail = body.get("detail") if isinstance(body, dict) else answer.text[:200]
+    problem = body if isinstance(body, dict) else {"detail": answer.text[:200]}
+    detail = problem.get("detail") or problem.get("title") or "no reason was given"
     raise StackError(
         f"{answer.request.method} {answer.request.url.path} answered {answer.status_code}: {detail}"
     )

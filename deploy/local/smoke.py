@@ -5,6 +5,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from deploy.local.errors import StackError, StopRequestedError
 from deploy.local.stack import LocalStack
 from deploy.local.terminal import Terminal
 
@@ -24,7 +25,10 @@ def smoke(terminal: Terminal, stop: threading.Event) -> None:
     home = Path(tempfile.mkdtemp(prefix="darkroom-smoke-home-"))
     try:
         _make_pictures(home, pictures, terminal, stop)
-    except BaseException:
+    except StopRequestedError:
+        shutil.rmtree(home)
+        raise
+    except StackError:
         terminal.fact("logs", home / "logs")
         raise
     shutil.rmtree(home)
