@@ -1,0 +1,121 @@
+"""The promise about seeds, through the HTTP API, on a real diffusers pipeline."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.processes import ApiProcess, WorkerProcess
+
+PROMPT = "snowy mountains at sunset, a lake"
+
+
+@pytest.fixture(scope="module")
+def studio(api: ApiProcess, demo_worker: WorkerProcess) -> ApiProcess:
+    """The API with a real pipeline behind it."""
+    return api
+
+
+def generate(studio: ApiProcess, **fields: Any) -> dict[str, Any]:
+    body = {"prompt": PROMPT, "model": "demo", "steps": 6, "session_id": "seeds", **fields}
+    answer = studio.http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})
+    assert answer.status_code in (200, 202), answer.text
+    job: dict[str, Any] = answer.json()
+    assert job["state"] == "succeeded", job
+    return job
+
+
+def content(studio: ApiProcess, image: dict[str, Any]) -> bytes:
+    answer = studio.http.get(f"/v1/images/{image['id']}/content?proxy=1")
+    assert answer.status_code == 200
+    return answer.content
+
+
+def pixels(studio: ApiProcess, image: dict[str, Any]) -> NDArray[np.float64]:
+    with Image.open(io.BytesIO(content(studio, image))) as picture:
+        return np.asarray(picture.convert("RGB"), dtype=np.float64)
+
+
+def hashes(job: dict[str, Any]) -> list[str]:
+    return [image["sha256"] for image in job["images"]]
+
+
+def test_the_same_seed_gives_the_same_bytes(studio: ApiProcess) -> None:
+    first = generate(studio, seed=11)
+    second = generate(studio, seed=11)
+    assert hashes(first) == hashes(second)
+    assert content(studio, first["images"][0]) == content(studio, second["images"][0])
+
+
+def test_another_seed_another_prompt_or_negative_prompt_gives_another_picture(
+    studio: ApiProcess,
+) -> None:
+    pictures = [
+        generate(studio, seed=11),
+        generate(studio, seed=12),
+        generate(studio, seed=11, prompt="a desert at night, a red house"),
+        generate(studio, seed=11, negative_prompt="a lake"),
+    ]
+    assert len({job["images"][0]["sha256"] for job in pictures}) == len(pictures)
+
+
+def test_one_seed_counts_up_and_each_image_can_be_made_again_alone(studio: ApiProcess) -> None:
+    job = generate(studio, seed=11, num_images=3)
+    assert job["seeds"] == [11, 12, 13]
+    assert [image["seed"] for image in job["images"]] == [11, 12, 13]
+    alone = generate(studio, seed=13)
+    assert hashes(alone) == [hashes(job)[2]]
+
+
+def test_seeds_are_known_before_the_picture_exists(studio: ApiProcess) -> None:
+    body = {"prompt": PROMPT, "model": "demo", "steps": 4, "num_images": 2}
+    accepted = studio.http.post("/v1/jobs", json=body)
+    assert accepted.status_code == 202
+    seeds = accepted.json()["seeds"]
+    assert len(seeds) == 2
+    again = generate(studio, seeds=seeds, steps=4)
+    assert again["seeds"] == seeds
+
+
+def test_image_to_image_follows_its_start(studio: ApiProcess) -> None:
+    start = generate(studio, seed=21, prompt="a green hill at noon, a red house")["images"][0]
+    origin = pixels(studio, start)
+
+    def distance(strength: float) -> float:
+        job = generate(studio, seed=5, steps=20, init_image=start["id"], strength=strength)
+        assert job["kind"] == "img2img"
+        return float(np.abs(pixels(studio, job["images"][0]) - origin).mean())
+
+    near, far = distance(0.2), distance(0.9)
+    assert near < far
+
+
+def test_an_upload_a_data_url_and_an_image_start_the_same_picture(studio: ApiProcess) -> None:
+    start = generate(studio, seed=21)["images"][0]
+    body = content(studio, start)
+    uploaded = studio.http.post("/v1/uploads", files={"file": ("start.png", body, "image/png")})
+    assert uploaded.status_code == 201, uploaded.text
+    data_url = "data:image/png;base64," + base64.b64encode(body).decode()
+    made = [
+        generate(studio, seed=5, init_image=reference, strength=0.5)
+        for reference in (start["id"], uploaded.json()["id"], data_url)
+    ]
+    assert len({job["images"][0]["sha256"] for job in made}) == 1
+
+
+def test_a_picture_can_be_reproduced_from_its_receipt(studio: ApiProcess) -> None:
+    image = generate(studio, seed=31)["images"][0]
+    answer = studio.http.post(f"/v1/images/{image['id']}/reproduce", headers={"Prefer": "wait=60"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["verdict"] == "identical"
+    assert answer.json()["max_pixel_difference"] == 0
+
+
+def test_a_prompt_longer_than_the_encoder_reads_is_told(studio: ApiProcess) -> None:
+    job = generate(studio, prompt=PROMPT + ", " + "very " * 300 + "beautiful", seed=1)
+    [warning] = [w for w in job["warnings"] if w["code"] == "prompt_truncated"]
+    assert "beautiful" in warning["message"]
