@@ -2,11 +2,12 @@
 
 from datetime import timedelta
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _SECRETS_DIR = Path("/run/secrets")
 _WEAK_SECRETS = frozenset(
@@ -80,12 +81,35 @@ class Settings(BaseSettings):
     shutdown_grace: timedelta = timedelta(seconds=8)
     """How long a worker that got SIGTERM may finish what it holds before it hands it back."""
 
+    # Retention -----------------------------------------------------------------------------
+    image_retention: timedelta | None = None
+    """Images older than this are deleted, objects and rows. None: kept for ever."""
+    job_retention: timedelta | None = None
+    """Jobs that ended longer ago than this are deleted, with their images and attempts. None: kept
+    for ever, as evidence."""
+    idempotency_retention: timedelta = timedelta(hours=24)
+    """How long a submission's answer is replayed; clients retry for minutes, not for days."""
+    orphan_grace: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(hours=1)
+    """Age at which objects of an attempt that committed nothing are swept. Longer than a worker
+    waits for S3 (10 min), so that nobody is still writing them."""
+
     # Limits of a request -------------------------------------------------------------------
     max_images_per_job: Annotated[int, Field(ge=1, le=64)] = 16
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     """JSON bodies: room for a 10 MB initial image as a data: URL (base64 adds a third)."""
     max_upload_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
     presign_ttl: Annotated[timedelta, Field(le=timedelta(minutes=15))] = timedelta(minutes=15)
+
+    # Webhooks ------------------------------------------------------------------------------
+    webhook_timeout: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(seconds=60))] = (
+        timedelta(seconds=15)
+    )
+    """For one whole exchange. Standard Webhooks advises 15 to 30 s."""
+    webhook_allow_http: bool = False
+    """Plain http to public addresses. The local stack allows it, and loopback, in any case."""
+    webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """Networks, separated by commas, that webhooks may reach although they are not public, on any
+    port: ``10.20.0.0/16,fd00:20::/32``."""
 
     # The worker ----------------------------------------------------------------------------
     worker_name: str | None = None
@@ -99,6 +123,13 @@ class Settings(BaseSettings):
     @classmethod
     def _name_the_driver(cls, url: SecretStr) -> SecretStr:
         return SecretStr(with_driver(url.get_secret_value()))
+
+    @field_validator("webhook_allowed_networks", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
 
     @model_validator(mode="after")
     def _refuse_weak_secrets(self) -> Self:

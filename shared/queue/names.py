@@ -26,6 +26,7 @@ from shared.ids import to_wire
 
 GENERATE_TASK = "darkroom.generate"
 EMBED_TASK = "darkroom.embed"
+DELIVER_TASK = "darkroom.deliver"
 
 EMBED_QUEUE = "embed"
 WEBHOOK_QUEUE = "webhooks"

@@ -1,5 +1,6 @@
 """Put work into Redis: a Celery message that carries an id and nothing else that matters."""
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -65,3 +66,21 @@ def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any
         retry=False,
         ignore_result=True,
     )
+
+
+def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
+    """Hint to the CPU workers that these webhook deliveries are due.
+
+    Safe to repeat and to leave out: the ledger knows what is due, and the dispatcher asks it.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    for delivery_id in delivery_ids:
+        app.send_task(
+            names.DELIVER_TASK,
+            args=[str(delivery_id)],
+            queue=names.WEBHOOK_QUEUE,
+            retry=False,
+            ignore_result=True,
+        )

@@ -57,10 +57,10 @@ def record(
 ) -> Recorded:
     """An event for each row of `subjects` that somebody wants to hear of, and its deliveries.
 
-    `subjects` has the columns `id`, `tenant_id`, `sequence` and `webhook` (jsonb: null, or
-    ``{"url", "events", "origin"}``). `kind` is the event's type, null where there is none; `data`
-    is its jsonb. `receivers` chooses among the tenant's endpoints; by default those that are
-    enabled and have asked for this kind.
+    `subjects` has the columns `id`, `tenant_id`, `sequence` and `webhook`: jsonb, null or
+    ``{"url", "events", "origin"}`` with the URL's scheme, host and port for the origin. `kind` is
+    the event's type, null where there is none; `data` is its jsonb. `receivers` chooses among the
+    tenant's endpoints; by default those that are enabled and have asked for this kind.
     """
     if receivers is None:
         receivers = and_(WebhookEndpoint.enabled, kind == any_(WebhookEndpoint.events))
@@ -70,13 +70,16 @@ def record(
         cast(null(), Text).label("url"),
         cast(WebhookEndpoint.id, Text).label("destination"),
     ).where(WebhookEndpoint.tenant_id == subjects.c.tenant_id, receivers)
-    tenant = cast(subjects.c.tenant_id, Text)
+    webhook, tenant = subjects.c.webhook, cast(subjects.c.tenant_id, Text)
     to_own = select(
         subjects.c.id,
         cast(null(), Uuid),
-        subjects.c.webhook["url"].astext,
-        tenant + literal_column("' '") + subjects.c.webhook["origin"].astext,
-    ).where(subjects.c.webhook["events"].has_key(kind))
+        webhook["url"].astext,
+        # One tenant's slow receiver must not take up another's share of the same host.
+        tenant
+        + literal_column("' '")
+        + func.coalesce(webhook["origin"].astext, webhook["url"].astext),
+    ).where(webhook["events"].has_key(kind))
     receiver = union_all(to_endpoints, to_own).cte("receiver")
     event = (
         insert(WebhookEvent)
@@ -168,7 +171,7 @@ def _job_snapshot(job: CTE) -> ColumnElement[Any]:
     """The job as it is now; `shared.webhooks.payloads` makes the wire's form of it."""
     names = (
         *("kind", "state", "model", "session_id", "seeds", "width", "height", "output_format"),
-        *("metadata", "error_code", "error_message", "gpu_seconds"),
+        *("batch_id", "custom_id", "metadata", "error_code", "error_message", "gpu_seconds"),
         *("created_at", "started_at", "finished_at"),
     )
     pairs: list[ColumnElement[Any]] = []
