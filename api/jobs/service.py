@@ -99,7 +99,8 @@ async def submit(
 
 async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[rows.Job, int]:
     """Accept one job inside the caller's transaction; the row and how many go before it."""
-    row, position = (await session.execute(statements.accept_job(columns))).one()
+    statement, parameters = statements.accept_job(columns)
+    row, position = (await session.execute(statement, parameters)).one()
     return row, position
 
 
@@ -263,14 +264,14 @@ def _columns(
         "init_image": init_image.column() if init_image else None,
         "warnings": warnings,
         "max_attempts": held.settings.max_attempts,
-        "start_deadline": _deadline(asked.start_within),
-        "finish_deadline": _deadline(asked.finish_within),
+        "start_within": _interval(asked.start_within),
+        "finish_within": _interval(asked.finish_within),
     }
 
 
-def _deadline(seconds: float | None) -> Any:
-    """Counted by the database's clock."""
-    return None if seconds is None else statements.NOW + timedelta(seconds=seconds)
+def _interval(seconds: float | None) -> timedelta | None:
+    """Until a deadline, which the database counts by its own clock."""
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 async def _progress(held: Resources, row: rows.Job) -> Progress | None:

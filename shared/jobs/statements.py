@@ -7,15 +7,18 @@ take the tenant; statements of a worker take the attempt it holds (the fencing t
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     Delete,
     Integer,
+    Interval,
     Select,
     Update,
     and_,
+    bindparam,
     case,
     cast,
     column,
@@ -65,12 +68,36 @@ def insert_job(job: dict[str, Any]) -> JobRows:
     return insert(Job).values(**job, state=JobState.QUEUED).returning(Job)
 
 
-def accept_job(job: dict[str, Any]) -> Select[Job, int]:
-    """Accept a job, in one round trip: its session, its row, and how many jobs go before it."""
-    session = ensure_session(job["tenant_id"], job["session_id"]).cte("session")
-    accepted = insert_job(job).cte("accepted")  # type: ignore[attr-defined]
-    ahead = _ahead_of(job["id"], job["model"], job["lane"]).scalar_subquery()
+def accept_job(job: dict[str, Any]) -> tuple[Select[Job, int], dict[str, Any]]:
+    """Accept a job, in one round trip: its session, its row, and how many jobs go before it.
+
+    Gives a statement and its parameters. `start_within` and `finish_within` are intervals that
+    become the deadlines.
+    """
+    return _accept_job(frozenset(job)), {f"job_{name}": value for name, value in job.items()}
+
+
+@cache
+def _accept_job(names: frozenset[str]) -> Select[Job, int]:
+    """Built once for each set of columns: building it takes longer than running it."""
+    columns: dict[str, Any] = {
+        name: bindparam(f"job_{name}", type_=getattr(Job, name).type)
+        for name in names
+        if name not in _DEADLINES
+    }
+    deadlines = {
+        column: NOW + bindparam(f"job_{name}", type_=Interval)
+        for name, column in _DEADLINES.items()
+        if name in names
+    }
+    session = ensure_session(columns["tenant_id"], columns["session_id"]).cte("session")
+    row = insert(Job).values(**columns, **deadlines, state=JobState.QUEUED)
+    accepted = row.returning(Job).cte("accepted")
+    ahead = _ahead_of(columns["id"], columns["model"], columns["lane"]).scalar_subquery()
     return select(aliased(Job, accepted), ahead).add_cte(session)
+
+
+_DEADLINES = {"start_within": "start_deadline", "finish_within": "finish_deadline"}
 
 
 def reserve_idempotency_key(
@@ -426,10 +453,12 @@ def list_due(model: str, lane: str, limit: int) -> Select[UUID]:
 # --- Parts -----------------------------------------------------------------------------------
 
 
-def _ahead_of(job_id: UUID, model: str, lane: str) -> Select[int]:
-    ahead: ColumnElement[bool] = and_(Job.lane == lane, Job.id < job_id)
-    if lane == "bulk":
-        ahead = or_(ahead, Job.lane == "interactive")
+def _ahead_of(job_id: Any, model: Any, lane: Any) -> Select[int]:
+    """Interactive jobs go before all bulk jobs; within a lane the older goes first."""
+    ahead = or_(
+        and_(Job.lane == lane, Job.id < job_id),
+        and_(Job.lane == "interactive", literal("bulk") == lane),
+    )
     return select(func.count()).where(Job.state == JobState.QUEUED, Job.model == model, ahead)
 
 
