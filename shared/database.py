@@ -1,10 +1,24 @@
 """Connections to Postgres: one driver, the same statements, async in the API, sync in workers."""
 
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.settings import Settings
+
+_SESSION = {
+    # A statement in this system takes milliseconds; one that takes 30 s is a fault.
+    "statement_timeout": "30s",
+    # Less than a lease: a process frozen inside a transaction must not keep its row locks longer.
+    "idle_in_transaction_session_timeout": "15s",
+    # The server, too, notices a vanished client within seconds: its locks are others' waiting.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "client_connection_check_interval": "5s",
+}
 
 _CONNECT_ARGS = {
     "connect_timeout": 2,
@@ -13,9 +27,12 @@ _CONNECT_ARGS = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    # A statement in this system takes milliseconds; one that takes 30 s is a fault.
-    "options": "-c statement_timeout=30000 -c idle_in_transaction_session_timeout=60000",
+    "tcp_user_timeout": 15_000,
+    "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
 }
+
+_READ_ONLY = "25006"
+"""SQLSTATE of a write to a standby: what a failover looks like from a client that came early."""
 
 
 def open_engine(settings: Settings, pool_size: int | None = None) -> Engine:
@@ -45,3 +62,16 @@ def open_async_engine(settings: Settings) -> AsyncEngine:
 def session_factory(engine: Engine) -> sessionmaker[Session]:
     """Sessions whose objects stay readable after the commit."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether trying again later can help: Postgres is away, restarting, full, or was cut off.
+
+    A deadlock and a timeout count, too: the transaction was rolled back whole. After an outage the
+    outcome of a COMMIT is unknown; the statements of the ledger can all be asked again.
+    """
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY

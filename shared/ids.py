@@ -5,6 +5,7 @@ TypeID specification: sortable by creation, safe in URLs, selectable with a doub
 """
 
 import re
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -24,6 +25,11 @@ class MalformedId(ValueError):
 def new_id() -> UUID:
     """A fresh UUIDv7: its first 48 bits are the milliseconds of its making."""
     return UUID(bytes=uuid6.uuid7().bytes)
+
+
+def earliest_id_at(moment: datetime) -> UUID:
+    """The smallest id of that millisecond: ids are ordered by the time of their making."""
+    return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def to_wire(prefix: Prefix, value: UUID) -> str:

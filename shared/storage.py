@@ -101,11 +101,13 @@ class Storage:
         for start in range(0, len(names), 1000):  # S3's own limit per request
             chunk = [{"Key": key} for key in names[start : start + 1000]]
             try:
-                self._client.delete_objects(
+                answer = self._client.delete_objects(
                     Bucket=self.bucket, Delete={"Objects": chunk, "Quiet": True}
                 )
             except (BotoCoreError, ClientError) as error:
                 raise StorageUnavailable(f"deleting from S3 failed: {_reason(error)}") from error
+            if refused := answer.get("Errors"):  # S3 answers 200 even then
+                raise StorageUnavailable(f"deleting from S3 failed: {refused[0].get('Code')}")
         return len(names)
 
     def list_keys(self, prefix: str) -> list[str]:

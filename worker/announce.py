@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from shared.logging import get_logger
 from shared.queue.names import worker_key
@@ -15,41 +17,76 @@ from shared.settings import Settings
 log = get_logger(__name__)
 
 
+def redis_client(settings: Settings) -> "redis.Redis":
+    """A client for what may be lost: it gives up a dead or half-open Redis within seconds.
+
+    redis-py's own retries would hold a job's thread for half a minute, for an event.
+    """
+    return redis.Redis.from_url(
+        settings.redis_url.get_secret_value(),
+        socket_timeout=2,
+        socket_connect_timeout=2,
+        socket_keepalive=True,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 1),
+    )
+
+
 class Announcement:
-    """What the API shows of this worker: state, device, models. Redis being away harms nothing."""
+    """What the API shows of this worker: state, device, models. Redis being away harms nothing.
+
+    A thread of its own renews it: a heartbeat or a job must not wait for Redis.
+    """
 
     def __init__(
         self,
         settings: Settings,
         client: "redis.Redis",
-        name: str,
+        name: Callable[[], str],
         facts: Callable[[], dict[str, Any]],
     ) -> None:
         self._redis = client
-        self._key = worker_key(name)
         self._facts = facts
-        self._ttl = int(3 * settings.heartbeat.total_seconds()) + 1
+        self._interval = settings.heartbeat.total_seconds()
+        self._ttl = int(3 * self._interval) + 1
         self._started_at = datetime.now(UTC).isoformat()
         self._name = name
         self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="announce", daemon=True)
+
+    def start(self) -> None:
+        """Say it now and at every heartbeat."""
+        self._thread.start()
 
     def renew(self) -> None:
         """Say it now; good for three heartbeats."""
         facts = {
-            "name": self._name,
+            "name": self._name(),
             "started_at": self._started_at,
             "seen_at": datetime.now(UTC).isoformat(),
             **self._facts(),
         }
         try:
             with self._lock:
-                self._redis.set(self._key, json.dumps(facts), ex=self._ttl)
-        except redis.RedisError as error:
+                if not self._closing.is_set():
+                    self._redis.set(worker_key(self._name()), json.dumps(facts), ex=self._ttl)
+        except (redis.RedisError, OSError) as error:
             log.warning("announcement_failed", error=type(error).__name__)
 
-    def withdraw(self) -> None:
+    def close(self) -> None:
         """This worker is leaving."""
+        self._closing.set()
         try:
-            self._redis.delete(self._key)
-        except redis.RedisError as error:
+            with self._lock:
+                self._redis.delete(worker_key(self._name()))
+        except (redis.RedisError, OSError) as error:
             log.warning("announcement_failed", error=type(error).__name__)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self.renew()
+            except Exception:
+                log.exception("announcement_failed")
+            self._closing.wait(self._interval)

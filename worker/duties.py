@@ -1,8 +1,8 @@
-"""What the leading dispatcher does each round; every duty is safe to repeat and to skip."""
+"""What the leading dispatcher does for jobs: end what is overdue, publish what Redis has lost."""
 
 import json
-import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -20,16 +20,20 @@ from shared.queue import names
 from shared.queue.events import append_event
 from shared.queue.publish import publish_job
 from shared.settings import Settings
+from worker.dispatcher import Duty
 
 log = get_logger(__name__)
 
 _ROUNDS_OF_DISAGREEMENT = 2
 """A message on its way between ledger and Redis looks lost for one round, not for two."""
-_PUBLISH_AT_ONCE = 2_000
-IDEMPOTENCY_KEYS_KEPT = timedelta(hours=24)
+_AT_ONCE = 2_000
+"""Jobs that one duty changes or publishes in one round."""
+_WINDOW = 2 * _AT_ONCE
+"""Messages of a queue that are looked at: those next to be taken."""
+_LONGEST_SETTLE = timedelta(seconds=5)
 
 
-class Duties:
+class JobDuties:
     """The duties and the little they remember between rounds."""
 
     def __init__(
@@ -44,80 +48,75 @@ class Duties:
         self._redis = client
         self._app = app
         self._disagreements: Counter[str] = Counter()
-        self._judge_leases_after = 0.0
 
-    def perform_all(self) -> None:
-        """One round.
-
-        Raises:
-            SQLAlchemyError: the ledger cannot be reached; the rest of the round is left out.
-        """
-        if time.monotonic() >= self._judge_leases_after:
-            self.expire_leases()
-        self.expire_deadlines()
-        try:
-            self.publish_lost()
-        except (redis.RedisError, KombuError, OSError) as error:
-            log.warning("redis_unreachable", error=type(error).__name__)
-
-    def postpone_lease_expiry(self) -> None:
-        """After an outage of Postgres: give the living time to renew before anyone is judged."""
-        heartbeat = self._settings.heartbeat.total_seconds()
-        self._judge_leases_after = time.monotonic() + min(heartbeat, 5.0)
+    @property
+    def duties(self) -> list[Duty]:
+        """For the dispatcher, in order."""
+        # Workers that lived through an outage retry every second; they come first.
+        settle = min(self._settings.heartbeat, _LONGEST_SETTLE)
+        return [
+            Duty("expire_leases", self.expire_leases, settle=settle),
+            Duty("expire_deadlines", self.expire_deadlines),
+            Duty("publish_lost", self.publish_lost),
+        ]
 
     def expire_leases(self) -> list[Job]:
         """Requeue what dead workers held; fail what has killed its worker twice."""
-        jobs = self._change(statements.expire_leases(), "lease_expired")
-        for job in jobs:
-            if job.state == JobState.QUEUED:
-                self._publish(job.id, job.model, job.lane)
+        jobs = self._change(statements.expire_leases(_AT_ONCE), "lease_expired")
+        self._publish([job for job in jobs if job.state == JobState.QUEUED])
         return jobs
 
     def expire_deadlines(self) -> list[Job]:
-        """End the queued jobs whose start or finish deadline has passed."""
-        return self._change(statements.expire_deadlines(), "deadline_passed")
+        """End the jobs whose start or finish deadline has passed."""
+        queued = self._change(statements.expire_queued(_AT_ONCE), "deadline_passed")
+        running = self._change(statements.expire_unfinished(_AT_ONCE), "deadline_passed")
+        for job in running:
+            # Its worker learns that the lease is gone, and stops at the next step.
+            self._redis.publish(names.STOP_CHANNEL, str(job.id))
+        return queued + running
 
     def publish_lost(self) -> int:
         """Publish what the ledger has queued and Redis has lost; returns how many.
 
-        Counts are compared first; ids only where the counts disagree two rounds running.
+        Counts are compared first; ids only where the counts disagree two rounds running. Bulk work
+        is not looked at: it is fed to its queue in portions.
 
         Raises:
-            redis.RedisError: Redis cannot be reached; the next round tries again.
+            redis.RedisError, kombu.exceptions.KombuError: Redis cannot be reached.
         """
         with self._database.begin() as session:
             rows = session.execute(statements.count_due(names.INTERACTIVE)).all()
-        due = {row[0]: row[1] for row in rows}
+        due = {names.generate_queue(row[0], names.INTERACTIVE): row for row in rows}
+        for queue in self._disagreements.keys() - due.keys():
+            del self._disagreements[queue]
         published = 0
-        for model, count in due.items():
-            queue = names.generate_queue(model, names.INTERACTIVE)
+        for queue, (model, count) in due.items():
             if count <= self._redis.llen(queue):
                 self._disagreements.pop(queue, None)
                 continue
             self._disagreements[queue] += 1
             if self._disagreements[queue] >= _ROUNDS_OF_DISAGREEMENT:
-                published += self._publish_missing(model, names.INTERACTIVE)
-        for queue in list(self._disagreements):
-            if queue not in {names.generate_queue(model, names.INTERACTIVE) for model in due}:
-                del self._disagreements[queue]
+                published += self._publish_missing(queue, model)
         return published
 
-    def _publish_missing(self, model: str, lane: str) -> int:
-        queue = names.generate_queue(model, lane)
+    def _publish_missing(self, queue: str, model: str) -> int:
         with self._database.begin() as session:
-            due = list(session.scalars(statements.list_due(model, lane, _PUBLISH_AT_ONCE)))
-        waiting = {_job_id(message) for message in self._redis.lrange(queue, 0, -1)}
+            due = session.scalars(statements.list_due(model, names.INTERACTIVE, _AT_ONCE)).all()
+        # Messages are taken from the right.
+        waiting = {_job_id(message) for message in self._redis.lrange(queue, -_WINDOW, -1)}
         missing = [job_id for job_id in due if job_id not in waiting]
         for job_id in missing:
-            publish_job(self._app, job_id, model, lane)
+            publish_job(self._app, job_id, model, names.INTERACTIVE)
         if missing:
             log.warning("published_again", queue=queue, count=len(missing))
         return len(missing)
 
-    def _publish(self, job_id: UUID, model: str, lane: str) -> None:
+    def _publish(self, jobs: Sequence[Job]) -> None:
         try:
-            publish_job(self._app, job_id, model, lane)
+            for job in jobs:
+                publish_job(self._app, job.id, job.model, job.lane)
         except (redis.RedisError, KombuError, OSError) as error:
+            # They are queued in the ledger; `publish_lost` finds them.
             log.warning("publish_failed", error=type(error).__name__)
 
     def _change(self, statement: JobRows, event: str) -> list[Job]:

@@ -1,42 +1,30 @@
 """The end of a job: encode, upload, embed the prompt, and commit everything in one transaction.
 
-What the GPU made is kept in hand while Postgres or S3 is away: uploads and the commit are tried
-again for minutes, so that an outage costs no second run.
+What the GPU made is kept in hand while Postgres or S3 is away (see `worker.patience`), so that an
+outage costs no second run.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
-import stamina
 from PIL import Image
-from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.errors import StorageUnavailable
 from shared.gallery import statements as gallery
 from shared.ids import new_id, to_wire
 from shared.jobs import statements as ledger
 from shared.jobs.models import Job
-from shared.jobs.state import JobState
 from shared.storage import Storage, image_key, thumbnail_key
 from worker.embedder import Embedder
 from worker.encode import EncodedImage, encode_image
 from worker.engine.interface import GeneratedImage
 from worker.leases import Lease
+from worker.patience import LeaseGone, with_ledger, with_storage
 from worker.receipt import make_receipt
-
-PATIENCE = timedelta(minutes=10)
-"""How long finished pictures wait for S3 or Postgres before the attempt is given up."""
-
-
-class LeaseGone(Exception):
-    """Somebody else has this job now; what this attempt made is discarded."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +83,15 @@ def upload(storage: Storage, executor: Executor, picture: Picture, lease: Lease)
         StorageUnavailable: S3 stayed away.
         LeaseGone: the job was stopped meanwhile.
     """
+    row, encoded = picture.row, picture.encoded
     thumbnail = executor.submit(
-        _put_patiently,
-        storage,
-        picture.row["thumbnail_s3_key"],
-        picture.encoded.thumbnail_webp,
-        "image/webp",
-        lease,
+        _put, storage, row["thumbnail_s3_key"], encoded.thumbnail_webp, "image/webp", lease
     )
-    _put_patiently(
-        storage, picture.row["s3_key"], picture.encoded.body, picture.encoded.content_type, lease
-    )
+    try:
+        _put(storage, row["s3_key"], encoded.body, encoded.content_type, lease)
+    finally:
+        # Whoever discards this picture later must find both objects or none.
+        wait([thumbnail])
     thumbnail.result()
 
 
@@ -122,12 +108,13 @@ def commit(
 
     Raises:
         LeaseGone: it is not; nothing was written.
-        DBAPIError: Postgres stayed away.
+        SQLAlchemyError: Postgres stayed away.
     """
-    prompt = _KnownPrompt(embedder, job)
+    prompt = _Prompt(embedder, job)
     gpu_seconds = sum(picture.row["gpu_seconds"] for picture in pictures)
 
-    def attempt_commit() -> Job:
+    def one_try() -> Job:
+        prompt.prepare(database)
         with database.begin() as session:
             done = session.scalars(
                 ledger.succeed(job.id, lease.attempt, gpu_seconds, warnings)
@@ -139,56 +126,51 @@ def commit(
             session.execute(gallery.insert_images(rows))
             return done
 
-    return _patiently(attempt_commit, DBAPIError, lease)
+    return with_ledger(one_try, lease)
 
 
-class _KnownPrompt:
-    """Embeds the prompt only if the tenant has never used it, and only once over all tries."""
+class _Prompt:
+    """The row of a job's prompt: found, or embedded and made, and that only once over all tries."""
 
     def __init__(self, embedder: Embedder, job: Job) -> None:
         self._embedder = embedder
         self._job = job
         self._embedding: list[float] | None = None
 
+    def prepare(self, database: sessionmaker[Session]) -> None:
+        """Embed the prompt if the tenant has never used it, before the commit takes its lock."""
+        if self._embedding is not None:
+            return
+        with database.begin() as session:
+            known = self._find(session)
+        if known is None:
+            [self._embedding] = self._embedder.embed([self._job.prompt])
+
     def row_id(self, session: Session) -> UUID:
-        job = self._job
-        if self._embedding is None:
-            known = session.scalars(gallery.find_prompt(job.tenant_id, job.prompt)).one_or_none()
-            if known is not None:
-                return known
-            [self._embedding] = self._embedder.embed([job.prompt])
-        return session.scalars(
-            gallery.ensure_prompt(
-                job.tenant_id, job.prompt, self._embedding, self._embedder.model_name
-            )
-        ).one()
+        """Its id, inside the commit."""
+        known = self._find(session) if self._embedding is None else None
+        if known is not None:
+            return known
+        if self._embedding is None:  # retention has removed it since
+            [self._embedding] = self._embedder.embed([self._job.prompt])
+        made = gallery.ensure_prompt(
+            self._job.tenant_id, self._job.prompt, self._embedding, self._embedder.model_name
+        )
+        return session.scalars(made).one()
+
+    def _find(self, session: Session) -> UUID | None:
+        # Locked against removal for as long as this transaction lasts.
+        known = gallery.find_prompt(self._job.tenant_id, self._job.prompt)
+        return session.scalars(known.with_for_update(read=True, key_share=True)).one_or_none()
 
 
 def _already_committed(session: Session, job_id: UUID, attempt: int) -> Job:
     """The answer to an earlier COMMIT may have been lost on the way: then it is done."""
-    job = session.scalars(
-        select(Job).where(Job.id == job_id, Job.attempt == attempt, Job.state == JobState.SUCCEEDED)
-    ).one_or_none()
+    job = session.scalars(ledger.find_committed(job_id, attempt)).one_or_none()
     if job is None:
         raise LeaseGone
     return job
 
 
-def _put_patiently(
-    storage: Storage, key: str, body: bytes, content_type: str, lease: Lease
-) -> None:
-    _patiently(lambda: storage.put(key, body, content_type), StorageUnavailable, lease)
-
-
-T = TypeVar("T")
-
-
-def _patiently(action: Callable[[], T], error: type[Exception], lease: Lease) -> T:
-    for attempt in stamina.retry_context(
-        on=error, attempts=None, timeout=PATIENCE, wait_initial=0.2, wait_max=5.0
-    ):
-        with attempt:
-            if lease.stop_reason is not None:
-                raise LeaseGone
-            return action()
-    raise AssertionError("unreachable: the retry either returns or raises")
+def _put(storage: Storage, key: str, body: bytes, content_type: str, lease: Lease) -> None:
+    with_storage(lambda: storage.put(key, body, content_type), lease)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import redis
 from celery import signals
 
 from shared.database import open_engine, session_factory
@@ -16,7 +15,7 @@ from shared.queue import names
 from shared.queue.publish import celery_app
 from shared.settings import Settings
 from shared.storage import Storage
-from worker.announce import Announcement
+from worker.announce import Announcement, redis_client
 from worker.app import consume
 from worker.embedder import Embedder
 from worker.engine import open_engine as open_image_engine
@@ -44,25 +43,28 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     engine = open_engine(settings, pool_size=_CONNECTIONS)
     identity = take_name(engine, settings.worker_name, "generate")
     database = session_factory(engine)
-    client = redis.Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5)
+    client = redis_client(settings)
+    # A pool of its own: heartbeats never wait behind commits.
+    heartbeats = open_engine(settings, pool_size=1)
     worker = WorkerProcess(
         settings=settings,
-        name=identity.name,
+        identity=identity,
         celery=celery_app(settings),
         database=database,
         redis=client,
         storage=Storage(settings, max_connections=2 * _UPLOAD_THREADS),
         embedder=Embedder(settings),
-        leases=LeaseKeeper(settings, database),
+        leases=LeaseKeeper(settings, session_factory(heartbeats), lambda: identity.name),
         progress=ProgressReporter(client),
         uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
     )
-    announcement = Announcement(settings, client, worker.name, worker.announcement)
+    announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)
     stop_signals = StopSignals(client, worker.leases)
+    worker.state = WorkerState.WARMING
     try:
-        _load(worker, specs, announcement)
         _take_back(worker)
-        worker.leases.on_beat(announcement.renew)
+        announcement.start()
+        _load(worker, specs)
         worker.leases.start()
         stop_signals.start()
         _announce_signals(worker, announcement)
@@ -70,16 +72,16 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
         consume(worker.celery, worker.name, queues, _threads(worker))
     finally:
-        announcement.withdraw()
+        announcement.close()
         stop_signals.close()
         worker.close()
         identity.close()
+        heartbeats.dispose()
+        engine.dispose()
 
 
-def _load(worker: WorkerProcess, specs: Sequence[ModelSpec], announcement: Announcement) -> None:
+def _load(worker: WorkerProcess, specs: Sequence[ModelSpec]) -> None:
     """Warm before ready: a real image at every configured size, before the first job."""
-    worker.state = WorkerState.WARMING
-    announcement.renew()
     for spec in specs:
         engine = open_image_engine(
             spec, device=worker.settings.device, on_fault=worker.device_failed

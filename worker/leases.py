@@ -38,6 +38,7 @@ class Lease:
         self.attempt: int = job.attempt
         self._lock = threading.Lock()
         self._reason: StopReason | None = None
+        self._stopped = threading.Event()
         self._on_stop: list[Callable[[], None]] = []
 
     @property
@@ -52,6 +53,7 @@ class Lease:
                 return
             self._reason = reason
             callbacks = list(self._on_stop)
+        self._stopped.set()
         for callback in callbacks:
             callback()
 
@@ -63,16 +65,27 @@ class Lease:
                 return
         callback()
 
+    def wait(self, seconds: float) -> None:
+        """Pause, but no longer than the job may go on."""
+        self._stopped.wait(seconds)
+
 
 class LeaseKeeper:
-    """Holds the leases of a process and renews them all in one statement."""
+    """Holds the leases of a process and renews them all in one statement.
 
-    def __init__(self, settings: Settings, database: sessionmaker[Session]) -> None:
+    `database` should be a connection of its own: a heartbeat must not queue behind commits.
+    `name` is asked at every heartbeat (see `worker.identity`).
+    """
+
+    def __init__(
+        self, settings: Settings, database: sessionmaker[Session], name: Callable[[], str]
+    ) -> None:
         self._lease = settings.lease
         self._interval = settings.heartbeat.total_seconds()
         self._database = database
-        self._on_beat: list[Callable[[], None]] = []
+        self._name = name
         self._held: dict[UUID, Lease] = {}
+        self._in_hand: set[UUID] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
@@ -82,21 +95,35 @@ class LeaseKeeper:
         """Begin to beat."""
         self._thread.start()
 
-    def on_beat(self, callback: Callable[[], None]) -> None:
-        """Call this at every heartbeat too."""
-        self._on_beat.append(callback)
-
     def close(self) -> None:
         """Stop beating; what is still held will be taken for lost."""
         self._closed = True
         self._wake.set()
-        self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
 
     @property
     def held(self) -> list[Lease]:
         """The attempts in hand now."""
         with self._lock:
             return list(self._held.values())
+
+    @contextmanager
+    def only_thread(self, job_id: UUID) -> Iterator[bool]:
+        """Whether this thread is the only one of the process that deals with the job.
+
+        So a message that came twice cannot lead to a second run of the same attempt, and a claim
+        of unknown outcome that turns out to be this worker's is this thread's.
+        """
+        with self._lock:
+            first = job_id not in self._in_hand
+            self._in_hand.add(job_id)
+        try:
+            yield first
+        finally:
+            if first:
+                with self._lock:
+                    self._in_hand.discard(job_id)
 
     @contextmanager
     def hold(self, job: Job) -> Iterator[Lease]:
@@ -108,8 +135,7 @@ class LeaseKeeper:
             yield lease
         finally:
             with self._lock:
-                if self._held.get(lease.job_id) is lease:
-                    del self._held[lease.job_id]
+                del self._held[lease.job_id]
 
     def stop_all(self, reason: StopReason) -> None:
         """Stop everything in hand, for a shutdown or a lost device."""
@@ -124,25 +150,36 @@ class LeaseKeeper:
         self._wake.set()
 
     def renew(self) -> None:
-        """Renew every lease in hand and stop those that are lost or canceled.
+        """Renew every lease in hand and stop those that are lost, canceled or out of time.
 
         Raises:
             SQLAlchemyError: the ledger cannot be reached.
         """
-        held = self.held
+        held = {(lease.job_id, lease.attempt): lease for lease in self.held}
         if not held:
             return
+        pairs = list(held)
         with self._database.begin() as session:
-            pairs = [(lease.job_id, lease.attempt) for lease in held]
-            renewed = {
-                job.id: job for job in session.scalars(statements.renew_leases(pairs, self._lease))
-            }
-        for lease in held:
-            job = renewed.get(lease.job_id)
-            if job is None:
-                self._stop_if_still_held(lease)
-            elif job.cancel_requested:
-                lease.stop(StopReason.CANCELED)
+            statement = statements.renew_leases(pairs, self._name(), self._lease)
+            renewed = {(job.id, job.attempt): job for job in session.scalars(statement)}
+        left_out = [pair for pair in pairs if pair not in renewed]
+        lost: list[tuple[UUID, int]] = []
+        if left_out:
+            with self._database.begin() as session:
+                lost = [(row[0], row[1]) for row in session.execute(statements.find_lost(left_out))]
+        for pair, job in renewed.items():
+            if job.cancel_requested:
+                held[pair].stop(StopReason.CANCELED)
+            elif self._is_out_of_time(job):
+                held[pair].stop(StopReason.EXPIRED)
+        for pair in lost:
+            self._stop_if_still_held(held[pair])
+
+    def _is_out_of_time(self, job: Job) -> bool:
+        """By the database's clock, which the renewed lease tells."""
+        if job.finish_deadline is None or job.lease_until is None:
+            return False
+        return job.lease_until - self._lease >= job.finish_deadline
 
     def _stop_if_still_held(self, lease: Lease) -> None:
         """A job that ended while the statement ran is not lost; it has left the hands."""
@@ -161,9 +198,13 @@ class LeaseKeeper:
             try:
                 self.renew()
                 wait = self._interval
-            except SQLAlchemyError as error:
-                log.warning("heartbeat_failed", error=type(error).__name__, held=len(self.held))
+            except Exception as error:
+                # Whatever it is, a thread that ended here would cost every job in hand its lease.
+                log.warning(
+                    "heartbeat_failed",
+                    error=type(error).__name__,
+                    held=len(self.held),
+                    exc_info=not isinstance(error, SQLAlchemyError),
+                )
                 # Soon again: whoever is first when Postgres is back keeps its jobs.
                 wait = min(1.0, self._interval)
-            for callback in self._on_beat:
-                callback()

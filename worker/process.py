@@ -2,11 +2,13 @@
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 import redis
 from celery import Celery
@@ -15,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import JobError, StorageUnavailable
+from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.jobs.statements import JobRows
 from shared.logging import get_logger
@@ -23,6 +26,7 @@ from shared.settings import Settings
 from shared.storage import Storage
 from worker.embedder import Embedder
 from worker.engine.interface import Engine
+from worker.identity import Identity
 from worker.leases import LeaseKeeper, StopReason
 from worker.progress import ProgressReporter
 
@@ -30,6 +34,8 @@ log = get_logger(__name__)
 
 EXIT_DEVICE_LOST = 70
 """The device can only be used again by a new process (EX_SOFTWARE of sysexits.h)."""
+_FINISH_SECONDS = 2.0
+"""What jobs past the device may take to be uploaded and committed before they are handed back."""
 _HAND_BACK_SECONDS = 4.0
 
 
@@ -49,7 +55,7 @@ class WorkerProcess:
     """What the steps of a job use. Built once, in `worker.generate`."""
 
     settings: Settings
-    name: str
+    identity: Identity
     celery: Celery
     database: sessionmaker[Session]
     redis: "redis.Redis"
@@ -61,6 +67,8 @@ class WorkerProcess:
     engines: dict[str, Engine] = field(default_factory=dict)
     """By model name; filled before the first job."""
     state: WorkerState = WorkerState.STARTING
+    suspects: threading.Semaphore = field(default_factory=threading.Semaphore)
+    """Held by the one job in hand that may be what killed a worker (see `worker.claiming`)."""
     _faulty: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -88,8 +96,17 @@ class WorkerProcess:
             "jobs": len(self.leases.held),
         }
 
+    @property
+    def name(self) -> str:
+        """The name under which it claims."""
+        return self.identity.name
+
     def transition(self, statement: JobRows) -> Job | None:
-        """Make one transition and announce it; None when it came too late."""
+        """Make one transition and announce it; None when it came too late.
+
+        Raises:
+            SQLAlchemyError: the ledger cannot be reached.
+        """
         with self.database.begin() as session:
             changed = session.scalars(statement).one_or_none()
         if changed is not None:
@@ -103,20 +120,27 @@ class WorkerProcess:
         except (KombuError, redis.RedisError, OSError) as error:
             log.warning("publish_failed", error=type(error).__name__)
 
-    def discard(self, keys: Sequence[str]) -> None:
-        """Remove objects that no row names; what fails here is left to retention."""
+    def discard(self, job_id: UUID, attempt: int, keys: Sequence[str]) -> None:
+        """Remove an attempt's objects, if the ledger says that no row can name them any more.
+
+        A lease that looks lost may have been used: the COMMIT went through and its answer did not.
+        What is left behind here, the sweep of fruitless attempts removes later.
+        """
         try:
-            self.storage.delete(keys)
-        except StorageUnavailable as error:
-            log.warning("objects_left_behind", reason=error.message, keys=len(keys))
+            with self.database.begin() as session:
+                statement = statements.attempt_can_commit(job_id, attempt)
+                if session.scalars(statement).one_or_none() is None:
+                    self.storage.delete(keys)
+        except (StorageUnavailable, SQLAlchemyError) as error:
+            log.warning("objects_left_behind", error=type(error).__name__, keys=len(keys))
 
     def drain(self, grace_seconds: float) -> None:
         """Claim nothing more; finish what is in hand within the grace, hand back the rest."""
-        self.state = WorkerState.DRAINING
+        if self.state is not WorkerState.FAULTY:
+            self.state = WorkerState.DRAINING
 
         def hand_back() -> None:
-            deadline = threading.Event()
-            deadline.wait(grace_seconds)
+            threading.Event().wait(grace_seconds)
             if self.leases.held:
                 log.info("handing_back", jobs=len(self.leases.held))
             self.leases.stop_all(StopReason.RELEASED)
@@ -124,23 +148,29 @@ class WorkerProcess:
         threading.Thread(target=hand_back, name="drain", daemon=True).start()
 
     def device_failed(self, error: JobError) -> None:
-        """The device is lost: hand every job back and leave, so that a new process starts clean."""
+        """The device is lost: end or hand back every job and leave; a new process starts clean.
+
+        The jobs that were on the device have failed by now and are recorded as such by their
+        threads; those that were past it may still finish.
+        """
         if self._faulty.is_set():
             return
         self._faulty.set()
+        self.state = WorkerState.FAULTY
         log.error("device_failed", code=error.code, reason=error.message)
         threading.Thread(target=self._leave, name="leave", daemon=True).start()
 
     def _leave(self) -> None:
-        self.state = WorkerState.FAULTY
+        self._wait_for_empty_hands(_FINISH_SECONDS)
         self.leases.stop_all(StopReason.RELEASED)
-        empty = threading.Event()
-        waited = 0.0
-        while self.leases.held and waited < _HAND_BACK_SECONDS:
-            empty.wait(0.05)
-            waited += 0.05
+        self._wait_for_empty_hands(_HAND_BACK_SECONDS)
         # Not sys.exit: a poisoned context can hang every orderly way out.
         os._exit(EXIT_DEVICE_LOST)
+
+    def _wait_for_empty_hands(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self.leases.held and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Stop threads and connections, after the last job."""

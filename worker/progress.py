@@ -6,6 +6,7 @@ written by a thread of this module's own, at most four times a second for each j
 
 import base64
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,8 @@ from worker.engine.interface import StepUpdate
 log = get_logger(__name__)
 
 INTERVAL_SECONDS = 0.25
+_QUIET_SECONDS = 2.0
+"""How long events are dropped unseen after Redis failed to take one."""
 
 
 class ProgressReporter:
@@ -30,6 +33,7 @@ class ProgressReporter:
         self._lock = threading.Lock()
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
         self._wake = threading.Event()
+        self._quiet_until = 0.0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
@@ -79,7 +83,7 @@ class ProgressReporter:
         self._write(events)
 
     def _write(self, events: list[tuple[UUID, str, dict[str, Any]]]) -> None:
-        if not events:
+        if not events or time.monotonic() < self._quiet_until:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -87,6 +91,8 @@ class ProgressReporter:
                     append_event(pipeline, job_id, kind, data)
                 pipeline.execute()
         except redis.RedisError as error:
+            # A job's thread must not wait for a dead Redis at every event.
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS
             log.warning("events_not_written", error=type(error).__name__, count=len(events))
 
 

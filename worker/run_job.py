@@ -9,17 +9,19 @@ from uuid import UUID
 
 import structlog
 from PIL import Image
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
-from shared.errors import InternalError, JobError, ModelUnavailable
+from shared.errors import DeviceLost, InternalError, JobError, ModelUnavailable
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.logging import get_logger
+from worker.claiming import claimed
 from worker.engine.errors import Canceled
 from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
-from worker.finalize import LeaseGone, Picture, commit, develop, upload
+from worker.finalize import Picture, commit, develop, upload
 from worker.init_image import load_init_image
 from worker.leases import Lease, StopReason
+from worker.patience import LeaseGone, record_stop, with_ledger, with_storage
 from worker.process import WorkerProcess
 
 log = get_logger(__name__)
@@ -33,43 +35,45 @@ def run_job(worker: WorkerProcess, job_id: UUID) -> None:
 
     Every way out leaves the ledger right: succeeded, failed, queued again, canceled, expired, or,
     if another worker has taken over, untouched.
+
+    Raises:
+        WorkerLeaving: the worker was told to leave before the job was claimed.
     """
-    job = _claim(worker, job_id)
-    if job is None:
-        log.info("claim_missed", job_id=str(job_id))
-        return
-    with (
-        structlog.contextvars.bound_contextvars(
-            job_id=str(job.id), attempt=job.attempt, tenant_id=str(job.tenant_id)
-        ),
-        worker.leases.hold(job) as lease,
-    ):
-        log.info("job_started", kind=job.kind, model=job.model, images=len(job.seeds))
-        worker.progress.job_changed(job)
-        pictures: list[Picture] = []
+    with claimed(worker, job_id) as job:
+        if job is None:
+            log.info("claim_missed", job_id=str(job_id))
+            return
+        with (
+            structlog.contextvars.bound_contextvars(
+                job_id=str(job.id), attempt=job.attempt, tenant_id=str(job.tenant_id)
+            ),
+            worker.leases.hold(job) as lease,
+        ):
+            _run_claimed(worker, job, lease)
+
+
+def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease) -> None:
+    log.info("job_started", kind=job.kind, model=job.model, images=len(job.seeds))
+    worker.progress.job_changed(job)
+    pictures: list[Picture] = []
+    try:
         try:
             done = _perform(worker, job, lease, pictures)
         except LeaseGone:
             _handle_stopped(worker, job, lease, pictures)
         except JobError as error:
             _handle_failed(worker, job, lease, pictures, error)
-        except DBAPIError as error:
-            # The ledger is out of reach: nothing can be recorded, the lease will run out.
-            log.exception("ledger_unreachable", error=type(error).__name__)
-            _discard(worker, pictures)
+        except SQLAlchemyError:
+            raise
         except Exception as error:
             log.exception("job_crashed")
             _handle_failed(worker, job, lease, pictures, InternalError(type(error).__name__))
         else:
             _handle_succeeded(worker, done, pictures)
-
-
-def _claim(worker: WorkerProcess, job_id: UUID) -> Job | None:
-    if not worker.claims:
-        return None
-    with worker.database.begin() as session:
-        statement = statements.claim(job_id, worker.name, worker.device, worker.settings.lease)
-        return session.scalars(statement).one_or_none()
+    except SQLAlchemyError as error:
+        # The ledger stayed out of reach: nothing can be recorded, the lease will run out. What was
+        # uploaded may be committed for all we know; the sweep of fruitless attempts will tell.
+        log.exception("ledger_unreachable", error=type(error).__name__)
 
 
 def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]) -> Job:
@@ -93,7 +97,7 @@ def _generate(
     All are submitted at once; while the first is encoded and uploaded, the device goes on.
     """
     deadline = time.monotonic() + _seconds_left(job)
-    start = load_init_image(worker.storage, job)
+    start = with_storage(lambda: load_init_image(worker.storage, job), lease)
     tickets: list[Ticket] = []
     try:
         for index in range(len(job.seeds)):
@@ -172,36 +176,47 @@ def _handle_succeeded(worker: WorkerProcess, job: Job, pictures: Sequence[Pictur
 def _handle_failed(
     worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture], error: JobError
 ) -> None:
-    if lease.stop_reason is not None:
+    # A lost device stops every job in hand, but it is not for free: one of them may be the cause.
+    dies = isinstance(error, DeviceLost)
+    if lease.stop_reason is not None and not dies:
         _handle_stopped(worker, job, lease, pictures)
         return
-    delay = RETRY_DELAYS[min(job.failures, len(RETRY_DELAYS) - 1)]
-    statement = (
-        statements.fail_or_retry(job.id, lease.attempt, error.code, error.message, delay)
-        if error.retryable
-        else statements.fail(job.id, lease.attempt, error.code, error.message)
-    )
-    changed = worker.transition(statement)
-    _discard(worker, pictures)
+    if error.retryable:
+        delay = RETRY_DELAYS[min(job.failures, len(RETRY_DELAYS) - 1)]
+        statement = statements.fail_or_retry(
+            job.id, lease.attempt, error.code, error.message, delay, worker_dies=dies
+        )
+    else:
+        statement = statements.fail(job.id, lease.attempt, error.code, error.message)
+    patiently = record_stop if dies else with_ledger
+    try:
+        changed = patiently(lambda: worker.transition(statement), lease)
+    except LeaseGone:
+        _handle_stopped(worker, job, lease, pictures)
+        return
+    _discard(worker, lease, pictures)
     log.warning("job_failed", code=error.code, reason=error.message, now=changed and changed.state)
 
 
 def _handle_stopped(
     worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture]
 ) -> None:
-    statement = {
+    end = {
         StopReason.CANCELED: statements.cancel_running,
         StopReason.EXPIRED: statements.expire_running,
         StopReason.RELEASED: statements.release,
     }.get(lease.stop_reason or StopReason.LOST)
-    changed = worker.transition(statement(job.id, lease.attempt)) if statement else None
-    if changed is not None and lease.stop_reason is StopReason.RELEASED:
-        worker.publish(changed)
-    _discard(worker, pictures)
+    if end is not None:
+        statement = end(job.id, lease.attempt)
+        changed = record_stop(lambda: worker.transition(statement), lease)
+        if changed is not None and lease.stop_reason is StopReason.RELEASED:
+            worker.publish(changed)
+    _discard(worker, lease, pictures)
     log.info("job_stopped", reason=lease.stop_reason or "lost")
 
 
-def _discard(worker: WorkerProcess, pictures: Sequence[Picture]) -> None:
+def _discard(worker: WorkerProcess, lease: Lease, pictures: Sequence[Picture]) -> None:
     """Remove what an attempt without a commit has put into S3; retention sweeps what is missed."""
     if pictures:
-        worker.discard([key for picture in pictures for key in picture.keys])
+        keys = [key for picture in pictures for key in picture.keys]
+        worker.discard(lease.job_id, lease.attempt, keys)

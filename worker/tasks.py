@@ -1,13 +1,17 @@
 """Celery's tasks: each takes ids and calls one function that does the work."""
 
+import threading
 from uuid import UUID
 
 from celery import Celery
 from celery.exceptions import Reject
 
 from shared.queue import names
+from worker.claiming import WorkerLeaving
 from worker.process import WorkerProcess
 from worker.run_job import run_job
+
+_REQUEUE_SECONDS = 0.2
 
 
 def register_generate(app: Celery, worker: WorkerProcess) -> None:
@@ -15,7 +19,10 @@ def register_generate(app: Celery, worker: WorkerProcess) -> None:
 
     @app.task(name=names.GENERATE_TASK)
     def generate(job_id: str) -> None:
-        if not worker.claims:
-            # Back to the queue, for a worker that stays.
-            raise Reject("this worker is leaving", requeue=True)
-        run_job(worker, UUID(job_id))
+        try:
+            run_job(worker, UUID(job_id))
+        except WorkerLeaving:
+            # Back to the queue, for a worker that stays; slowly, because a worker whose device is
+            # lost goes on consuming for the seconds that it takes to leave.
+            threading.Event().wait(_REQUEUE_SECONDS)
+            raise Reject("this worker is leaving", requeue=True) from None

@@ -5,7 +5,7 @@ it bumps `sequence`. Only the database's clock counts. Statements that a client'
 take the tenant; statements of a worker take the attempt it holds (the fencing token).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -35,22 +35,27 @@ from sqlalchemy import (
 from sqlalchemy import Uuid as UuidType
 from sqlalchemy.dialects.postgresql import JSONB, Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import aliased, with_expression
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import CTE
-from sqlalchemy.sql.selectable import TypedReturnsRows
+from sqlalchemy.sql.selectable import TypedReturnsRows, Values
 
+from shared.batches.models import Batch
 from shared.errors import WorkerLost
 from shared.gallery.models import Session
 from shared.jobs.models import IdempotencyKey, Job, JobAttempt
 from shared.jobs.state import RETRYABLE_STATES, AttemptOutcome, JobState
+from shared.webhooks import outbox
+from shared.webhooks.events import ENDS_OF_JOBS, STARTS_OF_JOBS, EventType
 
 MAX_LOSSES = 2
 """A job whose worker vanished this often is quarantined: it may be what kills them."""
 
 # `now()` is the start of the transaction; a lease must count from the moment of the statement.
 NOW = func.clock_timestamp()
+# The same to a scan, but constant within a statement, so that an index can serve it.
+SCAN_TIME = func.statement_timestamp()
 
 JobRows = TypedReturnsRows[Job]
 
@@ -136,7 +141,7 @@ def find_idempotent_answer(tenant_id: UUID, key: str) -> Select[IdempotencyKey]:
 
 def forget_idempotency_keys(older_than: timedelta) -> Delete:
     """Retention: a key protects a retry for a day or so, not for ever."""
-    return delete(IdempotencyKey).where(IdempotencyKey.created_at < NOW - older_than)
+    return delete(IdempotencyKey).where(IdempotencyKey.created_at < SCAN_TIME - older_than)
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -202,31 +207,21 @@ def count_ahead(job: Job) -> Select[int]:
 # --- A worker's transitions ------------------------------------------------------------------
 
 
-def claim(job_id: UUID, worker: str, device: str, lease: timedelta) -> Select[Job]:
+def claim(
+    job_id: UUID, worker: str, device: str, lease: timedelta, *, suspect: bool = False
+) -> Select[Job]:
     """queued → running, or a dead worker's running → running: a new attempt with a new lease.
 
     One statement: the job, its new attempt's record, and the end of a lost attempt's record.
-    No row means that the message is stale, early, or for a job that must not run (again).
+    No row means that the message is stale, early, or for a job that must not run (again). A job
+    that was in a lost worker's hands may be what killed it: such a suspect is claimed only by who
+    says so, because a worker takes suspects one at a time.
     """
-    overdue = and_(
-        Job.state == JobState.RUNNING,
-        Job.lease_until < NOW,
-        Job.losses + 1 < MAX_LOSSES,
-        Job.failures + 1 < Job.max_attempts,
-        Job.cancel_requested.is_(False),
-    )
-    due = and_(
-        Job.state == JobState.QUEUED,
-        or_(Job.not_before.is_(None), Job.not_before <= NOW),
-    )
-    in_time = and_(
-        or_(Job.start_deadline.is_(None), Job.start_deadline > NOW),
-        or_(Job.finish_deadline.is_(None), Job.finish_deadline > NOW),
-    )
+    may_run = or_(_is_queued_suspect(), _is_overdue()) if suspect else _is_due_and_unsuspected()
     was_running = case((Job.state == JobState.RUNNING, 1), else_=0)
     claimed = (
         update(Job)
-        .where(Job.id == job_id, or_(due, overdue), in_time)
+        .where(Job.id == job_id, may_run, _is_in_time(), _is_not_paused())
         .values(
             state=JobState.RUNNING,
             sequence=Job.sequence + 1,
@@ -252,24 +247,69 @@ def claim(job_id: UUID, worker: str, device: str, lease: timedelta) -> Select[Jo
     lost_attempt = _close_attempts(
         claimed, AttemptOutcome.LOST, WorkerLost.code, "the lease ran out"
     ).cte("lost_attempt")
-    return select(aliased(Job, claimed)).add_cte(new_attempt, lost_attempt)
+    return _told(claimed, new_attempt, lost_attempt, events=STARTS_OF_JOBS)
 
 
-def renew_leases(held: Sequence[tuple[UUID, int]], lease: timedelta) -> JobRows:
+def find_suspect(job_id: UUID) -> Select[Job]:
+    """The job, if it may run now but was in the hands of a worker that vanished."""
+    return select(Job).where(
+        Job.id == job_id, or_(_is_queued_suspect(), _is_overdue()), _is_in_time()
+    )
+
+
+def find_own_claim(job_id: UUID, worker: str) -> Select[Job]:
+    """The job, if this worker has it: the claim whose COMMIT was never answered went through."""
+    return select(Job).where(
+        Job.id == job_id, Job.state == JobState.RUNNING, Job.worker == worker, Job.lease_until > NOW
+    )
+
+
+def renew_leases(held: Sequence[tuple[UUID, int]], worker: str, lease: timedelta) -> JobRows:
     """Extend every (job, attempt) that is still this worker's, in one statement.
 
-    A pair that does not come back is lost to it. `cancel_requested` comes with the row.
+    `cancel_requested` comes with the row. A row that another transaction is changing right now is
+    left out rather than waited for, lest one stuck commit cost the worker its other leases: ask
+    `find_lost` about the pairs that do not come back.
     """
-    pairs = values(column("id", UuidType), column("attempt", Integer), name="held").data(list(held))
+    pairs = _pairs(held)
+    free = (
+        select(Job.id)
+        .join(pairs, and_(Job.id == pairs.c.id, Job.attempt == pairs.c.attempt))
+        .where(Job.state == JobState.RUNNING)
+        .with_for_update(skip_locked=True, key_share=True, of=Job)
+        .cte("free")
+    )
     return (
         update(Job)
-        .where(
-            Job.id == pairs.c.id,
-            Job.attempt == pairs.c.attempt,
-            Job.state == JobState.RUNNING,
-        )
-        .values(lease_until=NOW + lease)
+        .where(Job.id == free.c.id)
+        # The name too: a worker that had to take another one takes its jobs along.
+        .values(lease_until=NOW + lease, worker=worker)
         .returning(Job)
+    )
+
+
+def find_lost(held: Sequence[tuple[UUID, int]]) -> Select[UUID, int]:
+    """Those of the pairs (job, attempt) that are not running any more, or not at this attempt."""
+    pairs = _pairs(held)
+    still_held = and_(
+        Job.id == pairs.c.id, Job.attempt == pairs.c.attempt, Job.state == JobState.RUNNING
+    )
+    return select(pairs.c.id, pairs.c.attempt).where(~select(Job.id).where(still_held).exists())
+
+
+def attempt_can_commit(job_id: UUID, attempt: int) -> Select[UUID]:
+    """The job's id if this attempt has committed, or still may: then its objects stay."""
+    return select(Job.id).where(
+        Job.id == job_id,
+        Job.attempt == attempt,
+        Job.state.in_((JobState.RUNNING, JobState.SUCCEEDED)),
+    )
+
+
+def find_committed(job_id: UUID, attempt: int) -> Select[Job]:
+    """The job, if it succeeded with this attempt."""
+    return select(Job).where(
+        Job.id == job_id, Job.attempt == attempt, Job.state == JobState.SUCCEEDED
     )
 
 
@@ -304,15 +344,27 @@ def fail(job_id: UUID, attempt: int, code: str, message: str) -> Select[Job]:
 
 
 def fail_or_retry(
-    job_id: UUID, attempt: int, code: str, message: str, delay: timedelta
+    job_id: UUID,
+    attempt: int,
+    code: str,
+    message: str,
+    delay: timedelta,
+    *,
+    worker_dies: bool = False,
 ) -> Select[Job]:
-    """running → queued after `delay`, or → failed when the attempts are used up."""
+    """running → queued after `delay`, or → failed when the attempts are used up.
+
+    `worker_dies`: the attempt costs a whole process, like a lost one, and is counted as such.
+    """
     used_up = Job.failures + 1 >= Job.max_attempts
+    if worker_dies:
+        used_up = or_(used_up, Job.losses + 1 >= MAX_LOSSES)
     return _end_attempt(
         _held(job_id, attempt).values(
             state=case((used_up, JobState.FAILED), else_=JobState.QUEUED),
             sequence=Job.sequence + 1,
             failures=Job.failures + 1,
+            losses=Job.losses + int(worker_dies),
             worker=None,
             lease_until=None,
             not_before=case((used_up, null()), else_=NOW + delay),
@@ -359,7 +411,7 @@ def release_leases_of(worker: str) -> Select[Job]:
 def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:
     """queued → canceled at once; a running job is asked to stop. No row: already terminal."""
     queued = Job.state == JobState.QUEUED
-    return (
+    return _told(
         update(Job)
         .where(
             Job.tenant_id == tenant_id,
@@ -373,6 +425,7 @@ def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:
             sequence=Job.sequence + 1,
         )
         .returning(Job)
+        .cte("canceled")
     )
 
 
@@ -399,39 +452,85 @@ def retry(tenant_id: UUID, job_id: UUID) -> JobRows:
             Job.id == job_id,
             Job.state.in_(RETRYABLE_STATES),
         )
+        .values(**_as_new())
+        .returning(Job)
+    )
+
+
+def cancel_batch(tenant_id: UUID, batch_id: UUID) -> Select[Job]:
+    """The same as `cancel` for all jobs of a batch; returns those that run and are to be stopped.
+
+    The caller holds the batch's lock.
+    """
+    queued = Job.state == JobState.QUEUED
+    changed = (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.batch_id == batch_id,
+            or_(queued, and_(Job.state == JobState.RUNNING, Job.cancel_requested.is_(False))),
+        )
         .values(
-            **_requeued(),
-            failures=0,
-            losses=0,
-            cancel_requested=False,
-            finished_at=None,
-            error_code=None,
-            error_message=None,
-            start_deadline=None,
-            finish_deadline=None,
+            state=case((queued, JobState.CANCELED), else_=Job.state),
+            finished_at=case((queued, NOW), else_=null()),
+            cancel_requested=True,
+            sequence=Job.sequence + 1,
         )
         .returning(Job)
+        .cte("canceled")
+    )
+    return _told(changed).where(changed.c.state == JobState.RUNNING)
+
+
+def retry_batch(tenant_id: UUID, batch_id: UUID) -> Update:
+    """failed | expired → queued, as `retry` does, for all jobs of a batch.
+
+    The caller holds the batch's lock.
+    """
+    return (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.batch_id == batch_id,
+            Job.state.in_((JobState.FAILED, JobState.EXPIRED)),
+        )
+        .values(**_as_new())
     )
 
 
 # --- The dispatcher's transitions ------------------------------------------------------------
 
 
-def expire_leases() -> Select[Job]:
-    """running → queued where the lease has run out, or → failed | canceled where that must be."""
-    return _take_from_worker(Job.lease_until < NOW)
+def expire_leases(limit: int) -> Select[Job]:
+    """running → queued where the lease has run out, or → failed | canceled where that must be.
+
+    A row that is being changed right now is left alone: its worker lives and is just committing.
+    """
+    overdue = _first(Job.state == JobState.RUNNING, Job.lease_until < SCAN_TIME, limit=limit)
+    return _take_from_worker(Job.id == overdue.c.id)
 
 
-def expire_deadlines() -> JobRows:
+def expire_queued(limit: int) -> JobRows:
     """queued → expired where the start or the finish deadline has passed."""
-    return (
+    late = or_(Job.start_deadline < SCAN_TIME, Job.finish_deadline < SCAN_TIME)
+    overdue = _first(Job.state == JobState.QUEUED, late, limit=limit)
+    return _told(
         update(Job)
-        .where(
-            Job.state == JobState.QUEUED,
-            or_(Job.start_deadline < NOW, Job.finish_deadline < NOW),
-        )
+        .where(Job.id == overdue.c.id, Job.state == JobState.QUEUED)
         .values(**_terminal(JobState.EXPIRED))
         .returning(Job)
+        .cte("expired")
+    )
+
+
+def expire_unfinished(limit: int) -> Select[Job]:
+    """running → expired where the finish deadline has passed; the worker's lease is gone then."""
+    overdue = _first(Job.state == JobState.RUNNING, Job.finish_deadline < SCAN_TIME, limit=limit)
+    return _end_attempt(
+        update(Job)
+        .where(Job.id == overdue.c.id, Job.state == JobState.RUNNING)
+        .values(**_terminal(JobState.EXPIRED)),
+        AttemptOutcome.EXPIRED,
     )
 
 
@@ -450,6 +549,49 @@ def list_due(model: str, lane: str, limit: int) -> Select[UUID]:
     )
 
 
+# --- Retention ---------------------------------------------------------------------------------
+
+
+def list_ended(older_than: timedelta, before: UUID, limit: int) -> Select[UUID, str]:
+    """(id, session) of jobs that ended longer ago than `older_than`, oldest first.
+
+    `before` is an id made at that time or later: a job that had ended was made earlier still, so
+    the ids' own order serves as the index.
+    """
+    return (
+        select(Job.id, Job.session_id)
+        .where(Job.id < before, Job.finished_at < SCAN_TIME - older_than)
+        .order_by(Job.id)
+        .limit(limit)
+    )
+
+
+def delete_ended(job_ids: Sequence[UUID]) -> Delete:
+    """Forget jobs with their attempts and image rows; their objects went before."""
+    return delete(Job).where(Job.id.in_(job_ids), Job.finished_at.is_not(None))
+
+
+def list_fruitless_attempts(
+    after: datetime, ended_for: timedelta, since: UUID, limit: int
+) -> Select[UUID, int, str, datetime | None]:
+    """(job, number, session, end) of attempts that left no images, in the order of their ends.
+
+    Those that ended after `after` and at least `ended_for` ago, of jobs with ids from `since` on.
+    """
+    return (
+        select(JobAttempt.job_id, JobAttempt.number, Job.session_id, JobAttempt.finished_at)
+        .join(Job, Job.id == JobAttempt.job_id)
+        .where(
+            JobAttempt.job_id >= since,
+            JobAttempt.outcome != AttemptOutcome.SUCCEEDED,
+            JobAttempt.finished_at > after,
+            JobAttempt.finished_at < SCAN_TIME - ended_for,
+        )
+        .order_by(JobAttempt.finished_at)
+        .limit(limit)
+    )
+
+
 # --- Parts -----------------------------------------------------------------------------------
 
 
@@ -464,6 +606,53 @@ def _ahead_of(job_id: Any, model: Any, lane: Any) -> Select[int]:
 
 def _is_due() -> ColumnElement[bool]:
     return and_(Job.state == JobState.QUEUED, or_(Job.not_before.is_(None), Job.not_before <= NOW))
+
+
+def _is_due_and_unsuspected() -> ColumnElement[bool]:
+    return and_(_is_due(), Job.losses == 0)
+
+
+def _is_queued_suspect() -> ColumnElement[bool]:
+    return and_(_is_due(), Job.losses > 0)
+
+
+def _is_overdue() -> ColumnElement[bool]:
+    """In the hands of a worker that stopped renewing, and allowed another attempt."""
+    return and_(
+        Job.state == JobState.RUNNING,
+        Job.lease_until < NOW,
+        Job.losses + 1 < MAX_LOSSES,
+        Job.failures + 1 < Job.max_attempts,
+        Job.cancel_requested.is_(False),
+    )
+
+
+def _is_in_time() -> ColumnElement[bool]:
+    return and_(
+        or_(Job.start_deadline.is_(None), Job.start_deadline > NOW),
+        or_(Job.finish_deadline.is_(None), Job.finish_deadline > NOW),
+    )
+
+
+def _is_not_paused() -> ColumnElement[bool]:
+    paused = select(Batch.id).where(Batch.id == Job.batch_id, Batch.paused)
+    return ~paused.exists()
+
+
+def _pairs(held: Sequence[tuple[UUID, int]]) -> Values:
+    return values(column("id", UuidType), column("attempt", Integer), name="held").data(list(held))
+
+
+def _first(*conditions: ColumnElement[bool], limit: int) -> CTE:
+    """The first jobs of a kind that nobody is changing right now, locked."""
+    return (
+        select(Job.id)
+        .where(*conditions)
+        .order_by(Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("overdue")
+    )
 
 
 def _held(job_id: UUID, attempt: int) -> Update:
@@ -491,6 +680,21 @@ def _requeued() -> dict[str, Any]:
         "worker": None,
         "lease_until": None,
         "not_before": None,
+    }
+
+
+def _as_new() -> dict[str, Any]:
+    """Queued once more at a client's wish: fresh counters, no deadlines."""
+    return {
+        **_requeued(),
+        "failures": 0,
+        "losses": 0,
+        "cancel_requested": False,
+        "finished_at": None,
+        "error_code": None,
+        "error_message": None,
+        "start_deadline": None,
+        "finish_deadline": None,
     }
 
 
@@ -537,7 +741,24 @@ def _end_attempt(
     """The job's transition and the end of its open attempt, in one statement."""
     ended = transition.returning(Job).cte("ended")
     attempt = _close_attempts(ended, outcome, code, message, gpu_seconds).cte("attempt")
-    return select(aliased(Job, ended)).add_cte(attempt)
+    return _told(ended, attempt)
+
+
+def _told(
+    changed: CTE, *others: CTE, events: Mapping[JobState, EventType] = ENDS_OF_JOBS
+) -> Select[Job]:
+    """The jobs that a CTE has changed, and in the same statement whoever is to be told of it.
+
+    Every statement that can end a job goes through here, so that no end is without its webhooks.
+    """
+    recorded = outbox.record_jobs(changed, events)
+    job = aliased(Job, changed)
+    deliveries = outbox.deliveries_of(recorded, changed.c.id)
+    return (
+        select(job)
+        .add_cte(*others, *recorded.ctes)
+        .options(with_expression(job.webhook_deliveries, deliveries))
+    )
 
 
 def _close_attempts(

@@ -1,0 +1,50 @@
+"""SQL of retention: which images are due, which objects an image still names, what to forget.
+
+Objects go before rows: what fails between the two is found again in the next round.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Delete, Select, delete, func, select
+
+from shared.gallery.models import Image, Prompt
+
+
+def list_old_images(
+    older_than: timedelta, before: UUID, limit: int
+) -> Select[UUID, UUID, str, str]:
+    """(id, prompt, key, thumbnail's key) of images older than `older_than`, oldest first.
+
+    `before` is an id made at that time or later; the ids' own order serves as the index.
+    """
+    return (
+        select(Image.id, Image.prompt_id, Image.s3_key, Image.thumbnail_s3_key)
+        .where(Image.id < before, Image.created_at < func.statement_timestamp() - older_than)
+        .order_by(Image.id)
+        .limit(limit)
+    )
+
+
+def delete_images(image_ids: Sequence[UUID]) -> Delete:
+    """Forget images whose objects are gone."""
+    return delete(Image).where(Image.id.in_(image_ids))
+
+
+def list_prompts_of_jobs(job_ids: Sequence[UUID]) -> Select[UUID]:
+    """The prompts that these jobs' images name."""
+    return select(Image.prompt_id).where(Image.job_id.in_(job_ids)).distinct()
+
+
+def delete_unused_prompts(prompt_ids: Sequence[UUID]) -> Delete:
+    """Forget those of the prompts that no image names any more."""
+    used = select(Image.id).where(Image.prompt_id == Prompt.id).exists()
+    return delete(Prompt).where(Prompt.id.in_(prompt_ids), ~used)
+
+
+def list_keys_of_attempt(job_id: UUID, attempt: int) -> Select[str, str]:
+    """(key, thumbnail's key) of the images that this attempt committed."""
+    return select(Image.s3_key, Image.thumbnail_s3_key).where(
+        Image.job_id == job_id, Image.attempt == attempt
+    )
