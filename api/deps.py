@@ -21,6 +21,7 @@ from shared.logging import get_logger
 from shared.model_catalog import ModelCatalog
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.tenancy import wall
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -76,7 +77,7 @@ class Resources:
     ) -> AsyncIterator[AsyncSession]:
         """The transaction of a request: all SQL on behalf of a tenant runs in one of these."""
         async with self.transaction(seconds) as session:
-            session.info["tenant_id"] = principal.tenant_id
+            await wall.enter(session, principal.tenant_id)
             yield session
 
 

@@ -23,6 +23,7 @@ from deploy.local.process import (
     stop_processes,
 )
 from deploy.local.service import Server
+from shared.tenancy.wall import ROLE
 
 MAJOR_VERSION = 18
 SUPERUSER = "postgres"
@@ -115,6 +116,12 @@ class PostgresServer(Server):
                     sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(
                         sql.Identifier(OWNER), sql.Literal(self.home.secrets.postgres)
                     )
+                )
+            if not _exists(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", ROLE):
+                # The owner may not create roles; row-level security in the tables needs this one.
+                connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(ROLE)))
+                connection.execute(
+                    sql.SQL("GRANT {} TO {}").format(sql.Identifier(ROLE), sql.Identifier(OWNER))
                 )
             has_database = _exists(
                 connection, "SELECT 1 FROM pg_database WHERE datname = %s", DATABASE

@@ -60,6 +60,11 @@ class Job(Base):
             "finish_deadline",
             postgresql_where=text("finished_at IS NULL AND finish_deadline IS NOT NULL"),
         ),
+        Index(
+            "ix_jobs_unfinished_of_key",
+            "api_key_id",
+            postgresql_where=text("finished_at IS NULL"),
+        ),
         Index("ix_jobs_tenant", "tenant_id", "id"),
         Index("ix_jobs_session", "tenant_id", "session_id", "id"),
         Index(

@@ -1,10 +1,11 @@
 """Tables of tenants and API keys."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ForeignKey, LargeBinary, Text
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables import Base, CreatedAt, Id, Instant
@@ -36,6 +37,8 @@ class ApiKey(Base):
     last_used_at: Mapped[Instant | None]
     expires_at: Mapped[Instant | None]
     revoked_at: Mapped[Instant | None]
+    quotas: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """A `shared.quotas.Quotas`; null: none."""
 
     def is_live(self, now: datetime) -> bool:
         """Neither revoked nor expired at `now`."""

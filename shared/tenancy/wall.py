@@ -1,0 +1,45 @@
+"""The second wall: inside a tenant's transaction Postgres itself shows that tenant's rows alone.
+
+The first wall is that every statement takes the tenant. Should one forget it, this one holds: the
+transaction runs as the role `darkroom_api`, for which every table of tenants has a row-level
+policy (`migrations/walls.py`) that compares the row's tenant with the setting `darkroom.tenant`.
+Both end with the transaction. Workers, migrations and the operator's commands work for all tenants
+and as the tables' owner, to whom the policies do not apply.
+"""
+
+from typing import cast
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Select, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+ROLE = "darkroom_api"
+TENANT = "darkroom.tenant"
+
+_ENTER = f"SELECT set_config('{TENANT}', %s, true), set_config('role', '{ROLE}', true)"
+
+
+async def enter(session: AsyncSession, tenant_id: UUID) -> None:
+    """Until the end of the transaction, be the API's role and see this tenant alone.
+
+    Called first in a transaction it costs no time on the way: in psycopg's pipeline mode it goes
+    out together with the BEGIN.
+    """
+    held = await (await session.connection()).get_raw_connection()
+    connection = cast("psycopg.AsyncConnection", held.driver_connection)
+    try:
+        async with connection.pipeline():
+            await connection.execute(_ENTER, (str(tenant_id),))
+    except psycopg.Error:
+        # Ask once more through SQLAlchemy, which knows a lost connection and renews its pool.
+        await session.execute(select(1))
+        raise
+
+
+def leave() -> Select[str]:
+    """Be the owner again within the transaction: for COPY, which row-level security forbids.
+
+    Whoever leaves must take the tenant into every statement that follows, with no second wall.
+    """
+    return select(func.set_config("role", "none", True))
