@@ -118,7 +118,7 @@ def load_pipeline(spec: ModelSpec, folder: Path, index: dict[str, Any], dtype: A
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             variant=spec.variant,
             use_safetensors=True,
             local_files_only=True,

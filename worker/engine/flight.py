@@ -23,12 +23,12 @@ class Flight(Generic[R]):
     def __init__(
         self,
         request: ImageRequest,
-        shape: Shape,
         on_step: StepCallback | None,
         wake: Callable[[], None],
     ) -> None:
         self.request = request
-        self.shape = shape
+        self.shape = Shape(request.width, request.height, guided=False, rows=1)
+        """Set when the image is admitted, and again if it must shrink."""
         self.lane: Lane = request.lane
         self.arrival = next(_arrivals)
         self.state: R | None = None

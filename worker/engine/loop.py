@@ -77,7 +77,7 @@ class StepLoop(Generic[R]):
         """Queue one image."""
         backend = self._backend
         backend.check(request)
-        flight: Flight[R] = Flight(request, backend.shape_of(request), on_step, self._wake)
+        flight: Flight[R] = Flight(request, on_step, self._wake)
         with self._condition:
             self._refuse_if_over()
             self._open.add(flight)

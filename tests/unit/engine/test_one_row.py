@@ -1,0 +1,66 @@
+"""At one row an image equals, bit for bit, what diffusers' own pipeline call makes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.schedulers import SCHEDULERS
+from tests.unit.engine.crowds import make_alone
+from tests.unit.engine.reference import reference
+from tests.unit.engine.toys import request, toy_backend, toy_folder
+from worker.engine.interface import ImageRequest
+
+START = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 70, 3), dtype=np.uint8))
+FROM_IMAGE: dict[str, Any] = {"init_image": START, "strength": 0.6, "steps": 5}
+
+
+def assert_equal_to_diffusers(family: str, asked: ImageRequest) -> None:
+    """Latents and pixels, all bits."""
+    made = make_alone(toy_backend(family, 1), asked)
+    expected = reference(toy_folder(family))
+    assert torch.equal(made.latents, expected.latents(asked))
+    assert np.array_equal(made.pixels, expected.pixels(asked))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_text_to_image(scheduler: str) -> None:
+    assert_equal_to_diffusers("sd15", request(scheduler=scheduler, negative_prompt="blurry"))
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_image_to_image(scheduler: str) -> None:
+    assert_equal_to_diffusers("sd15", request(scheduler=scheduler, **FROM_IMAGE))
+
+
+@pytest.mark.parametrize("family", ["sd21", "sd21v", "sdxl"])
+@pytest.mark.parametrize("scheduler", ["ddim", "euler-ancestral", "dpmpp-2m-sde"])
+def test_other_families(family: str, scheduler: str) -> None:
+    assert_equal_to_diffusers(family, request(scheduler=scheduler))
+    assert_equal_to_diffusers(
+        family, request(scheduler=scheduler, negative_prompt="", **FROM_IMAGE)
+    )
+
+
+@pytest.mark.parametrize("changes", [{}, FROM_IMAGE, {"guidance_scale": 1.0}])
+def test_latent_consistency_model(changes: dict[str, Any]) -> None:
+    assert_equal_to_diffusers("lcm", request(scheduler="lcm", **changes))
+
+
+@pytest.mark.parametrize("changes", [{}, FROM_IMAGE])
+def test_without_guidance_one_half_runs(changes: dict[str, Any]) -> None:
+    asked = request(guidance_scale=1.0, **changes)
+    assert not toy_backend("sd15", 1).shape_of(asked).guided
+    assert_equal_to_diffusers("sd15", asked)
+
+
+def test_a_size_that_is_no_power_of_two() -> None:
+    assert_equal_to_diffusers("sd15", request(width=104, height=72))
+
+
+def test_the_default_size_is_not_needed_to_reproduce_a_cached_prompt() -> None:
+    first = make_alone(toy_backend("sdxl", 1), request(negative_prompt="blurry"))
+    again = make_alone(toy_backend("sdxl", 1), request(negative_prompt="blurry"))
+    assert np.array_equal(first.pixels, again.pixels)

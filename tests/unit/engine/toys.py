@@ -1,0 +1,73 @@
+"""Toy checkpoints, built once per process, and engines and backends over them."""
+
+import atexit
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from deploy.toy_models import BUILDERS
+from shared.model_catalog import ModelSpec
+from worker.engine.device import Device, open_device
+from worker.engine.diffusion import DiffusionEngine
+from worker.engine.interface import ImageRequest
+from worker.engine.loaded import load
+from worker.engine.unet_backend import UnetBackend, family_of
+
+
+@lru_cache
+def toy_folder(family: str) -> Path:
+    """The toy checkpoint of a family."""
+    home = Path(tempfile.mkdtemp(prefix="darkroom-toy-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    folder = home / family
+    BUILDERS[family](folder)
+    return folder
+
+
+def toy_spec(family: str, **changes: Any) -> ModelSpec:
+    """A model over a toy checkpoint."""
+    values: dict[str, Any] = {
+        "name": f"toy-{family}",
+        "source": str(toy_folder(family)),
+        "scheduler": "lcm" if family == "lcm" else "dpmpp-2m",
+        "default_width": 64,
+        "default_height": 64,
+        "max_width": 128,
+        "max_height": 128,
+        "default_steps": 4,
+        "rows": 1,
+    }
+    return ModelSpec(**{**values, **changes})
+
+
+def toy_engine(family: str, device: Device | None = None, **changes: Any) -> DiffusionEngine:
+    """A loaded engine over a toy checkpoint; close it."""
+    engine = DiffusionEngine(toy_spec(family, **changes), device or open_device("cpu"))
+    engine.load()
+    return engine
+
+
+@lru_cache
+def toy_backend(family: str, rows: int) -> UnetBackend:
+    """A backend without an engine around it, for tests that drive the turns themselves."""
+    loaded = load(toy_spec(family, rows=rows), open_device("cpu"))
+    found = family_of(loaded.pipeline)
+    assert found is not None
+    return UnetBackend(loaded, found)
+
+
+def request(**changes: Any) -> ImageRequest:
+    """A small picture of a fox."""
+    values: dict[str, Any] = {
+        "prompt": "a red fox in the snow",
+        "negative_prompt": None,
+        "seed": 7,
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance_scale": 7.5,
+        "scheduler": "dpmpp-2m",
+    }
+    return ImageRequest(**{**values, **changes})
