@@ -10,10 +10,14 @@ from shared.settings import Settings
 from shared.storage import Storage
 from worker.announce import Announcement, redis_client
 from worker.app import consume
+from worker.deliver import Deliverer
+from worker.delivery_duties import DeliveryDuties
 from worker.dispatcher import Dispatcher
 from worker.duties import JobDuties
 from worker.identity import take_name
 from worker.retention import Retention
+from worker.tasks import register_deliver
+from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
 
@@ -28,9 +32,13 @@ def run_cpu_worker(settings: Settings) -> None:
     app = celery_app(settings)
     database = session_factory(engine)
     storage = Storage(settings)
+    hints = WebhookHints(app)
+    deliverer = Deliverer(settings, database, storage, hints)
+    register_deliver(app, deliverer)
     duties = [
         *JobDuties(settings, database, client, app).duties,
         *Retention(settings, database, storage).duties,
+        *DeliveryDuties(database, client, hints).duties,
     ]
     dispatcher = Dispatcher(settings, engine, duties)
     announcement = Announcement(
@@ -58,6 +66,7 @@ def run_cpu_worker(settings: Settings) -> None:
         consume(app, identity.name, queues, _THREADS)
     finally:
         dispatcher.close()
+        deliverer.close()
         announcement.close()
         identity.close()
         storage.close()

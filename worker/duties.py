@@ -21,6 +21,7 @@ from shared.queue.events import append_event
 from shared.queue.publish import publish_job
 from shared.settings import Settings
 from worker.dispatcher import Duty
+from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
 
@@ -47,6 +48,7 @@ class JobDuties:
         self._database = database
         self._redis = client
         self._app = app
+        self._hints = WebhookHints(app)
         self._disagreements: Counter[str] = Counter()
 
     @property
@@ -125,6 +127,7 @@ class JobDuties:
         for job in jobs:
             log.info(event, job_id=str(job.id), state=job.state, attempt=job.attempt)
         self._announce(jobs)
+        self._hints.jobs_changed(jobs)
         return jobs
 
     def _announce(self, jobs: list[Job]) -> None:

@@ -25,6 +25,7 @@ from worker.process import WorkerProcess, WorkerState
 from worker.progress import ProgressReporter
 from worker.stop_signals import StopSignals
 from worker.tasks import register_generate
+from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
 
@@ -44,18 +45,19 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     identity = take_name(engine, settings.worker_name, "generate")
     database = session_factory(engine)
     client = redis_client(settings)
+    app = celery_app(settings)
     # A pool of its own: heartbeats never wait behind commits.
     heartbeats = open_engine(settings, pool_size=1)
     worker = WorkerProcess(
         settings=settings,
         identity=identity,
-        celery=celery_app(settings),
+        celery=app,
         database=database,
         redis=client,
         storage=Storage(settings, max_connections=2 * _UPLOAD_THREADS),
         embedder=Embedder(settings),
         leases=LeaseKeeper(settings, session_factory(heartbeats), lambda: identity.name),
-        progress=ProgressReporter(client),
+        progress=ProgressReporter(client, WebhookHints(app)),
         uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
     )
     announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)

@@ -17,6 +17,7 @@ from shared.jobs.models import Job
 from shared.logging import get_logger
 from shared.queue.events import append_event
 from worker.engine.interface import StepUpdate
+from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
 
@@ -28,8 +29,9 @@ _QUIET_SECONDS = 2.0
 class ProgressReporter:
     """Writes jobs' events. Redis being away loses events, never work."""
 
-    def __init__(self, client: "redis.Redis") -> None:
+    def __init__(self, client: "redis.Redis", hints: WebhookHints) -> None:
         self._redis = client
+        self._hints = hints
         self._lock = threading.Lock()
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
         self._wake = threading.Event()
@@ -52,6 +54,7 @@ class ProgressReporter:
         """Announce a transition, after what was noted of the job before it."""
         self._flush(only=job.id)
         self._write([(job.id, "job", {"state": str(job.state), "sequence": job.sequence})])
+        self._hints.jobs_changed([job])
 
     def image_done(self, job: Job, image: dict[str, Any]) -> None:
         """Announce one committed image."""

@@ -8,6 +8,7 @@ from celery.exceptions import Reject
 
 from shared.queue import names
 from worker.claiming import WorkerLeaving
+from worker.deliver import Deliverer
 from worker.process import WorkerProcess
 from worker.run_job import run_job
 
@@ -26,3 +27,11 @@ def register_generate(app: Celery, worker: WorkerProcess) -> None:
             # lost goes on consuming for the seconds that it takes to leave.
             threading.Event().wait(_REQUEUE_SECONDS)
             raise Reject("this worker is leaving", requeue=True) from None
+
+
+def register_deliver(app: Celery, deliverer: Deliverer) -> None:
+    """The task of CPU workers: a webhook delivery is due."""
+
+    @app.task(name=names.DELIVER_TASK)
+    def deliver(delivery_id: str) -> None:
+        deliverer.offer(UUID(delivery_id))
