@@ -1,6 +1,7 @@
 """Build a row's own scheduler: the one its request names, over the checkpoint's config."""
 
 import copy
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -63,6 +64,8 @@ def config_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity; DPM++ has one in `lambda_min_clipped`
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
