@@ -14,6 +14,7 @@ from worker.deliver import Deliverer
 from worker.delivery_duties import DeliveryDuties
 from worker.dispatcher import Dispatcher
 from worker.duties import JobDuties
+from worker.feeder import BulkFeeder
 from worker.identity import take_name
 from worker.retention import Retention
 from worker.tasks import register_deliver
@@ -41,6 +42,7 @@ def run_cpu_worker(settings: Settings) -> None:
         *DeliveryDuties(database, client, hints).duties,
     ]
     dispatcher = Dispatcher(settings, engine, duties)
+    feeder = BulkFeeder(database, client, app, lambda: dispatcher.leads)
     announcement = Announcement(
         settings,
         client,
@@ -60,11 +62,13 @@ def run_cpu_worker(settings: Settings) -> None:
         log.info("worker_ready", worker=identity.name)
 
     dispatcher.start()
+    feeder.start()
     announcement.start()
     queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE, names.MAINTENANCE_QUEUE]
     try:
         consume(app, identity.name, queues, _THREADS)
     finally:
+        feeder.close()
         dispatcher.close()
         deliverer.close()
         announcement.close()

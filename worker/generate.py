@@ -17,6 +17,7 @@ from shared.settings import Settings
 from shared.storage import Storage
 from worker.announce import Announcement, redis_client
 from worker.app import consume
+from worker.bulk_slots import BulkSlots, bulk_limit
 from worker.embedder import Embedder
 from worker.engine import open_engine as open_image_engine
 from worker.identity import take_name
@@ -72,7 +73,10 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         _announce_signals(worker, announcement)
         register_generate(worker.celery, worker)
         queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
-        consume(worker.celery, worker.name, queues, _threads(worker))
+        rows = max(engine.model.rows for engine in worker.engines.values())
+        threads = settings.worker_threads or _threads(rows)
+        BulkSlots(bulk_limit(threads, rows)).attach(app)
+        consume(app, worker.name, queues, threads)
     finally:
         announcement.close()
         stop_signals.close()
@@ -112,10 +116,10 @@ def _take_back(worker: WorkerProcess) -> None:
         log.warning("took_back_jobs", count=len(jobs))
 
 
-def _threads(worker: WorkerProcess) -> int:
-    """Enough that every row is busy while other jobs are encoded and committed."""
-    rows = max(engine.model.rows for engine in worker.engines.values())
-    return worker.settings.worker_threads or 2 * rows + 2
+def _threads(rows: int) -> int:
+    """Twice the rows, so that every row is busy while other jobs are encoded and committed, and
+    a reserve that bulk jobs cannot take (see `worker.bulk_slots`)."""
+    return 3 * (rows + 1)
 
 
 def _announce_signals(worker: WorkerProcess, announcement: Announcement) -> None:

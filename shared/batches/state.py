@@ -36,7 +36,7 @@ class BatchState(StrEnum):
     """The file was refused, or no job succeeded and at least one failed."""
 
     CANCELED = "canceled"
-    """A client canceled it before its last job had ended; what was done is kept."""
+    """A client canceled it before its last job had ended; the pictures made by then are kept."""
 
     EXPIRED = "expired"
     """Its deadlines passed before any job had succeeded or failed."""
@@ -48,18 +48,22 @@ ACTIVE_STATES = frozenset({BatchState.QUEUED, BatchState.RUNNING})
 TERMINAL_STATES = frozenset(BatchState) - ACTIVE_STATES - {BatchState.VALIDATING}
 
 
-def end_state(counts: Mapping[str, int], skipped_lines: int) -> BatchState:
+def end_state(
+    counts: Mapping[str, int], *, skipped_lines: int, cancel_requested: bool
+) -> BatchState:
     """The terminal state of a batch whose jobs have all ended.
 
     Args:
         counts: how many jobs are in each `JobState`.
         skipped_lines: invalid lines that were left out at the client's wish.
+        cancel_requested: the batch as a whole was canceled, not only single jobs of it.
     """
     succeeded = counts.get(JobState.SUCCEEDED, 0)
-    unsuccessful = sum(counts.values()) - succeeded
-    if counts.get(JobState.CANCELED, 0):
-        # Single jobs canceled by hand leave a batch partial; if none succeeded, it is canceled.
-        return BatchState.PARTIAL if succeeded else BatchState.CANCELED
+    if cancel_requested and counts.get(JobState.CANCELED, 0):
+        return BatchState.CANCELED
     if succeeded:
-        return BatchState.PARTIAL if unsuccessful or skipped_lines else BatchState.SUCCEEDED
-    return BatchState.FAILED if counts.get(JobState.FAILED, 0) else BatchState.EXPIRED
+        whole = succeeded == sum(counts.values()) and not skipped_lines
+        return BatchState.SUCCEEDED if whole else BatchState.PARTIAL
+    if counts.get(JobState.FAILED, 0):
+        return BatchState.FAILED
+    return BatchState.EXPIRED if counts.get(JobState.EXPIRED, 0) else BatchState.CANCELED

@@ -32,6 +32,9 @@ EMBED_QUEUE = "embed"
 WEBHOOK_QUEUE = "webhooks"
 MAINTENANCE_QUEUE = "maintenance"
 
+UNACKED = "unacked"
+"""kombu's hash of what is in workers' hands: tag -> JSON of [message, exchange, routing key]."""
+
 INTERACTIVE = "interactive"
 BULK = "bulk"
 LANES = (INTERACTIVE, BULK)

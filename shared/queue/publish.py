@@ -68,6 +68,26 @@ def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any
     )
 
 
+def publish_jobs(app: Celery, job_ids: Iterable[UUID], model: str, lane: str) -> None:
+    """Hand many queued jobs to the workers of their model, in one round trip to Redis.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached; some may be there.
+    """
+    queue = names.generate_queue(model, lane)
+    with app.producer_or_acquire() as producer, producer.batch():
+        for job_id in job_ids:
+            app.send_task(
+                names.GENERATE_TASK,
+                args=[str(job_id)],
+                task_id=str(job_id),
+                queue=queue,
+                producer=producer,
+                retry=False,
+                ignore_result=True,
+            )
+
+
 def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
     """Hint to the CPU workers that these webhook deliveries are due.
 
