@@ -260,36 +260,35 @@ def answer(problem: Problem, path: str, request_id: str) -> Response:
     return Response(body, problem.kind.status, problem.headers, MEDIA_TYPE)
 
 
-def from_validation(
-    errors: Sequence[Any], body: bool = True, parameter: str | None = None
-) -> Problem:
-    """pydantic's errors as a problem that repeats nothing of the input but field names."""
-    if any(error["type"] == "json_invalid" for error in errors):
-        return Problem("malformed_json", "The body cannot be parsed as JSON.")
-    fields = [_field_error(error, body, parameter) for error in errors[:_MAX_ERRORS]]
-    first = fields[0]
-    where = first.pointer or first.parameter or "The body"
-    return Problem("validation_failed", f"{where}: {first.message}", errors=fields)
+def from_validation(errors: Sequence[Any]) -> Problem:
+    """pydantic's errors about a body, as a problem that repeats nothing of it but field names."""
+    fields = [_field_error(error) for error in errors[:_MAX_ERRORS]]
+    return Problem("validation_failed", f"{fields[0].pointer}: {fields[0].message}", errors=fields)
 
 
-def _field_error(error: Any, body: bool, parameter: str | None) -> FieldError:
-    location = [part for part in error["loc"] if part != "[key]"]
-    message = str(error["msg"]).removeprefix("Value error, ")[:_MAX_TEXT]
+def _field_error(error: Any) -> FieldError:
+    where = pointer(*(part for part in error["loc"] if part != "[key]"))[:_MAX_TEXT]
     code = str(error["type"])
     broken = error.get("ctx", {}).get("error")
     if isinstance(broken, RuleBroken):
-        code = broken.code
-    if not body:
-        name = str(parameter or (location[-1] if location else ""))[:_MAX_TEXT]
-        return FieldError(pointer=None, parameter=name, code=code, message=message)
-    pointer = "".join(f"/{_escape(str(part))}" for part in location)[:_MAX_TEXT]
-    if isinstance(broken, RuleBroken):
-        pointer = broken.pointer or pointer
-    return FieldError(pointer=pointer, code=code, message=message)
+        where, code = broken.pointer or where, broken.code
+    return FieldError(pointer=where, code=code, message=_message(error))
 
 
-def _escape(part: str) -> str:
-    return part.replace("~", "~0").replace("/", "~1")
+def _parameter_error(error: Any) -> FieldError:
+    """FastAPI's location is (query | path | header, name, …)."""
+    name = str(error["loc"][1])[:_MAX_TEXT]
+    code = str(error["type"])
+    return FieldError(pointer=None, parameter=name, code=code, message=_message(error))
+
+
+def _message(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")[:_MAX_TEXT]
+
+
+def pointer(*path: object) -> str:
+    """The JSON pointer (RFC 6901) to a place in the body."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
 class RuleBroken(ValueError):
@@ -332,7 +331,9 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 async def handle_validation_error(request: Request, error: Exception) -> Response:
     """FastAPI's complaints about query, path and header parameters."""
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    problem = from_validation(error.errors(), body=False)
+    fields = [_parameter_error(each) for each in error.errors()[:_MAX_ERRORS]]
+    detail = f"{fields[0].parameter}: {fields[0].message}"
+    problem = Problem("validation_failed", detail, errors=fields)
     return answer(problem, request.url.path, request_id_of(request))
 
 

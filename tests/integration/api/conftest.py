@@ -1,0 +1,144 @@
+"""An API process that no worker serves, behind relays that can cut it off from its servers."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+import redis
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from deploy.admin import create_key
+from shared.ids import from_wire
+from shared.jobs.models import Job
+from shared.queue.names import INTERACTIVE, generate_queue
+from shared.settings import Settings
+from tests.integration.api.relay import Relay
+from tests.processes import ApiProcess, free_port
+
+MODEL = "paper"
+EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
+
+
+@dataclass(frozen=True)
+class Relays:
+    """In front of each server."""
+
+    postgres: Relay
+    redis: Relay
+    s3: Relay
+
+
+@pytest.fixture(scope="session")
+def relays(environment: dict[str, str]) -> Iterator[Relays]:
+    """Open relays to the session's servers."""
+    made = Relays(
+        Relay(environment["DARKROOM_DATABASE_URL"]),
+        Relay(environment["DARKROOM_REDIS_URL"]),
+        Relay(environment["DARKROOM_S3_ENDPOINT"]),
+    )
+    yield made
+    for relay in (made.postgres, made.redis, made.s3):
+        relay.close()
+
+
+@pytest.fixture(scope="session")
+def make_key(settings: Settings) -> Callable[..., str]:
+    """A new key of a tenant, with every scope unless told."""
+
+    def make(tenant: str, scopes: tuple[str, ...] = EVERY_SCOPE) -> str:
+        url = settings.database_url.get_secret_value()
+        return create_key(url, tenant=tenant, name=tenant, scopes=scopes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lone_api(
+    environment: dict[str, str],
+    relays: Relays,
+    make_key: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ApiProcess]:
+    """An API process of its own, with the model `paper` that nobody serves."""
+    own = {
+        **environment,
+        "DARKROOM_DATABASE_URL": relays.postgres.url,
+        "DARKROOM_REDIS_URL": relays.redis.url,
+        "DARKROOM_S3_ENDPOINT": relays.s3.url,
+        "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
+    }
+    log = tmp_path_factory.mktemp("lone_api") / "api.log"
+    with ApiProcess(own, free_port(), make_key("lone"), log) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def http(lone_api: ApiProcess) -> httpx2.Client:
+    """A client of the lone API with a key of the tenant `lone`."""
+    return lone_api.http
+
+
+_tenants = itertools.count(1)
+
+
+@pytest.fixture
+def fresh(lone_api: ApiProcess, make_key: Callable[..., str]) -> Iterator[httpx2.Client]:
+    """A client of a tenant that has nothing yet."""
+    with lone_api.client(make_key(f"fresh-{next(_tenants)}")) as client:
+        yield client
+
+
+@pytest.fixture
+def stranger(lone_api: ApiProcess, make_key: Callable[..., str]) -> Iterator[httpx2.Client]:
+    """A client of yet another tenant."""
+    with lone_api.client(make_key("strangers-of-lone")) as client:
+        yield client
+
+
+@pytest.fixture
+def submit(http: httpx2.Client) -> Callable[..., dict[str, Any]]:
+    """Submit a job that nobody will run."""
+
+    def post(client: httpx2.Client | None = None, **fields: Any) -> dict[str, Any]:
+        answer = (client or http).post("/v1/jobs", json={"prompt": "a red circle", **fields})
+        assert answer.status_code == 202, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    return post
+
+
+@pytest.fixture
+def row_of(database: sessionmaker[Session]) -> Callable[[str], Job]:
+    """A job's row in the ledger."""
+
+    def find(job_id: str) -> Job:
+        with database() as session:
+            return session.get_one(Job, from_wire("job", job_id))
+
+    return find
+
+
+@pytest.fixture
+def accepted(
+    database: sessionmaker[Session], redis_client: "redis.Redis"
+) -> Callable[[], tuple[int, int]]:
+    """How many jobs of the model are in the ledger, and how many in its queue."""
+
+    def count() -> tuple[int, int]:
+        with database() as session:
+            known = session.scalar(select(func.count()).where(Job.model == MODEL)) or 0
+        return known, int(redis_client.llen(generate_queue(MODEL, INTERACTIVE)))  # type: ignore[arg-type]
+
+    return count
+
+
+def uuid_of(job: dict[str, Any]) -> UUID:
+    """The ledger's id of a job from the wire."""
+    return from_wire("job", job["id"])

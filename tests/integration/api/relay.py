@@ -1,0 +1,123 @@
+"""A TCP relay in front of a server, which can be cut or made to hang, the server untouched."""
+
+import contextlib
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from enum import Enum
+from urllib.parse import urlsplit, urlunsplit
+
+
+class Mode(Enum):
+    """What the relay does with connections, old and new."""
+
+    OPEN = "open"
+    REFUSE = "refuse"
+    """Nobody listens; old connections are closed."""
+    HANG = "hang"
+    """Connections are made, and nothing comes back."""
+
+
+class Relay:
+    """Relays one port to another until told otherwise."""
+
+    def __init__(self, url: str) -> None:
+        """`url` of the server to stand in front of."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self._target = (parts.hostname, parts.port)
+        self._listener = self._listen(0)
+        self.port: int = self._listener.getsockname()[1]
+        userinfo, at, _ = parts.netloc.rpartition("@")
+        self.url = urlunsplit(parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{self.port}"))
+        self._mode = Mode.OPEN
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._accept_in_background()
+
+    @contextlib.contextmanager
+    def set_to(self, mode: Mode) -> Iterator[None]:
+        """Be in another mode for a while."""
+        self._change(mode)
+        try:
+            yield
+        finally:
+            self._change(Mode.OPEN)
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._change(Mode.REFUSE)
+
+    def _change(self, mode: Mode) -> None:
+        before, self._mode = self._mode, mode
+        if mode is Mode.REFUSE:
+            self._listener.close()
+        if before is Mode.REFUSE and mode is not Mode.REFUSE:
+            self._listener = self._listen(self.port)
+            self._accept_in_background()
+        if mode is not Mode.HANG:  # Leaving a hang, too: what hung is worth nothing now.
+            self._cut()
+
+    def _listen(self, port: int) -> socket.socket:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(64)
+        listener.settimeout(0.1)
+        return listener
+
+    def _accept_in_background(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with self._lock:
+            self._open.add(client)
+        try:
+            server = socket.create_connection(self._target, timeout=5)
+        except OSError:
+            client.close()
+            return
+        with self._lock:
+            self._open.add(server)
+        with contextlib.suppress(OSError, ValueError):
+            self._pump(client, server)
+        for end in (client, server):
+            with self._lock:
+                self._open.discard(end)
+            end.close()
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(client, selectors.EVENT_READ, server)
+            selector.register(server, selectors.EVENT_READ, client)
+            while True:
+                for key, _ in selector.select(0.1):
+                    if self._mode is Mode.HANG:
+                        threading.Event().wait(0.05)
+                        continue
+                    source: socket.socket = key.fileobj  # type: ignore[assignment]
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    key.data.sendall(data)
+                if client.fileno() < 0 or server.fileno() < 0:
+                    return
+
+    def _cut(self) -> None:
+        with self._lock:
+            ends = list(self._open)
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
