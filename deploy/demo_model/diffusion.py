@@ -1,0 +1,253 @@
+"""Trains the UNet, and the text encoder beside it, to predict v on encoded scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from math import cos, pi
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from deploy.demo_model import state
+from deploy.demo_model.latents import CAPTIONS_PER_SCENE, TrainingSet
+from deploy.demo_model.preset import EMPTY_CAPTIONS, SEED, TIMESTEPS, Preset
+from deploy.demo_model.team import Team
+from deploy.demo_model.text import tokens
+
+_AVERAGE_DECAY = 0.998
+_WARM_UP_STEPS = 150
+_TEXT_RATE = 0.1
+"""Learning rate of the text encoder, which can read already, as a share of the UNet's."""
+_LOG_EVERY = 50
+
+# With beta_end at 0.02 and not Stable Diffusion's 0.012, the last step holds next to nothing
+# of the picture (signal 0.015), as the pure noise that sampling starts from. So pictures can
+# be as dark as night, with no rescaled betas that only some schedulers know.
+_NOISE = {
+    "num_train_timesteps": TIMESTEPS,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+}
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """The scheduler that the checkpoint names: DPM++ 2M on the schedule of training."""
+    return DPMSolverMultistepScheduler(**_NOISE)
+
+
+def build(preset: Preset) -> UNet2DConditionModel:
+    """An untrained UNet. The text reaches it twice: by cross-attention, and pooled, beside the
+    timestep, which is a shorter way to learn what colours the whole picture."""
+    levels = len(preset.unet_channels) - 1
+    return UNet2DConditionModel(
+        sample_size=preset.picture // 8,
+        in_channels=preset.latent_channels,
+        out_channels=preset.latent_channels,
+        block_out_channels=preset.unet_channels,
+        layers_per_block=preset.unet_layers,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * levels),
+        up_block_types=(*("CrossAttnUpBlock2D",) * levels, "UpBlock2D"),
+        cross_attention_dim=preset.text_channels,
+        # diffusers reads this as the number of heads.
+        attention_head_dim=4,
+        norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
+
+
+@dataclass(slots=True)
+class Trained:
+    """The averaged weights of a run so far."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    steps: int
+    minutes: float
+
+
+class _Average:
+    """An exponential moving average of parameters, young while the run is young."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._source = [p.data for p in parameters]
+        self.values = [p.clone() for p in self._source]
+
+    def update(self, step: int) -> None:
+        decay = min(_AVERAGE_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self.values, self._source, 1 - decay)
+
+
+class _Run:
+    """The networks in training, their optimizer and how far they are."""
+
+    def __init__(
+        self, preset: Preset, text_encoder: CLIPTextModel, work: Path, device: torch.device
+    ) -> None:
+        self.unet = build(preset).to(device, memory_format=torch.channels_last)
+        if device.type == "cpu":
+            # On 64 tokens of a small head, PyTorch's fused attention takes a quarter of a
+            # step's time more on a CPU than the plain products do.
+            self.unet.set_attn_processor(AttnProcessor())
+        self.text_encoder = text_encoder.to(device).train()
+        self.parameters = list(chain(self.unet.parameters(), text_encoder.parameters()))
+        self.average = _Average(self.parameters)
+        self.step = 0
+        self.spent = 0.0
+        self._peak_rate = preset.unet_learning_rate
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.unet.parameters()), "share": 1.0},
+                {"params": list(text_encoder.parameters()), "share": _TEXT_RATE},
+            ],
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=True,
+        )
+        self._file = work / "unet.pt"
+        if (saved := state.load(self._file, device)) is not None:
+            _copy(saved["parameters"], self.parameters)
+            self.average.values = saved["average"]
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.spent = saved["step"], saved["spent"]
+
+    def keep(self, spent: float) -> None:
+        """Writes everything that a later run needs to go on."""
+        state.save(
+            {
+                "parameters": [p.data for p in self.parameters],
+                "average": self.average.values,
+                "optimizer": self._optimizer.state_dict(),
+                "step": self.step,
+                "spent": spent,
+            },
+            self._file,
+        )
+
+    def learn(self, batch: _Batch, progress: float, team: Team) -> float:
+        """One step on the team's batches; the loss of this process's own."""
+        loss = self._loss(batch)
+        warm_up = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
+        rate = self._peak_rate * warm_up * (0.5 + 0.5 * cos(pi * progress))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        team.average_gradients(self.parameters)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self._optimizer.step()
+        self.average.update(self.step)
+        self.step += 1
+        return loss.item()
+
+    def _loss(self, batch: _Batch) -> Tensor:
+        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            states = self.text_encoder(batch.token_ids).last_hidden_state
+            predicted = self.unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
+        return nn.functional.mse_loss(predicted.float(), batch.velocity)
+
+
+def train(
+    preset: Preset,
+    data: TrainingSet,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    *,
+    work: Path,
+    device: torch.device,
+    minutes: float,
+    team: Team,
+) -> Trained:
+    """Trains until `minutes` are spent in all runs; the given text encoder is trained on."""
+    run = _Run(preset, text_encoder, work, device)
+    batches = _Batches(preset, data, tokenizer, device)
+    clock = state.Clock(minutes, run.spent)
+    smooth = 0.0
+    while (progress := team.agree(clock.progress)) < 1:
+        loss = run.learn(batches.at(run.step, team.rank), progress, team)
+        smooth = loss if smooth == 0 else 0.98 * smooth + 0.02 * loss
+        if team.leads and run.step % _LOG_EVERY == 0:
+            print(
+                f"unet {progress:6.1%}  step {run.step}  loss {smooth:.4f}  "
+                f"{clock.spent / 60:.1f} min",
+                flush=True,
+            )
+        if team.leads and clock.save_due():
+            run.keep(clock.spent)
+    if team.leads:
+        run.keep(clock.spent)
+    team.wait()
+    _copy(run.average.values, run.parameters)
+    return Trained(run.unet.eval(), text_encoder.eval(), run.step, clock.spent / 60)
+
+
+def averaged(preset: Preset, text_encoder: CLIPTextModel, work: Path) -> Trained:
+    """The averaged weights of a run that may still be going on."""
+    unet = build(preset)
+    saved = state.load(work / "unet.pt", torch.device("cpu"))
+    if saved is None:
+        raise FileNotFoundError(f"no UNet has been trained in {work}")
+    _copy(saved["average"], chain(unet.parameters(), text_encoder.parameters()))
+    return Trained(unet.eval(), text_encoder.eval(), saved["step"], saved["spent"] / 60)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    noisy: Tensor
+    """Latents with noise, [n, channels, height, width]."""
+    timesteps: Tensor
+    """How much noise, int64 [n]."""
+    token_ids: Tensor
+    """int64 [n, TOKENS]."""
+    velocity: Tensor
+    """What the UNet is to predict, shaped as the latents."""
+
+
+class _Batches:
+    """Batches that step and rank alone decide, so that a resumed run goes on as it would."""
+
+    def __init__(
+        self, preset: Preset, data: TrainingSet, tokenizer: CLIPTokenizer, device: torch.device
+    ) -> None:
+        self._size = preset.unet_batch
+        self._data = data
+        self._device = device
+        self._empty = tokens(tokenizer, [""])[0].numpy()
+        self._noise = DDPMScheduler(**_NOISE)
+
+    def at(self, step: int, rank: int) -> _Batch:
+        """The batch of a step in the process of that rank."""
+        rng = np.random.default_rng([SEED, 5, step, rank])
+        torch.manual_seed(int(rng.integers(2**62)))
+        rows = rng.integers(len(self._data.latents), size=self._size)
+        ids = self._data.token_ids[rows, rng.integers(CAPTIONS_PER_SCENE, size=self._size)]
+        ids = np.where(rng.random((self._size, 1)) < EMPTY_CAPTIONS, self._empty, ids)
+        clean = torch.from_numpy(self._data.latents[rows].astype(np.float32)).to(self._device)
+        clean *= self._data.scaling_factor
+        # One timestep from each of n equal parts of the schedule: the loss of a batch then
+        # varies less than with n independent ones.
+        parts = (rng.permutation(self._size) + rng.random(self._size)) / self._size
+        timesteps = torch.from_numpy((parts * TIMESTEPS).astype(np.int64)).to(self._device)
+        noise = torch.randn_like(clean)
+        noisy: Tensor = self._noise.add_noise(clean, noise, timesteps)
+        velocity: Tensor = self._noise.get_velocity(clean, noise, timesteps)
+        token_ids = torch.from_numpy(ids.astype(np.int64)).to(self._device)
+        return _Batch(noisy, timesteps, token_ids, velocity)
+
+
+def _copy(values: list[Tensor], parameters: Iterable[nn.Parameter]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)

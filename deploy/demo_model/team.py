@@ -1,0 +1,116 @@
+"""Trains with several single-threaded processes that average their gradients.
+
+On a CPU that other work shares, two threads inside every small operation wait for each other
+more than they compute: a step cost three times the CPU time of a single-threaded one. Two
+processes that meet once a step do not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from multiprocessing import parent_process
+from threading import Thread
+from typing import Protocol
+
+import torch
+from torch import distributed, multiprocessing, nn
+
+
+class Work(Protocol):
+    """What every process of a team does."""
+
+    def __call__(self, *, team: Team) -> None: ...
+
+
+class Team:
+    """The processes that train together; each has a rank, and rank 0 writes and reports."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and prints progress."""
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replaces every gradient by its mean over the team."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.size
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+    def agree(self, value: float) -> float:
+        """Rank 0's value, in every process."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64)
+        distributed.broadcast(shared, src=0)
+        return shared.item()
+
+    def first_alone(self) -> _FirstAlone:
+        """A block that rank 0 runs first, and the others once its results are on disk."""
+        return _FirstAlone(self)
+
+    def wait(self) -> None:
+        """Returns when every process of the team has come here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+class _FirstAlone:
+    def __init__(self, team: Team) -> None:
+        self._team = team
+
+    def __enter__(self) -> None:
+        if not self._team.leads:
+            self._team.wait()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._team.leads and kind is None:
+            self._team.wait()
+
+
+def run(size: int, work: Work) -> None:
+    """Runs `work` in `size` processes, one thread each, or here where size is 1.
+
+    `work` must be picklable: a module-level function or a partial of one.
+    """
+    if size == 1:
+        work(team=Team())
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(_member, args=(size, port, work), nprocs=size)  # type: ignore[no-untyped-call]
+
+
+def _member(rank: int, size: int, port: int, work: Work) -> None:
+    Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=size,
+        # The others wait here while rank 0 draws or encodes, which takes minutes.
+        timeout=timedelta(hours=2),
+    )
+    work(team=Team(rank, size))
+    distributed.destroy_process_group()
+
+
+def _die_with_parent() -> None:
+    """Ends this process when the one that started it is gone: nobody would end it otherwise."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
