@@ -1,0 +1,38 @@
+"""A ledger without a dispatcher beside it: a database of these tests' own."""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from deploy.local.servers import EmbeddedServers
+from migrations.commands import upgrade
+from shared.database import session_factory
+from shared.tenancy import statements as tenancy
+
+
+@pytest.fixture(scope="session")
+def quiet_url(servers: EmbeddedServers) -> Iterator[str]:
+    """The URL of a migrated database that no process of the system uses."""
+    url = servers.postgres.create_database("quiet_ledger")
+    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
+    upgrade(url)
+    yield url
+    servers.postgres.drop_database("quiet_ledger")
+
+
+@pytest.fixture(scope="session")
+def ledger(quiet_url: str) -> Iterator[sessionmaker[Session]]:
+    """Sessions on it."""
+    engine = create_engine(quiet_url, pool_size=20)
+    yield session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def tenant(ledger: sessionmaker[Session]) -> UUID:
+    """A tenant."""
+    with ledger.begin() as session:
+        return session.scalars(tenancy.ensure_tenant("ledger tests")).one()

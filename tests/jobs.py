@@ -1,0 +1,41 @@
+"""Jobs as the API inserts them, for tests that have no API in front of the ledger."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from shared.ids import new_id
+from shared.jobs import statements
+from shared.jobs.models import Job
+
+
+def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
+    """The columns of a small text-to-image job for the simulated model."""
+    return {
+        "id": new_id(),
+        "tenant_id": tenant_id,
+        "session_id": "s1",
+        "kind": "txt2img",
+        "model": "sim",
+        "lane": "interactive",
+        "prompt": "a red house",
+        "seeds": [7],
+        "width": 64,
+        "height": 64,
+        "steps": 4,
+        "guidance_scale": 5.0,
+        "scheduler": "ddim",
+        "output_format": "png",
+        "job_metadata": {},
+        "cost": 64 * 64 * 4,
+        "max_attempts": 3,
+        **fields,
+    }
+
+
+def accept(session: Session, tenant_id: UUID, **fields: Any) -> Job:
+    """Insert a job, and its session on first use; does not publish it."""
+    columns = job_columns(tenant_id, **fields)
+    session.execute(statements.ensure_session(tenant_id, columns["session_id"]))
+    return session.scalars(statements.insert_job(columns)).one()
