@@ -1,0 +1,271 @@
+"""Event streams: a snapshot, what happens, the end; resumed, and without Redis's help."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+from sqlalchemy.orm import Session, sessionmaker
+
+from api.jobs.routes import MAX_STREAMS_PER_KEY
+from shared.queue.names import events_key
+from tests.integration.api.conftest import Relays, uuid_of
+from tests.integration.api.relay import Mode
+from tests.integration.api.test_bad_input import check_problem
+from tests.integration.api.test_polling import claim, succeed, tell
+from tests.processes import ApiProcess, wait_until
+
+Submit = Callable[..., dict[str, Any]]
+Ledger = sessionmaker[Session]
+
+
+@dataclass
+class Event:
+    """One server-sent event."""
+
+    type: str
+    data: dict[str, Any]
+    id: str | None
+
+
+def parse(lines: Iterator[str]) -> Iterator[Event]:
+    """Events as a browser would dispatch them."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif "event" in fields:
+            yield Event(fields["event"], json.loads(fields["data"]), fields.get("id"))
+            fields = {}
+
+
+@contextmanager
+def following(
+    http: httpx2.Client, job: dict[str, Any], last: str | None = None, query: str = ""
+) -> Iterator[Iterator[Event]]:
+    headers = {} if last is None else {"Last-Event-ID": last}
+    timeout = httpx2.Timeout(20)
+    url = job["links"]["events"] + query
+    with http.stream("GET", url, headers=headers, timeout=timeout) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield parse(answer.iter_lines())
+
+
+@pytest.fixture
+def story(
+    submit: Submit, database: Ledger, redis_client: "redis.Redis"
+) -> tuple[dict[str, Any], list[str]]:
+    """A finished job and the ids of its events: running, 2 steps, a preview, an image, the end."""
+    job = submit()
+    claim(database, job)
+    ids = [tell(redis_client, job, "job", state="running", sequence=1)]
+    for step in (4, 8):
+        at = {"image_index": 0, "step": step, "steps": 8, "fraction": step / 8}
+        ids.append(tell(redis_client, job, "progress", **at))
+    preview = {"image_index": 0, "content_type": "image/webp", "data": "AAAA"}
+    ids.append(tell(redis_client, job, "preview", **preview))
+    ids.append(tell(redis_client, job, "image", id="img_x", index=0))
+    succeed(database, job)
+    ids.append(tell(redis_client, job, "job", state="succeeded", sequence=2))
+    return job, ids
+
+
+def test_a_finished_job_is_one_snapshot(
+    http: httpx2.Client, story: tuple[dict[str, Any], list[str]]
+) -> None:
+    job, ids = story
+    with following(http, job) as events:
+        [event] = events
+    assert (event.type, event.id) == ("job", ids[-1])
+    assert event.data == http.get(job["links"]["self"]).json()
+
+
+def test_a_reader_goes_on_after_the_last_event_it_has(
+    http: httpx2.Client, story: tuple[dict[str, Any], list[str]]
+) -> None:
+    job, ids = story
+    for position in range(len(ids) - 1):
+        with following(http, job, ids[position]) as events:
+            seen = list(events)
+        assert [event.id for event in seen] == ids[position + 1 :]
+        assert seen[-1].data["state"] == "succeeded"
+    with following(http, job, query=f"?last_event_id={ids[1]}") as events:
+        assert [event.id for event in events] == ids[2:]
+
+
+def test_previews_can_be_left_out(
+    http: httpx2.Client, story: tuple[dict[str, Any], list[str]]
+) -> None:
+    job, ids = story
+    with following(http, job, ids[0], "?previews=0") as events:
+        assert [event.type for event in events] == ["progress", "progress", "image", "job"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "abc", "1-", "-1", "1-0", "9" * 30 + "-0", "99999999999999-0"]
+)
+def test_an_id_that_cannot_be_resumed_from_gets_the_snapshot(
+    http: httpx2.Client, story: tuple[dict[str, Any], list[str]], wrong: str
+) -> None:
+    with following(http, story[0], wrong) as events:
+        assert [(event.type, event.data["state"]) for event in events] == [("job", "succeeded")]
+
+
+def test_a_reader_that_has_all_but_no_end_gets_the_end(
+    http: httpx2.Client, story: tuple[dict[str, Any], list[str]]
+) -> None:
+    job, ids = story
+    with following(http, job, ids[-1]) as events:
+        assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+def test_trimmed_entries_are_made_up_for_by_the_snapshot(
+    http: httpx2.Client,
+    story: tuple[dict[str, Any], list[str]],
+    redis_client: "redis.Redis",
+) -> None:
+    job, ids = story
+    redis_client.xtrim(events_key(uuid_of(job)), minid=ids[3], approximate=False)
+    with following(http, job, ids[1]) as events:
+        assert [event.type for event in events] == ["job"]
+
+
+def test_events_come_as_they_happen(
+    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+) -> None:
+    job = submit()
+    with following(http, job) as events:
+        assert next(events).data["state"] == "queued"
+        claim(database, job)
+        tell(redis_client, job, "job", state="running", sequence=1)
+        assert next(events).data["state"] == "running"
+        at = {"image_index": 0, "step": 1, "steps": 8, "fraction": 0.125}
+        step = tell(redis_client, job, "progress", **at)
+        event = next(events)
+        assert (event.type, event.data, event.id) == ("progress", at, step)
+        succeed(database, job)
+        tell(redis_client, job, "job", state="succeeded", sequence=2)
+        assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+def test_a_cancellation_is_told(http: httpx2.Client, submit: Submit) -> None:
+    job = submit()
+    with following(http, job) as events:
+        next(events)
+        http.post(job["links"]["cancel"])
+        assert [event.data["state"] for event in events] == ["canceled"]
+
+
+def test_an_end_that_redis_forgot_is_found_in_the_ledger(
+    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+) -> None:
+    job = submit()
+    with following(http, job) as events:
+        next(events)
+        claim(database, job)
+        succeed(database, job)
+        redis_client.delete(events_key(uuid_of(job)))
+        assert list(events)[-1].data["state"] == "succeeded"
+
+
+def test_a_stream_outlives_redis(
+    http: httpx2.Client, submit: Submit, database: Ledger, relays: Relays
+) -> None:
+    job = submit()
+    with following(http, job) as events:
+        assert next(events).data["state"] == "queued"
+        with relays.redis.set_to(Mode.REFUSE):
+            claim(database, job)
+            assert next(events).data["state"] == "running"
+            succeed(database, job)
+            assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+def test_a_stream_reads_redis_again_when_it_is_back(
+    http: httpx2.Client,
+    submit: Submit,
+    database: Ledger,
+    relays: Relays,
+    redis_client: "redis.Redis",
+) -> None:
+    job = submit()
+    with following(http, job) as events:
+        next(events)
+        with relays.redis.set_to(Mode.REFUSE):
+            claim(database, job)
+            assert next(events).data["state"] == "running"
+        tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0.125)
+        assert next(events).type == "progress"
+        succeed(database, job)
+        tell(redis_client, job, "job", state="succeeded", sequence=2)
+        assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+def test_previews_can_be_asked_for_before_the_job_runs(
+    http: httpx2.Client, submit: Submit, row_of: Callable[[str], Any]
+) -> None:
+    job = submit()
+    with following(http, job, query="?previews=1") as events:
+        next(events)
+        assert row_of(job["id"]).previews
+
+
+def test_a_key_may_not_hold_every_stream(
+    lone_api: ApiProcess, fresh: httpx2.Client, submit: Submit
+) -> None:
+    job = submit(fresh)
+    key = fresh.headers["authorization"].removeprefix("Bearer ")
+    limits = httpx2.Limits(max_connections=MAX_STREAMS_PER_KEY + 1)
+    headers = {"Authorization": f"Bearer {key}"}
+    with ExitStack() as stack:
+        many = stack.enter_context(httpx2.Client(headers=headers, limits=limits, trust_env=False))
+        for _ in range(MAX_STREAMS_PER_KEY):
+            next(stack.enter_context(following(many, job)))
+        refused = many.get(job["links"]["events"])
+        check_problem(refused, 429, "too_many_streams")
+        assert int(refused.headers["retry-after"]) > 0
+    wait_until(lambda: _can_follow(fresh, job), 15, "a slot to become free")
+
+
+def _can_follow(http: httpx2.Client, job: dict[str, Any]) -> bool:
+    with http.stream("GET", job["links"]["events"]) as answer:
+        return answer.status_code == 200
+
+
+def test_many_readers_see_the_same(
+    http: httpx2.Client,
+    submit: Submit,
+    lone_api: ApiProcess,
+    redis_client: "redis.Redis",
+    database: Ledger,
+) -> None:
+    job = submit()
+    seen: list[list[str]] = []
+    ready = threading.Barrier(6)
+
+    def read() -> None:
+        with lone_api.client(lone_api.key) as client, following(client, job) as events:
+            next(events)
+            ready.wait()
+            seen.append([event.type for event in events])
+
+    readers = [threading.Thread(target=read) for _ in range(5)]
+    for reader in readers:
+        reader.start()
+    ready.wait()
+    claim(database, job)
+    tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0.125)
+    succeed(database, job)
+    tell(redis_client, job, "job", state="succeeded", sequence=2)
+    for reader in readers:
+        reader.join(20)
+    assert seen == [["progress", "job"]] * 5

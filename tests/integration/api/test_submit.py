@@ -1,0 +1,193 @@
+"""Submission: defaults, seeds, normalisation, the ledger and the queue, and replay."""
+
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import redis
+
+from shared.ids import from_wire
+from shared.jobs.models import Job
+from shared.queue.names import INTERACTIVE, generate_queue
+from shared.storage import Storage
+from tests.integration.api.conftest import MODEL
+from tests.integration.api.test_bad_input import PNG, check_problem, data_url
+from tests.processes import ApiProcess
+
+Submit = Callable[..., dict[str, Any]]
+
+EVERY_FIELD = {
+    *("id", "kind", "state", "sequence", "model", "session_id", "batch_id", "prompt"),
+    *("negative_prompt", "width", "height", "steps", "guidance_scale", "scheduler", "strength"),
+    *("init_image", "output_format", "seeds", "images", "progress", "queue_position", "eta"),
+    *("cancel_requested", "attempts", "error", "warnings", "metrics", "metadata", "created_at"),
+    *("started_at", "finished_at", "links"),
+}
+
+
+def test_a_prompt_is_enough(http: httpx2.Client, row_of: Callable[[str], Job]) -> None:
+    answer = http.post("/v1/jobs", json={"prompt": "a red circle"})
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == job["links"]["self"]
+    assert int(answer.headers["retry-after"]) >= 1
+    assert set(job) >= EVERY_FIELD
+    assert (job["kind"], job["state"], job["model"]) == ("txt2img", "queued", MODEL)
+    assert (job["width"], job["height"], job["steps"]) == (128, 64, 8)
+    assert (job["guidance_scale"], job["scheduler"]) == (6.5, "euler")
+    assert (job["session_id"], job["output_format"], job["strength"]) == ("default", "png", None)
+    assert len(job["seeds"]) == 1
+    assert 0 <= job["seeds"][0] < 2**53
+    assert job["images"] == job["attempts"] == []
+    assert job["queue_position"] >= 0
+    created = datetime.fromisoformat(job["created_at"])
+    assert job["created_at"].endswith("Z")
+    assert abs(datetime.now(UTC) - created) < timedelta(minutes=5)
+    assert row_of(job["id"]).seeds == job["seeds"]
+    assert http.get(job["links"]["self"]).json() == job
+
+
+def test_the_queue_carries_the_id(submit: Submit, redis_client: "redis.Redis") -> None:
+    job = submit()
+    newest: Any = redis_client.lindex(generate_queue(MODEL, INTERACTIVE), 0)
+    assert str(from_wire("job", job["id"])).encode() in newest
+
+
+def test_a_model_that_nobody_serves_is_said(submit: Submit) -> None:
+    assert [warning["code"] for warning in submit()["warnings"]] == ["model_not_served"]
+
+
+def test_seeds_are_known_at_once(submit: Submit) -> None:
+    assert submit(seed=7, num_images=3)["seeds"] == [7, 8, 9]
+    assert submit(seeds=[5, 3, 5])["seeds"] == [5, 3, 5]
+    drawn = submit(num_images=4)["seeds"]
+    assert drawn == list(range(drawn[0], drawn[0] + 4))
+    assert submit()["seeds"] != submit()["seeds"]
+    largest = 2**53 - 1
+    assert submit(seed=largest - 1, num_images=2)["seeds"] == [largest - 1, largest]
+
+
+def test_prompts_are_kept_in_nfc(submit: Submit) -> None:
+    composed = "Käse über Ångström"
+    job = submit(prompt=unicodedata.normalize("NFD", composed))
+    assert job["prompt"] == composed
+
+
+def test_length_is_counted_in_characters(submit: Submit) -> None:
+    assert len(submit(prompt="🦊" * 4000)["prompt"]) == 4000
+
+
+def test_everything_can_be_said(submit: Submit, row_of: Callable[[str], Job]) -> None:
+    asked = {
+        "prompt": "a\nb",
+        "negative_prompt": "",
+        "width": 64,
+        "height": 192,
+        "steps": 50,
+        "guidance_scale": 0,
+        "scheduler": "ddim",
+        "model": MODEL,
+        "session_id": "A.b-c_1",
+        "output_format": "webp",
+        "metadata": {"order": "7 ✓"},
+        "seeds": [1],
+    }
+    job = submit(**asked, previews=True, start_within=30, finish_within=90.5)
+    assert asked.items() <= job.items()
+    row = row_of(job["id"])
+    assert row.previews
+    assert row.start_deadline is not None
+    assert row.finish_deadline is not None
+    assert row.finish_deadline - row.start_deadline == timedelta(seconds=60.5)
+    assert row.cost == 64 * 192 * 50
+
+
+def test_an_upload_starts_image_to_image(
+    http: httpx2.Client, submit: Submit, row_of: Callable[[str], Job]
+) -> None:
+    created = http.post("/v1/uploads", files={"file": ("a.png", PNG, "text/html")})
+    assert created.status_code == 201
+    upload = created.json()
+    assert (upload["width"], upload["height"]) == (96, 96)
+    assert http.get(created.headers["location"]).json()["sha256"] == upload["sha256"]
+    job = submit(init_image=upload["id"])
+    assert (job["kind"], job["strength"], job["init_image"]) == ("img2img", 0.8, upload["id"])
+    init_image = row_of(job["id"]).init_image
+    assert init_image is not None
+    assert init_image["sha256"] == upload["sha256"]
+
+
+def test_a_data_url_is_kept_as_an_upload(
+    http: httpx2.Client, submit: Submit, row_of: Callable[[str], Job], storage: Storage
+) -> None:
+    job = submit(init_image=data_url(PNG), strength=1)
+    init_image = row_of(job["id"]).init_image
+    assert init_image is not None
+    assert storage.get(init_image["s3_key"]).content_type == "image/png"
+    assert http.get(f"/v1/uploads/{job['init_image']}").json()["sha256"] == init_image["sha256"]
+
+
+def test_a_url_is_refused_for_now(http: httpx2.Client) -> None:
+    answer = http.post("/v1/jobs", json={"prompt": "a", "init_image": "https://example.com/a.png"})
+    problem = check_problem(answer, 422, "validation_failed")
+    assert problem["errors"][0]["pointer"] == "/init_image"
+
+
+def replayable(client: httpx2.Client, key: str, **fields: Any) -> httpx2.Response:
+    headers = {"Idempotency-Key": key}
+    return client.post("/v1/jobs", json={"prompt": "a", **fields}, headers=headers)
+
+
+def test_the_same_key_and_body_replay_the_answer(fresh: httpx2.Client) -> None:
+    first = replayable(fresh, "k1", metadata={"a": "1", "b": "2"})
+    fresh.post(first.json()["links"]["cancel"])
+    second = replayable(fresh, "k1", metadata={"b": "2", "a": "1"})
+    assert "idempotency-replayed" not in first.headers
+    assert second.headers["idempotency-replayed"] == "true"
+    assert second.content == first.content
+    assert (second.status_code, second.headers["location"]) == (202, first.headers["location"])
+    assert len(fresh.get("/v1/jobs").json()["data"]) == 1
+
+
+def test_the_same_key_with_another_body_is_refused(fresh: httpx2.Client) -> None:
+    replayable(fresh, "k2")
+    check_problem(replayable(fresh, "k2", steps=3), 422, "idempotency_key_reuse")
+    check_problem(replayable(fresh, "k2", init_image=data_url(PNG)), 422, "idempotency_key_reuse")
+
+
+def test_a_picture_inside_a_replayed_request_is_stored_once(fresh: httpx2.Client) -> None:
+    first = replayable(fresh, "k3", init_image=data_url(PNG))
+    assert replayable(fresh, "k3", init_image=data_url(PNG)).content == first.content
+
+
+def test_keys_of_tenants_do_not_meet(fresh: httpx2.Client, stranger: httpx2.Client) -> None:
+    first, second = (replayable(client, "shared-key") for client in (fresh, stranger))
+    assert first.json()["id"] != second.json()["id"]
+
+
+def test_a_refused_request_leaves_its_key_free(fresh: httpx2.Client) -> None:
+    check_problem(replayable(fresh, "k4", steps=0), 422, "validation_failed")
+    assert replayable(fresh, "k4").status_code == 202
+
+
+def test_fifty_racing_retries_make_one_job(lone_api: ApiProcess, fresh: httpx2.Client) -> None:
+    barrier = threading.Barrier(50)
+    key = fresh.headers["authorization"].removeprefix("Bearer ")
+
+    def race(_: int) -> httpx2.Response:
+        with lone_api.client(key) as client:
+            barrier.wait()
+            return replayable(client, "race")
+
+    with ThreadPoolExecutor(50) as threads:
+        answers = list(threads.map(race, range(50)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.content for answer in answers}) == 1
+    replays = Counter(answer.headers.get("idempotency-replayed") for answer in answers)
+    assert replays == {None: 1, "true": 49}
+    assert len(fresh.get("/v1/jobs").json()["data"]) == 1
