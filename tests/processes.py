@@ -140,9 +140,17 @@ class WorkerProcess(Process):
 class ApiProcess(Process):
     """The API under uvicorn, and a client for it."""
 
-    def __init__(self, environment: Mapping[str, str], port: int, key: str, log: Path) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        port: int,
+        key: str,
+        log: Path,
+        *,
+        factory: str = "api.app:create_app",
+    ) -> None:
         arguments = [
-            *("-m", "uvicorn", "api.app:create_app", "--factory"),
+            *("-m", "uvicorn", factory, "--factory"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
             *("--timeout-graceful-shutdown", "1"),
         ]

@@ -1,0 +1,73 @@
+"""A load generator that costs little: prepared bytes over kept-alive connections."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run of requests gave."""
+
+    seconds: float
+    latencies: Sequence[float]
+    """Seconds each, in the order of completion."""
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return len(self.latencies) / self.seconds
+
+
+def prepare_post(url: str, path: str, key: str, body: dict[str, Any]) -> bytes:
+    """One HTTP/1.1 request as bytes."""
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n\r\n"
+    )
+    return head.encode() + payload
+
+
+def saturate(url: str, request: bytes, connections: int, count: int) -> Load:
+    """Send `count` requests, each connection as fast as it is answered."""
+    return asyncio.run(_run(url, request, connections, count, interval=0.0))
+
+
+def at_rate(url: str, request: bytes, connections: int, count: int, rate: float) -> Load:
+    """Send `count` requests at a steady rate; latency counts from when one was due."""
+    return asyncio.run(_run(url, request, connections, count, interval=1.0 / rate))
+
+
+async def _run(url: str, request: bytes, connections: int, count: int, interval: float) -> Load:
+    address = urlsplit(url)
+    numbers = iter(range(count))
+    latencies: list[float] = []
+    started = time.perf_counter()
+
+    async def connection() -> None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        for number in numbers:
+            due = started + number * interval
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            sent = due if interval else time.perf_counter()
+            writer.write(request)
+            await _read_answer(reader)
+            latencies.append(time.perf_counter() - sent)
+        writer.close()
+
+    await asyncio.gather(*(connection() for _ in range(connections)))
+    return Load(time.perf_counter() - started, latencies)
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> None:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    if b" 202 " not in head.split(b"\r\n", 1)[0]:
+        raise RuntimeError(head.split(b"\r\n", 1)[0].decode())
+    length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+    await reader.readexactly(int(length))
