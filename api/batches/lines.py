@@ -1,0 +1,115 @@
+"""A line of a batch to its jobs: defaults, expansion, and the same rules as POST /v1/jobs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from api.batches.errors import LineRefused
+from api.batches.expansion import expand
+from api.batches.reading import MAX_LINES, Line
+from api.jobs.planning import Plan, plan_job
+from api.jobs.schemas import JobSubmission
+from api.problems import Problem, from_validation
+from shared.model_catalog import ModelCatalog
+from shared.settings import Settings
+
+MAX_CUSTOM_ID = 64
+_CUSTOM_ID_RULE = f"custom_id is a text of 1 to {MAX_CUSTOM_ID} printable characters."
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJob:
+    """One job of a batch, complete but for the picture behind its `init_image`."""
+
+    line: int
+    custom_id: str
+    plan: Plan
+    init_image: str | None
+    start_within: float | None
+    finish_within: float | None
+
+
+class LineChecker:
+    """Checks the lines of one batch in order; remembers which names are taken."""
+
+    def __init__(
+        self,
+        defaults: dict[str, Any],
+        *,
+        templates: bool,
+        catalog: ModelCatalog,
+        settings: Settings,
+    ) -> None:
+        self._defaults = defaults
+        self._templates = templates
+        self._catalog = catalog
+        self._settings = settings
+        self._names: set[str] = set()
+        self._room = MAX_LINES
+
+    def check(self, line: Line) -> list[PlannedJob]:
+        """The jobs of a line.
+
+        Raises:
+            LineRefused: it breaks rules; nothing of it remains but its name.
+        """
+        if line.fields is None:
+            raise line.refusal or LineRefused.because("empty", "The line is empty.")
+        fields = self._with_defaults(line.fields)
+        name = self._name(line.number, fields.pop("custom_id", None))
+        variants = expand(fields, templates=self._templates, room=self._room)
+        names = [name] if len(variants) == 1 else [f"{name}-{n + 1}" for n in range(len(variants))]
+        jobs = [
+            self._plan(line.number, custom_id, variant)
+            for custom_id, variant in zip(names, variants, strict=True)
+        ]
+        self._take(names)
+        self._room -= len(jobs)
+        return jobs
+
+    def _with_defaults(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if not self._defaults:
+            return dict(fields)
+        merged = self._defaults | fields
+        # A line's own seed or seeds replace the defaults' other way of saying it.
+        if "seeds" in fields and "seed" not in fields:
+            merged.pop("seed", None)
+        elif "seed" in fields and "seeds" not in fields:
+            merged.pop("seeds", None)
+        return merged
+
+    def _name(self, number: int, custom_id: Any) -> str:
+        if custom_id is None:
+            return f"line-{number}"
+        if (
+            not isinstance(custom_id, str)
+            or not 1 <= len(custom_id) <= MAX_CUSTOM_ID
+            or not custom_id.isprintable()
+        ):
+            raise LineRefused.because("malformed_custom_id", _CUSTOM_ID_RULE, "/custom_id")
+        return custom_id
+
+    def _take(self, names: list[str]) -> None:
+        for name in names:
+            if name in self._names:
+                message = f"Another line has the custom_id {name}."
+                raise LineRefused.because("duplicate_custom_id", message, "/custom_id")
+        self._names.update(names)
+
+    def _plan(self, number: int, custom_id: str, fields: dict[str, Any]) -> PlannedJob:
+        try:
+            asked = JobSubmission.model_validate(fields)
+        except ValidationError as error:
+            problem = from_validation(error.errors(include_url=False, include_input=False))
+            raise LineRefused(*problem.errors) from None
+        if asked.init_image is not None and not asked.init_image.startswith(("upl_", "img_")):
+            message = "In a batch, init_image is the id of an upload or of an image."
+            raise LineRefused.because("malformed_init_image", message, "/init_image")
+        try:
+            plan = plan_job(asked, self._catalog, self._settings)
+        except Problem as problem:
+            raise LineRefused(*problem.errors) from None
+        return PlannedJob(
+            number, custom_id, plan, asked.init_image, asked.start_within, asked.finish_within
+        )

@@ -1,0 +1,65 @@
+"""The validation report: every error as a line of JSON, compressed while it is written."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from api.batches.errors import LineError
+from api.problems import FieldError
+
+_SHOWN = 20
+_CHUNK = 64 * 1024
+
+
+class Report:
+    """All errors of a file; its memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[LineError] = []
+        self._compressor = zlib.compressobj(6)
+        self._parts: list[bytes] = []
+
+    def add(self, error: LineError) -> None:
+        """One more error."""
+        self.count += 1
+        if len(self.first) < _SHOWN:
+            self.first.append(error)
+        text = json.dumps({"type": "validation", **asdict(error)}) + "\n"
+        self._parts.append(self._compressor.compress(text.encode("ascii")))
+
+    def compressed(self) -> bytes:
+        """The JSONL, compressed with zlib. The report takes no more errors after this."""
+        self._parts.append(self._compressor.flush())
+        return b"".join(self._parts)
+
+    def field_errors(self, source: str) -> list[FieldError]:
+        """The first errors as a problem shows them."""
+        return [
+            FieldError(
+                pointer=_pointer_into_body(error) if source == "json" else error.pointer,
+                parameter=None if source == "json" else "file",
+                code=error.code,
+                message=error.message
+                if error.line is None
+                else f"Line {error.line}: {error.message}",
+            )
+            for error in self.first
+        ]
+
+
+def _pointer_into_body(error: LineError) -> str:
+    if error.line is None:
+        return "/items"
+    return f"/items/{error.line - 1}{error.pointer or ''}"
+
+
+def unpack(jsonl_zlib: bytes) -> Iterator[bytes]:
+    """A kept report as JSONL, piece by piece."""
+    decompressor = zlib.decompressobj()
+    data = jsonl_zlib
+    while data:
+        yield decompressor.decompress(data, _CHUNK)
+        data = decompressor.unconsumed_tail
+    yield decompressor.flush()
