@@ -28,6 +28,7 @@ from api.problems import (
 from api.queue import Circuit, JobPublisher, WorkerRoster
 from api.uploads.routes import router as uploads
 from api.version import VERSION
+from api.webhooks.routes import router as webhooks
 from shared.database import open_async_engine
 from shared.logging import configure_logging
 from shared.model_catalog import load_catalog
@@ -63,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
-    for router in (health, jobs, images, uploads, models):
+    for router in (health, jobs, images, uploads, models, webhooks):
         app.include_router(router)
     install_openapi(app)
     return app

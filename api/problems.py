@@ -78,6 +78,18 @@ CATALOGUE: dict[str, ProblemType] = {
             "Only a job that has failed, expired or been canceled can be retried.",
         ),
         ProblemType(
+            "too_many_webhook_endpoints",
+            409,
+            "There are too many webhook endpoints",
+            "Delete endpoints that are not needed; one endpoint can ask for many kinds of events.",
+        ),
+        ProblemType(
+            "webhook_endpoint_disabled",
+            409,
+            "The webhook endpoint is disabled",
+            "Enable it with PATCH before anything is sent to it again; a test is always sent.",
+        ),
+        ProblemType(
             "body_too_large",
             413,
             "The body is too large",

@@ -1,12 +1,14 @@
 """The API's side of Redis: publish jobs, know the live workers, and never wait for a dead Redis."""
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -16,7 +18,7 @@ from redis.exceptions import RedisError
 from shared.jobs.models import Job
 from shared.logging import get_logger
 from shared.queue import names
-from shared.queue.publish import publish_job
+from shared.queue.publish import publish_deliveries, publish_job
 
 _log = get_logger(__name__)
 T = TypeVar("T")
@@ -79,6 +81,15 @@ class JobPublisher:
 
     def _send(self, job: Job, headers: dict[str, Any]) -> None:
         publish_job(self._app, job.id, job.model, job.lane, **headers)
+
+    async def publish_deliveries(self, delivery_ids: Sequence[UUID]) -> None:
+        """Hint that these webhook deliveries are due. Without Redis the dispatcher finds them."""
+        if not delivery_ids or self._circuit.is_open:
+            return
+        loop = asyncio.get_running_loop()
+        sent = loop.run_in_executor(self._threads, publish_deliveries, self._app, delivery_ids)
+        with contextlib.suppress(RedisDown):
+            await self._circuit.call(sent)
 
     def close(self) -> None:
         """Stop the threads; a publish that hangs on a dead Redis is left behind."""

@@ -4,7 +4,6 @@ import random
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import and_
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
@@ -83,9 +82,12 @@ def _note_health(
     if switched_off is None:
         return []
     session.execute(claims.give_up(endpoint.id))
-    others = and_(WebhookEndpoint.enabled, WebhookEndpoint.id != endpoint.id)
     data = {"url": switched_off.url, "reason": switched_off.disabled_reason}
     told = outbox.emit(
-        endpoint.tenant_id, EventType.ENDPOINT_DISABLED, endpoint.id, data, receivers=others
+        endpoint.tenant_id,
+        EventType.ENDPOINT_DISABLED,
+        endpoint.id,
+        data,
+        receivers=outbox.OTHERS,
     )
-    return list(session.scalars(told))
+    return session.scalar(told) or []

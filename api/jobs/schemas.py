@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from api.bodies import RequestModel
 from api.problems import RuleBroken
+from api.webhooks.schemas import JobWebhook
 from api.wire import AnswerModel, UtcTime
 
 MAX_SEED = 2**53 - 1
@@ -109,6 +110,9 @@ class JobSubmission(RequestModel):
     )
     finish_within: Seconds | None = Field(
         default=None, description="Seconds; a job that has not finished by then expires."
+    )
+    webhook: JobWebhook | None = Field(
+        default=None, description="Tell this URL too, beside the registered endpoints."
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from api.jobs.planning import Plan, plan_job
 from api.jobs.present import present_job
 from api.jobs.schemas import Job, JobSubmission, Progress
 from api.problems import Problem, not_found
+from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
@@ -184,6 +185,7 @@ async def cancel(held: Resources, principal: Principal, job_id: str) -> Job:
         row = changed or await _find(session, principal, row_id)
     if changed is not None:
         await announce(held.redis, held.circuit, row)
+        await held.publisher.publish_deliveries(changed.webhook_deliveries or ())
     elif row.state not in (JobState.CANCELED, JobState.RUNNING):
         raise Problem("job_not_cancelable", f"The job has {row.state}.")
     return await get(held, principal, job_id)
@@ -264,6 +266,7 @@ def _columns(
         "init_image": init_image.column() if init_image else None,
         "warnings": warnings,
         "max_attempts": held.settings.max_attempts,
+        "webhook": job_webhook(asked.webhook, held.settings),
         "start_within": _interval(asked.start_within),
         "finish_within": _interval(asked.finish_within),
     }

@@ -753,11 +753,10 @@ def _told(
     """
     recorded = outbox.record_jobs(changed, events)
     job = aliased(Job, changed)
-    deliveries = outbox.deliveries_of(recorded, changed.c.id)
     return (
         select(job)
-        .add_cte(*others, *recorded.ctes)
-        .options(with_expression(job.webhook_deliveries, deliveries))
+        .add_cte(changed, *others, *recorded.ctes)
+        .options(with_expression(job.webhook_deliveries, recorded.deliveries))
     )
 
 

@@ -1,0 +1,1 @@
+"""Webhook endpoints, their secrets, and the log of deliveries."""

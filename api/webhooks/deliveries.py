@@ -1,0 +1,146 @@
+"""The rules of the delivery log: look at it, and send again."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.problems import Problem, not_found
+from api.webhooks.present import present_delivery
+from api.webhooks.schemas import Delivery, RedeliveryCount
+from api.wire import Page, decode_cursor, encode_cursor
+from shared.webhooks import models as rows
+from shared.webhooks import statements
+
+_HINTS = 200
+"""Of a range that is sent again, so many at once; the dispatcher offers the rest in its rounds."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The filters of the log."""
+
+    endpoint_id: UUID | None = None
+    resource_id: UUID | None = None
+    states: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
+
+
+async def list_page(
+    held: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
+) -> Page[Delivery]:
+    """One page of a tenant's deliveries with their attempts, newest first."""
+    scope = ("webhook-deliveries", principal.tenant_id, listing)
+    before = decode_cursor(after, *scope) if after is not None else None
+    statement = statements.list_deliveries(
+        principal.tenant_id,
+        limit + 1,
+        before=before,
+        endpoint_id=listing.endpoint_id,
+        resource_id=listing.resource_id,
+        states=listing.states,
+        events=listing.events,
+    )
+    async with held.tenant_transaction(principal) as session:
+        found = (await session.execute(statement)).tuples().all()
+        page = found[:limit]
+        attempts = await _attempts(session, [delivery.id for delivery, _, _ in page])
+    has_more = len(found) > limit
+    return Page(
+        data=[
+            present_delivery(delivery, event, url, attempts[delivery.id])
+            for delivery, event, url in page
+        ],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1][0].id, *scope) if has_more else None,
+    )
+
+
+async def get(held: Resources, principal: Principal, delivery_id: str) -> Delivery:
+    """A tenant's delivery with its attempts."""
+    row_id = _parse(delivery_id)
+    async with held.tenant_transaction(principal) as session:
+        return await show_delivery(session, principal, row_id)
+
+
+async def redeliver(held: Resources, principal: Principal, delivery_id: str) -> Delivery:
+    """Send a delivery again now, with the same `webhook-id` and the whole schedule before it.
+
+    Raises:
+        Problem: 404, or 409 when its endpoint is switched off.
+    """
+    row_id = _parse(delivery_id)
+    async with held.tenant_transaction(principal) as session:
+        statement = statements.redeliver(principal.tenant_id, row_id)
+        row = (await session.scalars(statement)).one_or_none()
+        if row is None:
+            raise not_found("webhook delivery")
+        if row.endpoint_id is not None:
+            await _demand_enabled(session, principal, row.endpoint_id)
+        shown = await show_delivery(session, principal, row_id)
+    await held.publisher.publish_deliveries([row_id])
+    return shown
+
+
+async def redeliver_range(
+    held: Resources,
+    principal: Principal,
+    endpoint_id: str,
+    *,
+    since: datetime,
+    until: datetime | None,
+    states: Sequence[str],
+) -> RedeliveryCount:
+    """Send again what an endpoint has missed since some time, oldest first.
+
+    Raises:
+        Problem: 404, or 409 when the endpoint is switched off.
+    """
+    row_id = parse_id("whe", endpoint_id, "webhook endpoint")
+    async with held.tenant_transaction(principal) as session:
+        await _demand_enabled(session, principal, row_id)
+        statement = statements.redeliver_range(principal.tenant_id, row_id, since, until, states)
+        made = sorted((await session.scalars(statement)).all())
+    await held.publisher.publish_deliveries(made[:_HINTS])
+    return RedeliveryCount(deliveries=len(made))
+
+
+async def show_delivery(session: AsyncSession, principal: Principal, delivery_id: UUID) -> Delivery:
+    """One delivery as clients see it.
+
+    Raises:
+        Problem: 404.
+    """
+    statement = statements.list_deliveries(principal.tenant_id, 1, ids=[delivery_id])
+    found = (await session.execute(statement)).tuples().one_or_none()
+    if found is None:
+        raise not_found("webhook delivery")
+    attempts = await _attempts(session, [delivery_id])
+    return present_delivery(*found, attempts[delivery_id])
+
+
+async def _attempts(
+    session: AsyncSession, ids: Sequence[UUID]
+) -> dict[UUID, list[rows.WebhookAttempt]]:
+    by_delivery: dict[UUID, list[rows.WebhookAttempt]] = defaultdict(list)
+    for attempt in (await session.scalars(statements.list_attempts(ids))).all():
+        by_delivery[attempt.delivery_id].append(attempt)
+    return by_delivery
+
+
+async def _demand_enabled(session: AsyncSession, principal: Principal, endpoint_id: UUID) -> None:
+    statement = statements.get_endpoint(principal.tenant_id, endpoint_id)
+    row = (await session.scalars(statement)).one_or_none()
+    if row is None:
+        raise not_found("webhook endpoint")
+    if not row.enabled:
+        raise Problem("webhook_endpoint_disabled", "Enable the endpoint first.")
+
+
+def _parse(delivery_id: str) -> UUID:
+    return parse_id("whd", delivery_id, "webhook delivery")

@@ -1,0 +1,199 @@
+"""What clients send about webhooks and what they get."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from api.bodies import RequestModel
+from api.problems import RuleBroken
+from api.wire import AnswerModel, UtcTime
+
+EventName = Literal[
+    "job.started",
+    "job.progress",
+    "job.succeeded",
+    "job.failed",
+    "job.canceled",
+    "job.expired",
+    "batch.validated",
+    "batch.completed",
+    "batch.failed",
+    "batch.canceled",
+]
+"""What can be asked for."""
+JobEventName = Literal[
+    "job.started",
+    "job.progress",
+    "job.succeeded",
+    "job.failed",
+    "job.canceled",
+    "job.expired",
+]
+AnyEventName = Literal[EventName, "endpoint.test", "endpoint.disabled"]
+DeliveryStateName = Literal["pending", "succeeded", "failed"]
+
+
+def _no_control_characters(text: str) -> str:
+    if not text.isprintable():
+        raise RuleBroken("control_characters", "Control characters are not allowed.")
+    return text
+
+
+def _distinct(names: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(names))
+
+
+Url = Annotated[str, Field(min_length=1, max_length=2048)]
+Events = Annotated[list[EventName], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
+Description = Annotated[str, Field(max_length=500), AfterValidator(_no_control_characters)]
+
+
+class JobWebhook(RequestModel):
+    """A receiver for one job's events, beside the tenant's endpoints."""
+
+    url: Url = Field(description="https; signed with the secret of GET /v1/webhook-secret.")
+    events: (
+        Annotated[list[JobEventName], Field(min_length=1, max_length=32), AfterValidator(_distinct)]
+        | None
+    ) = Field(default=None, description="Default: the four ways in which a job can end.")
+
+
+class BatchWebhook(RequestModel):
+    """A receiver for the events of one batch and, where they are named, of its jobs."""
+
+    url: Url = Field(description="https; signed with the secret of GET /v1/webhook-secret.")
+    events: Events | None = Field(default=None, description="Default: all batch events.")
+
+
+class EndpointCreation(RequestModel):
+    """A receiver to register."""
+
+    url: Url = Field(description="https, on port 443 or 80; redirects are not followed.")
+    events: Events | None = Field(
+        default=None, description="Default: the ends of jobs, and all batch events."
+    )
+    description: Description = ""
+    enabled: bool = True
+    signature: Literal["v1", "v1a"] = Field(
+        default="v1",
+        description="v1: HMAC-SHA256 with a shared secret. v1a: ed25519 with a public key.",
+    )
+
+
+class EndpointUpdate(RequestModel):
+    """What to change of an endpoint; what is left out stays."""
+
+    url: Url | None = None
+    events: Events | None = None
+    description: Description | None = None
+    enabled: bool | None = Field(
+        default=None, description="true also clears why Darkroom had switched it off."
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        for name in self.model_fields_set:
+            if getattr(self, name) is None:
+                raise RuleBroken("null", f"{name} cannot be null.", f"/{name}")
+        if not self.model_fields_set:
+            raise RuleBroken("nothing_to_change", "Name at least one field to change.")
+        return self
+
+
+class EndpointLinks(AnswerModel):
+    """Where to go on from an endpoint."""
+
+    self: str
+    deliveries: str
+    test: str
+
+
+class Endpoint(AnswerModel):
+    """A registered receiver."""
+
+    id: str
+    url: str
+    description: str
+    events: list[str]
+    enabled: bool
+    disabled_reason: Literal["by_client", "failing", "gone"] | None
+    failing_since: UtcTime | None = Field(
+        description="The first failure since the last success; five days of it switch it off."
+    )
+    signature: Literal["v1", "v1a"]
+    public_keys: list[str] = Field(
+        description="v1a: `whpk_…`, the current one first; one more for 24 hours of rotation."
+    )
+    created_at: UtcTime
+    links: EndpointLinks
+
+
+class EndpointWithSecret(Endpoint):
+    """A registered receiver, with the secret that is shown this once."""
+
+    secret: str | None = Field(description="`whsec_…`; null for v1a, which shares none.")
+
+
+class TenantSecret(AnswerModel):
+    """What requests for a job's or batch's own webhook are signed with."""
+
+    secret: str
+    created_at: UtcTime
+    previous_expires_at: UtcTime | None = Field(
+        description="Until then the secret before this one signs as well."
+    )
+
+
+class AttemptError(AnswerModel):
+    """Why an attempt failed."""
+
+    code: str
+    message: str
+
+
+class DeliveryAttempt(AnswerModel):
+    """One request to the receiver."""
+
+    number: int
+    started_at: UtcTime
+    latency_ms: float
+    status: int | None
+    error: AttemptError | None
+    response: str | None = Field(description="The beginning of the answer's body, 1 kB at most.")
+
+
+class Delivery(AnswerModel):
+    """One event on its way to one receiver."""
+
+    id: str
+    event_id: str = Field(description="The `webhook-id` of every attempt.")
+    event: AnyEventName
+    sequence: int
+    state: DeliveryStateName
+    endpoint_id: str | None = Field(description="null: the job's or batch's own webhook.")
+    url: str
+    job_id: str | None
+    batch_id: str | None
+    attempts: list[DeliveryAttempt]
+    next_attempt_at: UtcTime | None
+    created_at: UtcTime
+    finished_at: UtcTime | None
+
+
+class RedeliveryCount(AnswerModel):
+    """What a redelivery of a range has set in motion."""
+
+    deliveries: int
+
+
+ENDPOINT_EXAMPLES: dict[str, Any] = {
+    "ends of jobs": {
+        "url": "https://example.com/hooks/darkroom",
+        "events": ["job.succeeded", "job.failed"],
+    },
+    "everything of batches, ed25519": {
+        "url": "https://example.com/hooks/batches",
+        "events": ["batch.validated", "batch.completed", "batch.failed", "batch.canceled"],
+        "signature": "v1a",
+    },
+}

@@ -1,0 +1,227 @@
+"""The rules of webhook endpoints and secrets: register, change, rotate, test."""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.problems import Problem, not_found
+from api.webhooks.deliveries import show_delivery
+from api.webhooks.present import present_endpoint, present_with_secret
+from api.webhooks.schemas import (
+    Delivery,
+    Endpoint,
+    EndpointCreation,
+    EndpointUpdate,
+    EndpointWithSecret,
+    TenantSecret,
+)
+from api.webhooks.targets import check_target
+from api.wire import Page, decode_cursor, encode_cursor
+from shared.ids import new_id
+from shared.webhooks import claims, outbox, statements
+from shared.webhooks import models as rows
+from shared.webhooks.events import DEFAULT_EVENTS, EventType
+from shared.webhooks.signing import new_secret, secret_text
+
+MAX_ENDPOINTS = 50
+"""Of one tenant. Each costs a row for every event that it asks for."""
+OLD_SECRET_KEPT = timedelta(hours=24)
+"""How long a rotated secret still signs beside the new one."""
+_MAX_SECRETS = 5
+"""Signatures in one header, however often somebody rotates."""
+
+
+async def create(
+    held: Resources, principal: Principal, asked: EndpointCreation
+) -> EndpointWithSecret:
+    """Register a receiver.
+
+    Raises:
+        Problem: 422 for a URL that is not allowed, 409 when the tenant has its fill of endpoints.
+    """
+    check_target(asked.url, held.settings, "/url")
+    columns = {
+        "id": new_id(),
+        "tenant_id": principal.tenant_id,
+        "url": asked.url,
+        "description": asked.description,
+        "events": [str(event) for event in asked.events or DEFAULT_EVENTS],
+        "scheme": asked.signature,
+        "enabled": asked.enabled,
+        "disabled_reason": None if asked.enabled else "by_client",
+    }
+    async with held.tenant_transaction(principal) as session:
+        await session.execute(statements.lock_endpoints(principal.tenant_id))
+        count = await session.scalar(statements.count_endpoints(principal.tenant_id)) or 0
+        if count >= MAX_ENDPOINTS:
+            raise Problem("too_many_webhook_endpoints", f"A tenant has {MAX_ENDPOINTS} at most.")
+        row = (await session.scalars(statements.insert_endpoint(columns))).one()
+        secrets = await _renew_secret(session, principal, row.id, row.scheme)
+    return present_with_secret(row, secrets, held.settings.public_url)
+
+
+async def get(held: Resources, principal: Principal, endpoint_id: str) -> Endpoint:
+    """A tenant's endpoint."""
+    async with held.tenant_transaction(principal) as session:
+        row = await _find(session, principal, endpoint_id)
+        secrets = await _secrets(session, principal, row.id)
+    return present_endpoint(row, secrets, held.settings.public_url)
+
+
+async def list_page(
+    held: Resources, principal: Principal, limit: int, after: str | None
+) -> Page[Endpoint]:
+    """One page of a tenant's endpoints, newest first."""
+    scope = ("webhook-endpoints", principal.tenant_id)
+    before = decode_cursor(after, *scope) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        statement = statements.list_endpoints(principal.tenant_id, limit + 1, before)
+        found = (await session.scalars(statement)).all()
+        page = found[:limit]
+        of_page = statements.list_secrets_of_endpoints(
+            principal.tenant_id, [row.id for row in page]
+        )
+        secrets = (await session.scalars(of_page)).all()
+    has_more = len(found) > limit
+    public_url = held.settings.public_url
+    return Page(
+        data=[
+            present_endpoint(row, [s for s in secrets if s.endpoint_id == row.id], public_url)
+            for row in page
+        ],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+    )
+
+
+async def update(
+    held: Resources, principal: Principal, endpoint_id: str, asked: EndpointUpdate
+) -> Endpoint:
+    """Change an endpoint; switching it off gives up what waits for it.
+
+    Raises:
+        Problem: 404, or 422 for a URL that is not allowed.
+    """
+    changes = asked.model_dump(include=asked.model_fields_set)
+    if asked.url is not None:
+        check_target(asked.url, held.settings, "/url")
+        changes["failing_since"] = None  # Of the receiver before it.
+    if asked.enabled is not None:
+        changes["disabled_reason"] = None if asked.enabled else "by_client"
+        changes["failing_since"] = None
+    row_id = _parse(endpoint_id)
+    async with held.tenant_transaction(principal) as session:
+        statement = statements.update_endpoint(principal.tenant_id, row_id, changes)
+        row = (await session.scalars(statement)).one_or_none()
+        if row is None:
+            raise not_found("webhook endpoint")
+        if asked.enabled is False:
+            await session.execute(claims.give_up(row.id))
+        secrets = await _secrets(session, principal, row.id)
+    return present_endpoint(row, secrets, held.settings.public_url)
+
+
+async def delete(held: Resources, principal: Principal, endpoint_id: str) -> None:
+    """Remove an endpoint with its secrets and its log.
+
+    Raises:
+        Problem: 404.
+    """
+    async with held.tenant_transaction(principal) as session:
+        row = await _find(session, principal, endpoint_id)
+        await session.execute(statements.delete_endpoint(principal.tenant_id, row.id))
+
+
+async def rotate_secret(
+    held: Resources, principal: Principal, endpoint_id: str
+) -> EndpointWithSecret:
+    """Make a new secret; the old one signs beside it for 24 hours.
+
+    Raises:
+        Problem: 404.
+    """
+    async with held.tenant_transaction(principal) as session:
+        row = await _find(session, principal, endpoint_id)
+        secrets = await _renew_secret(session, principal, row.id, row.scheme)
+    return present_with_secret(row, secrets, held.settings.public_url)
+
+
+async def test(held: Resources, principal: Principal, endpoint_id: str) -> Delivery:
+    """Send `endpoint.test` to this endpoint, enabled or not.
+
+    Raises:
+        Problem: 404.
+    """
+    async with held.tenant_transaction(principal) as session:
+        row = await _find(session, principal, endpoint_id)
+        emitted = outbox.emit(
+            principal.tenant_id,
+            EventType.ENDPOINT_TEST,
+            row.id,
+            {"url": row.url},
+            receivers=outbox.ITSELF,
+        )
+        [delivery_id] = (await session.scalars(emitted)).one() or []
+        shown = await show_delivery(session, principal, delivery_id)
+    await held.publisher.publish_deliveries([delivery_id])
+    return shown
+
+
+async def get_tenant_secret(held: Resources, principal: Principal) -> TenantSecret:
+    """The tenant's own secret, made on first use."""
+    async with held.tenant_transaction(principal) as session:
+        await session.execute(
+            statements.ensure_secret(principal.tenant_id, None, "v1", new_secret())
+        )
+        secrets = await _secrets(session, principal, None)
+    return _tenant_secret(secrets)
+
+
+async def rotate_tenant_secret(held: Resources, principal: Principal) -> TenantSecret:
+    """Make a new one; the old one signs beside it for 24 hours."""
+    async with held.tenant_transaction(principal) as session:
+        secrets = await _renew_secret(session, principal, None, "v1")
+    return _tenant_secret(secrets)
+
+
+def _tenant_secret(secrets: list[rows.WebhookSecret]) -> TenantSecret:
+    current, *previous = secrets
+    return TenantSecret(
+        secret=secret_text(current.secret),
+        created_at=current.created_at,
+        previous_expires_at=previous[0].expires_at if previous else None,
+    )
+
+
+async def _renew_secret(
+    session: AsyncSession, principal: Principal, endpoint_id: UUID | None, scheme: str
+) -> list[rows.WebhookSecret]:
+    owner = principal.tenant_id, endpoint_id
+    await session.execute(statements.retire_secret(*owner, OLD_SECRET_KEPT))
+    await session.execute(statements.ensure_secret(*owner, scheme, new_secret()))
+    await session.execute(statements.forget_secrets(*owner, _MAX_SECRETS))
+    return await _secrets(session, principal, endpoint_id)
+
+
+async def _secrets(
+    session: AsyncSession, principal: Principal, endpoint_id: UUID | None
+) -> list[rows.WebhookSecret]:
+    statement = statements.list_secrets(principal.tenant_id, endpoint_id)
+    return list((await session.scalars(statement)).all())
+
+
+async def _find(
+    session: AsyncSession, principal: Principal, endpoint_id: str
+) -> rows.WebhookEndpoint:
+    statement = statements.get_endpoint(principal.tenant_id, _parse(endpoint_id))
+    row = (await session.scalars(statement)).one_or_none()
+    if row is None:
+        raise not_found("webhook endpoint")
+    return row
+
+
+def _parse(endpoint_id: str) -> UUID:
+    return parse_id("whe", endpoint_id, "webhook endpoint")
