@@ -1,0 +1,283 @@
+"""Each duty of the dispatcher, on a real ledger, Redis and S3."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.gallery import statements as gallery
+from shared.gallery.models import Image, Prompt
+from shared.ids import earliest_id_at, new_id, to_wire
+from shared.jobs import statements
+from shared.jobs.models import IdempotencyKey, Job
+from shared.queue import names
+from shared.queue.publish import celery_app, publish_job
+from shared.settings import Settings
+from shared.storage import Storage
+from tests.jobs import accept
+from worker.duties import JobDuties
+from worker.retention import Retention
+
+LEASE = timedelta(minutes=1)
+PAST = func.now() - timedelta(days=3)
+
+
+class World:
+    """A ledger, a queue of this test's own, and the duties."""
+
+    def __init__(
+        self, settings: Settings, ledger: sessionmaker[Session], client: "redis.Redis", tenant: UUID
+    ) -> None:
+        self.settings = settings
+        self.ledger = ledger
+        self.tenant = tenant
+        self.model = f"model-{uuid4().hex[:8]}"
+        self.queue = names.generate_queue(self.model, names.INTERACTIVE)
+        self.redis = client
+        self.app = celery_app(settings)
+        self.duties = JobDuties(settings, ledger, client, self.app)
+
+    def submit(self, *, publish: bool = False, **fields: Any) -> UUID:
+        with self.ledger.begin() as session:
+            job = accept(session, self.tenant, **{"model": self.model} | fields)
+        if publish:
+            publish_job(self.app, job.id, job.model, job.lane)
+        return job.id
+
+    def claim(self, job: UUID) -> int:
+        with self.ledger.begin() as session:
+            suspect = session.scalars(select(Job.losses).where(Job.id == job)).one() > 0
+            statement = statements.claim(job, "w", "gpu", LEASE, suspect=suspect)
+            return session.scalars(statement).one().attempt
+
+    def set(self, job: UUID, **values: Any) -> None:
+        with self.ledger.begin() as session:
+            session.execute(update(Job).where(Job.id == job).values(**values))
+
+    def get(self, job: UUID) -> Job | None:
+        with self.ledger.begin() as session:
+            return session.get(Job, job)
+
+    def state(self, job: UUID) -> str | None:
+        row = self.get(job)
+        return None if row is None else row.state
+
+    @property
+    def messages(self) -> int:
+        return int(self.redis.llen(self.queue))
+
+
+@pytest.fixture
+def world(
+    settings: Settings, ledger: sessionmaker[Session], redis_client: "redis.Redis", tenant: UUID
+) -> Iterator[World]:
+    with ledger.begin() as session:  # what other tests have left must not be found here
+        session.execute(delete(Job))
+    made = World(settings, ledger, redis_client, tenant)
+    yield made
+    redis_client.delete(made.queue)
+    made.app.close()
+
+
+def test_overdue_leases_are_requeued_and_published(world: World) -> None:
+    dead, alive = world.submit(), world.submit()
+    for job in (dead, alive):
+        world.claim(job)
+    world.set(dead, lease_until=PAST)
+    assert [job.id for job in world.duties.expire_leases()] == [dead]
+    assert (world.state(dead), world.state(alive)) == ("queued", "running")
+    assert world.messages == 1
+
+
+def test_a_job_that_lost_two_workers_is_quarantined(world: World) -> None:
+    job = world.submit()
+    for _ in range(2):
+        world.claim(job)
+        world.set(job, lease_until=PAST)
+        world.duties.expire_leases()
+    row = world.get(job)
+    assert row is not None
+    assert (row.state, row.error_code) == ("failed", "worker_lost")
+    assert world.messages == 1
+
+
+@pytest.mark.parametrize("which", ["start_deadline", "finish_deadline"])
+def test_queued_jobs_expire_at_either_deadline(world: World, which: str) -> None:
+    late, early = world.submit(), world.submit()
+    world.set(late, **{which: PAST})
+    world.set(early, **{which: func.now() + timedelta(hours=1)})
+    assert [job.id for job in world.duties.expire_deadlines()] == [late]
+    assert (world.state(late), world.state(early)) == ("expired", "queued")
+
+
+def test_a_running_job_expires_at_its_finish_deadline_and_its_worker_is_told(world: World) -> None:
+    finish, start = world.submit(), world.submit()
+    for job in (finish, start):
+        world.claim(job)
+    world.set(finish, finish_deadline=PAST)
+    world.set(start, start_deadline=PAST)
+    with world.redis.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
+        heard.subscribe(names.STOP_CHANNEL)
+        heard.get_message(timeout=5)
+        assert [job.id for job in world.duties.expire_deadlines()] == [finish]
+        message = heard.get_message(timeout=5)
+    assert message["data"].decode() == str(finish)
+    assert (world.state(finish), world.state(start)) == ("expired", "running")
+    with world.ledger.begin() as session:
+        assert session.scalars(statements.succeed(finish, 1, 1.0)).one_or_none() is None
+
+
+def test_what_redis_lost_is_published_in_the_second_round(world: World) -> None:
+    lost = [world.submit() for _ in range(3)]
+    kept = world.submit(publish=True)
+    world.duties.publish_lost()
+    assert world.messages == 1, "a message may just be on its way"
+    assert world.duties.publish_lost() == 3
+    assert world.messages == 4
+    assert world.duties.publish_lost() == 0
+    sent = set(map(_task_id, world.redis.lrange(world.queue, 0, -1)))
+    assert sent == {str(job) for job in (*lost, kept)}
+
+
+def test_only_what_is_due_is_published(world: World) -> None:
+    later, running, bulk = world.submit(), world.submit(), world.submit(lane="bulk")
+    world.set(later, not_before=func.now() + timedelta(hours=1))
+    world.claim(running)
+    for _ in range(3):
+        world.duties.publish_lost()
+    assert world.messages == 0
+    world.set(later, not_before=PAST)
+    for _ in range(2):
+        world.duties.publish_lost()
+    assert world.messages == 1
+    assert world.state(bulk) == "queued"
+
+
+# --- Retention -----------------------------------------------------------------------------------
+
+
+def retention(world: World, storage: Storage, **values: Any) -> Retention:
+    return Retention(world.settings.model_copy(update=values), world.ledger, storage)
+
+
+def old_id() -> UUID:
+    """An id made four days ago."""
+    then = earliest_id_at(datetime.now(UTC) - timedelta(days=4))
+    return UUID(int=then.int | new_id().int & (1 << 80) - 1)
+
+
+def finish(
+    world: World, storage: Storage, prompt: str, make_id: Callable[[], UUID] = new_id
+) -> tuple[UUID, list[str]]:
+    """A job that succeeded with one image, and its objects' keys."""
+    job = world.submit(prompt=prompt, id=make_id())
+    attempt = world.claim(job)
+    folder = f"s1/{to_wire('job', job)}/{attempt}"
+    keys = [f"{folder}/00.png", f"{folder}/00.thumb.webp"]
+    for key in keys:
+        storage.put(key, b"x", "image/png")
+    with world.ledger.begin() as session:
+        session.scalars(statements.succeed(job, attempt, 1.0)).one()
+        ensured = gallery.ensure_prompt(world.tenant, prompt, [1.0] + [0.0] * 383, "test")
+        row = {
+            "id": make_id(),
+            "tenant_id": world.tenant,
+            "job_id": job,
+            "session_id": "s1",
+            "prompt_id": session.scalars(ensured).one(),
+            "index": 0,
+            "attempt": attempt,
+            "seed": 7,
+            "width": 64,
+            "height": 64,
+            "content_type": "image/png",
+            "bytes": 1,
+            "sha256": "0" * 64,
+            "s3_key": keys[0],
+            "thumbnail_s3_key": keys[1],
+            "receipt": {},
+            "gpu_seconds": 1.0,
+        }
+        session.execute(gallery.insert_images([row]))
+    return job, keys
+
+
+def images_of(world: World, job: UUID) -> int:
+    with world.ledger.begin() as session:
+        return session.scalars(select(func.count()).where(Image.job_id == job)).one()
+
+
+def test_old_images_go_with_their_objects_and_prompts(world: World, storage: Storage) -> None:
+    old_prompt = f"old {uuid4()}"
+    old, old_keys = finish(world, storage, old_prompt, old_id)
+    new, new_keys = finish(world, storage, f"new {uuid4()}")
+    with world.ledger.begin() as session:
+        session.execute(update(Image).where(Image.job_id == old).values(created_at=PAST))
+    assert retention(world, storage).forget_images() == 0, "it is off by default"
+    assert retention(world, storage, image_retention=timedelta(days=2)).forget_images() == 1
+    assert (images_of(world, old), images_of(world, new)) == (0, 1)
+    assert storage.list_keys(old_keys[0].rpartition("/")[0]) == []
+    assert sorted(storage.list_keys(new_keys[0].rpartition("/")[0])) == sorted(new_keys)
+    with world.ledger.begin() as session:
+        left = session.scalars(select(Prompt.text).where(Prompt.text == old_prompt)).all()
+    assert left == []
+    assert world.state(old) == "succeeded", "the job stays as evidence"
+
+
+def test_old_jobs_go_with_everything(world: World, storage: Storage) -> None:
+    old, _ = finish(world, storage, "shared prompt", old_id)
+    new, new_keys = finish(world, storage, "shared prompt")
+    waiting = world.submit()
+    world.set(old, finished_at=PAST)
+    storage.put(f"s1/{to_wire('job', old)}/9/00.png", b"orphan", "image/png")
+    assert retention(world, storage).forget_jobs() == 0
+    assert retention(world, storage, job_retention=timedelta(days=2)).forget_jobs() == 1
+    assert world.get(old) is None
+    assert storage.list_keys(f"s1/{to_wire('job', old)}/") == []
+    assert (images_of(world, new), world.state(waiting)) == (1, "queued")
+    assert storage.get(new_keys[0]).body == b"x"
+
+
+def test_old_answers_are_forgotten(world: World, storage: Storage) -> None:
+    with world.ledger.begin() as session:
+        for key in ("old", "new"):
+            statement = statements.reserve_idempotency_key(world.tenant, key, b"")
+            session.execute(statement)
+        of_tenant = IdempotencyKey.tenant_id == world.tenant
+        old = update(IdempotencyKey).where(of_tenant, IdempotencyKey.key == "old")
+        session.execute(old.values(created_at=func.now() - timedelta(hours=25)))
+    retention(world, storage).forget_answers()
+    with world.ledger.begin() as session:
+        left = session.scalars(select(IdempotencyKey.key).where(of_tenant)).all()
+    assert left == ["new"]
+
+
+def test_orphans_of_fruitless_attempts_are_swept_and_nothing_else(
+    world: World, storage: Storage
+) -> None:
+    lost, running = world.submit(), world.submit()
+    for job in (lost, running):
+        world.claim(job)
+        storage.put(f"s1/{to_wire('job', job)}/1/00.png", b"x", "image/png")
+    world.set(lost, lease_until=PAST)
+    world.duties.expire_leases()
+    done, keys = finish(world, storage, "p")
+    sweep = retention(world, storage, orphan_grace=timedelta(hours=1))
+    sweep.sweep_orphans()
+    assert storage.list_keys(f"s1/{to_wire('job', lost)}/") != [], "it may still be written"
+    now = retention(world, storage, orphan_grace=timedelta(0))
+    assert now.sweep_orphans() >= 1
+    assert storage.list_keys(f"s1/{to_wire('job', lost)}/") == []
+    assert storage.list_keys(f"s1/{to_wire('job', running)}/") != []
+    assert sorted(storage.list_keys(f"s1/{to_wire('job', done)}/")) == sorted(keys)
+    assert now.sweep_orphans() == 0, "what was swept is not looked at again"
+
+
+def _task_id(message: bytes) -> str:
+    return str(json.loads(message)["headers"]["id"])

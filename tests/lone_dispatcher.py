@@ -1,0 +1,27 @@
+"""A process that is nothing but a dispatcher; its one duty writes its process id into a file."""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from shared.database import open_engine
+from shared.settings import get_settings
+from worker import dispatcher
+
+
+def lead(sign: Path) -> None:
+    """Compete for the lead until killed."""
+    settings = get_settings().model_copy(update={"dispatch_interval": timedelta(seconds=0.1)})
+
+    def say() -> None:
+        with sign.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    duty = dispatcher.Duty("say", say)
+    dispatcher.Dispatcher(settings, open_engine(settings, pool_size=2), [duty])._run()
+
+
+if __name__ == "__main__":
+    dispatcher._SILENCE = "1s"  # otherwise the test of a frozen leader would take a quarter minute
+    lead(Path(sys.argv[1]))
