@@ -16,6 +16,7 @@ from api.deps import Resources
 from api.health.routes import router as health
 from api.images.routes import router as images
 from api.jobs.routes import router as jobs
+from api.keys.routes import router as keys
 from api.middleware import BodyLimit, RequestEnvelope
 from api.models.routes import router as models
 from api.openapi import install_openapi
@@ -27,12 +28,16 @@ from api.problems import (
 )
 from api.queue import Circuit, JobPublisher, WorkerRoster
 from api.uploads.routes import router as uploads
+from api.usage.admission import Spent
+from api.usage.pressure import Pressure
+from api.usage.routes import router as usage
 from api.version import VERSION
 from api.webhooks.routes import router as webhooks
 from shared.database import open_async_engine
 from shared.logging import configure_logging
 from shared.model_catalog import load_catalog
 from shared.queue.publish import celery_app
+from shared.quotas.rates import RequestRates
 from shared.settings import Settings, get_settings
 from shared.storage import Storage
 
@@ -64,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
-    for router in (health, jobs, images, uploads, models, webhooks):
+    for router in (health, jobs, images, uploads, models, webhooks, keys, usage):
         app.include_router(router)
     install_openapi(app)
     return app
@@ -91,6 +96,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             roster=WorkerRoster(quick, circuit),
             storage=storage,
             keys=KeyCache(),
+            rates=RequestRates(quick, settings.redis_url.get_secret_value()),
+            pressure=Pressure(settings.max_queued_cost),
+            spent=Spent(),
         )
     finally:
         publisher.close()

@@ -14,12 +14,12 @@ from fastapi.security import HTTPBearer
 
 from api.deps import Res, Resources
 from api.problems import Problem
+from api.usage.rates import count_request
 from shared.keys import ParsedKey, matches, parse_key
+from shared.quotas import NO_QUOTAS, Quotas
 from shared.tenancy import statements as tenancy
 from shared.tenancy.models import ApiKey
-
-SCOPES = ("jobs", "images", "search", "batches", "webhooks", "admin")
-"""Each allows reading and writing; `jobs:read` allows reading alone. `admin` allows everything."""
+from shared.tenancy.scopes import allows
 
 _CACHE_SECONDS = 5.0
 """The longest a revoked key goes on working in one process."""
@@ -40,11 +40,13 @@ class Principal:
     tenant_id: UUID
     key_id: str
     scopes: frozenset[str]
+    quotas: Quotas = NO_QUOTAS
+    rate_is_known: bool = True
+    """False: the key has a request rate that cannot be checked, so it may not spend."""
 
     def may(self, scope: str) -> bool:
         """Whether the scopes cover `resource:read` or `resource:write`."""
-        resource = scope.partition(":")[0]
-        return not self.scopes.isdisjoint((scope, resource, "admin"))
+        return allows(self.scopes, scope)
 
 
 class KeyCache:
@@ -86,7 +88,9 @@ async def authenticate(
     if not key.is_live(datetime.now(UTC)):
         raise _unauthenticated()
     structlog.contextvars.bind_contextvars(tenant=str(key.tenant_id), key_id=key.id)
-    return Principal(key.tenant_id, key.id, frozenset(key.scopes))
+    quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS
+    rate_is_known = await count_request(held, request, key.id, quotas)
+    return Principal(key.tenant_id, key.id, frozenset(key.scopes), quotas, rate_is_known)
 
 
 async def _look_up(held: Resources, parsed: ParsedKey) -> ApiKey | None:
@@ -123,3 +127,5 @@ JobsRead = Annotated[Principal, Depends(require("jobs:read"))]
 JobsWrite = Annotated[Principal, Depends(require("jobs:write"))]
 ImagesRead = Annotated[Principal, Depends(require("images:read"))]
 ImagesWrite = Annotated[Principal, Depends(require("images:write"))]
+AdminRead = Annotated[Principal, Depends(require("admin:read"))]
+AdminWrite = Annotated[Principal, Depends(require("admin:write"))]

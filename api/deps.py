@@ -19,6 +19,7 @@ from api.queue import Circuit, JobPublisher, WorkerRoster
 from shared.ids import MalformedId, Prefix, from_wire
 from shared.logging import get_logger
 from shared.model_catalog import ModelCatalog
+from shared.quotas.rates import RequestRates
 from shared.settings import Settings
 from shared.storage import Storage
 from shared.tenancy import wall
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from api.auth import KeyCache, Principal
+    from api.usage.admission import Spent
+    from api.usage.pressure import Pressure
 
 _log = get_logger(__name__)
 
@@ -48,6 +51,9 @@ class Resources:
     roster: WorkerRoster
     storage: Storage
     keys: "KeyCache"
+    rates: RequestRates
+    pressure: "Pressure"
+    spent: "Spent"
     streams: "Counter[str]" = field(default_factory=Counter)
     """Open event streams by key."""
 

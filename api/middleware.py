@@ -13,6 +13,9 @@ from shared.ids import new_id
 from shared.logging import get_logger
 
 _log = get_logger(__name__)
+EXTRA_HEADERS = "darkroom.headers"
+"""Where a request's scope has a dict for headers that its answer gets, whatever it is."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _CSP = "default-src 'none'; frame-ancestors 'none'"
 # The documentation page loads Swagger UI's script and style; nothing else may.
@@ -37,6 +40,8 @@ class RequestEnvelope:
         offered = Headers(scope=scope).get("x-request-id", "")
         request_id = offered if _REQUEST_ID.fullmatch(offered) else new_id().hex
         scope["darkroom.request_id"] = request_id
+        extra: dict[str, str] = {}
+        scope[EXTRA_HEADERS] = extra
         csp = _DOCS_CSP if scope["path"] in _DOCS_PATHS else _CSP
         status = 0
         started = time.perf_counter()
@@ -51,6 +56,7 @@ class RequestEnvelope:
                 headers["Referrer-Policy"] = "no-referrer"
                 headers.setdefault("Content-Security-Policy", csp)
                 headers.setdefault("Cache-Control", "no-store")
+                headers.update(extra)
             await send(message)
 
         structlog.contextvars.clear_contextvars()

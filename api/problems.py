@@ -48,6 +48,18 @@ CATALOGUE: dict[str, ProblemType] = {
             "The key is valid but may not do this; `detail` names the scope that is missing.",
         ),
         ProblemType(
+            "model_not_allowed",
+            403,
+            "The API key may not use this model",
+            "The key's quotas name the models that it may use; see GET /v1/usage.",
+        ),
+        ProblemType(
+            "size_not_allowed",
+            403,
+            "The API key may not make pictures of this size",
+            "The key's quotas limit width × height; see GET /v1/usage.",
+        ),
+        ProblemType(
             "not_found",
             404,
             "There is no such thing",
@@ -156,6 +168,30 @@ CATALOGUE: dict[str, ProblemType] = {
             "Close some of this key's event streams, or poll the job instead.",
         ),
         ProblemType(
+            "rate_limited",
+            429,
+            "Too many requests in a minute",
+            "Slow down; the `RateLimit` header says how much is left, `Retry-After` how long.",
+        ),
+        ProblemType(
+            "too_many_jobs",
+            429,
+            "The key has too many jobs at once",
+            "Wait until some of its queued or running jobs end; see GET /v1/usage.",
+        ),
+        ProblemType(
+            "queued_cost_exceeded",
+            429,
+            "The key has too much work waiting",
+            "Pixels × steps × images of its queued jobs are limited; see GET /v1/usage.",
+        ),
+        ProblemType(
+            "gpu_seconds_exceeded",
+            429,
+            "The key has used up today's GPU-seconds",
+            "They begin anew at 00:00 UTC; see GET /v1/usage.",
+        ),
+        ProblemType(
             "internal_error",
             500,
             "Something went wrong on our side",
@@ -178,6 +214,18 @@ CATALOGUE: dict[str, ProblemType] = {
             503,
             "Images cannot be decoded just now",
             "All image decoders are busy. Try again after `Retry-After` seconds.",
+        ),
+        ProblemType(
+            "overloaded",
+            503,
+            "More work waits than the server accepts",
+            "Nothing was queued. `Retry-After` is computed from how fast work is being done.",
+        ),
+        ProblemType(
+            "quota_unavailable",
+            503,
+            "The key's request rate cannot be checked",
+            "Redis is away. Until it is back, keys with a request rate can read, but queue nothing.",
         ),
         ProblemType(
             "not_ready",
@@ -352,7 +400,7 @@ async def handle_validation_error(request: Request, error: Exception) -> Respons
 def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the problems an operation can answer with."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for kind in (CATALOGUE[code] for code in ("unauthenticated", *codes)):
+    for kind in (CATALOGUE[code] for code in ("unauthenticated", "rate_limited", *codes)):
         entry = by_status.setdefault(
             kind.status,
             {"model": ProblemDocument, "description": "", "content": {MEDIA_TYPE: {}}},

@@ -1,87 +1,164 @@
-"""The operator's command line for tenants and API keys: `python -m deploy.admin`."""
+"""The operator's commands for tenants and API keys: `python -m deploy.admin`, `darkroom-admin`.
+
+They work on the database of `DARKROOM_DATABASE_URL` as the tables' owner, for all tenants.
+"""
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import create_engine
-from sqlalchemy.orm import Session
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
-from shared.keys import new_key, parse_key
-from shared.settings import get_settings, with_driver
-from shared.tenancy import statements
-
-EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
-LOCAL_TENANT = "local"
-
-
-def register_key(
-    database_url: str,
-    key: str,
-    *,
-    tenant: str = LOCAL_TENANT,
-    name: str = "local stack",
-    scopes: Sequence[str] = EVERY_SCOPE,
-) -> None:
-    """Make the database know a key that exists already; doing it twice changes nothing.
-
-    Raises:
-        ValueError: the text is not a well-formed key.
-    """
-    parsed = parse_key(key)
-    if parsed is None:
-        raise ValueError("not a well-formed API key")
-    with _session(database_url) as session:
-        if session.scalars(statements.find_key(parsed.id)).one_or_none() is not None:
-            return
-        tenant_id = session.scalars(statements.ensure_tenant(tenant)).one()
-        row = {
-            "id": parsed.id,
-            "tenant_id": tenant_id,
-            "name": name,
-            "secret_hash": parsed.secret_hash,
-            "scopes": list(scopes),
-        }
-        session.execute(statements.insert_key(row))
+from deploy.tenants import (
+    NoSuchKey,
+    create_key,
+    create_tenant,
+    list_keys,
+    list_tenants,
+    revoke_key,
+    rotate_key,
+    set_quotas,
+)
+from shared.quotas import Quotas
+from shared.settings import get_settings
+from shared.tenancy.scopes import RESOURCES, SCOPES
 
 
-def create_key(database_url: str, *, tenant: str, name: str, scopes: Sequence[str]) -> str:
-    """A new key of a tenant, made on first use; the key is shown once and never stored."""
-    key = new_key().key
-    register_key(database_url, key, tenant=tenant, name=name, scopes=scopes)
-    return key
-
-
-@contextmanager
-def _session(database_url: str) -> Iterator[Session]:
-    engine = create_engine(with_driver(database_url))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line and run one command; its result goes to stdout."""
+    options = _parser().parse_args(arguments)
     try:
-        with Session(engine) as session, session.begin():
-            yield session
-    finally:
-        engine.dispose()
-
-
-def main() -> int:
-    """Parse the command line and run one command."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.admin", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    create = commands.add_parser("create-key", help="make a key and print it, once")
-    create.add_argument("--tenant", required=True)
-    create.add_argument("--name", required=True)
-    create.add_argument("--scope", action="append", choices=EVERY_SCOPE, dest="scopes")
-    arguments = parser.parse_args()
-    url = get_settings().database_url.get_secret_value()
-    print(
-        create_key(
-            url,
-            tenant=arguments.tenant,
-            name=arguments.name,
-            scopes=arguments.scopes or EVERY_SCOPE,
-        )
-    )
+        url = get_settings().database_url.get_secret_value()
+        result = options.run(url, options)
+    except (NoSuchKey, ValidationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OperationalError as error:
+        print(f"error: the database does not answer: {error.orig}", file=sys.stderr)
+        return 1
+    _show(result, as_json=options.json)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="darkroom-admin", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    things = parser.add_subparsers(dest="thing", required=True)
+    tenants = things.add_parser("tenants", help="teams").add_subparsers(dest="verb", required=True)
+    make = tenants.add_parser("create", help="make a tenant")
+    make.add_argument("name")
+    make.set_defaults(run=_create_tenant)
+    tenants.add_parser("list", help="every tenant").set_defaults(run=_list_tenants)
+    _add_key_commands(things.add_parser("keys", help="API keys"))
+    return parser
+
+
+def _add_key_commands(parser: argparse.ArgumentParser) -> None:
+    keys = parser.add_subparsers(dest="verb", required=True)
+    create = keys.add_parser("create", help="make a key and print it, once")
+    create.add_argument("--tenant", required=True, help="made on first use")
+    create.add_argument("--name", required=True, help="what the key is for")
+    create.add_argument(
+        "--scope", action="append", choices=SCOPES, dest="scopes", help="default: all but operator"
+    )
+    create.add_argument("--expires-in", type=_days, metavar="DAYS", help="default: never")
+    _add_quotas(create)
+    create.set_defaults(run=_create_key)
+    show = keys.add_parser("list", help="keys without their secrets")
+    show.add_argument("--tenant")
+    show.set_defaults(run=_list_keys)
+    rotate = keys.add_parser("rotate", help="a new key for an old one, which ends after a while")
+    rotate.add_argument("id")
+    rotate.add_argument("--grace", type=_days, metavar="DAYS", default=timedelta(days=1))
+    rotate.set_defaults(run=_rotate_key)
+    revoke = keys.add_parser("revoke", help="end a key now")
+    revoke.add_argument("id")
+    revoke.set_defaults(run=_revoke_key)
+    quotas = keys.add_parser("quotas", help="replace a key's quotas; without options, lift them")
+    quotas.add_argument("id")
+    _add_quotas(quotas)
+    quotas.set_defaults(run=_set_quotas)
+
+
+def _add_quotas(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests-per-minute", type=int, metavar="N")
+    parser.add_argument("--queued-cost", type=int, metavar="N", help="pixels × steps × images")
+    parser.add_argument("--concurrent-jobs", type=int, metavar="N", help="queued or running")
+    parser.add_argument("--gpu-seconds-per-day", type=float, metavar="S")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="width × height")
+    parser.add_argument("--model", action="append", dest="models", help="may be repeated")
+
+
+def _create_tenant(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    create_tenant(url, options.name)
+    return {"tenant": options.name}
+
+
+def _list_tenants(url: str, _: argparse.Namespace) -> list[dict[str, Any]]:
+    return list_tenants(url)
+
+
+def _create_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    key = create_key(
+        url,
+        tenant=options.tenant,
+        name=options.name,
+        scopes=options.scopes or RESOURCES,
+        expires_at=datetime.now(UTC) + options.expires_in if options.expires_in else None,
+        quotas=_quotas(options),
+    )
+    return {"key": key}
+
+
+def _list_keys(url: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return list_keys(url, options.tenant)
+
+
+def _rotate_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    return {"key": rotate_key(url, options.id, options.grace)}
+
+
+def _revoke_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    revoke_key(url, options.id)
+    return {"revoked": options.id}
+
+
+def _set_quotas(url: str, options: argparse.Namespace) -> dict[str, Any]:
+    quotas = _quotas(options)
+    set_quotas(url, options.id, quotas)
+    return {"id": options.id, "quotas": quotas.stored()}
+
+
+def _quotas(options: argparse.Namespace) -> Quotas:
+    return Quotas.model_validate({name: getattr(options, name) for name in Quotas.model_fields})
+
+
+def _days(text: str) -> timedelta:
+    return timedelta(days=float(text))
+
+
+def _show(result: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    rows = result if isinstance(result, list) else [result]
+    for row in rows:
+        if set(row) == {"key"}:
+            print(row["key"])  # alone, so that a script can take it
+        else:
+            print("  ".join(f"{name}={_plain(value)}" for name, value in row.items()))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{_plain(item)}" for name, item in value.items())
+    return "-" if value is None else str(value)
 
 
 if __name__ == "__main__":

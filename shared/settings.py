@@ -93,6 +93,11 @@ class Settings(BaseSettings):
     """Age at which objects of an attempt that committed nothing are swept. Longer than a worker
     waits for S3 (10 min), so that nobody is still writing them."""
 
+    # Back-pressure -------------------------------------------------------------------------
+    max_queued_cost: Annotated[int, Field(ge=1)] = 10**13
+    """Pixels × steps × images of all jobs that wait, over all tenants; beyond it submissions are
+    answered 503. The default is 1.5 million pictures of 512² in 25 steps: days of a GPU's work."""
+
     # Limits of a request -------------------------------------------------------------------
     max_images_per_job: Annotated[int, Field(ge=1, le=64)] = 16
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024

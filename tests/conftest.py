@@ -9,18 +9,20 @@ import redis
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.admin import create_key
 from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
 from migrations.commands import upgrade
 from shared.database import open_engine, session_factory
 from shared.settings import Settings, get_settings
 from shared.storage import Storage
+from shared.tenancy.scopes import RESOURCES
 from tests.processes import ApiProcess, WorkerProcess, free_port
 
 MODELS = Path(__file__).parent / "models.toml"
 """The catalogue of the tests: `sim` on a simulated GPU, `demo` and a toy as real pipelines."""
 
-EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
+EVERY_SCOPE = RESOURCES
+"""But not `operator`, which reaches over tenants."""
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ async def _begin(held: Resources, principal: Principal, original: rows.Image) ->
         statement = statements.get_job(principal.tenant_id, original.job_id)
         source = (await session.scalars(statement)).one()
         columns = _columns(held, principal, original, source)
-        row, _ = await jobs.insert_job(session, columns)
+        row, _ = await jobs.insert_job(held, session, principal, columns)
     await held.publisher.publish(row)
     return to_wire("job", row.id)
 

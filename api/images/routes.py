@@ -15,6 +15,7 @@ from api.images.reproduce import reproduce as reproduce_image
 from api.images.schemas import Image, Inspection, Reproduction
 from api.jobs.routes import MAX_WAIT, Prefer, parse_wait
 from api.problems import responses
+from api.usage.admission import REFUSALS
 from api.wire import json_answer
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
@@ -147,6 +148,7 @@ async def receipt(held: Res, principal: ImagesRead, image_id: ImageId) -> Respon
             "not_reproducible",
             "database_unavailable",
             "storage_unavailable",
+            *REFUSALS,
         ),
     },
 )

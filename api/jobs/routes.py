@@ -16,6 +16,7 @@ from api.jobs.schemas import SUBMISSION_EXAMPLES, Job, JobImage, JobStateName, J
 from api.jobs.streaming import open_stream
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
+from api.usage.admission import REFUSALS
 from api.wire import AwareTime, Page, PageLimit, json_answer
 from shared.ids import from_wire, to_wire
 
@@ -74,6 +75,7 @@ def parse_wait(request: Request) -> int | None:
             "database_unavailable",
             "storage_unavailable",
             "decoder_unavailable",
+            *REFUSALS,
         ),
     },
     openapi_extra=body_schema(JobSubmission, SUBMISSION_EXAMPLES),
@@ -205,7 +207,13 @@ async def cancel(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
     response_class=Response,
     responses={
         202: {"model": Job},
-        **responses("insufficient_scope", "not_found", "job_not_retryable", "database_unavailable"),
+        **responses(
+            "insufficient_scope",
+            "not_found",
+            "job_not_retryable",
+            "database_unavailable",
+            *REFUSALS,
+        ),
     },
 )
 async def retry(held: Res, principal: JobsWrite, job_id: JobId) -> Response:

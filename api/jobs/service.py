@@ -18,6 +18,7 @@ from api.jobs.planning import Plan, plan_job
 from api.jobs.present import present_job
 from api.jobs.schemas import Job, JobSubmission, Progress
 from api.problems import Problem, not_found
+from api.usage.admission import Work, admit
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
 from shared.gallery import statements as gallery
@@ -25,7 +26,7 @@ from shared.gallery.models import Image
 from shared.ids import new_id
 from shared.jobs import models as rows
 from shared.jobs import statements
-from shared.jobs.state import JobState
+from shared.jobs.state import RETRYABLE_STATES, JobState
 from shared.queue.names import INTERACTIVE
 
 
@@ -86,7 +87,7 @@ async def submit(
                     return replay
         if init_image is not None and init_image.new_upload is not None:
             await session.execute(gallery.insert_upload(init_image.new_upload))
-        row, position = await insert_job(session, columns)
+        row, position = await insert_job(held, session, principal, columns)
         shown = _present(held, row, queue_position=position)
         accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
         if idempotency_key is not None:
@@ -98,11 +99,22 @@ async def submit(
     return accepted
 
 
-async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[rows.Job, int]:
-    """Accept one job inside the caller's transaction; the row and how many go before it."""
+async def insert_job(
+    held: Resources, session: AsyncSession, principal: Principal, columns: dict[str, Any]
+) -> tuple[rows.Job, int]:
+    """Accept one job inside the caller's transaction; the row and how many go before it.
+
+    Raises:
+        Problem: the key, or the whole system, may not queue this work now.
+    """
+    await admit(held, session, principal, _work_of(columns))
     statement, parameters = statements.accept_job(columns)
     row, position = (await session.execute(statement, parameters)).one()
     return row, position
+
+
+def _work_of(job: dict[str, Any]) -> Work:
+    return Work(job["cost"], frozenset({job["model"]}), job["width"] * job["height"])
 
 
 async def get(held: Resources, principal: Principal, job_id: str) -> Job:
@@ -199,6 +211,11 @@ async def retry(held: Resources, principal: Principal, job_id: str) -> Job:
     """
     row_id = parse_id("job", job_id, "job")
     async with held.tenant_transaction(principal) as session:
+        ended = await _find(session, principal, row_id)
+        session.expunge(ended)  # or the session would answer with it in place of the changed row
+        if ended.state in RETRYABLE_STATES:
+            work = Work(ended.cost, frozenset({ended.model}), ended.width * ended.height)
+            await admit(held, session, principal, work)
         row = (await session.scalars(statements.retry(principal.tenant_id, row_id))).one_or_none()
         if row is None:
             row = await _find(session, principal, row_id)

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.admin import register_key
 from deploy.local.api_client import ApiClient
 from deploy.local.applications import (
     API,
@@ -23,6 +22,7 @@ from deploy.local.servers import EmbeddedServers
 from deploy.local.service import Service
 from deploy.local.terminal import Terminal
 from deploy.local.waiting import wait_until
+from deploy.tenants import register_key
 
 # Together below the 10 s in which the stack promises to be gone.
 _WORKER_SECONDS = 6.5

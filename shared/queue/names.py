@@ -17,6 +17,8 @@ key or queue                          type    holds                        made 
 ``darkroom:worker:<name>``            string  a worker's announcement      the worker's heartbeat
                                               (JSON, expires)
 ``darkroom:embedding:<model>:<hash>`` string  a query's embedding          the embed queue
+``darkroom:limits:…``                 string  requests of a key in this    nothing; a lost minute
+                                              minute and the last          is forgiven
 ====================================  ======  ===========================  =====================
 """
 
@@ -65,3 +67,7 @@ WORKER_KEYS = "darkroom:worker:*"
 def embedding_key(model: str, text_sha256: str) -> str:
     """A cached query embedding."""
     return f"darkroom:embedding:{model}:{text_sha256}"
+
+
+RATE_LIMIT_PREFIX = "darkroom:limits"
+"""Before the keys of `limits`, which counts requests per minute."""

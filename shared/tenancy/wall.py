@@ -11,7 +11,7 @@ from typing import cast
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 ROLE = "darkroom_api"
@@ -37,9 +37,9 @@ async def enter(session: AsyncSession, tenant_id: UUID) -> None:
         raise
 
 
-def leave() -> Select[str]:
+async def leave(session: AsyncSession) -> None:
     """Be the owner again within the transaction: for COPY, which row-level security forbids.
 
-    Whoever leaves must take the tenant into every statement that follows, with no second wall.
+    What follows has no second wall, so every statement and every row must name the tenant.
     """
-    return select(func.set_config("role", "none", True))
+    await session.execute(select(func.set_config("role", "none", True)))

@@ -14,8 +14,8 @@ from celery import Celery
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.admin import EVERY_SCOPE, create_key
 from deploy.local.servers import EmbeddedServers
+from deploy.tenants import EVERY_SCOPE, create_key
 from migrations.commands import upgrade
 from shared.database import open_engine, session_factory
 from shared.jobs import statements

@@ -13,7 +13,7 @@ import redis
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.admin import create_key
+from deploy.tenants import create_key
 from shared.ids import from_wire
 from shared.jobs.models import Job
 from shared.queue.names import INTERACTIVE, generate_queue

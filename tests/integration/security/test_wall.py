@@ -14,8 +14,8 @@ from api.app import open_resources
 from api.auth import Principal
 from api.deps import Resources
 from api.problems import Problem
-from deploy.admin import create_key
 from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
 from migrations.commands import upgrade
 from migrations.metadata import target_metadata
 from migrations.walls import WallRoleMissing

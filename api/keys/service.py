@@ -1,0 +1,121 @@
+"""The rules of API keys: who may make which, and for whom."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources
+from api.keys.schemas import Key, KeyRequest, NewKey, is_future
+from api.problems import Problem, not_found
+from api.wire import Page, decode_cursor, encode_cursor
+from shared.keys import ID_LENGTH, new_key
+from shared.quotas import Quotas
+from shared.tenancy import models as rows
+from shared.tenancy import statements
+from shared.tenancy.scopes import OPERATOR, may_give
+
+
+async def create(held: Resources, principal: Principal, asked: KeyRequest) -> NewKey:
+    """Make a key of the caller's tenant, or of any for an operator.
+
+    Raises:
+        Problem: 403 for a scope that the caller does not have, for another tenant without
+            `operator`, and for a caller with quotas, who could make its way around them.
+    """
+    if not is_future(asked.expires_at, datetime.now(UTC)):
+        raise Problem.invalid("/expires_at", "in_the_past", "The key would have expired already.")
+    if principal.quotas.stored() and not principal.may(OPERATOR):
+        raise Problem("insufficient_scope", "A key with quotas may not make keys.")
+    refused = [scope for scope in asked.scopes if not may_give(principal.scopes, scope)]
+    if refused:
+        raise Problem(
+            "insufficient_scope", f"You cannot give what you do not have: {', '.join(refused)}."
+        )
+    async with held.tenant_transaction(principal) as session:
+        own = await _tenant_name(session, principal)
+        if asked.tenant in (None, own):
+            return await _insert(session, asked, principal.tenant_id, own)
+    if not principal.may(OPERATOR) or asked.tenant is None:
+        raise Problem("insufficient_scope", "Keys of another tenant need the scope operator.")
+    async with held.transaction() as session:
+        tenant_id = (await session.scalars(statements.ensure_tenant(asked.tenant))).one()
+        return await _insert(session, asked, tenant_id, asked.tenant)
+
+
+async def list_page(
+    held: Resources, principal: Principal, limit: int, after: str | None
+) -> Page[Key]:
+    """One page of the tenant's keys, revoked and expired ones too, in the order of their ids."""
+    scope = ("keys", principal.tenant_id)
+    position = _key_id(decode_cursor(after, *scope)) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        tenant = await _tenant_name(session, principal)
+        asked = statements.list_keys(principal.tenant_id, limit + 1, position)
+        found = (await session.scalars(asked)).all()
+    page, has_more = found[:limit], len(found) > limit
+    return Page(
+        data=[_present(row, tenant) for row in page],
+        has_more=has_more,
+        next_cursor=encode_cursor(_position(page[-1].id), *scope) if has_more else None,
+    )
+
+
+async def revoke(held: Resources, principal: Principal, key_id: str) -> None:
+    """End a key of the tenant: at once in this process, within 5 s in others.
+
+    Raises:
+        Problem: 404 for a key that the tenant does not have.
+    """
+    if not (len(key_id) == ID_LENGTH and key_id.isascii() and key_id.isalnum()):
+        raise not_found("key")
+    async with held.tenant_transaction(principal) as session:
+        ended = await session.scalars(statements.revoke_key(principal.tenant_id, key_id))
+        if ended.one_or_none() is None:
+            raise not_found("key")
+    held.keys.forget(key_id)
+
+
+async def _tenant_name(session: AsyncSession, principal: Principal) -> str:
+    return (await session.scalars(statements.get_tenant_name(principal.tenant_id))).one()
+
+
+async def _insert(session: AsyncSession, asked: KeyRequest, tenant_id: UUID, tenant: str) -> NewKey:
+    made = new_key()
+    columns = statements.key_columns(
+        key_id=made.id,
+        secret_hash=made.secret_hash,
+        tenant_id=tenant_id,
+        name=asked.name,
+        scopes=sorted(set(asked.scopes)),
+        expires_at=asked.expires_at,
+        quotas=asked.quotas.stored() if asked.quotas else None,
+    )
+    row = (await session.scalars(statements.insert_key(columns))).one()
+    return NewKey(**_present(row, tenant).model_dump(), key=made.key)
+
+
+def _present(row: rows.ApiKey, tenant: str) -> Key:
+    return Key(
+        id=row.id,
+        name=row.name,
+        tenant=tenant,
+        scopes=row.scopes,
+        quotas=Quotas.model_validate(row.quotas) if row.quotas else None,
+        created_at=row.created_at,
+        last_used_at=row.last_used_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+# A cursor holds 16 bytes; a key's id is 12 letters and digits.
+
+
+def _position(key_id: str) -> UUID:
+    return UUID(bytes=key_id.encode("ascii").ljust(16, b"\0"))
+
+
+def _key_id(position: UUID) -> str:
+    return position.bytes.rstrip(b"\0").decode("ascii")

@@ -1,0 +1,1 @@
+"""What a key may use and has used: quotas, request rates, back-pressure."""

@@ -1,0 +1,49 @@
+"""What a key has used and what is left."""
+
+from datetime import UTC, datetime, timedelta
+
+from api.auth import Principal
+from api.deps import Resources
+from api.queue import RedisDown
+from api.usage.admission import midnight
+from api.usage.schemas import Allowance, Usage
+from shared.quotas import statements
+
+
+async def usage(held: Resources, principal: Principal) -> Usage:
+    """The key's limits with what it has used of them now."""
+    quotas = principal.quotas
+    async with held.tenant_transaction(principal) as session:
+        unfinished = statements.count_unfinished(principal.key_id)
+        jobs, queued = (await session.execute(unfinished)).one()
+        spent = statements.sum_gpu_seconds(principal.tenant_id, principal.key_id, midnight())
+        seconds = (await session.scalars(spent)).one()
+    tomorrow = midnight() + timedelta(days=1)
+    return Usage(
+        key_id=principal.key_id,
+        requests_per_minute=await _requests(held, principal),
+        queued_cost=_allowance(quotas.queued_cost, queued),
+        concurrent_jobs=_allowance(quotas.concurrent_jobs, jobs),
+        gpu_seconds_per_day=_allowance(quotas.gpu_seconds_per_day, seconds, tomorrow),
+        max_pixels=quotas.max_pixels,
+        models=quotas.models,
+    )
+
+
+async def _requests(held: Resources, principal: Principal) -> Allowance:
+    limit = principal.quotas.requests_per_minute
+    if limit is None or held.circuit.is_open:
+        return _allowance(limit, None)
+    try:
+        window = await held.circuit.call(held.rates.look(principal.key_id, limit))
+    except RedisDown:
+        return _allowance(limit, None)
+    resets_at = datetime.now(UTC) + timedelta(seconds=window.seconds_to_reset)
+    return _allowance(limit, limit - window.left, resets_at)
+
+
+def _allowance(
+    limit: float | None, used: float | None, resets_at: datetime | None = None
+) -> Allowance:
+    left = None if limit is None or used is None else max(0, limit - used)
+    return Allowance(limit=limit, used=used, left=left, resets_at=resets_at)

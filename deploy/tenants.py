@@ -1,0 +1,195 @@
+"""What the operator does to tenants and API keys, straight in the database and for all tenants."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from shared.keys import ParsedKey, new_key, parse_key
+from shared.quotas import Quotas
+from shared.settings import with_driver
+from shared.tenancy import statements
+from shared.tenancy.models import ApiKey
+from shared.tenancy.scopes import OPERATOR, RESOURCES
+
+EVERY_SCOPE = (*RESOURCES, OPERATOR)
+"""What the local stack's key has."""
+LOCAL_TENANT = "local"
+
+
+class NoSuchKey(Exception):
+    """There is no key with this id, or none that can still be changed."""
+
+
+def register_key(
+    database_url: str,
+    key: str,
+    *,
+    tenant: str = LOCAL_TENANT,
+    name: str = "local stack",
+    scopes: Sequence[str] = EVERY_SCOPE,
+) -> None:
+    """Make the database know a key that exists already; doing it twice changes nothing.
+
+    Raises:
+        ValueError: the text is not a well-formed key.
+    """
+    parsed = parse_key(key)
+    if parsed is None:
+        raise ValueError("not a well-formed API key")
+    with _session(database_url) as session:
+        if session.scalars(statements.find_key(parsed.id)).one_or_none() is None:
+            _insert(session, parsed, tenant=tenant, name=name, scopes=scopes)
+
+
+def create_key(
+    database_url: str,
+    *,
+    tenant: str,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: datetime | None = None,
+    quotas: Quotas | None = None,
+) -> str:
+    """A new key of a tenant, made on first use; the key is shown once and never stored."""
+    made = new_key()
+    with _session(database_url) as session:
+        _insert(
+            session,
+            ParsedKey(made.id, made.secret_hash),
+            tenant=tenant,
+            name=name,
+            scopes=scopes,
+            expires_at=expires_at,
+            quotas=quotas,
+        )
+    return made.key
+
+
+def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
+    """A new key with all the rights of an old one, which ends after `grace` or when it would.
+
+    Raises:
+        NoSuchKey: there is no such key, or it has been revoked.
+    """
+    made = new_key()
+    with _session(database_url) as session:
+        old = _find(session, key_id)
+        if old.revoked_at is not None:
+            raise NoSuchKey(f"The key {key_id} has been revoked; create a new one.")
+        columns = statements.key_columns(
+            key_id=made.id,
+            secret_hash=made.secret_hash,
+            tenant_id=old.tenant_id,
+            name=old.name,
+            scopes=old.scopes,
+            quotas=old.quotas,
+        )
+        session.execute(statements.insert_key(columns))
+        session.execute(statements.expire_key(key_id, datetime.now(UTC) + grace))
+    return made.key
+
+
+def revoke_key(database_url: str, key_id: str) -> None:
+    """End a key now. API processes notice within 5 s.
+
+    Raises:
+        NoSuchKey: there is no such key.
+    """
+    with _session(database_url) as session:
+        session.execute(statements.revoke_key(_find(session, key_id).tenant_id, key_id))
+
+
+def set_quotas(database_url: str, key_id: str, quotas: Quotas) -> None:
+    """Replace a key's quotas.
+
+    Raises:
+        NoSuchKey: there is no such key.
+    """
+    with _session(database_url) as session:
+        _find(session, key_id)
+        session.execute(statements.set_quotas(key_id, quotas.stored()))
+
+
+def list_keys(database_url: str, tenant: str | None = None) -> list[dict[str, Any]]:
+    """Every key without its secret, of one tenant if it is named."""
+    with _session(database_url) as session:
+        found = session.execute(statements.list_keys_of_all(tenant)).all()
+        return [_describe(key, name) for key, name in found]
+
+
+def list_tenants(database_url: str) -> list[dict[str, Any]]:
+    """Every tenant and how many live keys it has."""
+    with _session(database_url) as session:
+        return [
+            {"name": tenant.name, "live_keys": live, "created_at": _time(tenant.created_at)}
+            for tenant, live in session.execute(statements.list_tenants()).all()
+        ]
+
+
+def create_tenant(database_url: str, name: str) -> None:
+    """Make a tenant; one that exists stays as it is."""
+    with _session(database_url) as session:
+        session.execute(statements.ensure_tenant(name))
+
+
+def _insert(
+    session: Session,
+    parsed: ParsedKey,
+    *,
+    tenant: str,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: datetime | None = None,
+    quotas: Quotas | None = None,
+) -> None:
+    tenant_id = session.scalars(statements.ensure_tenant(tenant)).one()
+    columns = statements.key_columns(
+        key_id=parsed.id,
+        secret_hash=parsed.secret_hash,
+        tenant_id=tenant_id,
+        name=name,
+        scopes=scopes,
+        expires_at=expires_at,
+        quotas=quotas.stored() if quotas else None,
+    )
+    session.execute(statements.insert_key(columns))
+
+
+def _find(session: Session, key_id: str) -> ApiKey:
+    key = session.scalars(statements.find_key(key_id)).one_or_none()
+    if key is None:
+        raise NoSuchKey(f"There is no key {key_id}; the id is its second part, drk_<id>_….")
+    return key
+
+
+def _describe(key: ApiKey, tenant: str) -> dict[str, Any]:
+    live = "live" if key.is_live(datetime.now(UTC)) else "expired"
+    return {
+        "id": key.id,
+        "tenant": tenant,
+        "name": key.name,
+        "state": "revoked" if key.revoked_at else live,
+        "scopes": key.scopes,
+        "quotas": key.quotas,
+        "created_at": _time(key.created_at),
+        "last_used_at": _time(key.last_used_at),
+        "expires_at": _time(key.expires_at),
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return moment.astimezone(UTC).isoformat(timespec="seconds") if moment else None
+
+
+@contextmanager
+def _session(database_url: str) -> Iterator[Session]:
+    engine = create_engine(with_driver(database_url))
+    try:
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+    finally:
+        engine.dispose()

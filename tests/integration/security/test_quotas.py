@@ -1,0 +1,225 @@
+"""Quotas of keys: each limit, its answer, its evidence, and what happens without Redis."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from api.app import open_resources
+from api.problems import Problem
+from shared.gallery import models as gallery
+from shared.ids import from_wire, new_id
+from shared.jobs import models as rows
+from shared.quotas import Quotas, statements
+from shared.settings import Settings
+from tests.integration.api.relay import Mode, Relay
+from tests.integration.security.conftest import MODEL, MakeClient
+from tests.processes import ApiProcess, wait_until
+
+JOB = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
+COST = 64 * 64 * 2
+
+
+def submit(client: httpx2.Client, **fields: Any) -> httpx2.Response:
+    return client.post("/v1/jobs", json={**JOB, **fields})
+
+
+def refusal(answer: httpx2.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def test_requests_per_minute(client_with: MakeClient) -> None:
+    client = client_with(quotas=Quotas(requests_per_minute=4))
+    left = []
+    for _ in range(3):
+        answer = client.get("/v1/jobs")
+        assert answer.headers["RateLimit-Policy"] == '"requests";q=4;w=60'
+        left.append(answer.headers["RateLimit"].split(";")[1])
+    assert left == ["r=3", "r=2", "r=1"]
+    assert submit(client).status_code == 202
+    refused = client.get("/v1/jobs")
+    assert refusal(refused) == (429, "rate_limited")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert refused.headers["RateLimit"].startswith('"requests";r=0;t=')
+    assert refusal(submit(client)) == (429, "rate_limited")
+
+
+def test_a_key_without_a_rate_has_no_headers_and_no_limit(client_with: MakeClient) -> None:
+    answer = client_with().get("/v1/jobs")
+    assert "RateLimit" not in answer.headers
+    assert "RateLimit-Policy" not in answer.headers
+
+
+def test_concurrent_jobs(client_with: MakeClient) -> None:
+    client = client_with(quotas=Quotas(concurrent_jobs=2))
+    first, second = submit(client), submit(client)
+    refused = submit(client)
+    assert refusal(refused) == (429, "too_many_jobs")
+    assert int(refused.headers["Retry-After"]) >= 1
+    client.post(f"/v1/jobs/{first.json()['id']}/cancel").raise_for_status()
+    assert submit(client).status_code == 202
+    assert refusal(client.post(f"/v1/jobs/{first.json()['id']}/retry")) == (429, "too_many_jobs")
+    assert second.status_code == 202
+
+
+def test_of_submissions_at_once_only_as_many_as_allowed_pass(client_with: MakeClient) -> None:
+    client = client_with(quotas=Quotas(concurrent_jobs=3))
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda _: submit(client).status_code, range(16)))
+    assert sorted(statuses) == [202] * 3 + [429] * 13
+
+
+def test_queued_cost_is_pixels_times_steps_times_images(client_with: MakeClient) -> None:
+    client = client_with(quotas=Quotas(queued_cost=4 * COST))
+    assert submit(client, num_images=3).status_code == 202
+    assert refusal(submit(client, num_images=2)) == (429, "queued_cost_exceeded")
+    assert submit(client).status_code == 202
+    assert refusal(submit(client)) == (429, "queued_cost_exceeded")
+
+
+def test_gpu_seconds_per_day(client_with: MakeClient, database: sessionmaker[Session]) -> None:
+    client = client_with(quotas=Quotas(gpu_seconds_per_day=2.0))
+    job = submit(client).json()
+    with database.begin() as session:
+        session.execute(
+            update(rows.Job)
+            .where(rows.Job.id == from_wire("job", job["id"]))
+            .values(gpu_seconds=2.5)
+        )
+    refused = wait_until(
+        lambda: answer if (answer := submit(client)).status_code == 429 else None,
+        what="the moment's memory of what was spent to pass",
+    )
+    assert refused.json()["code"] == "gpu_seconds_exceeded"
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0) + timedelta(days=1)
+    wait = int(refused.headers["Retry-After"])
+    assert wait == pytest.approx((midnight - datetime.now(UTC)).total_seconds(), abs=5)
+
+
+def test_models_and_sizes(client_with: MakeClient) -> None:
+    elsewhere = client_with(quotas=Quotas(models=["another"]))
+    assert refusal(submit(elsewhere)) == (403, "model_not_allowed")
+    assert submit(client_with(quotas=Quotas(models=[MODEL]))).status_code == 202
+    small = client_with(quotas=Quotas(max_pixels=64 * 64))
+    assert submit(small).status_code == 202
+    assert refusal(submit(small, width=72)) == (403, "size_not_allowed")
+
+
+def test_a_replay_is_answered_whatever_the_quota(client_with: MakeClient) -> None:
+    client = client_with(quotas=Quotas(concurrent_jobs=1))
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/v1/jobs", json=JOB, headers=headers)
+    again = client.post("/v1/jobs", json=JOB, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
+    refused = client.post("/v1/jobs", json=JOB, headers={"Idempotency-Key": "twice"})
+    assert refusal(refused) == (429, "too_many_jobs")
+
+
+def test_usage_tells_used_and_left(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    quotas = Quotas(
+        requests_per_minute=50,
+        queued_cost=10 * COST,
+        concurrent_jobs=5,
+        gpu_seconds_per_day=60.0,
+        max_pixels=4096,
+        models=[MODEL],
+    )
+    client = client_with(quotas=quotas)
+    submit(client, num_images=2)
+    usage = client.get("/v1/usage").json()
+    assert usage["requests_per_minute"]["used"] == 2
+    assert usage["requests_per_minute"]["left"] == 48
+    assert usage["queued_cost"] == {
+        "limit": 10 * COST, "used": 2 * COST, "left": 8 * COST, "resets_at": None,
+    }  # fmt: skip
+    assert (usage["concurrent_jobs"]["used"], usage["concurrent_jobs"]["left"]) == (1, 4)
+    assert (usage["gpu_seconds_per_day"]["used"], usage["gpu_seconds_per_day"]["left"]) == (0, 60)
+    assert usage["gpu_seconds_per_day"]["resets_at"].endswith("T00:00:00Z")
+    assert (usage["max_pixels"], usage["models"]) == (4096, [MODEL])
+    free = client_with(scopes=["webhooks"]).get("/v1/usage").json()
+    assert free["concurrent_jobs"] == {"limit": None, "used": 0, "left": None, "resets_at": None}
+
+
+def test_without_redis_reading_is_open_and_spending_closed(
+    guarded: ApiProcess, client_with: MakeClient, redis_relay: Relay
+) -> None:
+    """A key without a request rate does not notice: its jobs are accepted as ever."""
+    counted, free = client_with(quotas=Quotas(requests_per_minute=100)), client_with()
+    assert submit(counted).status_code == 202
+    with redis_relay.set_to(Mode.REFUSE):
+        assert counted.get("/v1/jobs").status_code == 200
+        refused = submit(counted)
+        assert refusal(refused) == (503, "quota_unavailable")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert counted.get("/v1/usage").json()["requests_per_minute"]["used"] is None
+        assert submit(free).status_code == 202
+    wait_until(lambda: submit(counted).status_code == 202, what="spending to open again")
+
+
+def test_beyond_the_ceiling_nobody_queues(settings: Settings, api_key: str) -> None:
+    async def press() -> None:
+        async with open_resources(settings) as held, held.transaction() as session:
+            measure = statements.measure_queue(timedelta(minutes=1), datetime.now(UTC))
+            queued, _ = (await session.execute(measure)).one()
+        narrow = settings.model_copy(update={"max_queued_cost": queued + 10 * COST})
+        async with open_resources(narrow) as held:
+            for _ in range(9):
+                await held.pressure.check(held, COST)
+            with pytest.raises(Problem) as refused:
+                await held.pressure.check(held, 2 * COST)
+            assert refused.value.kind.code == "overloaded"
+            assert 1 <= int(refused.value.headers["Retry-After"]) <= 600
+            await held.pressure.check(held, COST)
+
+    asyncio.run(press())
+
+
+def test_the_rate_is_measured_by_finished_pictures(
+    settings: Settings, database: sessionmaker[Session], client_with: MakeClient
+) -> None:
+    """A picture of 64 × 64 in 2 steps within the minute counts with that cost."""
+    job_id = from_wire("job", submit(client_with()).json()["id"])
+    with database() as session:
+        measure = statements.measure_queue(timedelta(minutes=1), datetime.now(UTC))
+        before = session.execute(measure).one()[1]
+        job = session.scalars(select(rows.Job).where(rows.Job.id == job_id)).one()
+        _insert_picture(session, job)
+        assert session.execute(measure).one()[1] == before + COST
+        session.rollback()
+
+
+def _insert_picture(session: Session, job: rows.Job) -> None:
+    prompt = gallery.Prompt(
+        id=new_id(), tenant_id=job.tenant_id, text="p", text_sha256=b"p",
+        embedding=[1.0], embedding_model="none",
+    )  # fmt: skip
+    session.add(prompt)
+    session.flush()
+    session.add(
+        gallery.Image(
+            tenant_id=job.tenant_id,
+            job_id=job.id,
+            session_id=job.session_id,
+            prompt_id=prompt.id,
+            index=0,
+            attempt=1,
+            seed=1,
+            width=64,
+            height=64,
+            content_type="image/png",
+            bytes=1,
+            sha256="0",
+            s3_key="k",
+            thumbnail_s3_key="t",
+            receipt={"steps": 2},
+            gpu_seconds=0.1,
+        )
+    )
+    session.flush()
