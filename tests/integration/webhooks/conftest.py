@@ -1,0 +1,136 @@
+"""A CPU worker that waits for receivers for one second only, and a ledger to make events with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.ids import from_wire, to_wire
+from shared.jobs import statements
+from shared.jobs.models import Job
+from shared.settings import Settings
+from shared.tenancy.models import ApiKey
+from shared.webhooks.models import WebhookDelivery
+from tests.processes import ApiProcess, WorkerProcess, wait_until
+
+UNSERVED = "served by nobody"
+"""A model whose jobs stay queued until a test ends them."""
+
+
+@pytest.fixture(scope="session")
+def impatient(environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a worker whose webhooks time out after a second."""
+    return {**environment, "DARKROOM_WEBHOOK_TIMEOUT": "1"}
+
+
+@pytest.fixture(scope="session")
+def delivery_worker(
+    settings: Settings, impatient: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerProcess]:
+    """A running CPU worker."""
+    log = tmp_path_factory.mktemp("worker") / "webhooks.log"
+    with WorkerProcess(impatient, ["cpu"], log) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def tenant(database: sessionmaker[Session], api_key: str) -> UUID:
+    """The tenant of `api.http`."""
+    with database.begin() as session:
+        key_id = api_key.split("_")[1]
+        return session.scalars(select(ApiKey.tenant_id).where(ApiKey.id == key_id)).one()
+
+
+@dataclass
+class Hooks:
+    """What the tests do again and again."""
+
+    http: httpx2.Client
+    database: sessionmaker[Session]
+    tenant: UUID
+
+    def register(self, url: str, **fields: Any) -> dict[str, Any]:
+        """A new endpoint, with its secret."""
+        answer = self.http.post("/v1/webhook-endpoints", json={"url": url, **fields})
+        assert answer.status_code == 201, answer.text
+        endpoint: dict[str, Any] = answer.json()
+        return endpoint
+
+    def endpoint(self, endpoint: dict[str, Any]) -> dict[str, Any]:
+        """An endpoint as it is now."""
+        found: dict[str, Any] = self.http.get(f"/v1/webhook-endpoints/{endpoint['id']}").json()
+        return found
+
+    def queue(self, **fields: Any) -> Job:
+        """A job that stays queued."""
+        job = {
+            "tenant_id": self.tenant,
+            "session_id": "hooks",
+            "kind": "txt2img",
+            "model": UNSERVED,
+            "lane": "interactive",
+            "prompt": "a red house",
+            "seeds": [7],
+            "width": 64,
+            "height": 64,
+            "steps": 4,
+            "guidance_scale": 5.0,
+            "scheduler": "ddim",
+            "output_format": "png",
+            "job_metadata": {},
+            "cost": 1,
+            "max_attempts": 1,
+            **fields,
+        }
+        with self.database.begin() as session:
+            session.execute(statements.ensure_session(self.tenant, "hooks"))
+            return session.scalars(statements.insert_job(job)).one()
+
+    def cancel(self, job: Job) -> str:
+        """End a queued job over HTTP; its wire id."""
+        wire_id = to_wire("job", job.id)
+        answer = self.http.post(f"/v1/jobs/{wire_id}/cancel")
+        assert answer.json()["state"] == "canceled", answer.text
+        return wire_id
+
+    def deliveries(self, **filters: Any) -> list[dict[str, Any]]:
+        """The log, newest first."""
+        page = self.http.get("/v1/webhook-deliveries", params={"limit": 200, **filters})
+        assert page.status_code == 200, page.text
+        data: list[dict[str, Any]] = page.json()["data"]
+        return data
+
+    def wait_for_attempts(self, count: int = 1, **filters: Any) -> dict[str, Any]:
+        """The one delivery that the filters find, once it has so many attempts on record."""
+
+        def look() -> dict[str, Any] | None:
+            [delivery] = self.deliveries(**filters)
+            return delivery if len(delivery["attempts"]) >= count else None
+
+        found: dict[str, Any] = wait_until(look, 40, f"{count} attempts")
+        return found
+
+    def make_due(self, *delivery_ids: str) -> None:
+        """Let the time until the next attempt pass, of these or of all deliveries."""
+        statement = update(WebhookDelivery).where(
+            WebhookDelivery.tenant_id == self.tenant, WebhookDelivery.state == "pending"
+        )
+        if delivery_ids:
+            ids = [from_wire("whd", delivery_id) for delivery_id in delivery_ids]
+            statement = statement.where(WebhookDelivery.id.in_(ids))
+        with self.database.begin() as session:
+            session.execute(statement.values(due_at=func.now()))
+
+
+@pytest.fixture
+def hooks(api: ApiProcess, database: sessionmaker[Session], tenant: UUID) -> Iterator[Hooks]:
+    """Without endpoints before and after."""
+    made = Hooks(api.http, database, tenant)
+    yield made
+    for endpoint in api.http.get("/v1/webhook-endpoints", params={"limit": 200}).json()["data"]:
+        assert api.http.delete(f"/v1/webhook-endpoints/{endpoint['id']}").status_code == 204

@@ -1,0 +1,67 @@
+"""When a delivery is tried again, on a virtual clock."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from shared.webhooks.schedule import GAPS, JITTER, next_gap, parse_retry_after
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+SECONDS = [0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400]
+
+
+def attempts_of_a_dead_receiver(jitter: float) -> list[datetime]:
+    """The times of all attempts at a receiver that always fails, by a clock that only we move."""
+    clock, times = NOW, [NOW]
+    while (gap := next_gap(len(times), jitter)) is not None:
+        clock += gap
+        times.append(clock)
+    return times
+
+
+def test_ten_attempts_at_exactly_the_promised_times() -> None:
+    times = attempts_of_a_dead_receiver(jitter=0)
+    gaps = [(after - before).total_seconds() for before, after in pairwise(times)]
+    assert [0, *gaps] == SECONDS
+    assert len(times) == len(GAPS) == 10
+    assert times[-1] - times[0] == timedelta(hours=75, minutes=35, seconds=5)
+
+
+@pytest.mark.parametrize("jitter", [-1.0, -0.3, 0.4, 1.0])
+def test_jitter_moves_each_gap_by_its_share(jitter: float) -> None:
+    times = attempts_of_a_dead_receiver(jitter)
+    for index, (before, after) in enumerate(pairwise(times), start=1):
+        gap = (after - before).total_seconds()
+        assert gap == pytest.approx(SECONDS[index] * (1 + JITTER * jitter))
+        assert SECONDS[index] * 0.9 <= gap + 1e-6
+        assert gap <= SECONDS[index] * 1.1 + 1e-6
+
+
+def test_retry_after_is_the_least_that_is_waited() -> None:
+    assert next_gap(1, 0, timedelta(seconds=90)) == timedelta(seconds=90)
+    assert next_gap(2, 0, timedelta(seconds=90)) == timedelta(minutes=5)
+    assert next_gap(1, 0, timedelta(days=30)) == timedelta(hours=24)
+    assert next_gap(10, 0, timedelta(seconds=1)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("120", 120),
+        (" 0 ", 0),
+        ("99999999999999999999", 10**8),
+        ("Sun, 01 Mar 2026 12:02:00 GMT", 120),
+        ("Sun, 01 Mar 2026 11:00:00 GMT", 0),
+        ("Sunday, 01-Mar-26 12:00:30 GMT", 30),
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("1.5", None),
+        ("٣", None),
+    ],
+)
+def test_both_forms_of_retry_after(value: str | None, seconds: int | None) -> None:
+    expected = None if seconds is None else timedelta(seconds=seconds)
+    assert parse_retry_after(value, NOW) == expected
