@@ -161,13 +161,16 @@ def test_the_data_outlive_a_killed_supervisor_and_sigterm_stops_everything(
     with stack.api() as api:
         (job,) = api.get("/v1/jobs").json()["data"]
     key = stack.settings()["DARKROOM_API_KEY"]
+    written = (stack.home / "env").stat().st_mtime
     orphans = stack.children()
     stack.process.kill()
     stack.process.wait()
 
     again = Run(stack.home, tmp_path / "output", "run", f"--port={port}")
     try:
-        again.wait_for("Darkroom is ready")
+        # Not until it is ready: a stop must work while the workers still load their models.
+        again.wait_for(f"  api             http://127.0.0.1:{port}")
+        wait_until(lambda: (again.home / "env").stat().st_mtime > written, what="the settings")
         assert again.settings()["DARKROOM_API_KEY"] == key
         with again.api() as api:
             assert api.get(f"/v1/jobs/{job['id']}").json()["state"] == "succeeded"
