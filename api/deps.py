@@ -1,11 +1,14 @@
 """What a request needs: the process's resources, and its tenant's transaction."""
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 from fastapi import Depends, Request
@@ -66,16 +69,25 @@ class Resources:
         Raises:
             Problem: 503 when Postgres cannot be reached or does not answer in time.
         """
-        limit = seconds or self.settings.database_timeout.total_seconds()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (seconds or self.settings.database_timeout.total_seconds())
+        cut: asyncio.TimerHandle | None = None
         try:
-            async with asyncio.timeout(limit), self.sessions.begin() as session:
+            async with self.sessions() as session:
+                async with asyncio.timeout_at(deadline):
+                    held = await (await session.connection()).get_raw_connection()
+                cut = loop.call_at(deadline, _cut, held.driver_connection)
                 yield session
+                await session.commit()
         except (PoolTimeout, TimeoutError) as error:
             raise _unavailable("timeout") from error
         except DBAPIError as error:
             if error.connection_invalidated or isinstance(error.orig, psycopg.OperationalError):
                 raise _unavailable(type(error.orig).__name__) from error
             raise
+        finally:
+            if cut is not None:
+                cut.cancel()
 
     @asynccontextmanager
     async def tenant_transaction(
@@ -85,6 +97,19 @@ class Resources:
         async with self.transaction(seconds) as session:
             await wall.enter(session, principal.tenant_id)
             yield session
+
+
+def _cut(connection: Any) -> None:
+    """Shut the socket of a connection whose time is up: whoever waits on it fails at once.
+
+    Cancelling the wait instead would make psycopg ask the server to cancel the query, and wait ten
+    more seconds for a server that hangs.
+    """
+    with (
+        contextlib.suppress(psycopg.Error, OSError),
+        socket.socket(fileno=os.dup(connection.fileno())) as end,
+    ):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _unavailable(reason: str) -> Problem:

@@ -58,11 +58,11 @@ def get_image(tenant_id: UUID, image_id: UUID) -> Select[Image]:
 
 
 def find_image_by_file(tenant_id: UUID, sha256: str) -> Select[Image]:
-    """The tenant's images with exactly these bytes, newest first."""
+    """The tenant's images with exactly these bytes, oldest first: those after it reproduce it."""
     return (
         select(Image)
         .where(Image.tenant_id == tenant_id, Image.sha256 == sha256)
-        .order_by(Image.id.desc())
+        .order_by(Image.id)
     )
 
 

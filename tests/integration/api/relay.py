@@ -54,6 +54,7 @@ class Relay:
         before, self._mode = self._mode, mode
         if mode is Mode.REFUSE:
             self._listener.close()
+            self._acceptor.join()  # Until it is out of accept() the port stays taken.
         if before is Mode.REFUSE and mode is not Mode.REFUSE:
             self._listener = self._listen(self.port)
             self._accept_in_background()
@@ -69,7 +70,8 @@ class Relay:
         return listener
 
     def _accept_in_background(self) -> None:
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
+        self._acceptor.start()
 
     def _accept(self, listener: socket.socket) -> None:
         while True:

@@ -228,8 +228,8 @@ def test_a_key_may_not_hold_every_stream(
     headers = {"Authorization": f"Bearer {key}"}
     with ExitStack() as stack:
         many = stack.enter_context(httpx2.Client(headers=headers, limits=limits, trust_env=False))
-        for _ in range(MAX_STREAMS_PER_KEY):
-            next(stack.enter_context(following(many, job)))
+        streams = [stack.enter_context(following(many, job)) for _ in range(MAX_STREAMS_PER_KEY)]
+        assert {next(events).type for events in streams} == {"job"}
         refused = many.get(job["links"]["events"])
         check_problem(refused, 429, "too_many_streams")
         assert int(refused.headers["retry-after"]) > 0

@@ -1,0 +1,202 @@
+"""Pictures made by a real worker on the simulated GPU: read, make again, inspect."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image as Pillow
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.gallery.models import Image
+from shared.ids import from_wire
+from shared.receipts import read_receipt
+from tests.integration.api.test_bad_input import PNG, check_problem
+from tests.processes import ApiProcess, WorkerProcess
+
+Ledger = sessionmaker[Session]
+
+
+@pytest.fixture(scope="module")
+def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
+    """A client of the API whose model `sim` is served."""
+    return api.http
+
+
+@pytest.fixture(scope="module")
+def job(http: httpx2.Client) -> dict[str, Any]:
+    """A finished job with two pictures."""
+    body = {"prompt": "a red circle", "negative_prompt": "blue", "seed": 40, "num_images": 2}
+    answer = http.post("/v1/jobs", json={**body, "model": "sim"}, headers={"Prefer": "wait=60"})
+    made: dict[str, Any] = answer.json()
+    assert made["state"] == "succeeded", made
+    return made
+
+
+@pytest.fixture
+def stranger(api: ApiProcess, other_api_key: str) -> Iterator[httpx2.Client]:
+    """A client of another tenant."""
+    with api.client(other_api_key) as client:
+        yield client
+
+
+def image_path(job: dict[str, Any], index: int = 0) -> str:
+    return f"/v1/images/{job['images'][index]['id']}"
+
+
+def read(http: httpx2.Client, job: dict[str, Any], index: int = 0) -> bytes:
+    return http.get(f"{image_path(job, index)}/content?proxy=1").content
+
+
+def test_an_image_says_where_it_comes_from(http: httpx2.Client, job: dict[str, Any]) -> None:
+    image = http.get(image_path(job, 1)).json()
+    listed = http.get(job["links"]["images"]).json()["data"]
+    assert [each["id"] for each in listed] == [each["id"] for each in job["images"]]
+    assert (image["job_id"], image["index"], image["seed"]) == (job["id"], 1, 41)
+    assert (image["prompt"], image["negative_prompt"]) == ("a red circle", "blue")
+    assert image["model"] == "sim"
+    assert image["gpu_seconds"] > 0
+    assert http.get(image["links"]["job"]).json()["id"] == job["id"]
+
+
+def test_a_picture_can_be_read_in_three_ways(http: httpx2.Client, job: dict[str, Any]) -> None:
+    content = f"{image_path(job)}/content"
+    proxied = http.get(f"{content}?proxy=1")
+    assert hashlib.sha256(proxied.content).hexdigest() == job["images"][0]["sha256"]
+    assert proxied.headers["content-type"] == "image/png"
+    redirect = http.get(content, follow_redirects=False)
+    assert redirect.status_code == 302
+    with httpx2.Client(trust_env=False) as anybody:
+        assert anybody.get(redirect.headers["location"]).content == proxied.content
+        assert anybody.get(job["images"][0]["url"]).content == proxied.content
+        small = anybody.get(job["images"][0]["thumbnail_url"]).content
+    assert http.get(f"{image_path(job)}/thumbnail?proxy=1").content == small
+    assert small[8:12] == b"WEBP"
+
+
+def test_a_proxied_picture_is_safe_to_open_and_to_keep(
+    http: httpx2.Client, job: dict[str, Any]
+) -> None:
+    answer = http.get(f"{image_path(job)}/content?proxy=1&download=1")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"].startswith("attachment; filename=")
+    headers = {"If-None-Match": answer.headers["etag"]}
+    again = http.get(f"{image_path(job)}/content?proxy=1", headers=headers)
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_pictures_of_another_tenant_do_not_exist(
+    stranger: httpx2.Client, job: dict[str, Any]
+) -> None:
+    for path in ("", "/content", "/content?proxy=1", "/thumbnail", "/receipt"):
+        check_problem(stranger.get(image_path(job) + path), 404, "not_found")
+    check_problem(stranger.post(f"{image_path(job)}/reproduce"), 404, "not_found")
+    body = {"prompt": "a", "init_image": job["images"][0]["id"]}
+    assert stranger.post("/v1/jobs", json=body).status_code == 422
+
+
+def test_an_image_can_be_the_start_of_another(http: httpx2.Client, job: dict[str, Any]) -> None:
+    body = {"prompt": "at night", "init_image": job["images"][0]["id"], "model": "sim"}
+    made = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).json()
+    assert (made["kind"], made["state"]) == ("img2img", "succeeded")
+
+
+def test_the_receipt_is_the_one_in_the_picture(http: httpx2.Client, job: dict[str, Any]) -> None:
+    with Pillow.open(io.BytesIO(read(http, job))) as picture:
+        assert http.get(f"{image_path(job)}/receipt").json() == read_receipt(picture)
+
+
+def test_a_picture_made_again_is_identical(http: httpx2.Client, job: dict[str, Any]) -> None:
+    answer = http.post(f"{image_path(job, 1)}/reproduce")
+    assert answer.status_code == 200
+    result = answer.json()
+    assert (result["verdict"], result["max_pixel_difference"]) == ("identical", 0)
+    assert result["reason"]
+    assert result["image"]["id"] != job["images"][1]["id"]
+    assert result["image"]["seed"] == 41
+    assert result["job"]["metadata"] == {"reproduces": job["images"][1]["id"]}
+    again = http.post(result["links"]["again"])
+    assert again.json()["image"]["id"] == result["image"]["id"]
+
+
+def test_who_does_not_wait_can_ask_again(http: httpx2.Client, job: dict[str, Any]) -> None:
+    first = http.post(f"{image_path(job)}/reproduce", headers={"Prefer": "wait=0"})
+    if first.status_code == 200:
+        pytest.skip("the worker was faster than the answer")
+    assert first.status_code == 202
+    assert first.json()["verdict"] is None
+    second = http.post(first.headers["location"])
+    assert second.status_code == 200
+    assert second.json()["job"]["id"] == first.json()["job"]["id"]
+
+
+def test_a_job_that_reproduces_something_else_is_not_found(
+    http: httpx2.Client, job: dict[str, Any]
+) -> None:
+    answer = http.post(f"{image_path(job)}/reproduce?job={job['id']}")
+    check_problem(answer, 404, "not_found")
+
+
+def test_a_changed_checkpoint_is_told_as_such(
+    http: httpx2.Client, job: dict[str, Any], database: Ledger
+) -> None:
+    with database.begin() as session:
+        row = session.get_one(Image, from_wire("img", job["images"][0]["id"]))
+        before = row.receipt
+        model = {**before["model"], "content_hash": "0" * 64}
+        row.receipt = {**before, "model": model, "device": "another"}
+    try:
+        result = http.post(f"{image_path(job)}/reproduce").json()
+    finally:
+        with database.begin() as session:
+            row = session.get_one(Image, from_wire("img", job["images"][0]["id"]))
+            row.receipt = before
+    assert "checkpoint has changed" in result["reason"]
+    assert "device" in result["reason"]
+
+
+def test_inspect_reads_the_receipt_and_makes_a_job_of_it(
+    http: httpx2.Client, job: dict[str, Any]
+) -> None:
+    content = read(http, job)
+    answer = http.post("/v1/images/inspect", files={"file": ("a.png", content)})
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["stored"] is True
+    assert found["image"]["id"] == job["images"][0]["id"]
+    assert found["receipt"]["seed"] == 40
+    again = http.post("/v1/jobs", json=found["job"], headers={"Prefer": "wait=60"}).json()
+    assert again["images"][0]["sha256"] == job["images"][0]["sha256"]
+
+
+def test_a_picture_of_another_tenant_is_readable_but_not_stored_here(
+    http: httpx2.Client, stranger: httpx2.Client, job: dict[str, Any]
+) -> None:
+    content = read(http, job)
+    found = stranger.post("/v1/images/inspect", files={"file": ("a.png", content)}).json()
+    assert (found["stored"], found["image"]) == (False, None)
+    assert found["job"]["seed"] == 40
+
+
+def test_inspect_of_image_to_image_finds_the_start(
+    http: httpx2.Client, stranger: httpx2.Client, job: dict[str, Any]
+) -> None:
+    body = {"prompt": "b", "init_image": job["images"][0]["id"], "model": "sim", "strength": 0.5}
+    made = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).json()
+    files = {"file": ("a.png", read(http, made))}
+    found = http.post("/v1/images/inspect", files=files).json()
+    assert found["job"]["strength"] == 0.5
+    again = http.post("/v1/jobs", json=found["job"], headers={"Prefer": "wait=60"}).json()
+    assert again["images"][0]["sha256"] == made["images"][0]["sha256"]
+    unknown = stranger.post("/v1/images/inspect", files=files).json()
+    assert "init_image" not in unknown["job"]
+    assert unknown["notes"]
+
+
+def test_a_picture_without_a_receipt_is_refused(http: httpx2.Client) -> None:
+    answer = http.post("/v1/images/inspect", files={"file": ("a.png", PNG)})
+    check_problem(answer, 422, "receipt_missing")
+    answer = http.post("/v1/images/inspect", files={"file": ("a.png", b"hello")})
+    check_problem(answer, 422, "image_refused")

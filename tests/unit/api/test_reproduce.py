@@ -1,0 +1,71 @@
+"""Comparing two makings of a picture: pixels, and what the receipts say."""
+
+import copy
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from api.images.reproduce import compare_pixels, explain
+from tests.unit.images.hostile import encode, picture
+
+RECEIPT: dict[str, Any] = {
+    "model": {"name": "demo", "content_hash": "a" * 64},
+    "device": "cpu",
+    "dtype": "float32",
+    "rows": 1,
+    "cpu_threads": 2,
+    "notes": [],
+    "software": {"torch": "2.13", "diffusers": "0.42", "cuda": None, "darkroom": "1"},
+}
+
+
+def shifted(levels: int) -> bytes:
+    image = picture()
+    x, y, step = 10, 10, levels
+    red, green, blue = image.getpixel((x, y))  # type: ignore[misc]
+    image.putpixel((x, y), (red - step if red >= step else red + step, green, blue))
+    return encode(image, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict"),
+    [(0, "identical"), (1, "equivalent"), (8, "equivalent"), (9, "different"), (60, "different")],
+)
+def test_one_pixel_decides(levels: int, verdict: str) -> None:
+    result = compare_pixels(encode(picture(), "PNG"), shifted(levels))
+    assert (result.verdict, result.max_pixel_difference) == (verdict, levels)
+
+
+def test_the_file_format_does_not_matter() -> None:
+    lossless = encode(picture(), "WEBP", lossless=True, exact=True)
+    assert compare_pixels(encode(picture(), "PNG"), lossless).verdict == "identical"
+
+
+def test_other_sizes_are_different() -> None:
+    small = encode(Image.new("RGB", (64, 64)), "PNG")
+    assert compare_pixels(encode(picture(), "PNG"), small).verdict == "different"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        (("model", "content_hash"), "b" * 64, "checkpoint"),
+        (("device",), "NVIDIA H200", "device"),
+        (("rows",), 8, "rows"),
+        (("software", "torch"), "2.14", "torch"),
+    ],
+)
+def test_the_reason_names_what_differs(path: tuple[str, ...], value: Any, word: str) -> None:
+    now = copy.deepcopy(RECEIPT)
+    place = now
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    assert word in explain(RECEIPT, now, "different").lower()
+    assert "although" in explain(RECEIPT, now, "identical")
+
+
+def test_equal_receipts_say_so() -> None:
+    assert "equal" in explain(RECEIPT, RECEIPT, "identical")
+    assert "hardware" in explain(RECEIPT, RECEIPT, "different")
