@@ -1,0 +1,202 @@
+"""The system under trial: real servers, the API, workers behind proxies, and what clients saw."""
+
+import random
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import redis
+from sqlalchemy import Engine, create_engine, func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from deploy.admin import create_key
+from deploy.local.servers import EmbeddedServers
+from migrations.commands import upgrade
+from shared.database import session_factory
+from shared.ids import from_wire
+from shared.jobs.models import Job, JobAttempt
+from shared.jobs.state import TERMINAL_STATES
+from shared.queue.publish import celery_app, publish_job
+from shared.settings import Settings
+from shared.storage import Storage
+from tests.chaos.fleet import Fleet
+from tests.chaos.proxy import Proxy
+from tests.processes import ApiProcess, free_port, wait_until
+
+MODELS = Path(__file__).with_name("models.toml")
+SHORT_LEASES = {"DARKROOM_LEASE": "PT3S", "DARKROOM_HEARTBEAT": "PT1S"}
+"""For trials that wait for leases hundreds of times; all else is as in production."""
+
+
+@dataclass
+class History:
+    """What clients saw: every 202, and the first terminal state of each job."""
+
+    accepted: dict[UUID, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[UUID, tuple[str, int]] = field(default_factory=dict)
+
+
+class System:
+    """A context manager. `behind` names the servers that workers reach through a proxy."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        behind: Iterable[str] = (),
+        environment: dict[str, str] | None = None,
+        api: bool = True,
+    ) -> None:
+        self._folder = folder
+        self._behind = tuple(behind)
+        self._extra = {"DARKROOM_MODELS_FILE": str(MODELS), "DARKROOM_LOG_FORMAT": "console"}
+        self._extra |= environment or {}
+        self._with_api = api
+        self._stack = ExitStack()
+        self.proxies: dict[str, Proxy] = {}
+        self.history = History()
+
+    servers: EmbeddedServers
+    settings: Settings
+    engine: Engine
+    database: sessionmaker[Session]
+    redis: "redis.Redis"
+    storage: Storage
+    api: ApiProcess
+    fleet: Fleet
+    environment: dict[str, str]
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        enter = self._stack.enter_context
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.servers = enter(EmbeddedServers(self._folder / "home", durable=False))
+        url = self.servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        upgrade(url)
+        self.environment = {**self.servers.environment(), **self._extra}
+        self.settings = _settings(self.environment)
+        self.engine = create_engine(url, pool_size=20, pool_pre_ping=True)
+        self._stack.callback(self.engine.dispose)
+        self.database = session_factory(self.engine)
+        self.redis = redis.Redis.from_url(self.servers.redis_url)
+        self._stack.callback(self.redis.close)
+        self.storage = Storage(self.settings)
+        self._stack.callback(self.storage.close)
+        self.fleet = enter(Fleet(self._folder / "logs", self._proxied()))
+        if self._with_api:
+            key = create_key(url, tenant="chaos", name="chaos", scopes=("jobs",))
+            log = self._folder / "api.log"
+            self.api = enter(ApiProcess(self.environment, free_port(), key, log))
+
+    def _proxied(self) -> dict[str, str]:
+        changed = dict(self.environment)
+        targets = {
+            "postgres": ("DARKROOM_DATABASE_URL", self.servers.postgres.port),
+            "redis": ("DARKROOM_REDIS_URL", self.servers.redis.port),
+            "s3": ("DARKROOM_S3_ENDPOINT", self.servers.s3.port),
+        }
+        for name in self._behind:
+            variable, port = targets[name]
+            proxy = self._stack.enter_context(Proxy(port))
+            self.proxies[name] = proxy
+            changed[variable] = changed[variable].replace(f":{port}", f":{proxy.port}")
+        return changed
+
+    # --- Clients ------------------------------------------------------------------------------
+
+    def submit(self, count: int = 1, **fields: Any) -> list[UUID]:
+        """POST jobs; what is answered with 202 is a promise that the checker holds us to."""
+        made = []
+        for _ in range(count):
+            body = {"prompt": f"picture {random.random()}", "seed": random.randrange(2**40)}
+            answer = self.api.http.post("/v1/jobs", json={**body, **fields})
+            assert answer.status_code == 202, answer.text
+            made.append(self.note(answer.json()))
+        return made
+
+    def note(self, job: dict[str, Any]) -> UUID:
+        """Remember an accepted job."""
+        job_id = from_wire("job", job["id"])
+        self.history.accepted[job_id] = job
+        return job_id
+
+    def publish_again(self, job_id: UUID) -> None:
+        """A message delivered twice."""
+        with self.database.begin() as session:
+            job = session.get_one(Job, job_id)
+        app = celery_app(self.settings)
+        publish_job(app, job.id, job.model, job.lane)
+        app.close()
+
+    # --- Watching -----------------------------------------------------------------------------
+
+    def job(self, job_id: UUID) -> Job:
+        """The row now."""
+        with self.database.begin() as session:
+            return session.get_one(Job, job_id)
+
+    def attempts(self, job_id: UUID) -> list[JobAttempt]:
+        """Its attempts, in order."""
+        statement = select(JobAttempt).where(JobAttempt.job_id == job_id)
+        with self.database.begin() as session:
+            return list(session.scalars(statement.order_by(JobAttempt.number)))
+
+    def wait_running(self, job_id: UUID, attempt: int = 1, seconds: float = 60) -> None:
+        """Wait until an attempt has begun."""
+        wait_until(lambda: self.job(job_id).attempt >= attempt, seconds, f"attempt {attempt}")
+
+    def watch_ends(self) -> int:
+        """Note jobs that have ended since the last look; returns how many have not."""
+        with self.database.begin() as session:
+            rows = session.execute(
+                select(Job.id, Job.state, Job.sequence).where(Job.state.in_(TERMINAL_STATES))
+            ).all()
+        for job_id, state, sequence in rows:
+            if job_id in self.history.accepted:
+                self.history.ended.setdefault(job_id, (state, sequence))
+        return len(self.history.accepted) - len(self.history.ended)
+
+    def wait_all(self, seconds: float) -> int:
+        """Wait until all accepted jobs have ended, or the time is over; returns how many are left.
+
+        The checker reports those; a trial does not fail here.
+        """
+        deadline = time.monotonic() + seconds
+        pause = threading.Event()
+        while (left := self.watch_ends()) and time.monotonic() < deadline:
+            pause.wait(0.1)
+        return left
+
+    def count(self, state: str) -> int:
+        """Jobs in a state."""
+        with self.database.begin() as session:
+            statement = select(func.count()).where(Job.state == state)
+            return session.scalars(statement).one()
+
+
+def _settings(environment: dict[str, str]) -> Settings:
+    """As a process with this environment would read them."""
+    prefix = "DARKROOM_"
+    names = {name.removeprefix(prefix).lower(): value for name, value in environment.items()}
+    return Settings(**names)  # type: ignore[arg-type]
