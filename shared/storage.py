@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -14,6 +16,9 @@ from shared.ids import to_wire
 from shared.settings import Settings
 
 EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
+
+_ONE_THREAD = TransferConfig(use_threads=False)
+"""For files in parts: callers are in threads already."""
 
 
 class ObjectMissing(Exception):
@@ -32,6 +37,11 @@ def image_key(session_id: str, job_id: UUID, attempt: int, index: int, content_t
 def thumbnail_key(picture_key: str) -> str:
     """Where the thumbnail of a picture lies: beside it."""
     return f"{picture_key.rpartition('.')[0]}.thumb.webp"
+
+
+def batch_file_key(file_id: UUID) -> str:
+    """Where a file of prompts lies, from which batches are made."""
+    return f"_batches/{to_wire('upl', file_id)}"
 
 
 def upload_key(upload_id: UUID) -> str:
@@ -73,6 +83,34 @@ class Storage:
             )
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"writing to S3 failed: {_reason(error)}") from error
+
+    def put_file(self, key: str, file: BinaryIO, content_type: str) -> None:
+        """Write an object from a file of any length, in parts; boto3 closes the file.
+
+        Raises:
+            StorageUnavailable: S3 refused or could not be reached.
+        """
+        extra = {"ContentType": content_type}
+        try:
+            self._client.upload_fileobj(file, self.bucket, key, extra, Config=_ONE_THREAD)
+        except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+            raise StorageUnavailable(f"writing to S3 failed: {_reason(error)}") from error
+
+    def read_into(self, key: str, file: BinaryIO) -> None:
+        """Read an object of any length into a file.
+
+        Raises:
+            ObjectMissing: there is none of that key.
+            StorageUnavailable: S3 refused or could not be reached.
+        """
+        try:
+            self._client.download_fileobj(self.bucket, key, file, Config=_ONE_THREAD)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
+                raise ObjectMissing(key) from error
+            raise StorageUnavailable(f"reading from S3 failed: {_reason(error)}") from error
+        except BotoCoreError as error:
+            raise StorageUnavailable(f"reading from S3 failed: {_reason(error)}") from error
 
     def get(self, key: str) -> StoredObject:
         """Read an object.

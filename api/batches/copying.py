@@ -16,7 +16,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class OrderedIds:
-    """UUIDv7s with a counter, 4,096 to a millisecond, then 62 random bits (RFC 9562, 6.2, method 1).
+    """UUIDv7s: a counter of 4,096 to a millisecond, then 62 random bits (RFC 9562, 6.2, method 1).
 
     All are greater than `after`; a batch's jobs so lie in its lines' order behind the batch itself.
     """
@@ -83,6 +83,7 @@ class RowWriter:
                 str(plan.cost),
                 self._deadline(job.start_within),
                 self._deadline(job.finish_within),
+                _NULL if job.webhook is None else _escape(json.dumps(job.webhook)),
                 self._end,
             )
         )

@@ -11,6 +11,7 @@ from api.batches.reading import MAX_LINES, Line
 from api.jobs.planning import Plan, plan_job
 from api.jobs.schemas import JobSubmission
 from api.problems import Problem, from_validation
+from api.webhooks.targets import job_webhook
 from shared.model_catalog import ModelCatalog
 from shared.settings import Settings
 
@@ -28,6 +29,7 @@ class PlannedJob:
     init_image: str | None
     start_within: float | None
     finish_within: float | None
+    webhook: dict[str, Any] | None
 
 
 class LineChecker:
@@ -40,8 +42,11 @@ class LineChecker:
         templates: bool,
         catalog: ModelCatalog,
         settings: Settings,
+        webhook: dict[str, Any] | None = None,
     ) -> None:
+        """`webhook` is the column of that name for the jobs whose lines bring none."""
         self._defaults = defaults
+        self._webhook = webhook
         self._templates = templates
         self._catalog = catalog
         self._settings = settings
@@ -108,8 +113,15 @@ class LineChecker:
             raise LineRefused.because("malformed_init_image", message, "/init_image")
         try:
             plan = plan_job(asked, self._catalog, self._settings)
+            webhook = job_webhook(asked.webhook, self._settings) or self._webhook
         except Problem as problem:
             raise LineRefused(*problem.errors) from None
         return PlannedJob(
-            number, custom_id, plan, asked.init_image, asked.start_within, asked.finish_within
+            line=number,
+            custom_id=custom_id,
+            plan=plan,
+            init_image=asked.init_image,
+            start_within=asked.start_within,
+            finish_within=asked.finish_within,
+            webhook=webhook,
         )

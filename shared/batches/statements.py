@@ -43,7 +43,8 @@ COPIED_COLUMNS = (
     *("id", "tenant_id", "api_key_id", "session_id", "batch_id", "custom_id", "line"),
     *("kind", "model", "lane", "prompt", "negative_prompt", "seeds", "width", "height", "steps"),
     *("guidance_scale", "scheduler", "strength", "init_image", "output_format", "previews"),
-    *("metadata", "cost", "start_deadline", "finish_deadline", "state", "max_attempts"),
+    *("metadata", "cost", "start_deadline", "finish_deadline", "webhook", "state"),
+    "max_attempts",
 )
 """The columns of a batch's jobs that the ingest writes; the others have defaults."""
 
@@ -246,6 +247,20 @@ def recent_speed(tenant_id: UUID, models: Sequence[str]) -> Select[int, float, f
     )
 
 
+def sum_retryable(tenant_id: UUID, batch_id: UUID) -> Select[int, int, int, Sequence[str]]:
+    """`jobs`, `cost`, `pixels` of the largest, and `models` of what a retry would queue again."""
+    return select(
+        func.count().label("jobs"),
+        func.coalesce(func.sum(Job.cost), 0).label("cost"),
+        func.coalesce(func.max(Job.width * Job.height), 0).label("pixels"),
+        func.array_agg(Job.model.distinct()).label("models"),
+    ).where(
+        Job.tenant_id == tenant_id,
+        Job.batch_id == batch_id,
+        Job.state.in_((JobState.FAILED, JobState.EXPIRED)),
+    )
+
+
 # --- A client's changes ----------------------------------------------------------------------
 
 
@@ -271,22 +286,14 @@ def reopen(tenant_id: UUID, batch_id: UUID) -> Update:
     return (
         update(Batch)
         .where(Batch.tenant_id == tenant_id, Batch.id == batch_id, Batch.finished_at.is_not(None))
-        .values(**_reopened())
-    )
-
-
-def reopen_with(tenant_id: UUID, job_id: UUID) -> Update:
-    """The same for the batch of one job, if it has one. Run it before the job's own retry."""
-    of_job = (
-        select(Job.batch_id)
-        .where(Job.tenant_id == tenant_id, Job.id == job_id, Job.finished_at.is_not(None))
-        .where(Job.state != JobState.SUCCEEDED)
-        .scalar_subquery()
-    )
-    return (
-        update(Batch)
-        .where(Batch.tenant_id == tenant_id, Batch.id == of_job, Batch.finished_at.is_not(None))
-        .values(**_reopened())
+        .values(
+            state=BatchState.RUNNING,
+            finished_at=null(),
+            summary=null(),
+            cancel_requested=False,
+            paused=False,
+            sequence=Batch.sequence + 1,
+        )
     )
 
 
@@ -397,14 +404,3 @@ def _change_active(
         .values(**values, sequence=Batch.sequence + 1)
         .returning(Batch)
     )
-
-
-def _reopened() -> dict[str, Any]:
-    return {
-        "state": BatchState.RUNNING,
-        "finished_at": null(),
-        "summary": null(),
-        "cancel_requested": False,
-        "paused": False,
-        "sequence": Batch.sequence + 1,
-    }

@@ -1,0 +1,231 @@
+"""Read a request for a batch: JSON with its lines, a multipart file, or an earlier file's id."""
+
+import asyncio
+import hashlib
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar, cast
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+
+from api.auth import Principal
+from api.batches.ingest import Submission
+from api.batches.reading import FileFormat, Line, read_file, read_list
+from api.batches.schemas import BatchOptions, BatchSubmission
+from api.deps import Resources, parse_id
+from api.problems import FieldError, Problem, from_validation, not_found
+from api.webhooks.targets import batch_webhook
+from shared.batches import statements
+from shared.errors import StorageUnavailable
+from shared.storage import ObjectMissing
+
+_OPERATION = "POST /v1/batches"
+_MAX_FIELD_BYTES = 1024 * 1024
+_MAX_FIELDS = 16
+_TEXT_FIELDS = frozenset({"on_error", "session_id"})
+"""Form fields that are text; the others are JSON."""
+_IN_MEMORY = 1024 * 1024
+_BLOCK = 1024 * 1024
+_GZIP_MAGIC = b"\x1f\x8b"
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass
+class Received:
+    """A request that was read; the lines are read from its file later. Close it in the end."""
+
+    submission: Submission
+    lines: Iterator[Line]
+    resources: ExitStack
+
+
+async def receive(
+    request: Request, held: Resources, principal: Principal, idempotency_key: str | None
+) -> Received:
+    """The request's options and its lines.
+
+    Raises:
+        Problem: 415, 413 or 422 for what cannot be read; 404 for a file that is not this tenant's.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return await _receive_form(request, held, idempotency_key)
+    if media_type == "application/json" or media_type.endswith("+json"):
+        return await _receive_json(request, held, principal, idempotency_key)
+    raise Problem(
+        "unsupported_media_type", "Send application/json, or a file as multipart/form-data."
+    )
+
+
+# --- JSON --------------------------------------------------------------------------------------
+
+
+async def _receive_json(
+    request: Request, held: Resources, principal: Principal, key: str | None
+) -> Received:
+    limit = held.settings.max_body_bytes
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise Problem(
+                "body_too_large",
+                f"JSON may have {limit} bytes at most; send more lines as a file.",
+            )
+    asked, print_ = await asyncio.to_thread(_parse_body, bytes(body), limit)
+    webhook = batch_webhook(asked.webhook, held.settings)
+    resources = ExitStack()
+    if asked.upload_id is None:
+        submission = Submission(asked, webhook, "json", print_, key)
+        return Received(submission, read_list(asked.items or ()), resources)
+    file, name = await _open_upload(held, principal, asked.upload_id)
+    resources.callback(file.close)
+    form = asked.format or _format_of(name, "")
+    submission = Submission(asked, webhook, form, print_, key)
+    return Received(submission, read_file(file, form), resources)
+
+
+def _parse_body(body: bytes, limit: int) -> tuple[BatchSubmission, bytes]:
+    if body.startswith(_GZIP_MAGIC):
+        body = _gunzip(body, limit)
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        raise Problem(
+            "malformed_json", "The body cannot be parsed as JSON (RFC 8259, UTF-8)."
+        ) from None
+    return _validated(BatchSubmission, document), _fingerprint(document)
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        plain = unpacker.decompress(body, limit + 1)
+    except zlib.error:
+        raise Problem("malformed_request", "The gzip data are damaged.") from None
+    if len(plain) > limit:
+        raise Problem("body_too_large", f"Unpacked, JSON may have {limit} bytes at most.")
+    if not unpacker.eof:
+        raise Problem("malformed_request", "The gzip data are cut off.")
+    return plain
+
+
+def _validated(model: type[M], document: Any) -> M:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False, include_input=False)) from None
+
+
+def _fingerprint(meaning: Any, file_sha256: str = "") -> bytes:
+    """Of what was asked, whatever the order or the spacing of its JSON."""
+    text = json.dumps(meaning, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256("\n".join((_OPERATION, text, file_sha256)).encode("ascii")).digest()
+
+
+# --- Files -------------------------------------------------------------------------------------
+
+
+async def _receive_form(request: Request, held: Resources, key: str | None) -> Received:
+    form, upload = await read_form(request)
+    options, meaning = _read_options(form)
+    webhook = batch_webhook(options.webhook, held.settings)
+    kind = _form_format(form) or _format_of(upload.filename or "", upload.content_type or "")
+    file = upload.file
+    digest = await asyncio.to_thread(sha256_of, file)
+    print_ = await asyncio.to_thread(_fingerprint, [kind, meaning], digest)
+    submission = Submission(options, webhook, kind, print_, key)
+    return Received(submission, read_file(file, kind), ExitStack())  # the form closes its file
+
+
+async def read_form(request: Request) -> tuple[FormData, UploadFile]:
+    """The multipart body, with its file, which is on disk beyond 1 MB.
+
+    Raises:
+        Problem: 422 without one file in the field `file`, 400 for what is no multipart body.
+    """
+    try:
+        form = await request.form(
+            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        )
+    except (MultiPartException, HTTPException):
+        raise Problem("malformed_request", "The multipart body cannot be read.") from None
+    upload = form.get("file")
+    if not isinstance(upload, UploadFile):
+        message = "Send one file in the multipart field `file`."
+        missing = FieldError(pointer=None, parameter="file", code="missing", message=message)
+        raise Problem("validation_failed", message, errors=[missing])
+    return form, upload
+
+
+def _read_options(form: FormData) -> tuple[BatchOptions, dict[str, Any]]:
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in ("file", "format") or not isinstance(value, str):
+            continue
+        if name in _TEXT_FIELDS:
+            fields[name] = value
+            continue
+        try:
+            fields[name] = from_json(value, allow_inf_nan=False)
+        except ValueError:
+            message = f"The form field {name[:64]!r} is JSON."
+            raise Problem.invalid(f"/{name[:64]}", "malformed_json", message) from None
+    return _validated(BatchOptions, fields), fields
+
+
+def _form_format(form: FormData) -> FileFormat | None:
+    match form.get("format"):
+        case None:
+            return None
+        case "jsonl":
+            return "jsonl"
+        case "csv":
+            return "csv"
+    raise Problem.invalid("/format", "literal_error", "format is jsonl or csv.")
+
+
+def _format_of(name: str, content_type: str) -> FileFormat:
+    plain = name.lower().removesuffix(".gz")
+    is_csv = plain.endswith(".csv") or content_type.startswith("text/csv")
+    return "csv" if is_csv else "jsonl"
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """The hash of a file's whole content; leaves it at its beginning."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    file.seek(0)
+    return digest.hexdigest()
+
+
+async def _open_upload(
+    held: Resources, principal: Principal, upload_id: str
+) -> tuple[BinaryIO, str]:
+    row_id = parse_id("upl", upload_id, "file")
+    async with held.tenant_transaction(principal) as session:
+        asked = statements.get_file(principal.tenant_id, row_id)
+        row = (await session.scalars(asked)).one_or_none()
+    if row is None:
+        raise not_found("file")
+    file = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
+    try:
+        await asyncio.to_thread(held.storage.read_into, row.s3_key, file)
+    except ObjectMissing:
+        file.close()
+        raise Problem("object_missing") from None
+    except StorageUnavailable:
+        file.close()
+        raise Problem("storage_unavailable") from None
+    return file, row.name

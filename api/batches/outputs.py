@@ -1,0 +1,122 @@
+"""HTTP of what came of a batch: results, errors, archive, contact sheet."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+
+from api.auth import Principal
+from api.batches.archive import stream_archive
+from api.batches.contact_sheet import draw_contact_sheet
+from api.batches.results import stream_errors, stream_results
+from api.batches.routes import BatchesRead, BatchId
+from api.batches.service import find
+from api.deps import Res, Resources, parse_id
+from api.problems import Problem, responses
+from shared.batches.models import Batch
+from shared.errors import StorageUnavailable
+
+router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+_JSONL = "application/jsonl"
+_READ = ("insufficient_scope", "not_found", "database_unavailable", "validation_failed")
+
+
+@router.get(
+    "/{batch_id}/results",
+    operation_id="batches.results",
+    summary="Stream a batch's results",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {_JSONL: {}}, "description": "A JSON object for each job that ended."},
+        **responses(*_READ),
+    },
+)
+async def results(
+    held: Res,
+    principal: BatchesRead,
+    batch_id: BatchId,
+    follow: Annotated[
+        bool, Query(description="Stay and send results as they come, until the batch ends.")
+    ] = True,
+) -> Response:
+    """`custom_id`, `line`, `job_id`, `state`, `seeds`, `images` with URLs and receipts, `error`.
+
+    In the order in which the jobs end. While the batch runs the answer stays open, for ten
+    minutes at most, with empty lines when there is nothing new.
+    """
+    batch = await _find(held, principal, batch_id)
+    lines = stream_results(held, principal, batch.id, follow=follow)
+    return StreamingResponse(lines, media_type=_JSONL)
+
+
+@router.get(
+    "/{batch_id}/errors",
+    operation_id="batches.errors",
+    summary="Stream a batch's errors",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {_JSONL: {}}, "description": "A JSON object for each error."},
+        **responses(*_READ),
+    },
+)
+async def errors(held: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
+    """First what validation found (`type: validation`), then jobs without success (`type: job`).
+
+    Each has `line`, `custom_id`, `pointer`, `code` and `message`.
+    """
+    batch = await _find(held, principal, batch_id)
+    return StreamingResponse(stream_errors(held, principal, batch.id), media_type=_JSONL)
+
+
+@router.get(
+    "/{batch_id}/archive",
+    operation_id="batches.archive",
+    summary="Download a batch's pictures",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"application/zip": {}}, "description": "The pictures made so far."},
+        **responses(*_READ, "storage_unavailable"),
+    },
+)
+async def archive(held: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
+    """A ZIP of `custom_id_seed.png`, made while it is sent."""
+    batch = await _find(held, principal, batch_id)
+    return StreamingResponse(
+        stream_archive(held, principal, batch),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="{batch_id}.zip"'},
+    )
+
+
+@router.get(
+    "/{batch_id}/contact-sheet",
+    operation_id="batches.contact_sheet",
+    summary="See a batch at a glance",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/webp": {}}, "description": "Thumbnails with their names."},
+        **responses(*_READ, "storage_unavailable"),
+    },
+)
+async def contact_sheet(
+    held: Res,
+    principal: BatchesRead,
+    batch_id: BatchId,
+    limit: Annotated[int, Query(ge=1, le=300, description="Pictures on the sheet.")] = 100,
+    columns: Annotated[int, Query(ge=1, le=20)] = 10,
+) -> Response:
+    """One WebP of the first pictures made so far, in the order of the lines. 404 before any."""
+    batch = await _find(held, principal, batch_id)
+    try:
+        sheet = await draw_contact_sheet(held, principal, batch, limit=limit, columns=columns)
+    except StorageUnavailable:
+        raise Problem("storage_unavailable") from None
+    if sheet is None:
+        raise Problem("not_found", "The batch has no picture yet.")
+    return Response(sheet, media_type="image/webp")
+
+
+async def _find(held: Resources, principal: Principal, batch_id: str) -> Batch:
+    async with held.tenant_transaction(principal) as session:
+        return await find(session, principal, parse_id("batch", batch_id, "batch"))

@@ -1,0 +1,173 @@
+"""What came of a batch, as JSONL: results as they come, errors of the file and of the run."""
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from api.auth import Principal
+from api.batches.report import unpack
+from api.batches.service import find
+from api.deps import Resources
+from shared.batches import statements
+from shared.gallery import statements as gallery
+from shared.gallery.models import Image
+from shared.ids import to_wire
+from shared.jobs.models import Job
+from shared.jobs.state import JobState
+
+_AT_ONCE = 200
+_LOOK_EVERY = 0.5
+"""Seconds between looks for new results, while the batch runs."""
+_LATE = timedelta(seconds=30)
+"""A result is committed at most so much later than its `finished_at` says."""
+_LONGEST_STREAM = 600.0
+"""Seconds; a client that wants to go on asks again."""
+_UNSUCCESSFUL = (JobState.FAILED, JobState.EXPIRED, JobState.CANCELED)
+
+
+async def stream_results(
+    held: Resources, principal: Principal, batch_id: UUID, *, follow: bool
+) -> AsyncIterator[bytes]:
+    """A line for each job that has ended, in the order of the ends.
+
+    With `follow` it goes on while the batch runs, for ten minutes at most; an empty line every
+    few seconds keeps the connection alive.
+    """
+    deadline = time.monotonic() + _LONGEST_STREAM
+    sent: set[UUID] = set()
+    after: tuple[datetime, UUID] | None = None
+    while True:
+        # Asked before the jobs: what ends afterwards belongs to the next round.
+        is_last = not follow or await _has_ended(held, principal, batch_id)
+        quiet = True
+        async for jobs in _finished(held, principal, batch_id, after):
+            new = [job for job in jobs if job.id not in sent]
+            sent.update(job.id for job in new)
+            after = _later(after, jobs[-1])
+            if new:
+                quiet = False
+                yield await _render(held, principal, new)
+        if is_last or time.monotonic() > deadline:
+            return
+        if quiet:
+            yield b"\n"
+        # Commits do not come in the order of `finished_at`: look back a little, skip what is sent.
+        after = _look_back(after)
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+async def stream_errors(
+    held: Resources, principal: Principal, batch_id: UUID
+) -> AsyncIterator[bytes]:
+    """The validation report, then a line for each job that ended without success so far."""
+    async with held.tenant_transaction(principal) as session:
+        report = (await session.scalars(statements.get_report(batch_id))).one_or_none()
+    for piece in unpack(report.jsonl_zlib) if report is not None else ():
+        if piece:
+            yield piece
+    async for jobs in _finished(held, principal, batch_id, None, _UNSUCCESSFUL):
+        yield b"".join(_line(_failure(job)) for job in jobs)
+
+
+async def _finished(
+    held: Resources,
+    principal: Principal,
+    batch_id: UUID,
+    after: tuple[datetime, UUID] | None,
+    states: Sequence[str] = (),
+) -> AsyncIterator[Sequence[Job]]:
+    """Ended jobs, some hundred at a time; no transaction stays open while a client reads."""
+    while True:
+        async with held.tenant_transaction(principal) as session:
+            asked = statements.list_finished(batch_id, _AT_ONCE, after=after, states=states)
+            jobs = (await session.scalars(asked)).all()
+        if jobs:
+            yield jobs
+            after = _place(jobs[-1])
+        if len(jobs) < _AT_ONCE:
+            return
+
+
+async def _has_ended(held: Resources, principal: Principal, batch_id: UUID) -> bool:
+    async with held.tenant_transaction(principal) as session:
+        return (await find(session, principal, batch_id)).finished_at is not None
+
+
+async def _render(held: Resources, principal: Principal, jobs: Sequence[Job]) -> bytes:
+    async with held.tenant_transaction(principal) as session:
+        found = await session.scalars(gallery.list_images_of_jobs([job.id for job in jobs]))
+        images: dict[UUID, list[Image]] = defaultdict(list)
+        for image in found.all():
+            images[image.job_id].append(image)
+
+    def render() -> bytes:
+        return b"".join(_line(_result(held, job, images[job.id])) for job in jobs)
+
+    return await asyncio.to_thread(render)  # signing hundreds of URLs takes a while
+
+
+def _result(held: Resources, job: Job, images: Sequence[Image]) -> dict[str, Any]:
+    return {
+        "custom_id": job.custom_id,
+        "line": job.line,
+        "job_id": to_wire("job", job.id),
+        "state": job.state,
+        "seeds": job.seeds,
+        "images": [
+            {
+                "id": to_wire("img", image.id),
+                "index": image.index,
+                "seed": image.seed,
+                "width": image.width,
+                "height": image.height,
+                "content_type": image.content_type,
+                "bytes": image.bytes,
+                "sha256": image.sha256,
+                "url": held.storage.presign(image.s3_key),
+                "receipt": image.receipt,
+            }
+            for image in images
+        ],
+        "error": _error(job),
+        "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+    }
+
+
+def _failure(job: Job) -> dict[str, Any]:
+    error = _error(job) or {"code": job.state, "message": f"The job is {job.state}."}
+    return {
+        "type": "job",
+        "line": job.line,
+        "custom_id": job.custom_id,
+        "job_id": to_wire("job", job.id),
+        "pointer": None,
+        **error,
+    }
+
+
+def _error(job: Job) -> dict[str, Any] | None:
+    if job.error_code is None:
+        return None
+    return {"code": job.error_code, "message": job.error_message}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _place(job: Job) -> tuple[datetime, UUID]:
+    assert job.finished_at is not None  # noqa: S101 - only ended jobs are listed
+    return job.finished_at, job.id
+
+
+def _later(place: tuple[datetime, UUID] | None, job: Job) -> tuple[datetime, UUID]:
+    return max(place, _place(job)) if place else _place(job)
+
+
+def _look_back(place: tuple[datetime, UUID] | None) -> tuple[datetime, UUID] | None:
+    return None if place is None else (place[0] - _LATE, UUID(int=0))

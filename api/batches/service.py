@@ -1,0 +1,325 @@
+"""The rules of batches: make, estimate, look at, list, steer."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from api.auth import Principal
+from api.batches.ingest import Accepted, Submission, accept, find_answer, keep_refusal
+from api.batches.lines import LineChecker
+from api.batches.present import Standing, present_batch, present_item
+from api.batches.reading import Line
+from api.batches.schemas import Batch, BatchItem, DryRun, Estimate, Finding, RetryResult
+from api.batches.validation import Validated, validate
+from api.deps import Resources, parse_id
+from api.events import announce
+from api.problems import Problem, not_found
+from api.usage.admission import Work, admit
+from api.wire import Page, decode_cursor, encode_cursor
+from shared.batches import models as rows
+from shared.batches import statements
+from shared.gallery import statements as gallery
+from shared.gallery.models import Image
+from shared.jobs import statements as ledger
+from shared.jobs.models import JobAttempt
+from shared.webhooks.events import JOB_EVENTS
+
+_SECONDS_FOR_ALL_JOBS = 60.0
+"""For a transaction that changes every job of a batch."""
+_AT_ONCE = 2
+"""Files that one process validates at the same time; the others wait their turn."""
+_turns = asyncio.Semaphore(_AT_ONCE)
+
+
+@dataclass(frozen=True)
+class Items:
+    """The filters of a batch's items."""
+
+    states: tuple[str, ...] = ()
+    custom_id: str | None = None
+
+
+async def submit(
+    held: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
+) -> Accepted:
+    """Validate all lines, then accept the batch whole, or replay the original answer.
+
+    Raises:
+        Problem: 422 `batch_rejected` with the first errors; all are kept as the report of a
+            failed batch, to which the `Location` of the answer leads.
+    """
+    if submission.idempotency_key is not None:
+        # Asked before the work of validation, which a replay should not repeat.
+        async with held.tenant_transaction(principal) as session:
+            replay = await find_answer(session, principal, submission)
+        if replay is not None:
+            return replay
+    async with _turns:
+        found = await validate(held, principal, lines, _checker(held, submission))
+        try:
+            if found.makes_a_batch(submission.options.on_error):
+                return await accept(held, principal, submission, found)
+            return await _reject(held, principal, submission, found)
+        finally:
+            found.close()
+
+
+async def _reject(
+    held: Resources, principal: Principal, submission: Submission, found: Validated
+) -> Accepted:
+    errors = found.report.field_errors(submission.source)
+    batch_id = await keep_refusal(held, principal, submission, found)
+    location = f"{held.settings.public_url.rstrip('/')}/v1/batches/{batch_id}"
+    raise Problem(
+        "batch_rejected",
+        f"{found.report.count} errors in {found.lines} lines; nothing was accepted. "
+        f"GET {location}/errors lists them all.",
+        errors=errors,
+        headers={"Location": location},
+    )
+
+
+async def estimate(
+    held: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
+) -> DryRun:
+    """Validate all lines and say what they would make; nothing is kept."""
+    async with _turns:
+        found = await validate(held, principal, lines, _checker(held, submission))
+    found.close()
+    async with held.tenant_transaction(principal) as session:
+        asked = statements.recent_speed(principal.tenant_id, sorted(found.models))
+        jobs, cost, gpu_seconds = (await session.execute(asked)).one()
+    seconds = float(gpu_seconds) * found.cost / float(cost) if jobs else None
+    return DryRun(
+        accepted=found.makes_a_batch(submission.options.on_error),
+        lines=found.lines,
+        invalid_lines=found.invalid_lines,
+        jobs=found.jobs,
+        images=found.images,
+        cost=found.cost,
+        estimate=None
+        if seconds is None
+        else Estimate(gpu_seconds=round(seconds, 3), jobs_of_evidence=jobs),
+        eta=None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds),
+        error_count=found.report.count,
+        errors=[
+            Finding(
+                line=error.line,
+                custom_id=error.custom_id,
+                pointer=error.pointer,
+                code=error.code,
+                message=error.message,
+            )
+            for error in found.report.first
+        ],
+    )
+
+
+def _checker(held: Resources, submission: Submission) -> LineChecker:
+    options = submission.options
+    names = ("session_id", "start_within", "finish_within")
+    given = {name: getattr(options, name) for name in names}
+    base = {name: value for name, value in given.items() if value is not None}
+    webhook = submission.webhook
+    tells_of_jobs = webhook is not None and not set(JOB_EVENTS).isdisjoint(webhook["events"])
+    return LineChecker(
+        base | options.defaults,
+        templates=options.templates,
+        catalog=held.catalog,
+        settings=held.settings,
+        webhook=webhook if tells_of_jobs else None,
+    )
+
+
+async def get(held: Resources, principal: Principal, batch_id: str) -> Batch:
+    """A tenant's batch with counts, rate and ETA as of now."""
+    row_id = parse_id("batch", batch_id, "batch")
+    async with held.tenant_transaction(principal) as session:
+        batch = await find(session, principal, row_id)
+        [standing] = await _standings(session, [batch])
+        if batch.finished_at is None:
+            jobs, cost, seconds = (
+                await session.execute(statements.recent_progress(batch.id))
+            ).one()
+            standing.recent_jobs, standing.recent_cost = jobs, int(cost)
+            standing.recent_seconds = float(seconds)
+    return present_batch(batch, standing, held.settings.public_url)
+
+
+async def list_page(
+    held: Resources,
+    principal: Principal,
+    states: tuple[str, ...],
+    limit: int,
+    after: str | None,
+) -> Page[Batch]:
+    """One page of a tenant's batches, newest first."""
+    scope = ("batches", principal.tenant_id, states)
+    before = decode_cursor(after, *scope) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        asked = statements.list_batches(
+            principal.tenant_id, limit + 1, before=before, states=states
+        )
+        found = (await session.scalars(asked)).all()
+        page = found[:limit]
+        standings = await _standings(session, page)
+    has_more = len(found) > limit
+    url = held.settings.public_url
+    return Page(
+        data=[present_batch(b, s, url) for b, s in zip(page, standings, strict=True)],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+    )
+
+
+async def list_items(
+    held: Resources,
+    principal: Principal,
+    batch_id: str,
+    items: Items,
+    *,
+    limit: int,
+    after: str | None,
+) -> Page[BatchItem]:
+    """One page of a batch's jobs, in the order of its lines."""
+    row_id = parse_id("batch", batch_id, "batch")
+    scope = ("batch items", principal.tenant_id, row_id, items)
+    behind = decode_cursor(after, *scope) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        batch = await find(session, principal, row_id)
+        asked = statements.list_items(
+            batch, limit + 1, after=behind, states=items.states, custom_id=items.custom_id
+        )
+        found = (await session.scalars(asked)).all()
+        page = found[:limit]
+        ids = [job.id for job in page]
+        images: dict[UUID, list[Image]] = defaultdict(list)
+        for image in (await session.scalars(gallery.list_images_of_jobs(ids))).all():
+            images[image.job_id].append(image)
+        attempts: dict[UUID, list[JobAttempt]] = defaultdict(list)
+        for attempt in (await session.scalars(ledger.list_attempts(ids))).all():
+            attempts[attempt.job_id].append(attempt)
+    has_more = len(found) > limit
+
+    def present() -> list[BatchItem]:
+        url, storage = held.settings.public_url, held.storage
+        return [
+            present_item(j, images[j.id], attempts[j.id], public_url=url, storage=storage)
+            for j in page
+        ]
+
+    return Page(
+        data=await asyncio.to_thread(present),  # signing hundreds of URLs takes a while
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+    )
+
+
+async def set_paused(held: Resources, principal: Principal, batch_id: str, paused: bool) -> Batch:
+    """Hold a batch, or let it go on. Running jobs end; no other starts. May be repeated.
+
+    Raises:
+        Problem: 409 when the batch has ended.
+    """
+    row_id = parse_id("batch", batch_id, "batch")
+    statement = statements.set_paused(principal.tenant_id, row_id, paused)
+    return await _change(held, principal, batch_id, statement)
+
+
+async def set_priority(
+    held: Resources, principal: Principal, batch_id: str, priority: int
+) -> Batch:
+    """Let a batch go before or after others of its key.
+
+    Raises:
+        Problem: 409 when the batch has ended.
+    """
+    row_id = parse_id("batch", batch_id, "batch")
+    statement = statements.set_priority(principal.tenant_id, row_id, priority)
+    return await _change(held, principal, batch_id, statement)
+
+
+async def cancel(held: Resources, principal: Principal, batch_id: str) -> Batch:
+    """Cancel all jobs that wait at once, and those that run within a step. May be repeated.
+
+    Raises:
+        Problem: 409 when the batch has ended in another way.
+    """
+    row_id = parse_id("batch", batch_id, "batch")
+    async with held.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
+        batch = await find(session, principal, row_id, for_update=True)
+        if batch.finished_at is not None and batch.state != "canceled":
+            raise _has_ended(batch)
+        await session.execute(statements.request_cancel(principal.tenant_id, row_id))
+        asked = ledger.cancel_batch(principal.tenant_id, row_id)
+        running = (await session.scalars(asked)).all()
+    for job in running:
+        await announce(held.redis, held.circuit, job)
+    return await get(held, principal, batch_id)
+
+
+async def retry_failed(held: Resources, principal: Principal, batch_id: str) -> RetryResult:
+    """Queue the jobs that failed or expired again, with the same seeds and no deadlines.
+
+    Raises:
+        Problem: 409 when there is none; 403 or 429 for what the key may not queue.
+    """
+    row_id = parse_id("batch", batch_id, "batch")
+    async with held.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
+        await find(session, principal, row_id, for_update=True)
+        again = (await session.execute(statements.sum_retryable(principal.tenant_id, row_id))).one()
+        if not again.jobs:
+            raise Problem("nothing_to_retry", "No job of the batch has failed or expired.")
+        work = Work(int(again.cost), frozenset(again.models), again.pixels, again.jobs)
+        await admit(held, session, principal, work)
+        await session.execute(statements.reopen(principal.tenant_id, row_id))
+        await session.execute(ledger.retry_batch(principal.tenant_id, row_id))
+    return RetryResult(retried=again.jobs, batch=await get(held, principal, batch_id))
+
+
+async def find(
+    session: AsyncSession, principal: Principal, batch_id: UUID, *, for_update: bool = False
+) -> rows.Batch:
+    """A tenant's batch.
+
+    Raises:
+        Problem: 404.
+    """
+    choose = statements.lock_batch if for_update else statements.get_batch
+    batch = (await session.scalars(choose(principal.tenant_id, batch_id))).one_or_none()
+    if batch is None:
+        raise not_found("batch")
+    return batch
+
+
+async def _change(
+    held: Resources, principal: Principal, batch_id: str, statement: ReturningUpdate[rows.Batch]
+) -> Batch:
+    async with held.tenant_transaction(principal) as session:
+        changed = (await session.scalars(statement)).one_or_none()
+        if changed is None:
+            batch = await find(session, principal, parse_id("batch", batch_id, "batch"))
+            if batch.finished_at is not None:
+                raise _has_ended(batch)
+    return await get(held, principal, batch_id)
+
+
+def _has_ended(batch: rows.Batch) -> Problem:
+    return Problem("batch_has_ended", f"The batch has ended: {batch.state}.")
+
+
+async def _standings(session: AsyncSession, batches: Sequence[rows.Batch]) -> list[Standing]:
+    """Counts of each batch: asked of the jobs, or, of one that has ended, as kept at its end."""
+    live = {batch.id: Standing() for batch in batches if batch.finished_at is None}
+    if live:
+        for batch_id, state, jobs, images, cost in (
+            await session.execute(statements.count_jobs(list(live)))
+        ).all():
+            live[batch_id].add(state, jobs, images, cost)
+    return [live.get(batch.id) or Standing.of_ended(batch) for batch in batches]
