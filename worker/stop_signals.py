@@ -11,7 +11,7 @@ from worker.leases import LeaseKeeper
 
 log = get_logger(__name__)
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 
 
 class StopSignals:
@@ -30,7 +30,8 @@ class StopSignals:
     def close(self) -> None:
         """Stop listening."""
         self._closing.set()
-        self._thread.join(timeout=2 * _POLL_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * _POLL_SECONDS)
 
     def _run(self) -> None:
         while not self._closing.is_set():
