@@ -89,28 +89,40 @@ def build_lcm(folder: Path, seed: int = 0) -> None:
     ).save_pretrained(folder)
 
 
+def build_pag(folder: Path, seed: int = 0) -> None:
+    """Perturbed-attention guidance over 1.x: a pipeline that the engine runs as a whole."""
+    _build_stable_diffusion(folder, seed, pipeline="StableDiffusionPAGPipeline")
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": build_sd15,
     "sd21": build_sd21,
     "sd21v": build_sd21v,
     "sdxl": build_sdxl,
     "lcm": build_lcm,
+    "pag": build_pag,
 }
 """Family name on the command line -> its builder."""
 
 
 def _build_stable_diffusion(
-    folder: Path, seed: int, *, openclip: bool = False, prediction_type: str = "epsilon"
+    folder: Path,
+    seed: int,
+    *,
+    openclip: bool = False,
+    prediction_type: str = "epsilon",
+    pipeline: str = "StableDiffusionPipeline",
 ) -> None:
+    import diffusers
     import torch
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers import PNDMScheduler
     from transformers import CLIPTextModel
 
     torch.manual_seed(seed)
     heads: dict[str, Any] = (
         {"attention_head_dim": (2, 4, 4, 4), "use_linear_projection": True} if openclip else {}
     )
-    StableDiffusionPipeline(
+    getattr(diffusers, pipeline)(
         vae=_vae(),
         text_encoder=CLIPTextModel(
             _text_config(hidden_act="gelu" if openclip else "quick_gelu")

@@ -107,6 +107,7 @@ def load_pipeline(spec: ModelSpec, folder: Path, index: dict[str, Any], dtype: A
     """
     _forbid_custom_code()
     import diffusers
+    import transformers
     from diffusers import AutoPipelineForText2Image
 
     options: dict[str, Any] = {name: None for name in _NOT_LOADED if name in index}
@@ -114,7 +115,8 @@ def load_pipeline(spec: ModelSpec, folder: Path, index: dict[str, Any], dtype: A
         options["requires_safety_checker"] = False
     if index["_class_name"].startswith("StableDiffusionXL"):
         options["add_watermarker"] = False
-    diffusers.utils.logging.disable_progress_bar()
+    _quieten(diffusers.utils.logging)
+    _quieten(transformers.utils.logging)
     try:
         pipeline = AutoPipelineForText2Image.from_pretrained(
             folder,
@@ -132,6 +134,11 @@ def load_pipeline(spec: ModelSpec, folder: Path, index: dict[str, Any], dtype: A
         ) from error
     except Exception as error:
         raise ModelUnavailable(_cannot_load(spec, error)) from error
+    for name, part in pipeline.components.items():
+        if any(tensor.is_meta for tensor in getattr(part, "parameters", tuple)()):
+            raise ModelUnavailable(
+                f"Model {spec.name!r} cannot be loaded: the weights of {name} do not fit its config."
+            )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -178,6 +185,12 @@ def _verify_safetensors(path: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _quieten(library_log: Any) -> None:
+    """Errors only, no bars: cut prompts and refused checkpoints are reported in our own words."""
+    library_log.set_verbosity_error()
+    library_log.disable_progress_bar()
 
 
 def _forbid_custom_code() -> None:

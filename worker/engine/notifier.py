@@ -40,6 +40,11 @@ class Listener:
         self.future = future
         self.told_at = float("-inf")
 
+    @property
+    def over(self) -> bool:
+        """Whether the image has failed or was taken back, so that nobody asks any more."""
+        return self.future.done() and self.future.exception() is not None
+
     def due(self, step: int, steps: int) -> bool:
         """Whether an update for this step would be let through now."""
         return step >= steps or time.monotonic() - self.told_at >= MIN_INTERVAL
@@ -77,7 +82,7 @@ class Notifier:
                 if self._closed:
                     return
                 listener, progress = self._latest.popitem(last=False)
-            if not listener.future.done():
+            if not listener.over:
                 self._call(listener, progress)
 
     @staticmethod

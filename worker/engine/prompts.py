@@ -82,8 +82,10 @@ class Truncation:
 
     @staticmethod
     def _cut(tokenizer: Any, prompt: str) -> str | None:
+        """The last place that is read holds the end-of-text token: what stood there is cut too."""
         limit = int(tokenizer.model_max_length)
-        ids = tokenizer(prompt, truncation=False).input_ids
-        if len(ids) <= limit:
+        tokens = tokenizer(prompt, truncation=False, return_offsets_mapping=True, verbose=False)
+        if len(tokens.input_ids) <= limit:
             return None
-        return str(tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)).strip() or None
+        first, _ = tokens.offset_mapping[limit - 1]
+        return prompt[first:].strip() or None

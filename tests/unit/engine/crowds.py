@@ -18,7 +18,11 @@ from shared.schedulers import SCHEDULERS
 from worker.engine.flight import Flight
 from worker.engine.interface import ImageRequest, Lane
 from worker.engine.notifier import Notifier
+from worker.engine.row import Prediction
 from worker.engine.turns import Turns
+
+CROWDED_TURNS = 12
+"""Newcomers arrive for so many turns; a few images more and the observed one never gets a row."""
 
 _WORDS = ("a red fox", "two boats", "snow", "a lamp in the dark", "the sea at night, oil on canvas")
 
@@ -29,6 +33,8 @@ class Made:
 
     latents: torch.Tensor
     pixels: NDArray[np.uint8]
+    seen: Prediction | None
+    """The last UNet call, if previews were asked for."""
 
 
 def random_request(random: Random, schedulers: tuple[str, ...] = tuple(SCHEDULERS)) -> ImageRequest:
@@ -63,7 +69,7 @@ def make_in_crowd(
     crowd: list[Flight[Any]] = []
 
     def stir(turns: Turns[Any], turn: int) -> None:
-        for _ in range(random.choice((0, 0, 1, 1, 2, 3)) if turn < 40 else 0):
+        for _ in range(random.choice((0, 0, 1, 1, 2, 3)) if turn < CROWDED_TURNS else 0):
             crowd.append(Flight(random_request(random, schedulers), None, _nothing))
             turns.admit(crowd[-1])
         if crowd and random.random() < 0.3:
@@ -85,7 +91,8 @@ def _make(backend: Any, request: ImageRequest, stir: Any, join_at: int = 0) -> M
                 turns.admit(flight)
             turns.turn()
             if flight.future.done():
-                made = Made(flight.state.latents, flight.future.result().pixels)
+                state = flight.state
+                made = Made(state.latents, flight.future.result().pixels, state.seen)
                 for left in list(turns.admission):
                     left.cancel()
                 turns.turn()

@@ -1,0 +1,206 @@
+"""Each way in which a device fails, injected through the device interface."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared.errors import DeviceLost, InternalError, JobError, NanOutput, OutOfMemory
+from tests.unit.engine.faulty import FaultyDevice, Hang, out_of_memory, poisoned
+from tests.unit.engine.toys import request, toy_engine, toy_spec
+from worker.engine.device import WorkKind, open_device
+from worker.engine.diffusion import DiffusionEngine
+from worker.engine.interface import FaultCallback
+
+LIMIT = 60.0
+
+
+def faulty_engine(
+    fault: Callable[[WorkKind, Any], Any],
+    on_fault: FaultCallback | None = None,
+    tick_budget: float = 60.0,
+    **changes: Any,
+) -> DiffusionEngine:
+    spec = toy_spec("sd15", **changes)
+    engine = DiffusionEngine(spec, FaultyDevice(fault), on_fault, tick_budget)
+    engine.load()
+    return engine
+
+
+def test_out_of_memory_means_fewer_rows_and_loses_nothing() -> None:
+    def fault(kind: WorkKind, result: Any) -> Any:
+        if kind == "tick" and len(result) > 2 * 2:  # more than two guided rows do not fit
+            raise out_of_memory()
+        return result
+
+    engine = faulty_engine(fault, rows=8)
+    images = [engine.submit(request(seed=seed)) for seed in range(3)]
+    small = toy_engine("sd15", rows=2)
+    for seed, ticket in enumerate(images):
+        image = ticket.future.result(LIMIT)
+        assert image.facts.rows == 2
+        assert any("out of memory at 8 rows" in note for note in image.facts.notes)
+        expected = small.submit(request(seed=seed)).future.result(LIMIT)
+        assert np.array_equal(image.pixels, expected.pixels)
+    assert engine.counters.out_of_memory_shrinks == 2
+    later = engine.submit(request()).future.result(LIMIT)
+    assert (later.facts.rows, later.facts.notes) == (2, ())
+    engine.close()
+    small.close()
+
+
+def test_out_of_memory_in_the_middle_of_an_image_starts_it_anew() -> None:
+    ticks = 0
+
+    def fault(kind: WorkKind, result: Any) -> Any:
+        nonlocal ticks
+        ticks += kind == "tick"
+        if kind == "tick" and ticks == 3:
+            raise out_of_memory()
+        return result
+
+    engine = faulty_engine(fault, rows=2)
+    image = engine.submit(request(scheduler="euler-ancestral")).future.result(LIMIT)
+    one = toy_engine("sd15", rows=1)
+    expected = one.submit(request(scheduler="euler-ancestral")).future.result(LIMIT)
+    assert image.facts.rows == 1
+    assert np.array_equal(image.pixels, expected.pixels)
+    engine.close()
+    one.close()
+
+
+def test_memory_that_suffices_for_no_row_fails_the_image_alone() -> None:
+    full = True
+
+    def fault(kind: WorkKind, result: Any) -> Any:
+        if full and kind == "tick":
+            raise out_of_memory()
+        return result
+
+    engine = faulty_engine(fault)
+    with pytest.raises(OutOfMemory):
+        engine.submit(request()).future.result(LIMIT)
+    full = False
+    assert engine.submit(request()).future.result(LIMIT).facts.rows == 1
+    engine.close()
+
+
+def _nan_where(dtype: torch.dtype, kinds: tuple[WorkKind, ...]) -> Callable[[WorkKind, Any], Any]:
+    """NaN from the given kinds of work, in the given precision only."""
+
+    def fault(kind: WorkKind, result: Any) -> Any:
+        if kind in kinds and isinstance(result, torch.Tensor) and result.dtype == dtype:
+            return torch.full_like(result, torch.nan)
+        return result
+
+    return fault
+
+
+def test_nan_from_the_vae_is_cured_by_the_vae_in_float32() -> None:
+    engine = faulty_engine(_nan_where(torch.bfloat16, ("decode",)), dtype="bfloat16")
+    image = engine.submit(request()).future.result(LIMIT)
+    assert image.facts.notes == ("unsound: VAE run again in float32",)
+    assert image.facts.dtype == "bfloat16"
+    assert image.pixels.std() > 0
+    engine.close()
+
+
+def test_nan_from_the_unet_is_cured_by_everything_in_float32() -> None:
+    engine = faulty_engine(_nan_where(torch.bfloat16, ("tick",)), dtype="bfloat16", rows=2)
+    image = engine.submit(request()).future.result(LIMIT)
+    assert image.facts.notes == ("unsound: made again at 1 row in float32 throughout",)
+    assert (image.facts.dtype, image.facts.rows) == ("float32", 1)
+    assert image.pixels.std() > 0
+    engine.close()
+
+
+@pytest.mark.parametrize("value", [torch.nan, -1.0])
+def test_nan_and_black_in_full_precision_fail_the_image(value: float) -> None:
+    def fault(kind: WorkKind, result: Any) -> Any:
+        return torch.full_like(result, value) if kind == "decode" else result
+
+    engine = faulty_engine(fault)
+    with pytest.raises(NanOutput):
+        engine.submit(request()).future.result(LIMIT)
+    engine.close()
+
+
+def test_a_failing_scheduler_fails_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("a bug in one scheduler")
+
+    monkeypatch.setattr(diffusers.DDIMScheduler, "step", fail)
+    engine = toy_engine("sd15", rows=2)
+    broken = engine.submit(request(scheduler="ddim"))
+    neighbour = engine.submit(request(scheduler="euler"))
+    with pytest.raises(InternalError):
+        broken.future.result(LIMIT)
+    assert neighbour.future.result(LIMIT).pixels.shape == (64, 64, 3)
+    engine.close()
+
+
+class Faults:
+    """What the worker process is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[JobError] = []
+        self.told = threading.Event()
+
+    def __call__(self, error: JobError) -> None:
+        self.seen.append(error)
+        self.told.set()
+
+
+def test_a_poisoned_context_hands_everything_back_within_seconds() -> None:
+    broken = threading.Event()
+
+    def fault(kind: WorkKind, result: Any) -> Any:
+        if broken.is_set() and kind == "tick":
+            raise poisoned()
+        return result
+
+    faults = Faults()
+    engine = faulty_engine(fault, faults)
+    tickets = [engine.submit(request(steps=500, seed=seed)) for seed in range(3)]
+    broken.set()
+    started = time.monotonic()
+    for ticket in tickets:
+        assert isinstance(ticket.future.exception(LIMIT), DeviceLost)
+    assert faults.told.wait(LIMIT)
+    assert time.monotonic() - started < 5
+    assert len(faults.seen) == 1
+    assert faults.seen[0].retryable
+    with pytest.raises(DeviceLost):
+        engine.submit(request())
+    engine.close()
+
+
+def test_a_hung_tick_is_noticed() -> None:
+    hang, faults = Hang(), Faults()
+    engine = faulty_engine(hang, faults, tick_budget=2.0)
+    engine.submit(request()).future.result(LIMIT)
+    hang.armed = True
+    tickets = [engine.submit(request(seed=seed)) for seed in range(2)]
+    for ticket in tickets:
+        assert isinstance(ticket.future.exception(LIMIT), DeviceLost)
+    assert faults.told.wait(LIMIT)
+    with pytest.raises(DeviceLost):
+        engine.submit(request())
+    hang.release.set()
+    engine.close()
+    assert len(faults.seen) == 1
+
+
+@pytest.mark.parametrize("error", [out_of_memory(), MemoryError()])
+def test_want_of_memory_is_not_taken_for_a_broken_device(error: Exception) -> None:
+    device = open_device("cpu")
+    assert device.is_out_of_memory(error)
+    assert not device.is_fatal(error)
+    assert device.is_fatal(poisoned())
+    assert not device.is_fatal(ValueError("anything"))

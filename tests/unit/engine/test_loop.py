@@ -1,0 +1,167 @@
+"""The step loop with its threads, over a simulated GPU."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.errors import InvalidInput, ModelUnavailable
+from shared.model_catalog import ModelSpec
+from tests.unit.engine.toys import request
+from worker.engine import Canceled, EngineClosed, StepUpdate, open_engine
+from worker.engine.simulated import SimulatedEngine, SimulatedSpeed
+
+LIMIT = 30.0
+
+
+def engine_of(rows: int = 2, tick: float = 0.005, **speed: float) -> SimulatedEngine:
+    spec = ModelSpec(name="sim", source="simulated:", rows=rows)
+    engine = SimulatedEngine(spec, SimulatedSpeed(tick_seconds=tick, row_seconds=0.0, **speed))
+    engine.load()
+    return engine
+
+
+@pytest.fixture
+def engine() -> Iterator[SimulatedEngine]:
+    opened = engine_of()
+    yield opened
+    opened.close()
+
+
+class Steps:
+    """A step callback that remembers, and tells who waits for the first one."""
+
+    def __init__(self) -> None:
+        self.updates: list[StepUpdate] = []
+        self.first = threading.Event()
+
+    def __call__(self, update: StepUpdate) -> None:
+        self.updates.append(update)
+        self.first.set()
+
+
+def test_many_threads_get_their_own_images(engine: SimulatedEngine) -> None:
+    results: dict[int, Any] = {}
+
+    def submit(seed: int) -> None:
+        results[seed] = engine.submit(request(seed=seed)).future.result(LIMIT).pixels
+
+    threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    alone = engine_of(rows=1)
+    for seed, pixels in results.items():
+        assert np.array_equal(pixels, alone.submit(request(seed=seed)).future.result(LIMIT).pixels)
+    alone.close()
+
+
+def test_device_seconds_add_up_to_the_busy_time() -> None:
+    engine = engine_of(rows=4, encode_seconds=0.002, decode_seconds=0.003)
+    tickets = [engine.submit(request(seed=seed, steps=3 + seed)) for seed in range(9)]
+    tickets.append(engine.submit(request(steps=500)))
+    wait([ticket.future for ticket in tickets[:-1]], LIMIT)
+    tickets[-1].cancel()
+    canceled = tickets[-1].future.exception(LIMIT)
+    assert isinstance(canceled, Canceled)
+    billed = sum(ticket.future.result().gpu_seconds for ticket in tickets[:-1])
+    assert billed + canceled.gpu_seconds == pytest.approx(engine.busy_seconds, rel=0.01)
+    engine.close()
+
+
+def test_cancel_takes_one_image_back_and_leaves_its_neighbour(engine: SimulatedEngine) -> None:
+    steps = Steps()
+    long = engine.submit(request(steps=5000), steps)
+    neighbour = engine.submit(request(steps=20))
+    assert steps.first.wait(LIMIT)
+    ticks = engine.counters.ticks
+    long.cancel()
+    assert isinstance(long.future.exception(LIMIT), Canceled)
+    assert engine.counters.ticks - ticks <= 2
+    assert neighbour.future.result(LIMIT).pixels.shape == (64, 64, 3)
+    assert engine.counters.canceled == 1
+
+
+def test_an_interactive_image_pauses_bulk_and_bulk_goes_on(engine: SimulatedEngine) -> None:
+    bulk = [engine.submit(request(seed=seed, steps=60, lane="bulk")) for seed in range(2)]
+    while engine.counters.ticks < 5:
+        time.sleep(0.001)
+    first = engine.submit(request(seed=9, steps=5)).future.result(LIMIT)
+    assert not any(ticket.future.done() for ticket in bulk)
+    assert engine.counters.pauses == 1
+    for ticket in bulk:
+        assert ticket.future.result(LIMIT).finished_at > first.finished_at
+    assert engine.counters.steps_by_lane == {"interactive": 5, "bulk": 120}
+
+
+def test_steps_are_told_seldom_and_the_last_one_always() -> None:
+    engine = engine_of(rows=1, tick=0.002)
+    steps = Steps()
+    engine.submit(request(steps=100, previews=True), steps).future.result(LIMIT)
+    deadline = time.monotonic() + LIMIT
+    while steps.updates[-1].step < 100 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [update.step for update in steps.updates] == sorted({u.step for u in steps.updates})
+    assert steps.updates[-1].step == 100
+    assert steps.updates[-1].steps == 100
+    assert len(steps.updates) < 20
+    assert all(update.preview_webp for update in steps.updates)
+    engine.close()
+
+
+def test_a_failing_callback_harms_nobody(engine: SimulatedEngine) -> None:
+    def fail(_: StepUpdate) -> None:
+        raise RuntimeError("no")
+
+    assert engine.submit(request(), fail).future.result(LIMIT).facts.rows == 2
+
+
+def test_strength_shortens_the_way(engine: SimulatedEngine) -> None:
+    steps = Steps()
+    engine.submit(request(steps=10, strength=0.5), steps).future.result(LIMIT)
+    assert steps.first.wait(LIMIT)
+    assert steps.updates[0].steps == 5
+
+
+def test_a_request_may_fix_its_rows(engine: SimulatedEngine) -> None:
+    assert engine.submit(request(rows=7)).future.result(LIMIT).facts.rows == 7
+
+
+def test_what_cannot_be_done_is_refused_at_once(engine: SimulatedEngine) -> None:
+    with pytest.raises(InvalidInput):
+        engine.submit(request(scheduler="no-such"))
+    with pytest.raises(InvalidInput):
+        engine.submit(request(steps=3, strength=0.1))
+
+
+def test_closing_gives_unfinished_images_back(engine: SimulatedEngine) -> None:
+    ticket = engine.submit(request(steps=5000))
+    engine.close()
+    assert isinstance(ticket.future.exception(LIMIT), Canceled)
+    with pytest.raises(EngineClosed):
+        engine.submit(request())
+
+
+def test_an_engine_that_is_not_loaded_says_so() -> None:
+    engine = open_engine(ModelSpec(name="sim", source="simulated:"))
+    with pytest.raises(EngineClosed):
+        engine.submit(request())
+    engine.close()
+
+
+@pytest.mark.parametrize("source", ["simulated:nonsense", "simulated:speed=3"])
+def test_a_simulated_source_that_makes_no_sense(source: str) -> None:
+    engine = open_engine(ModelSpec(name="sim", source=source))
+    with pytest.raises(ModelUnavailable):
+        engine.load()
+
+
+def test_padding_is_counted(engine: SimulatedEngine) -> None:
+    engine.submit(request(steps=4)).future.result(LIMIT)
+    counters = engine.counters
+    assert (counters.ticks, counters.live_rows, counters.padded_rows) == (4, 4, 4)
