@@ -71,4 +71,4 @@ class BatchEnds:
             sequence=ended.sequence,
             webhook=ended.webhook,
         )
-        return session.scalars(told).all()
+        return session.scalars(told).one() or ()

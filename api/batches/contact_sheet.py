@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image as Pictures
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageFont, ImageOps
 
 from api.auth import Principal
 from api.deps import Resources
@@ -97,8 +97,7 @@ def draw(tiles: Sequence[Tile], bodies: Sequence[bytes | None], columns: int) ->
 def _paste(sheet: Pictures.Image, body: bytes, left: int, top: int) -> None:
     """The thumbnail, whole and centred."""
     with Pictures.open(io.BytesIO(body), formats=("WEBP",)) as opened:
-        picture = opened.convert("RGB")
-    picture.thumbnail((TILE, TILE))
+        picture = ImageOps.contain(opened.convert("RGB"), (TILE, TILE))
     sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
 
 

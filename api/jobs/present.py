@@ -44,7 +44,7 @@ def present_job(
         sequence=job.sequence,
         model=job.model,
         session_id=job.session_id,
-        batch_id=None,
+        batch_id=to_wire("batch", job.batch_id) if job.batch_id else None,
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
         width=job.width,

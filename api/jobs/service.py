@@ -21,6 +21,7 @@ from api.problems import Problem, not_found
 from api.usage.admission import Work, admit
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
+from shared.batches import statements as batches
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.ids import new_id
@@ -216,6 +217,10 @@ async def retry(held: Resources, principal: Principal, job_id: str) -> Job:
         if ended.state in RETRYABLE_STATES:
             work = Work(ended.cost, frozenset({ended.model}), ended.width * ended.height)
             await admit(held, session, principal, work)
+            if ended.batch_id is not None:
+                # Before the job, as everywhere; its batch runs again.
+                await session.execute(batches.lock_batch(principal.tenant_id, ended.batch_id))
+                await session.execute(batches.reopen(principal.tenant_id, ended.batch_id))
         row = (await session.scalars(statements.retry(principal.tenant_id, row_id))).one_or_none()
         if row is None:
             row = await _find(session, principal, row_id)
