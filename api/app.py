@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from starlette.exceptions import HTTPException
 
 from api.auth import KeyCache
+from api.body_limits import BodyLimits
 from api.deps import Resources
 from api.health.routes import router as health
 from api.images.routes import router as images
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
-from api.middleware import BodyLimit, RequestEnvelope
+from api.middleware import RequestEnvelope
 from api.models.routes import router as models
 from api.openapi import install_openapi
 from api.problems import (
@@ -61,9 +62,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(title="Darkroom", version=VERSION, lifespan=lifespan, redirect_slashes=False)
     upload_limit = chosen.max_upload_bytes + _MULTIPART_OVERHEAD
     app.add_middleware(
-        BodyLimit,
+        BodyLimits,
         default=chosen.max_body_bytes,
         by_path={"/v1/uploads": upload_limit, "/v1/images/inspect": upload_limit},
+        grace=chosen.request_grace.total_seconds(),
     )
     app.add_middleware(RequestEnvelope)  # the last one added is the outermost
     app.add_exception_handler(Problem, handle_problem)

@@ -1,8 +1,7 @@
-"""ASGI middleware around every request: its id, its security headers, its size limit."""
+"""ASGI middleware around every request: its id, its security headers, its last resort."""
 
 import re
 import time
-from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -77,34 +76,3 @@ class RequestEnvelope:
                 status=status,
                 ms=round((time.perf_counter() - started) * 1000, 1),
             )
-
-
-class BodyLimit:
-    """Refuses a body by its length, declared or counted while it streams, before any parsing."""
-
-    def __init__(self, app: ASGIApp, default: int, by_path: Mapping[str, int]) -> None:
-        self._app = app
-        self._default = default
-        self._by_path = dict(by_path)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        limit = self._by_path.get(scope["path"].rstrip("/"), self._default)
-        declared = Headers(scope=scope).get("content-length", "")
-        too_large = Problem("body_too_large", f"A body may have {limit} bytes at most here.")
-        seen = 0
-
-        async def receive_counted() -> Message:
-            nonlocal seen
-            if declared.isdecimal() and int(declared[:20]) > limit:
-                raise too_large
-            message = await receive()
-            if message["type"] == "http.request":
-                seen += len(message.get("body", b""))
-                if seen > limit:
-                    raise too_large
-            return message
-
-        await self._app(scope, receive_counted, send)

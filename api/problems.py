@@ -78,6 +78,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "The path exists; the `Allow` header lists its methods.",
         ),
         ProblemType(
+            "body_too_slow",
+            408,
+            "The body came too slowly",
+            "Send it without pauses, at 32 kB a second at least.",
+        ),
+        ProblemType(
             "job_not_cancelable",
             409,
             "The job has already ended",
@@ -102,6 +108,18 @@ CATALOGUE: dict[str, ProblemType] = {
             "Enable it with PATCH before anything is sent to it again; a test is always sent.",
         ),
         ProblemType(
+            "batch_has_ended",
+            409,
+            "The batch has ended",
+            "It can be changed no more; POST …/retry-failed runs again what failed.",
+        ),
+        ProblemType(
+            "nothing_to_retry",
+            409,
+            "There is nothing to retry",
+            "No job of the batch has failed or expired.",
+        ),
+        ProblemType(
             "body_too_large",
             413,
             "The body is too large",
@@ -124,6 +142,12 @@ CATALOGUE: dict[str, ProblemType] = {
             422,
             "The request breaks a rule",
             "`errors` says which fields, each with a JSON pointer, a code and a message.",
+        ),
+        ProblemType(
+            "batch_rejected",
+            422,
+            "The batch was not accepted",
+            "Nothing of it runs. `errors` has the first findings; the batch at `Location` has all.",
         ),
         ProblemType(
             "image_refused",
@@ -216,6 +240,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "All image decoders are busy. Try again after `Retry-After` seconds.",
         ),
         ProblemType(
+            "busy",
+            503,
+            "Too many large bodies at once",
+            "Nothing was read. Try again after `Retry-After` seconds.",
+        ),
+        ProblemType(
             "overloaded",
             503,
             "More work waits than the server accepts",
@@ -225,7 +255,7 @@ CATALOGUE: dict[str, ProblemType] = {
             "quota_unavailable",
             503,
             "The key's request rate cannot be checked",
-            "Redis is away. Until it is back, keys with a request rate can read, but queue nothing.",
+            "Redis is away. Until then, keys with a request rate can read, but queue nothing.",
         ),
         ProblemType(
             "not_ready",
@@ -400,7 +430,9 @@ async def handle_validation_error(request: Request, error: Exception) -> Respons
 def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the problems an operation can answer with."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for kind in (CATALOGUE[code] for code in ("unauthenticated", "rate_limited", *codes)):
+    everywhere = ("unauthenticated", "rate_limited")
+    with_body = ("body_too_slow", "busy") if "body_too_large" in codes else ()
+    for kind in (CATALOGUE[code] for code in (*everywhere, *codes, *with_body)):
         entry = by_status.setdefault(
             kind.status,
             {"model": ProblemDocument, "description": "", "content": {MEDIA_TYPE: {}}},

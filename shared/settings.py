@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     max_images_per_job: Annotated[int, Field(ge=1, le=64)] = 16
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
     """JSON bodies: room for a 10 MB initial image as a data: URL (base64 adds a third)."""
+    request_grace: timedelta = timedelta(seconds=15)
+    """How long a client may take for its header, and to get its body going."""
     max_upload_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
     presign_ttl: Annotated[timedelta, Field(le=timedelta(minutes=15))] = timedelta(minutes=15)
 

@@ -150,7 +150,7 @@ class ApiProcess(Process):
         factory: str = "api.app:create_app",
     ) -> None:
         arguments = [
-            *("-m", "uvicorn", factory, "--factory"),
+            *("-m", "uvicorn", factory, "--factory", "--http", "api.connection:Connection"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
             *("--timeout-graceful-shutdown", "1"),
         ]

@@ -56,6 +56,7 @@ class Api(Application):
         address = httpx2.URL(url)
         arguments = [
             *("-m", "uvicorn", "api.app:create_app", "--factory"),
+            "--http=api.connection:Connection",
             f"--host={address.host}",
             f"--port={address.port or 80}",
             "--timeout-graceful-shutdown=1",  # an open event stream would hold it for ever

@@ -1,0 +1,113 @@
+"""ASGI middleware that bounds what a request's body may cost: bytes, time, and memory at once."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import Problem
+
+_BYTES_PER_SECOND = 32 * 1024
+"""Slower than this, after the grace, is not a slow line but a client that holds on to us."""
+_LARGE = 64 * 1024
+_LARGE_AT_ONCE = 4
+"""Larger bodies in hand at once in a process, from their first byte to their answer. A JSON body
+of 16 MB takes three times that until its picture is decoded, and a picture of 4096 × 4096 50 MB
+until it is stored; four of them stay within 200 MB."""
+_PATIENCE_FOR_TURN = 30.0
+
+
+class BodyLimits:
+    """Refuses a body by its length, declared or counted while it streams, before any parsing;
+    cuts it when it comes too slowly; and lets only a few large ones in at a time.
+
+    Bodies are read after authentication, so a stranger cannot take the place of a large one.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, default: int, by_path: Mapping[str, int], grace: float
+    ) -> None:
+        """Limits in bytes; `grace` in seconds, before slowness counts."""
+        self._app = app
+        self._default = default
+        self._by_path = dict(by_path)
+        self._grace = grace
+        self._turns = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._by_path.get(scope["path"].rstrip("/"), self._default)
+        body = _Body(receive, Headers(scope=scope), limit, self._grace, self._turns)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            body.give_back()
+
+
+class _Body:
+    """One request's body while it is read."""
+
+    def __init__(
+        self,
+        receive: Receive,
+        headers: Headers,
+        limit: int,
+        grace: float,
+        turns: asyncio.Semaphore,
+    ) -> None:
+        declared = headers.get("content-length", "")
+        self._declared = int(declared[:20]) if declared.isdecimal() else 0
+        self._receive = receive
+        self._limit = limit
+        self._grace = grace
+        self._turns = turns
+        self._has_turn = False
+        self._started = 0.0
+        self._seen = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        """The next part.
+
+        Raises:
+            Problem: 413, 408 or 503.
+        """
+        if self._complete:
+            return await self._receive()  # What comes now is the client's going away.
+        await self._admit(self._declared)
+        if not self._started:
+            self._started = time.monotonic()
+        allowed = self._grace + self._seen / _BYTES_PER_SECOND
+        left = self._started + allowed - time.monotonic()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+        except TimeoutError:
+            raise Problem("body_too_slow") from None
+        if message["type"] != "http.request":
+            return message
+        self._seen += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        await self._admit(self._seen)
+        return message
+
+    async def _admit(self, size: int) -> None:
+        if size > self._limit:
+            raise Problem("body_too_large", f"A body may have {self._limit} bytes at most here.")
+        if size <= _LARGE or self._has_turn:
+            return
+        try:
+            await asyncio.wait_for(self._turns.acquire(), _PATIENCE_FOR_TURN)
+        except TimeoutError:
+            raise Problem("busy") from None
+        self._has_turn = True
+        self._started = time.monotonic() if self._seen == 0 else self._started
+
+    def give_back(self) -> None:
+        """Let the next large body in."""
+        if self._has_turn:
+            self._turns.release()
+            self._has_turn = False

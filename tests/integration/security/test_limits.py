@@ -1,0 +1,143 @@
+"""What a hostile request may cost the API: bytes, time, memory; never an answer of 5xx."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.tenants import create_key
+from shared.settings import Settings
+from tests.fuzz.siege import besiege
+from tests.processes import ApiProcess, free_port
+from tests.unit.images import hostile
+
+GRACE = 1.0
+LIMIT = 16 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def besieged(
+    settings: Settings, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ApiProcess]:
+    """An API with little patience, that no other test has warmed."""
+    url = settings.database_url.get_secret_value()
+    key = create_key(url, tenant="besieged", name="besieged", scopes=["jobs", "images"])
+    log = tmp_path_factory.mktemp("besieged") / "api.log"
+    own = {**environment, "DARKROOM_REQUEST_GRACE": f"PT{GRACE:.0f}S"}
+    with ApiProcess(own, free_port(), key, log) as process:
+        yield process
+
+
+def dial(api: ApiProcess) -> socket.socket:
+    port = int(api.url.rpartition(":")[2])
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Everything until the server closes; a reset ends it, too."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def head(api: ApiProcess, path: str, length: int | None, key: str | None = None) -> bytes:
+    framing = f"Content-Length: {length}" if length is not None else "Transfer-Encoding: chunked"
+    lines = [
+        f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json", framing,
+        f"Authorization: Bearer {key or api.key}",
+    ]  # fmt: skip
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"GET /healthz HTTP/1.1\r\nHost: test\r\nX-Slow: "], ids=["nothing", "half"]
+)
+def test_a_header_that_does_not_end_is_cut(besieged: ApiProcess, beginning: bytes) -> None:
+    with dial(besieged) as connection:
+        connection.sendall(beginning)
+        assert read_to_end(connection) == b""
+
+
+def test_a_second_header_that_does_not_end_is_cut(besieged: ApiProcess) -> None:
+    with dial(besieged) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\nGET /healthz HTTP/1.1\r\nX")
+        assert read_to_end(connection).count(b"HTTP/1.1 200") == 1
+
+
+def test_a_header_without_bounds_is_cut(besieged: ApiProcess) -> None:
+    with dial(besieged) as connection:
+        try:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Long: ")
+            for _ in range(1000):
+                connection.sendall(b"a" * 65536)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        raise AssertionError("65 MB of header were taken")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/keys", "/v1/uploads"])
+def test_a_drip_of_a_body_is_cut(besieged: ApiProcess, path: str) -> None:
+    request = head(besieged, path, 1000)
+    if path == "/v1/uploads":
+        request = request.replace(b"application/json", b"multipart/form-data; boundary=x")
+        request += b'--x\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+    with dial(besieged) as connection:
+        connection.sendall(request)
+        over = threading.Event()
+
+        def drip() -> None:
+            while not over.wait(0.1):
+                try:
+                    connection.sendall(b" ")
+                except OSError:
+                    return
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        answer = read_to_end(connection)
+        over.set()
+        dripping.join()
+    expected = b" 403 " if path == "/v1/keys" else b" 408 "
+    assert expected in answer.partition(b"\r\n")[0] + b" "
+
+
+def test_a_stranger_s_body_is_not_read(besieged: ApiProcess) -> None:
+    with dial(besieged) as connection:
+        connection.sendall(head(besieged, "/v1/jobs", 10**6, key="drk_nobody"))
+        assert b" 401 " in read_to_end(connection).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("length", [LIMIT + 1, None], ids=["declared", "chunked"])
+def test_a_body_beyond_the_limit_is_refused_before_it_is_parsed(
+    besieged: ApiProcess, length: int | None
+) -> None:
+    with dial(besieged) as connection:
+        connection.sendall(head(besieged, "/v1/jobs", length))
+        if length is None:
+            chunk = b"10000\r\n" + b"[" * 65536 + b"\r\n"
+            try:
+                for _ in range(LIMIT // 65536 + 2):
+                    connection.sendall(chunk)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+        assert b" 413 " in connection.recv(65536).partition(b"\r\n")[0]
+
+
+def test_hostile_images_cost_little_memory_and_no_failure(besieged: ApiProcess) -> None:
+    """A sixth of them; `make fuzz` throws all 300."""
+    toll = besiege(besieged, hostile.all_cases()[::6])
+    assert toll.wrong == set()
+    assert toll.peak_mb is None or toll.peak_mb < 300
+    assert "Traceback" not in besieged.log.read_text()
+
+
+def test_it_still_answers(besieged: ApiProcess) -> None:
+    started = time.monotonic()
+    assert besieged.http.get("/readyz").status_code == 200
+    assert time.monotonic() - started < 30
