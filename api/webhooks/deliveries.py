@@ -1,6 +1,5 @@
 """The rules of the delivery log: look at it, and send again."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,9 @@ from shared.webhooks import statements
 
 _HINTS = 200
 """Of a range that is sent again, so many at once; the dispatcher offers the rest in its rounds."""
+
+
+_Entry = tuple[rows.WebhookDelivery, rows.WebhookEvent, str | None, list[rows.WebhookAttempt]]
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,11 @@ async def list_page(
         events=listing.events,
     )
     async with held.tenant_transaction(principal) as session:
-        found = (await session.execute(statement)).tuples().all()
-        page = found[:limit]
-        attempts = await _attempts(session, [delivery.id for delivery, _, _ in page])
+        found = _collect((await session.execute(statement)).tuples().all())
+    page = found[:limit]
     has_more = len(found) > limit
     return Page(
-        data=[
-            present_delivery(delivery, event, url, attempts[delivery.id])
-            for delivery, event, url in page
-        ],
+        data=[present_delivery(*entry) for entry in page],
         has_more=has_more,
         next_cursor=encode_cursor(page[-1][0].id, *scope) if has_more else None,
     )
@@ -116,21 +114,25 @@ async def show_delivery(session: AsyncSession, principal: Principal, delivery_id
     Raises:
         Problem: 404.
     """
-    statement = statements.list_deliveries(principal.tenant_id, 1, ids=[delivery_id])
-    found = (await session.execute(statement)).tuples().one_or_none()
-    if found is None:
+    statement = statements.get_delivery(principal.tenant_id, delivery_id)
+    found = _collect((await session.execute(statement)).tuples().all())
+    if not found:
         raise not_found("webhook delivery")
-    attempts = await _attempts(session, [delivery_id])
-    return present_delivery(*found, attempts[delivery_id])
+    return present_delivery(*found[0])
 
 
-async def _attempts(
-    session: AsyncSession, ids: Sequence[UUID]
-) -> dict[UUID, list[rows.WebhookAttempt]]:
-    by_delivery: dict[UUID, list[rows.WebhookAttempt]] = defaultdict(list)
-    for attempt in (await session.scalars(statements.list_attempts(ids))).all():
-        by_delivery[attempt.delivery_id].append(attempt)
-    return by_delivery
+def _collect(
+    found: Sequence[
+        tuple[rows.WebhookDelivery, rows.WebhookEvent, str | None, rows.WebhookAttempt | None]
+    ],
+) -> list[_Entry]:
+    """One entry for each delivery, in order, with its attempts."""
+    entries: dict[UUID, _Entry] = {}
+    for delivery, event, url, attempt in found:
+        entry = entries.setdefault(delivery.id, (delivery, event, url, []))
+        if attempt is not None:
+            entry[3].append(attempt)
+    return list(entries.values())
 
 
 async def _demand_enabled(session: AsyncSession, principal: Principal, endpoint_id: UUID) -> None:

@@ -757,6 +757,8 @@ def _told(
         select(job)
         .add_cte(changed, *others, *recorded.ctes)
         .options(with_expression(job.webhook_deliveries, recorded.deliveries))
+        # A session that has read the job before would answer with what it knows.
+        .execution_options(populate_existing=True)
     )
 
 

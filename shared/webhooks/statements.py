@@ -171,36 +171,46 @@ def list_deliveries(
     resource_id: UUID | None = None,
     states: Sequence[str] = (),
     events: Sequence[str] = (),
-    ids: Sequence[UUID] = (),
-) -> Select[WebhookDelivery, WebhookEvent, str]:
-    """(delivery, its event, its endpoint's URL), newest first, after the one with id `before`."""
-    statement = (
-        select(WebhookDelivery, WebhookEvent, WebhookEndpoint.url)
+) -> Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt]:
+    """(delivery, event, endpoint's URL or null, attempt or null), newest delivery first.
+
+    A row for each attempt, or one for a delivery without any: a single statement, so that a
+    delivery and its attempts are of the same moment.
+    """
+    chosen = select(WebhookDelivery.id).where(WebhookDelivery.tenant_id == tenant_id)
+    if before is not None:
+        chosen = chosen.where(WebhookDelivery.id < before)
+    if endpoint_id is not None:
+        chosen = chosen.where(WebhookDelivery.endpoint_id == endpoint_id)
+    if resource_id is not None:
+        chosen = chosen.where(WebhookDelivery.resource_id == resource_id)
+    if states:
+        chosen = chosen.where(WebhookDelivery.state.in_(states))
+    if events:
+        chosen = chosen.where(WebhookDelivery.event_type.in_(events))
+    return _with_attempts(chosen.order_by(WebhookDelivery.id.desc()).limit(limit))
+
+
+def get_delivery(
+    tenant_id: UUID, delivery_id: UUID
+) -> Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt]:
+    """The same of one delivery."""
+    chosen = select(WebhookDelivery.id).where(
+        WebhookDelivery.tenant_id == tenant_id, WebhookDelivery.id == delivery_id
+    )
+    return _with_attempts(chosen)
+
+
+def _with_attempts(
+    chosen: Select[UUID],
+) -> Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt]:
+    return (
+        select(WebhookDelivery, WebhookEvent, WebhookEndpoint.url, WebhookAttempt)
         .join(WebhookEvent, WebhookEvent.id == WebhookDelivery.event_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-        .where(WebhookDelivery.tenant_id == tenant_id)
-    )
-    if before is not None:
-        statement = statement.where(WebhookDelivery.id < before)
-    if endpoint_id is not None:
-        statement = statement.where(WebhookDelivery.endpoint_id == endpoint_id)
-    if resource_id is not None:
-        statement = statement.where(WebhookDelivery.resource_id == resource_id)
-    if states:
-        statement = statement.where(WebhookDelivery.state.in_(states))
-    if events:
-        statement = statement.where(WebhookDelivery.event_type.in_(events))
-    if ids:
-        statement = statement.where(WebhookDelivery.id.in_(ids))
-    return statement.order_by(WebhookDelivery.id.desc()).limit(limit)
-
-
-def list_attempts(delivery_ids: Sequence[UUID]) -> Select[WebhookAttempt]:
-    """The attempts of these deliveries, in order. The deliveries were read with their tenant."""
-    return (
-        select(WebhookAttempt)
-        .where(WebhookAttempt.delivery_id.in_(delivery_ids))
-        .order_by(WebhookAttempt.delivery_id, WebhookAttempt.number)
+        .outerjoin(WebhookAttempt, WebhookAttempt.delivery_id == WebhookDelivery.id)
+        .where(WebhookDelivery.id.in_(chosen))
+        .order_by(WebhookDelivery.id.desc(), WebhookAttempt.number)
     )
 
 

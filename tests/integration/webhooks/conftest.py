@@ -7,12 +7,14 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from celery import Celery
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.ids import from_wire, to_wire
 from shared.jobs import statements
 from shared.jobs.models import Job
+from shared.queue.publish import celery_app, publish_deliveries
 from shared.settings import Settings
 from shared.tenancy.models import ApiKey
 from shared.webhooks.models import WebhookDelivery
@@ -25,7 +27,7 @@ UNSERVED = "served by nobody"
 @pytest.fixture(scope="session")
 def impatient(environment: dict[str, str]) -> dict[str, str]:
     """The environment of a worker whose webhooks time out after a second."""
-    return {**environment, "DARKROOM_WEBHOOK_TIMEOUT": "1"}
+    return {**environment, "DARKROOM_WEBHOOK_TIMEOUT": "PT1S"}
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +54,7 @@ class Hooks:
 
     http: httpx2.Client
     database: sessionmaker[Session]
+    celery: Celery
     tenant: UUID
 
     def register(self, url: str, **fields: Any) -> dict[str, Any]:
@@ -123,14 +126,18 @@ class Hooks:
         if delivery_ids:
             ids = [from_wire("whd", delivery_id) for delivery_id in delivery_ids]
             statement = statement.where(WebhookDelivery.id.in_(ids))
+        statement = statement.values(due_at=func.clock_timestamp())
         with self.database.begin() as session:
-            session.execute(statement.values(due_at=func.now()))
+            due = session.scalars(statement.returning(WebhookDelivery.id)).all()
+        publish_deliveries(self.celery, due)
 
 
 @pytest.fixture
-def hooks(api: ApiProcess, database: sessionmaker[Session], tenant: UUID) -> Iterator[Hooks]:
+def hooks(
+    api: ApiProcess, database: sessionmaker[Session], settings: Settings, tenant: UUID
+) -> Iterator[Hooks]:
     """Without endpoints before and after."""
-    made = Hooks(api.http, database, tenant)
+    made = Hooks(api.http, database, celery_app(settings), tenant)
     yield made
     for endpoint in api.http.get("/v1/webhook-endpoints", params={"limit": 200}).json()["data"]:
         assert api.http.delete(f"/v1/webhook-endpoints/{endpoint['id']}").status_code == 204

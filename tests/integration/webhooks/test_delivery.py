@@ -1,0 +1,322 @@
+"""Deliveries from the ledger through a real worker to real receivers on loopback."""
+
+import hashlib
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import func, select, update
+from standardwebhooks import Webhook
+
+from shared.ids import from_wire
+from shared.webhooks.claims import AT_ONCE
+from shared.webhooks.models import WebhookDelivery, WebhookEndpoint
+from shared.webhooks.schedule import GAPS, JITTER
+from tests.integration.webhooks.conftest import Hooks
+from tests.processes import WorkerProcess, wait_until
+from tests.receiver import Behaviour, Receiver, answer, drip, hang, reset
+from tests.unit.outbound.servers import Authority
+
+pytestmark = pytest.mark.usefixtures("delivery_worker")
+
+
+def seconds_until(moment: str) -> float:
+    return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
+
+
+def gap_after(delivery: dict[str, Any]) -> float:
+    """Seconds from the end of the last attempt to the next one."""
+    last = delivery["attempts"][-1]
+    ended = datetime.fromisoformat(last["started_at"]) + timedelta(milliseconds=last["latency_ms"])
+    return (datetime.fromisoformat(delivery["next_attempt_at"]) - ended).total_seconds()
+
+
+def test_an_endpoint_gets_a_signed_event_at_once(hooks: Hooks) -> None:
+    with Receiver() as receiver:
+        made = hooks.register(receiver.url)
+        job_id = hooks.cancel(hooks.queue(job_metadata={"order": "42"}))
+        [request] = receiver.wait()
+        message = Webhook(made["secret"]).verify(request.body, dict(request.headers))
+        delivery = hooks.wait_for_attempts(job_id=job_id)
+    assert message["type"] == "job.canceled"
+    assert message["data"]["id"] == job_id
+    assert message["data"]["metadata"] == {"order": "42"}
+    assert request.headers["content-type"] == "application/json"
+    assert request.id == message["id"] == delivery["event_id"]
+    assert (delivery["state"], delivery["endpoint_id"]) == ("succeeded", made["id"])
+    [attempt] = delivery["attempts"]
+    assert (attempt["number"], attempt["status"], attempt["error"]) == (1, 200, None)
+    assert attempt["response"] == "ok"
+    assert attempt["latency_ms"] > 0
+    assert hooks.http.get(f"/v1/webhook-deliveries/{delivery['id']}").json() == delivery
+
+
+def test_a_jobs_own_webhook_is_signed_with_the_tenants_secret(
+    hooks: Hooks, generate_worker: WorkerProcess
+) -> None:
+    events = ["job.started", "job.succeeded"]
+    with Receiver() as receiver:
+        body = {"prompt": "x", "model": "sim", "webhook": {"url": receiver.url, "events": events}}
+        job = hooks.http.post("/v1/jobs", json=body).json()
+        receiver.wait(2)
+        secret = hooks.http.get("/v1/webhook-secret").json()["secret"]
+        for request in receiver.received:
+            Webhook(secret).verify(request.body, dict(request.headers))
+        [started] = receiver.of_type("job.started")
+        [succeeded] = receiver.of_type("job.succeeded")
+    assert started.message["data"]["state"] == "running"
+    assert started.message["sequence"] < succeeded.message["sequence"]
+    data = succeeded.message["data"]
+    assert data["id"] == job["id"]
+    assert data["seeds"] == job["seeds"]
+    [image] = data["images"]
+    picture = httpx2.get(image["url"], trust_env=False)
+    assert hashlib.sha256(picture.content).hexdigest() == image["sha256"]
+    whole = hooks.http.get(f"/v1/jobs/{job['id']}").json()
+    for name in ("state", "sequence", "model", "finished_at", "error", "metadata"):
+        assert data[name] == whole[name], name
+    told = {d["event"] for d in hooks.deliveries(job_id=job["id"])}
+    assert told == set(events)
+
+
+FAILURES: list[tuple[str, Behaviour, int | None, str]] = [
+    ("500", answer(500, body=b"x" * 5000), 500, "http_error"),
+    ("404", answer(404), 404, "http_error"),
+    ("redirect", answer(302, {"location": "http://127.0.0.1:1/"}), 302, "redirected"),
+    ("reset", reset, None, "connection_failed"),
+    ("slow drip", drip, None, "deadline_exceeded"),
+]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "code"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES]
+)
+def test_a_failure_is_tried_again_on_schedule(
+    hooks: Hooks, behaviour: Behaviour, status: int | None, code: str
+) -> None:
+    with Receiver(behaviour) as receiver:
+        hooks.register(receiver.url)
+        job_id = hooks.cancel(hooks.queue())
+        delivery = hooks.wait_for_attempts(job_id=job_id)
+        assert delivery["state"] == "pending"
+        assert 4.5 <= gap_after(delivery) <= 5.6
+        receiver.behaviour = answer(204)
+        hooks.make_due(delivery["id"])
+        delivery = hooks.wait_for_attempts(2, job_id=job_id)
+    failed, fine = delivery["attempts"]
+    assert (failed["status"], failed["error"]["code"]) == (status, code)
+    assert len(failed["response"] or "") <= 1024
+    assert (fine["status"], fine["error"]) == (204, None)
+    assert delivery["state"] == "succeeded"
+    assert len({request.id for request in receiver.received}) == 1
+    first, second = receiver.received
+    assert first.body == second.body
+
+
+def test_silence_is_cut_off_by_the_time_limit(hooks: Hooks) -> None:
+    released = threading.Event()
+    with Receiver(hang(released)) as receiver:
+        hooks.register(receiver.url)
+        delivery = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        released.set()
+    [attempt] = delivery["attempts"]
+    assert attempt["error"]["code"] == "deadline_exceeded"
+    assert attempt["latency_ms"] >= 1000
+
+
+def test_a_certificate_that_nobody_trusts_fails(hooks: Hooks, tmp_path: Path) -> None:
+    with Receiver(tls=Authority(tmp_path).server("127.0.0.1")) as receiver:
+        hooks.register(receiver.url)
+        delivery = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        assert receiver.received == []
+    assert delivery["attempts"][0]["error"]["code"] == "tls_failed"
+    assert delivery["state"] == "pending"
+
+
+def test_a_huge_answer_is_success_and_not_read_to_its_end(hooks: Hooks) -> None:
+    with Receiver(answer(200, body=b"x" * 30_000_000)) as receiver:
+        hooks.register(receiver.url)
+        delivery = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+    assert delivery["state"] == "succeeded"
+    assert delivery["attempts"][0]["response"] == "x" * 1024
+
+
+def test_410_disables_the_endpoint_and_tells_the_others(hooks: Hooks) -> None:
+    with Receiver(answer(410)) as leaving, Receiver() as staying:
+        gone = hooks.register(leaving.url, events=["job.canceled"])
+        hooks.register(staying.url, events=["batch.completed"])
+        delivery = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        [request] = staying.wait()
+        hooks.cancel(hooks.queue())
+        shown = hooks.endpoint(gone)
+    assert delivery["state"] == "failed"
+    assert delivery["attempts"][0]["error"]["code"] == "gone"
+    assert (shown["enabled"], shown["disabled_reason"]) == (False, "gone")
+    assert request.message["type"] == "endpoint.disabled"
+    assert request.message["data"]["id"] == gone["id"]
+    assert request.message["data"]["reason"] == "gone"
+    assert len(leaving.received) == 1
+
+
+def test_retry_after_holds_everything_for_that_receiver(hooks: Hooks) -> None:
+    with Receiver(answer(503, {"retry-after": "600"})) as receiver:
+        made = hooks.register(receiver.url)
+        first = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        assert 595 < seconds_until(first["next_attempt_at"]) <= 600
+        receiver.behaviour = answer(429, {"retry-after": "1200"})
+        second = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        assert 1190 < seconds_until(second["next_attempt_at"]) <= 1200
+        [_, first] = hooks.deliveries(endpoint_id=made["id"])
+    assert 1190 < seconds_until(first["next_attempt_at"]) <= 1200
+
+
+def test_the_whole_schedule_then_failure_then_redelivery(hooks: Hooks) -> None:
+    with Receiver(answer(500)) as receiver:
+        hooks.register(receiver.url)
+        job_id = hooks.cancel(hooks.queue())
+        for number, gap in enumerate(GAPS[1:], start=1):
+            delivery = hooks.wait_for_attempts(number, job_id=job_id)
+            waited, promised = gap_after(delivery), gap.total_seconds()
+            assert promised * (1 - JITTER) <= waited <= promised * (1 + JITTER) + 1
+            hooks.make_due(delivery["id"])
+        delivery = hooks.wait_for_attempts(len(GAPS), job_id=job_id)
+        assert (delivery["state"], delivery["next_attempt_at"]) == ("failed", None)
+        receiver.behaviour = answer(200)
+        again = hooks.http.post(f"/v1/webhook-deliveries/{delivery['id']}/redeliver")
+        assert (again.status_code, again.json()["state"]) == (202, "pending")
+        delivery = hooks.wait_for_attempts(len(GAPS) + 1, job_id=job_id)
+    assert delivery["state"] == "succeeded"
+    assert len(receiver.received) == len(GAPS) + 1
+    assert {request.id for request in receiver.received} == {delivery["event_id"]}
+
+
+def test_five_days_of_failure_disable_an_endpoint(hooks: Hooks) -> None:
+    with Receiver(answer(500)) as failing, Receiver() as other:
+        made = hooks.register(failing.url, events=["job.canceled"])
+        hooks.register(other.url, events=["batch.completed"])
+        hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        assert hooks.endpoint(made)["failing_since"] is not None
+        with hooks.database.begin() as session:
+            session.execute(
+                update(WebhookEndpoint)
+                .where(WebhookEndpoint.id == from_wire("whe", made["id"]))
+                .values(failing_since=func.now() - timedelta(days=5))
+            )
+        hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        [request] = other.wait()
+        shown = hooks.endpoint(made)
+        states = {delivery["state"] for delivery in hooks.deliveries(endpoint_id=made["id"])}
+    assert request.message["type"] == "endpoint.disabled"
+    assert request.message["data"]["reason"] == "failing"
+    assert (shown["enabled"], shown["disabled_reason"]) == (False, "failing")
+    assert states == {"failed"}
+
+
+def test_a_success_clears_the_record_of_failure(hooks: Hooks) -> None:
+    with Receiver(answer(500)) as receiver:
+        made = hooks.register(receiver.url)
+        delivery = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        assert hooks.endpoint(made)["failing_since"] is not None
+        receiver.behaviour = answer(200)
+        hooks.make_due(delivery["id"])
+        wait_until(lambda: hooks.endpoint(made)["failing_since"] is None, 30, "health")
+
+
+def test_a_slow_receiver_delays_nobody_else(hooks: Hooks) -> None:
+    released = threading.Event()
+    with Receiver(hang(released)) as slow, Receiver() as quick:
+        hooks.register(slow.url)
+        for _ in range(3 * AT_ONCE):
+            hooks.cancel(hooks.queue())
+        slow.wait(1)
+        hooks.register(quick.url)
+        job_ids = {hooks.cancel(hooks.queue()) for _ in range(3 * AT_ONCE)}
+        quick.wait(len(job_ids))
+        assert {request.message["data"]["id"] for request in quick.received} == job_ids
+        delivered = [d for d in hooks.deliveries(state="succeeded") if d["url"] == slow.url]
+        assert delivered == []
+        released.set()
+
+
+def test_many_events_go_out_at_once_but_never_too_many(hooks: Hooks) -> None:
+    jobs = [hooks.queue() for _ in range(60)]
+    with Receiver(lambda request: (time.sleep(0.02), request.reply(200))[1]) as receiver:
+        hooks.register(receiver.url)
+        for job in jobs:
+            hooks.cancel(job)
+        receiver.wait(len(jobs))
+        assert 1 < receiver.most_in_flight <= AT_ONCE
+
+
+def test_both_secrets_sign_after_a_rotation(hooks: Hooks) -> None:
+    with Receiver() as receiver:
+        made = hooks.register(receiver.url)
+        path = f"/v1/webhook-endpoints/{made['id']}/rotate-secret"
+        rotated = hooks.http.post(path).json()
+        assert rotated["secret"] != made["secret"]
+        hooks.cancel(hooks.queue())
+        [request] = receiver.wait()
+    assert len(request.headers["webhook-signature"].split(" ")) == 2
+    for secret in (made["secret"], rotated["secret"]):
+        Webhook(secret).verify(request.body, dict(request.headers))
+
+
+def test_a_test_event_reaches_even_a_disabled_endpoint(hooks: Hooks) -> None:
+    with Receiver() as receiver, Receiver() as other:
+        made = hooks.register(receiver.url, enabled=False)
+        hooks.register(other.url)
+        answered = hooks.http.post(f"/v1/webhook-endpoints/{made['id']}/test")
+        assert (answered.status_code, answered.json()["event"]) == (202, "endpoint.test")
+        [request] = receiver.wait()
+        assert request.message["data"]["id"] == made["id"]
+        assert other.received == []
+
+
+def test_a_range_is_sent_again(hooks: Hooks) -> None:
+    with Receiver(answer(410)) as receiver:
+        made = hooks.register(receiver.url)
+        hooks.cancel(hooks.queue())
+        receiver.wait()
+        wait_until(lambda: not hooks.endpoint(made)["enabled"], 30, "the end")
+        path = f"/v1/webhook-endpoints/{made['id']}"
+        since = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+        refused = hooks.http.post(f"{path}/redeliver", params={"since": since})
+        assert refused.json()["code"] == "webhook_endpoint_disabled"
+        hooks.http.patch(path, json={"enabled": True})
+        receiver.behaviour = answer(200)
+        later = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+        none = hooks.http.post(f"{path}/redeliver", params={"since": later})
+        assert none.json() == {"deliveries": 0}
+        again = hooks.http.post(f"{path}/redeliver", params={"since": since})
+        assert (again.status_code, again.json()) == (202, {"deliveries": 1})
+        receiver.wait(2)
+    assert len({request.id for request in receiver.received}) == 1
+
+
+def test_a_killed_workers_delivery_is_sent_by_another(
+    hooks: Hooks, environment: dict[str, str], tmp_path: Path
+) -> None:
+    released = threading.Event()
+    with Receiver(hang(released)) as receiver:
+        job_id = hooks.cancel(
+            hooks.queue(
+                webhook={"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
+            )
+        )
+        receiver.wait()
+        [delivery] = hooks.deliveries(job_id=job_id)
+        row = select(WebhookDelivery).where(WebhookDelivery.id == from_wire("whd", delivery["id"]))
+        with hooks.database.begin() as session:
+            # As if its worker had died: nobody will report this attempt, and the lease is over.
+            held = session.scalars(row.with_for_update()).one()
+            held.attempts += 1
+            held.lease_until = datetime(2020, 1, 1, tzinfo=UTC)
+        released.set()
+        delivery = hooks.wait_for_attempts(job_id=job_id)
+    assert [attempt["number"] for attempt in delivery["attempts"]] == [3]
+    assert delivery["state"] == "succeeded"
+    assert {request.id for request in receiver.received} == {delivery["event_id"]}

@@ -1,0 +1,214 @@
+"""No end of a job without its deliveries: state, event and deliveries are one transaction."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from shared.jobs import statements
+from shared.jobs.models import Job
+from shared.webhooks import outbox
+from shared.webhooks.events import EventType
+from shared.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
+from tests.integration.webhooks.conftest import Hooks
+
+URL = "https://receiver.invalid/hooks"
+"""Nobody answers there; no worker is needed to see what is written."""
+OWN = {
+    "url": "https://own.invalid/",
+    "events": ["job.canceled", "job.failed", "job.succeeded", "job.expired", "job.started"],
+    "origin": "https://own.invalid:443",
+}
+LEASE = timedelta(seconds=30)
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+Transition = Callable[[Session, Job], Any]
+
+
+def run_and(end: Callable[[Job], Any]) -> Transition:
+    """Claim the job, then end the attempt."""
+
+    def transition(session: Session, job: Job) -> Any:
+        claimed = session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).one()
+        return session.scalars(end(claimed)).all()
+
+    return transition
+
+
+def overdue(session: Session, job: Job) -> Any:
+    """Claim it twice and let the lease run out each time."""
+    for suspect in (False, True):
+        claim = statements.claim(job.id, "w", "cpu", LEASE, suspect=suspect)
+        session.scalars(claim).one()
+        session.connection().exec_driver_sql(
+            "UPDATE jobs SET lease_until = '2020-01-01' WHERE id = %s", (job.id,)
+        )
+        changed = session.scalars(statements.expire_leases(100)).all()
+    return changed
+
+
+def late(session: Session, job: Job) -> Any:
+    """Let the finish deadline pass while it runs."""
+    session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).one()
+    session.connection().exec_driver_sql(
+        "UPDATE jobs SET finish_deadline = '2020-01-01' WHERE id = %s", (job.id,)
+    )
+    return session.scalars(statements.expire_unfinished(100)).all()
+
+
+TRANSITIONS: dict[str, tuple[dict[str, Any], Transition, str]] = {
+    "succeed": ({}, run_and(lambda j: statements.succeed(j.id, 1, 0.5)), "job.succeeded"),
+    "fail": ({}, run_and(lambda j: statements.fail(j.id, 1, "nan_output", "x")), "job.failed"),
+    "attempts used up": (
+        {},
+        run_and(lambda j: statements.fail_or_retry(j.id, 1, "out_of_memory", "x", LEASE)),
+        "job.failed",
+    ),
+    "lost for good": ({"max_attempts": 9}, overdue, "job.failed"),
+    "cancel while queued": (
+        {},
+        lambda s, j: s.scalars(statements.cancel(j.tenant_id, j.id)).all(),
+        "job.canceled",
+    ),
+    "cancel while running": (
+        {},
+        run_and(lambda j: statements.cancel_running(j.id, 1)),
+        "job.canceled",
+    ),
+    "start too late": (
+        {"start_deadline": LONG_AGO},
+        lambda s, _: s.scalars(statements.expire_queued(100)).all(),
+        "job.expired",
+    ),
+    "finish too late": ({}, late, "job.expired"),
+    "stopped by its worker": (
+        {},
+        run_and(lambda j: statements.expire_running(j.id, 1)),
+        "job.expired",
+    ),
+}
+
+
+def written(session: Session, job: Job) -> list[tuple[str, bool]]:
+    """(event, whether to an endpoint) of each delivery of a job."""
+    rows = session.execute(
+        select(WebhookDelivery.event_type, WebhookDelivery.endpoint_id)
+        .where(WebhookDelivery.resource_id == job.id)
+        .order_by(WebhookDelivery.id)
+    )
+    return [(kind, endpoint is not None) for kind, endpoint in rows]
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_every_way_to_end_writes_its_deliveries(hooks: Hooks, name: str) -> None:
+    fields, transition, event = TRANSITIONS[name]
+    hooks.register(URL)
+    job = hooks.queue(webhook=OWN, **fields)
+    with hooks.database.begin() as session:
+        changed = [row for row in transition(session, job) if row.id == job.id]
+        told = [kind for kind in written(session, job) if kind[0] != "job.started"]
+    assert sorted(told) == [(event, False), (event, True)]
+    assert len(changed[0].webhook_deliveries) == 2
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_what_is_rolled_back_tells_nobody(hooks: Hooks, name: str) -> None:
+    fields, transition, _ = TRANSITIONS[name]
+    hooks.register(URL)
+    job = hooks.queue(webhook=OWN, **fields)
+    with hooks.database() as session:
+        transition(session, job)
+        session.rollback()
+    with hooks.database.begin() as session:
+        assert written(session, job) == []
+        assert session.get_one(Job, job.id).state == "queued"
+
+
+def test_what_goes_back_to_the_queue_is_no_event(hooks: Hooks) -> None:
+    job = hooks.queue(webhook=OWN, max_attempts=3)
+    with hooks.database.begin() as session:
+        session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).one()
+        [back] = session.scalars(
+            statements.fail_or_retry(job.id, 1, "out_of_memory", "x", timedelta(0))
+        ).all()
+        assert (back.state, back.webhook_deliveries) == ("queued", None)
+        [again] = session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).all()
+        assert len(again.webhook_deliveries or ()) == 1
+        asked = session.scalars(statements.cancel(job.tenant_id, job.id)).one()
+        assert (asked.state, asked.webhook_deliveries) == ("running", None)
+        assert written(session, job) == [("job.started", False)] * 2
+
+
+def test_only_those_who_asked_are_told(hooks: Hooks) -> None:
+    hooks.register(URL, events=["job.failed"])
+    off = hooks.register(URL, events=["job.canceled"], enabled=False)
+    asked = hooks.register(URL, events=["job.canceled", "batch.completed"])
+    job = hooks.queue()
+    with hooks.database.begin() as session:
+        [changed] = session.scalars(statements.cancel(job.tenant_id, job.id)).all()
+        deliveries = session.scalars(
+            select(WebhookDelivery).where(WebhookDelivery.resource_id == job.id)
+        ).all()
+        event = session.get_one(WebhookEvent, deliveries[0].event_id)
+    assert [str(row.id) for row in deliveries] == [str(i) for i in changed.webhook_deliveries or ()]
+    [shown] = hooks.deliveries(endpoint_id=asked["id"])
+    assert (shown["event"], shown["sequence"]) == ("job.canceled", changed.sequence)
+    assert hooks.deliveries(endpoint_id=off["id"]) == []
+    assert event.data["state"] == "canceled"
+
+
+def test_ids_of_events_are_version_7_and_in_order(hooks: Hooks) -> None:
+    hooks.register(URL)
+    jobs = [hooks.queue() for _ in range(5)]
+    for job in jobs:
+        hooks.cancel(job)
+    with hooks.database.begin() as session:
+        events = session.scalars(
+            select(WebhookEvent)
+            .where(WebhookEvent.resource_id.in_([job.id for job in jobs]))
+            .order_by(WebhookEvent.created_at)
+        ).all()
+    assert {event.id.version for event in events} == {7}
+    assert {event.id.variant for event in events} == {"specified in RFC 4122"}
+    stamps = [event.id.int >> 80 for event in events]
+    assert stamps == sorted(stamps)
+    created = events[0].created_at.timestamp() * 1000
+    assert stamps[0] == pytest.approx(created, abs=50)
+
+
+def test_batches_emit_through_the_same_outbox(hooks: Hooks) -> None:
+    """What the code of batches does at the end of a batch."""
+    hooks.register(URL, events=["batch.completed"])
+    batch = hooks.queue().id  # Any id will do.
+    own = {"url": "https://own.invalid/", "events": ["batch.completed"]}
+    with hooks.database.begin() as session:
+        made = session.scalar(
+            outbox.emit(
+                hooks.tenant,
+                EventType.BATCH_COMPLETED,
+                batch,
+                {"state": "completed", "counts": {"succeeded": 3}},
+                sequence=4,
+                webhook=own,
+            )
+        )
+        assert len(made or []) == 2
+        silent = outbox.emit(hooks.tenant, EventType.BATCH_VALIDATED, batch, {}, webhook=own)
+        assert session.scalar(silent) is None
+    [event] = {d["event_id"] for d in hooks.deliveries(event="batch.completed")}
+    assert event.startswith("evt_")
+
+
+def test_an_endpoint_that_is_switched_off_gives_up_what_waits(hooks: Hooks) -> None:
+    made = hooks.register(URL)
+    hooks.cancel(hooks.queue())
+    with hooks.database.begin() as session:
+        session.execute(update(WebhookDelivery).values(due_at=func.now() + timedelta(hours=1)))
+        assert session.scalar(select(func.count()).select_from(WebhookEndpoint)) == 1
+    hooks.http.patch(f"/v1/webhook-endpoints/{made['id']}", json={"enabled": False})
+    [delivery] = hooks.deliveries(endpoint_id=made["id"])
+    assert (delivery["state"], delivery["next_attempt_at"]) == ("failed", None)
+    again = hooks.http.post(f"/v1/webhook-deliveries/{delivery['id']}/redeliver")
+    assert (again.status_code, again.json()["code"]) == (409, "webhook_endpoint_disabled")
