@@ -144,7 +144,7 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["share"]
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         team.average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self._optimizer.step()

@@ -21,6 +21,7 @@ from torch import Tensor
 from deploy.demo_model import judge as judging
 from deploy.demo_model.captions import full_prompt
 from deploy.demo_model.measures import balanced_accuracy, sign_test, ssim
+from deploy.demo_model.pictures import scene_and_picture
 from deploy.demo_model.report import Line, Report, write
 from deploy.demo_model.scenes import sample_scene
 from deploy.demo_model.text import ATTRIBUTES, attributes
@@ -128,7 +129,7 @@ def judge_lines(judge: judging.Judge, painter: Painter, count: int) -> list[Line
         through = torch.cat(
             [
                 painter.pipe.vae.decode(painter.pipe.vae.encode(chunk).latents).sample.clamp(-1, 1)
-                for chunk in pictures.split(50)
+                for chunk in torch.split(pictures, 50)
             ]
         )
     lines = []
@@ -199,7 +200,7 @@ def image_to_image_lines(
     """Strength 0.3 with the start's own prompt; strength 0.9 with another scene's."""
     starts, classes = judging.drawn(count, painter.size, judging.HELD_OUT_SEED)
     rng = np.random.default_rng(0)
-    scenes = [judging.scene_and_picture(i, 8, seed=judging.HELD_OUT_SEED)[0] for i in range(count)]
+    scenes = [scene_and_picture(i, 8, seed=judging.HELD_OUT_SEED)[0] for i in range(count)]
     kept = painter.repaint([full_prompt(scene, rng) for scene in scenes], starts, 0.3)
     other = prompts.first(count)
     changed = judge.verdicts(painter.repaint(other.texts, starts, 0.9))

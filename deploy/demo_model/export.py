@@ -49,6 +49,8 @@ def export(
     _change(fresh / "text_encoder" / "config.json", dtype="float32")
     # Derived from the others by diffusers itself, which warns of it when it reads it back.
     _change(fresh / "vae" / "config.json", block_out_channels=None)
+    for weights in fresh.rglob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes files that only their owner can read
     (fresh / "README.md").write_text(
         _card(preset, autoencoder, trained, scaling_factor=scaling_factor, folder=fresh)
     )
@@ -98,7 +100,7 @@ def _card(
         text_channels=preset.text_channels,
         tokens=TOKENS,
         steps=f"{trained.steps:,}",
-        batch=preset.unet_batch,
+        batch=preset.unet_batch * preset.processes,
         minutes=f"{trained.minutes:.0f}",
         empty=f"{EMPTY_CAPTIONS:.0%}",
         megabytes=f"{weights / 1e6:.1f}",

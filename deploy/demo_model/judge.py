@@ -19,7 +19,7 @@ from deploy.demo_model.text import ATTRIBUTES, attributes
 
 TRAIN_SEED, HELD_OUT_SEED = 11, 12
 _SCENES = 6_000
-_STEPS = 1_200
+_STEPS = 1_000
 _BATCH = 64
 _INPUT = 64
 
@@ -43,17 +43,17 @@ class Judge(nn.Module):
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         """Pictures [n, 3, height, width] to one score tensor [n, classes] per attribute."""
-        small = nn.functional.interpolate(
-            pictures, (_INPUT, _INPUT), mode="bilinear", antialias=True, align_corners=False
-        )
+        small = nn.functional.adaptive_avg_pool2d(pictures, _INPUT)
         scores: Tensor = self._heads(self._trunk(small))
-        return list(scores.split(list(ATTRIBUTES.values()), dim=1))
+        return list(torch.split(scores, list(ATTRIBUTES.values()), dim=1))
 
     @torch.no_grad()
     def verdicts(self, pictures: Tensor) -> np.ndarray:
         """The likeliest class of each attribute, int64 [n, attributes]."""
         self.eval()
-        chunks = [torch.stack([s.argmax(1) for s in self(c)], 1) for c in pictures.split(100)]
+        chunks = [
+            torch.stack([s.argmax(1) for s in self(c)], 1) for c in torch.split(pictures, 100)
+        ]
         verdicts: np.ndarray = torch.cat(chunks).numpy()
         return verdicts
 
@@ -74,7 +74,8 @@ def trained(size: int, work: Path) -> Judge:
     if saved is None:
         torch.manual_seed(TRAIN_SEED)
         judge = Judge()
-        _train(judge, *drawn(_SCENES, size, TRAIN_SEED))
+        pictures, classes = drawn(_SCENES, size, TRAIN_SEED)
+        _train(judge, nn.functional.adaptive_avg_pool2d(pictures, _INPUT), classes)
         state.save(judge.state_dict(), work / "judge.pt")
     else:
         judge.load_state_dict(saved)
@@ -94,7 +95,7 @@ def _train(judge: Judge, pictures: Tensor, classes: np.ndarray) -> None:
         ]
         loss = torch.stack(losses).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if (step + 1) % 200 == 0:
@@ -103,7 +104,7 @@ def _train(judge: Judge, pictures: Tensor, classes: np.ndarray) -> None:
 
 def _disturbed(pictures: Tensor) -> Tensor:
     """Half of the batch blurred, all with some noise and a change of contrast and colour."""
-    blurred = nn.functional.avg_pool2d(pictures, 5, stride=1, padding=2, count_include_pad=False)
+    blurred = nn.functional.avg_pool2d(pictures, 3, stride=1, padding=1, count_include_pad=False)
     half = torch.rand(len(pictures), 1, 1, 1) < 0.5
     mixed = torch.where(half, blurred, pictures)
     gain = 1 + 0.06 * torch.randn(len(pictures), 3, 1, 1)

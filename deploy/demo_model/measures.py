@@ -20,7 +20,7 @@ def sign_test(fewer: int, more: int) -> float:
     """One-sided p-value of at least `fewer` of the pairs that changed changing that way, if
     both ways were as likely (McNemar's exact test)."""
     changed = fewer + more
-    return sum(comb(changed, k) for k in range(fewer, changed + 1)) / 2**changed
+    return float(sum(comb(changed, k) for k in range(fewer, changed + 1)) / 2**changed)
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:

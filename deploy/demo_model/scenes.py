@@ -128,8 +128,6 @@ class _Painter:
 
     def paint(self) -> Image.Image:
         scene = self._scene
-        # Where things stand is drawn first and always, so that two scenes that differ in
-        # one thing only, painted from equal generators, agree in the places of the others.
         near = self._rng.uniform(0.55, 0.59)
         house_side = -1 if self._rng.random() < 0.5 else 1
         light_x = self._rng.uniform(0.2, 0.8)
@@ -220,7 +218,7 @@ class _Painter:
     def _peaks(self, base: float, colour: Colour, *, far: bool) -> None:
         centres = (0.14, 0.5, 0.86) if far else (-0.04, 0.32, 0.68, 1.04)
         snow = self._scene.land in ("snowy", "rocky") and far
-        shade: Colour = tuple(round(c * 0.86) for c in colour)  # type: ignore[assignment]
+        shade = _darker(colour)
         for centre in centres:
             x = centre + self._rng.uniform(-0.06, 0.06)
             rise = self._rng.uniform(0.24, 0.3) if far else self._rng.uniform(0.07, 0.12)
@@ -364,3 +362,8 @@ class _Painter:
             y = self._rng.uniform(0.22, 0.85)
             line = [v * self._extent for v in (x, y, x - 0.025, y + 0.08)]
             self._pen.line(line, fill=self._lit((214, 226, 240), 0.3), width=self._extent // 80)
+
+
+def _darker(colour: Colour) -> Colour:
+    red, green, blue = (round(0.86 * c) for c in colour)
+    return red, green, blue

@@ -16,7 +16,8 @@ from threading import Thread
 from typing import Protocol
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
 
 class Work(Protocol):
@@ -45,7 +46,7 @@ class Team:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= self.size
-        pieces = flat.split([gradient.numel() for gradient in gradients])
+        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
 
@@ -91,7 +92,7 @@ def run(size: int, work: Work) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_member, args=(size, port, work), nprocs=size)  # type: ignore[no-untyped-call]
+    spawn(_member, args=(size, port, work), nprocs=size)  # type: ignore[no-untyped-call]
 
 
 def _member(rank: int, size: int, port: int, work: Work) -> None:

@@ -63,8 +63,8 @@ def train(
     team: Team,
 ) -> Trained:
     """Trains on uint8 pictures [n, size, size, 3] until `minutes` are spent in all runs."""
-    model = build(preset).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))
+    model = build(preset).to(device, memory_format=torch.channels_last)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))  # type: ignore[no-untyped-call]
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=1e-4)
     saved = state.load(work / "vae.pt", device)
@@ -102,7 +102,7 @@ def train(
             decoded = model.decode(noisy).sample
         pixel_error, loss = _loss(batch, decoded.float(), latents.float())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         team.average_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
