@@ -16,6 +16,7 @@ from api.body_limits import BodyLimits
 from api.deps import Resources
 from api.health.routes import router as health
 from api.images.routes import router as images
+from api.jobs.fetching import ImageFetcher
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.middleware import RequestEnvelope
@@ -86,6 +87,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     circuit = Circuit()
     publisher = JobPublisher(celery_app(settings), circuit)
     storage = Storage(settings)
+    fetcher = ImageFetcher(settings)
     try:
         yield Resources(
             settings=settings,
@@ -97,6 +99,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             publisher=publisher,
             roster=WorkerRoster(quick, circuit),
             storage=storage,
+            fetcher=fetcher,
             keys=KeyCache(),
             rates=RequestRates(quick, settings.redis_url.get_secret_value()),
             pressure=Pressure(settings.max_queued_cost),
@@ -104,6 +107,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
         )
     finally:
         publisher.close()
+        fetcher.close()
         storage.close()
         await blocking.aclose()
         await quick.aclose()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from api.auth import KeyCache, Principal
+    from api.jobs.fetching import ImageFetcher
     from api.usage.admission import Spent
     from api.usage.pressure import Pressure
 
@@ -53,6 +54,7 @@ class Resources:
     publisher: JobPublisher
     roster: WorkerRoster
     storage: Storage
+    fetcher: "ImageFetcher"
     keys: "KeyCache"
     rates: RequestRates
     pressure: "Pressure"

@@ -242,8 +242,8 @@ CATALOGUE: dict[str, ProblemType] = {
         ProblemType(
             "busy",
             503,
-            "Too many large bodies at once",
-            "Nothing was read. Try again after `Retry-After` seconds.",
+            "Too many large bodies or pictures at once",
+            "Nothing was queued. Try again after `Retry-After` seconds.",
         ),
         ProblemType(
             "overloaded",

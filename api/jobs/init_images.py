@@ -1,11 +1,13 @@
-"""Where img2img starts: an upload, an image made before, or a picture inside the request."""
+"""Where img2img starts: an upload, an image made before, a picture in the request or at a URL."""
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
 from api.auth import Principal
 from api.deps import Resources
+from api.jobs.fetching import FetchFailed
 from api.problems import Problem
 from api.uploads.intake import clean_image, store_upload
 from shared.gallery import statements as gallery
@@ -42,11 +44,9 @@ async def resolve_init_image(
     if reference is None:
         return None
     if reference[:5].lower() == "data:":
-        return await _store_data_url(held, principal, reference)
-    if reference[:8].lower() in ("https://", "http://"):
-        raise Problem.invalid(
-            POINTER, "url_not_supported", "URLs are not read yet; upload the picture instead."
-        )
+        return await _store_picture(held, principal, _from_data_url(held, reference))
+    if reference[:8].lower().startswith(("https://", "http://")):
+        return await _store_picture(held, principal, held.fetcher.fetch(reference))
     found = await _look_up(held, principal, reference)
     if found is None:
         raise Problem.invalid(
@@ -61,7 +61,9 @@ async def _look_up(held: Resources, principal: Principal, reference: str) -> Ini
         row_id = from_wire("upl" if prefix == "upl" else "img", reference)
     except MalformedId:
         raise Problem.invalid(
-            POINTER, "malformed_init_image", "Give an upload id, an image id or a data: URL."
+            POINTER,
+            "malformed_init_image",
+            "Give an upload id, an image id, a data: URL or an https URL.",
         ) from None
     async with held.tenant_transaction(principal) as session:
         if prefix == "upl":
@@ -75,12 +77,17 @@ async def _look_up(held: Resources, principal: Principal, reference: str) -> Ini
         return None
 
 
-async def _store_data_url(held: Resources, principal: Principal, url: str) -> InitImage:
-    limit = held.settings.max_upload_bytes
+async def _from_data_url(held: Resources, url: str) -> bytes:
+    return await asyncio.to_thread(parse_data_url, url, held.settings.max_upload_bytes)
+
+
+async def _store_picture(
+    held: Resources, principal: Principal, reading: Awaitable[bytes]
+) -> InitImage:
+    """A picture that came with the request becomes an upload, to be inserted with the job."""
     try:
-        data = await asyncio.to_thread(parse_data_url, url, limit)
-        clean = await clean_image(held, data)
-    except ImageRefused as refusal:
+        clean = await clean_image(held, await reading)
+    except (ImageRefused, FetchFailed) as refusal:
         raise Problem.invalid(POINTER, refusal.code, str(refusal)) from None
     upload = await store_upload(held, principal, clean)
     return InitImage(

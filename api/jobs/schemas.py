@@ -95,7 +95,7 @@ class JobSubmission(RequestModel):
     )
     init_image: Annotated[str, Field(max_length=_MAX_INIT_IMAGE)] | None = Field(
         default=None,
-        description="Makes it img2img: an upload id, an image id, or a data: URL.",
+        description="Makes it img2img: an upload id, an image id, a data: or an https URL.",
     )
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="img2img only: how far to leave the initial image. Default 0.8."
