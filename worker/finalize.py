@@ -5,7 +5,7 @@ outage costs no second run.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -113,20 +113,45 @@ def commit(
     prompt = _Prompt(embedder, job)
     gpu_seconds = sum(picture.row["gpu_seconds"] for picture in pictures)
 
+    def rows(session: Session) -> list[dict[str, Any]]:
+        prompt_id = prompt.row_id(session)
+        return [{**picture.row, "prompt_id": prompt_id} for picture in pictures]
+
     def one_try() -> Job:
         prompt.prepare(database)
-        with database.begin() as session:
-            done = session.scalars(
-                ledger.succeed(job.id, lease.attempt, gpu_seconds, warnings)
-            ).one_or_none()
-            if done is None:
-                return _already_committed(session, job.id, lease.attempt)
-            prompt_id = prompt.row_id(session)
-            rows = [{**picture.row, "prompt_id": prompt_id} for picture in pictures]
-            session.execute(gallery.insert_images(rows))
-            return done
+        return commit_rows(
+            database, job.id, lease.attempt, rows, gpu_seconds=gpu_seconds, warnings=warnings
+        )
 
     return with_ledger(one_try, lease)
+
+
+def commit_rows(
+    database: sessionmaker[Session],
+    job_id: UUID,
+    attempt: int,
+    rows: Callable[[Session], Sequence[dict[str, Any]]],
+    *,
+    gpu_seconds: float,
+    warnings: Sequence[dict[str, str]],
+) -> Job:
+    """One transaction: the job's success, fenced by its attempt, and its images.
+
+    Safe to repeat: after an earlier try whose COMMIT was not answered it finds the job done.
+
+    Raises:
+        LeaseGone: the attempt is not the running one; nothing was written.
+        SQLAlchemyError: Postgres is away, or refuses.
+    """
+    with database.begin() as session:
+        done = session.scalars(ledger.succeed(job_id, attempt, gpu_seconds, warnings)).one_or_none()
+        if done is None:
+            done = session.scalars(ledger.find_committed(job_id, attempt)).one_or_none()
+            if done is None:
+                raise LeaseGone
+            return done
+        session.execute(gallery.insert_images(rows(session)))
+        return done
 
 
 class _Prompt:
@@ -162,14 +187,6 @@ class _Prompt:
         # Locked against removal for as long as this transaction lasts.
         known = gallery.find_prompt(self._job.tenant_id, self._job.prompt)
         return session.scalars(known.with_for_update(read=True, key_share=True)).one_or_none()
-
-
-def _already_committed(session: Session, job_id: UUID, attempt: int) -> Job:
-    """The answer to an earlier COMMIT may have been lost on the way: then it is done."""
-    job = session.scalars(ledger.find_committed(job_id, attempt)).one_or_none()
-    if job is None:
-        raise LeaseGone
-    return job
 
 
 def _put(storage: Storage, key: str, body: bytes, content_type: str, lease: Lease) -> None:

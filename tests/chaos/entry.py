@@ -1,4 +1,4 @@
-"""The trials' own way into a worker: the real one, with a cheap embedder, and faults on request.
+"""The trials' own way into a process: the real one, with a cheap embedder, and faults on request.
 
 Production code carries no switch for any of this: crash points and broken builds are wrapped
 around its functions here, in a process that only a trial starts.
@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from shared.gallery import statements as gallery
@@ -49,12 +50,19 @@ class CheapEmbedder:
         return [number / length for number in numbers]
 
 
-def run_worker(role: str, options: dict[str, Any]) -> None:
-    """Become a worker. `options`: `crash_at` (a crash point), `broken` (a list), `clock` (s)."""
+def run_process(role: str, options: dict[str, Any]) -> None:
+    """Become a `generate` or `cpu` worker, or the `api`.
+
+    Options: `clock` (seconds by which the wall clock is wrong), `crash_at` (a crash point, where
+    the process dies once for each job; `crashed` is the folder that remembers which), `poison` (a
+    seed that kills whoever draws it), `broken` (names of `BROKEN_BUILDS`), `port` of the API.
+    """
     if shift := options.get("clock"):
         _shift_clock(float(shift))
     if point := options.get("crash_at"):
-        _install_crash_point(point)
+        CrashPoint(point, Path(options["crashed"])).install()
+    if "poison" in options:
+        _install_poison(int(options["poison"]))
     for defect in options.get("broken", ()):
         BROKEN_BUILDS[defect]()
     settings = get_settings()
@@ -63,6 +71,12 @@ def run_worker(role: str, options: dict[str, Any]) -> None:
         from worker import cpu
 
         cpu.run_cpu_worker(settings)
+    elif role == "api":
+        import uvicorn
+
+        from api.app import create_app
+
+        uvicorn.run(create_app, factory=True, port=options["port"], log_level="warning")
     else:
         from worker import generate
 
@@ -70,61 +84,83 @@ def run_worker(role: str, options: dict[str, Any]) -> None:
         generate.run_generate_worker(settings, [load_catalog(settings.models_file).default])
 
 
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def _shift_clock(seconds: float) -> None:
-    """What Python calls the wall clock is wrong by an hour; the monotonic clock never is."""
+    """What Python calls the wall clock is wrong; the monotonic clock never is."""
     honest = time.time
     time.time = lambda: honest() + seconds
 
 
-def _install_crash_point(point: str) -> None:
-    import celery.worker.request
+class CrashPoint:
+    """A place in the code where the process is killed, once for each job."""
 
-    from worker import claiming, run_job
+    def __init__(self, name: str, crashed: Path) -> None:
+        self._name = name
+        self._crashed = crashed
+
+    def install(self) -> None:
+        """Wrap the function that the point is named for."""
+        from celery.worker.request import Request
+
+        from api.queue import JobPublisher
+        from worker import claiming, run_job
+        from worker.engine.simulated import SimulatedBackend
+
+        installers: dict[str, Callable[[], None]] = {
+            "before_claim": lambda: self._before(claiming, "_claim", lambda a: a[1]),
+            "after_claim": lambda: self._after(claiming, "_claim", lambda _, job: job and job.id),
+            "mid_step": lambda: self._before(SimulatedBackend, "tick", _seed_in_mid_step),
+            "after_upload": lambda: self._after(run_job, "upload", lambda a, _: a[3].job_id),
+            "before_commit": lambda: self._before(run_job, "commit", lambda a: a[2].id),
+            "after_commit": lambda: self._after(run_job, "commit", lambda a, _: a[2].id),
+            "before_ack": lambda: self._before(Request, "acknowledge", lambda a: a[0].id),
+            "before_publish": lambda: self._before(JobPublisher, "publish", lambda a: a[1].id),
+        }
+        installers[self._name]()
+
+    def _before(self, owner: Any, name: str, subject: Callable[[tuple[Any, ...]], Any]) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self._die_once(subject(args))
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def _after(self, owner: Any, name: str, subject: Callable[[Any, Any], Any]) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            self._die_once(subject(args, result))
+            return result
+
+        setattr(owner, name, wrapped)
+
+    def _die_once(self, subject: object) -> None:
+        if subject is None:
+            return
+        try:
+            (self._crashed / f"{self._name}-{subject}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _seed_in_mid_step(args: tuple[Any, ...]) -> int | None:
+    return next((row.request.seed for row in args[2] if row.step), None)
+
+
+def _install_poison(seed: int) -> None:
     from worker.engine.simulated import SimulatedBackend
 
-    if point == "before_claim":
-        _wrap(claiming, "_claim", before=_die)
-    elif point == "after_claim":
-        _wrap(claiming, "_claim", after=lambda job: _die() if job is not None else None)
-    elif point == "mid_step":
-        _wrap(SimulatedBackend, "tick", when=lambda args: any(row.step for row in args[2]))
-    elif point == "after_upload":
-        _wrap(run_job, "upload", after=lambda _: _die())
-    elif point == "before_commit":
-        _wrap(run_job, "commit", before=_die)
-    elif point == "after_commit":
-        _wrap(run_job, "commit", after=lambda _: _die())
-    elif point == "before_ack":
-        _wrap(celery.worker.request.Request, "acknowledge", before=_die)
-    else:
-        raise ValueError(f"no crash point is named {point}")
+    tick = SimulatedBackend.tick
 
+    def poisoned(self: Any, shape: Any, rows: Sequence[Any]) -> Any:
+        if any(row.request.seed == seed and row.step for row in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tick(self, shape, rows)
 
-def _wrap(
-    owner: Any,
-    name: str,
-    *,
-    before: Callable[[], None] | None = None,
-    after: Callable[[Any], None] | None = None,
-    when: Callable[[tuple[Any, ...]], bool] | None = None,
-) -> None:
-    original = getattr(owner, name)
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if before is not None:
-            before()
-        if when is not None and when(args):
-            _die()
-        result = original(*args, **kwargs)
-        if after is not None:
-            after(result)
-        return result
-
-    setattr(owner, name, wrapped)
+    SimulatedBackend.tick = poisoned  # type: ignore[method-assign]
 
 
 # --- Builds that are broken on purpose, to see whether the checker bites -------------------------

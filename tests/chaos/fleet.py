@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +76,7 @@ class Fleet:
         self._environment = dict(environment)
         self._zygote: subprocess.Popen[str] | None = None
         self._workers: list[Worker] = []
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -122,9 +124,10 @@ class Fleet:
             "options": options,
         }
         offset = log.stat().st_size
-        self._zygote.stdin.write(json.dumps(order) + "\n")
-        self._zygote.stdin.flush()
-        worker = Worker(int(self._zygote.stdout.readline()), log, offset)
+        with self._lock:
+            self._zygote.stdin.write(json.dumps(order) + "\n")
+            self._zygote.stdin.flush()
+            worker = Worker(int(self._zygote.stdout.readline()), log, offset)
         self._workers.append(worker)
         if wait:
             worker.wait_ready()

@@ -18,11 +18,12 @@ import celery.worker.consumer
 import celery.worker.strategy  # noqa: F401
 import kombu.transport.redis  # noqa: F401
 import psycopg  # noqa: F401
+import uvicorn  # noqa: F401
 
 import worker.cpu
 import worker.engine.simulated
 import worker.generate  # noqa: F401
-from tests.chaos.entry import run_worker
+from tests.chaos.entry import run_process
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def _become(order: dict[str, Any]) -> NoReturn:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(order["environment"])
-        run_worker(order["role"], order["options"])
+        run_process(order["role"], order["options"])
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

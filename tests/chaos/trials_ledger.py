@@ -1,0 +1,218 @@
+"""Trials of the ledger alone: random histories against a model, and races over bad connections."""
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from deploy.local.servers import EmbeddedServers
+from migrations.commands import upgrade
+from shared.database import session_factory
+from shared.gallery import statements as gallery
+from shared.gallery.models import Image
+from shared.ids import new_id
+from shared.jobs import statements
+from shared.jobs.models import Job, JobAttempt
+from shared.tenancy import statements as tenancy
+from tests.chaos.ledger_machine import LedgerMachine
+from tests.chaos.proxy import Proxy, Verdict
+from tests.chaos.result import Result
+from tests.jobs import accept
+from worker.finalize import LeaseGone, commit_rows
+from worker.leases import Lease
+from worker.patience import with_ledger
+
+FAULTS = (0.0, 0.05, 0.10)
+_AT_ONCE = 6
+"""Races side by side: after a cut each waits for a moment."""
+
+
+def t12_random_histories(folder: Path, n: int) -> Result:
+    """Random transitions by clients, workers, zombies and dispatcher, against a model."""
+    result = Result("T12", "random histories of the ledger against a model", n, 2000)
+    with _ledger(folder) as (_, database):
+
+        class Machine(LedgerMachine):
+            pass
+
+        Machine.database = database
+        try:
+            run_state_machine_as_test(
+                Machine,
+                settings=settings(
+                    max_examples=n,
+                    stateful_step_count=30,
+                    deadline=None,
+                    database=None,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+        except AssertionError as error:
+            result.violations.append(f"T12 {error}")
+    result.notes.append("up to 30 transitions each, zombies included")
+    return result
+
+
+def t13_races(folder: Path, n: int) -> list[Result]:
+    """Two workers race for a job's claim and, with the lease over, for its commit."""
+    results = []
+    with _ledger(folder) as (servers, database), Proxy(servers.postgres.port) as proxy:
+        url = servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        url = url.replace(f":{servers.postgres.port}", f":{proxy.port}")
+        engine = create_engine(url, pool_size=20, pool_pre_ping=True)
+        faulty = session_factory(engine)
+        for share in FAULTS:
+            result = Result(
+                f"T13 {share:.0%}", f"claim and commit races, {share:.0%} faults", 0, 1000
+            )
+
+            def judge(chunk: bytes, share: float = share) -> Verdict:
+                if len(chunk) < 6 or random.random() >= share:
+                    return Verdict.FORWARD
+                return random.choice((Verdict.CUT, Verdict.CUT_ANSWER))
+
+            before = proxy.cuts
+            proxy.judge = judge
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                races = list(
+                    threads.map(lambda _: Race(database, faulty).run(), range(n // len(FAULTS)))
+                )
+            result.violations = [problem for race in races for problem in race.judge()]
+            result.n = result.jobs = len(races)
+            result.duplicated = len(result.violations)
+            refused = sum(race.refused for race in races)
+            cut = proxy.cuts - before
+            result.notes.append(f"{refused} stale commits refused, {cut} connections cut")
+            results.append(result)
+        engine.dispose()
+    return results
+
+
+class Race:
+    """One job and two workers, each of which believes for a while that it holds it."""
+
+    def __init__(self, database: sessionmaker[Session], faulty: sessionmaker[Session]) -> None:
+        self._database = database
+        self._faulty = faulty
+        with database.begin() as session:
+            self._tenant = session.scalars(tenancy.ensure_tenant("races")).one()
+            self._prompt = session.scalars(
+                gallery.ensure_prompt(self._tenant, "p", [1.0] + [0.0] * 383, "test")
+            ).one()
+            self._job = accept(session, self._tenant, max_attempts=9).id
+        self._committed: list[int] = []
+        self.refused = 0
+        self._barrier = threading.Barrier(2)
+
+    def run(self) -> Self:
+        """Both workers, to the end."""
+        threads = [threading.Thread(target=self._work, args=(f"w{k}",)) for k in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return self
+
+    def _work(self, name: str) -> None:
+        self._barrier.wait()
+        for _ in range(4):
+            job = self._claim(name)
+            if job is None:
+                continue
+            lease = Lease(job)
+            try:
+                done = with_ledger(lambda job=job, lease=lease: self._commit(job, lease), lease)
+            except LeaseGone:
+                self.refused += 1
+                continue
+            self._committed.append(done.attempt)
+
+    def _claim(self, name: str) -> Job | None:
+        """A lease that is over at once, so that the rival may take the job at any moment."""
+        no_time = timedelta(0)
+        for suspect in (False, True):
+            statement = statements.claim(self._job, name, "gpu", no_time, suspect=suspect)
+            try:
+                with self._faulty.begin() as session:
+                    job = session.scalars(statement).one_or_none()
+            except SQLAlchemyError:
+                job = None  # cut off; the claim may have gone through, and is lost then
+            if job is not None:
+                return job
+        return None
+
+    def _commit(self, job: Job, lease: Lease) -> Job:
+        rows = [self._image(job)]
+        return commit_rows(
+            self._faulty, job.id, lease.attempt, lambda _: rows, gpu_seconds=1.0, warnings=()
+        )
+
+    def _image(self, job: Job) -> dict[str, Any]:
+        return {
+            "id": new_id(),
+            "tenant_id": self._tenant,
+            "job_id": job.id,
+            "session_id": "s1",
+            "prompt_id": self._prompt,
+            "index": 0,
+            "attempt": job.attempt,
+            "seed": 7,
+            "width": 64,
+            "height": 64,
+            "content_type": "image/png",
+            "bytes": 1,
+            "sha256": "0" * 64,
+            "s3_key": f"s1/{job.id}/{job.attempt}/00.png",
+            "thumbnail_s3_key": f"s1/{job.id}/{job.attempt}/00.thumb.webp",
+            "receipt": {},
+            "gpu_seconds": 1.0,
+        }
+
+    def judge(self) -> list[str]:
+        """What is wrong with the job now."""
+        with self._database.begin() as session:
+            job = session.get_one(Job, self._job)
+            images = session.scalars(select(Image.attempt).where(Image.job_id == job.id)).all()
+            successes = session.scalars(
+                select(func.count()).where(
+                    JobAttempt.job_id == job.id, JobAttempt.outcome == "succeeded"
+                )
+            ).one()
+        told = len(set(self._committed))
+        succeeded = job.state == "succeeded"
+        right = (
+            told <= 1
+            and successes == int(succeeded)
+            and list(images) == ([job.attempt] if succeeded else [])
+            and (not told or (succeeded and self._committed[0] == job.attempt))
+        )
+        if right:
+            return []
+        return [f"{self._describe(job)}: told {self._committed}, images of {list(images)}"]
+
+    @staticmethod
+    def _describe(job: Job) -> str:
+        job_id: UUID = job.id
+        return f"{job_id} {job.state} at attempt {job.attempt}"
+
+
+@contextmanager
+def _ledger(folder: Path) -> Iterator[tuple[EmbeddedServers, sessionmaker[Session]]]:
+    folder.mkdir(parents=True)
+    with EmbeddedServers(folder / "home", durable=False) as servers:
+        url = servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        upgrade(url)
+        engine = create_engine(url)
+        yield servers, session_factory(engine)
+        engine.dispose()

@@ -1,0 +1,257 @@
+"""Trials of what the workers stand on: the API dies, Redis forgets, Postgres and S3 go away."""
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import httpx2
+from sqlalchemy import select
+
+from shared.jobs.models import Job
+from tests.chaos.checker import check
+from tests.chaos.proxy import Answer, Judge, Verdict
+from tests.chaos.result import Result, quantiles
+from tests.chaos.system import System
+from tests.processes import free_port, wait_until
+
+
+def t5_api_killed(folder: Path, n: int) -> Result:
+    """The API dies between its commit and its publish; the client retries with the same key."""
+    result = Result("T5", "API killed between commit and publish", 0, 100)
+    crashed = folder / "crashed"
+    crashed.mkdir(parents=True)
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        system.fleet.start("w1")
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        with httpx2.Client(
+            base_url=url, headers=dict(system.api.http.headers), timeout=30, trust_env=False
+        ) as http:
+            while result.n < n:
+                api = system.fleet.start(
+                    "api",
+                    "api",
+                    wait=False,
+                    port=port,
+                    crash_at="before_publish",
+                    crashed=str(crashed),
+                )
+                wait_until(lambda: _answers(http), 60, "the API")
+                key = {"Idempotency-Key": str(uuid4())}
+                body = {"prompt": f"picture {random.random()}", "steps": 5}
+                try:
+                    http.post("/v1/jobs", json=body, headers=key)
+                except httpx2.TransportError:
+                    result.n += 1
+                api.wait_gone(10)
+                # Another replica of the API takes the client's retry.
+                again = system.api.http.post("/v1/jobs", json=body, headers=key)
+                assert again.status_code == 202, again.text
+                result.demand(
+                    again.headers.get("Idempotency-Replayed") == "true", "the retry made a new job"
+                )
+                system.note(again.json())
+        system.wait_all(60)
+        result.judge(check(system))
+        with system.database.begin() as session:
+            rows = session.execute(select(Job.created_at, Job.started_at)).all()
+    result.demand(len(rows) == result.n, f"{len(rows)} jobs for {result.n} submissions")
+    result.recovery = quantiles([(row[1] - row[0]).total_seconds() for row in rows if row[1]])
+    result.notes.append("recovery is the time from submission to the start of the job")
+    result.demand(result.recovery["p99"] < 6, "the publish delay's p99 is not below 6 s")
+    return result
+
+
+def t6_flushed(folder: Path, n: int) -> Result:
+    """FLUSHALL with n jobs queued."""
+    result = Result("T6 flush", f"Redis FLUSHALL with {n} queued", 1, 1)
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda _: system.submit(n // 4, steps=5), range(4)))
+        workers = [system.fleet.start(f"w{k}") for k in range(2)]
+        wait_until(lambda: system.count("succeeded") > n // 20, 60, "the first jobs")
+        system.servers.redis.flush()
+        began = time.monotonic()
+        queue = "generate.sim.interactive"
+        wait_until(lambda: system.redis.llen(queue) > 0, 30, "the queue")
+        result.recovery = quantiles([time.monotonic() - began])
+        system.wait_all(600)
+        result.judge(check(system))
+        result.demand(all(worker.alive for worker in workers), "a worker died")
+    result.notes.append("recovery is the time until the queue is filled again")
+    return result
+
+
+def t6_redis_killed(folder: Path, n: int) -> Result:
+    """Redis is killed n times under load."""
+    result = Result("T6 kill", "Redis killed under load", n, 50)
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        workers = [system.fleet.start(f"w{k}") for k in range(2)]
+        resumed = []
+        for _ in range(n):
+            system.submit(2, steps=30)
+            system.servers.redis.kill()
+            # A submission while Redis is down is accepted all the same.
+            down = system.submit(1, steps=5)
+            system.servers.redis.start()
+            began = time.monotonic()
+            wait_until(lambda job=down[0]: system.job(job).attempt > 0, 60, "the job")
+            resumed.append(time.monotonic() - began)
+        system.wait_all(120)
+        result.judge(check(system))
+        result.demand(all(worker.alive for worker in workers), "a worker died")
+    result.recovery = quantiles(resumed)
+    result.notes.append("a job was submitted while Redis was down each time, and accepted")
+    return result
+
+
+def t6_half_open(folder: Path, seconds: float) -> Result:
+    """The workers' connections to Redis fall silent without being closed."""
+    result = Result("T6 half-open", f"Redis connections half-open for {seconds:.0f} s", 1, 1)
+    with System(folder, behind=("redis",)) as system:
+        system.fleet.start("cpu", "cpu")
+        workers = [system.fleet.start(f"w{k}") for k in range(2)]
+        system.submit(8, steps=300)
+        wait_until(lambda: system.count("running") >= 4, 30, "running jobs")
+        system.proxies["redis"].silent = True
+        _sleep(seconds)
+        during = system.submit(4, steps=5)
+        system.proxies["redis"].silent = False
+        began = time.monotonic()
+        system.wait_all(180)
+        result.recovery = quantiles([time.monotonic() - began])
+        result.judge(check(system))
+        result.demand(all(worker.alive for worker in workers), "a worker died")
+        result.demand(all(system.job(job).state == "succeeded" for job in during), "a stuck worker")
+    result.notes.append("recovery is the time until all jobs had ended")
+    return result
+
+
+def t7_commit_cut(folder: Path, n: int) -> Result:
+    """COMMIT reaches Postgres, its answer does not reach the worker."""
+    result = Result("T7 commit", "COMMIT sent and the answer cut", 0, 100)
+    with System(folder, behind=("postgres",)) as system:
+        # The dispatcher, too, runs behind the proxy.
+        system.fleet.start("cpu", "cpu")
+        system.fleet.start("w1")
+        proxy = system.proxies["postgres"]
+        proxy.judge = _sometimes(b"COMMIT", 0.25, Verdict.CUT_ANSWER)
+        began = time.monotonic()
+        while proxy.cuts < n and time.monotonic() - began < 240:
+            system.submit(4, steps=5)
+            wait_until(lambda: system.watch_ends() < 12, 60, "progress")
+        proxy.judge = lambda _: Verdict.FORWARD
+        system.wait_all(60)
+        result.n = proxy.cuts
+        result.judge(check(system))
+    result.notes.append("a quarter of all COMMITs: claims, commits, heartbeats, the dispatcher's")
+    return result
+
+
+def t7_restarts(folder: Path, n: int) -> Result:
+    """Postgres is restarted under load; the API says 503 meanwhile, never 500."""
+    result = Result("T7 restart", "Postgres restarted, or killed, under load", n, 100)
+    answers: Counter[int] = Counter()
+    slowest = 0.0
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        system.fleet.start("w1")
+        over = threading.Event()
+
+        def client() -> None:
+            nonlocal slowest
+            while not over.wait(0.15):
+                began = time.monotonic()
+                body = {"prompt": f"picture {random.random()}", "steps": 20, "seed": 7}
+                answer = system.api.http.post("/v1/jobs", json=body)
+                slowest = max(slowest, time.monotonic() - began)
+                answers[answer.status_code] += 1
+                if answer.status_code == 202:
+                    system.note(answer.json())
+                elif "retry-after" not in answer.headers:
+                    result.violations.append(f"{answer.status_code} without Retry-After")
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        resumed = []
+        try:
+            for turn in range(n):
+                _sleep(random.uniform(0.5, 1.5))
+                server = system.servers.postgres
+                server.kill() if turn % 2 else server.stop()
+                _sleep(random.uniform(0, 1.0))
+                server.start()
+                began = time.monotonic()
+                done = system.count("succeeded")
+                wait_until(lambda done=done: system.count("succeeded") > done, 60, "a commit")
+                resumed.append(time.monotonic() - began)
+        finally:
+            over.set()
+            thread.join()
+        system.wait_all(120)
+        result.judge(check(system))
+    result.recovery = quantiles(resumed)
+    result.demand(set(answers) <= {202, 503}, f"the API answered {dict(answers)}")
+    result.notes.append(f"API: {dict(answers)}, slowest {slowest:.1f} s; half of them SIGKILL")
+    return result
+
+
+def t8_storage(folder: Path, seconds: float) -> list[Result]:
+    """S3 away for a while; refusing a twentieth of all writes; slow."""
+    results = []
+    with System(folder, behind=("s3",)) as system:
+        system.fleet.start("cpu", "cpu")
+        system.fleet.start("w1")
+        proxy = system.proxies["s3"]
+
+        def trial(name: str, fault: str, jobs: int, how: str) -> None:
+            result = Result(name, fault, 1, 1)
+            system.history.accepted.clear()
+            system.history.ended.clear()
+            system.submit(jobs, steps=20)
+            if how == "down":
+                proxy.refusing = True
+                proxy.cut_all()
+                _sleep(seconds)
+                proxy.refusing = False
+            began = time.monotonic()
+            system.wait_all(120)
+            result.recovery = quantiles([time.monotonic() - began])
+            result.judge(check(system))
+            result.demand(result.wasted_runs == 0, f"{result.wasted_runs} GPU reruns")
+            results.append(result)
+
+        trial("T8 down", f"S3 down for {seconds:.0f} s", 20, "down")
+        busy = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        proxy.judge = _sometimes(b"PUT ", 0.05, Answer(busy))
+        trial("T8 errors", "5 % of S3 writes refused with 503", 200, "errors")
+        proxy.judge = lambda _: Verdict.FORWARD
+        proxy.delay = 1.0
+        trial("T8 slow", "each chunk to S3 takes 1 s", 10, "slow")
+        proxy.delay = 0.0
+    return results
+
+
+def _sometimes(marker: bytes, share: float, verdict: Verdict | Answer) -> Judge:
+    def judge(chunk: bytes) -> Verdict | Answer:
+        return verdict if marker in chunk and random.random() < share else Verdict.FORWARD
+
+    return judge
+
+
+def _answers(http: httpx2.Client) -> bool:
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def _sleep(seconds: float) -> None:
+    threading.Event().wait(seconds)
