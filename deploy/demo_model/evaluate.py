@@ -223,7 +223,7 @@ def image_to_image_lines(
 def guidance_lines(painter: Painter, judge: judging.Judge, prompts: Prompts) -> list[Line]:
     """The same prompts and seeds at several guidance scales."""
     lines = []
-    for guidance in (1.0, 3.0, 6.0):
+    for guidance in (1.0, 6.0):
         seen = judge.verdicts(painter.paint(prompts.texts, guidance=guidance))
         agree = (seen == prompts.classes).mean(axis=0)
         things = [agree[_COLUMN[name]] for name in _THINGS]

@@ -53,7 +53,7 @@ CPU: Final = Preset(
     unet_layers=1,
     unet_batch=32,
     unet_learning_rate=1e-3,
-    minutes_vae=18,
+    minutes_vae=60,
     minutes_unet=66,
 )
 

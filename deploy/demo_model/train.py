@@ -34,8 +34,7 @@ def main() -> None:
     if options.export_only:
         export_averaged(preset, options.work, options.checkpoint)
         return
-    minutes = options.minutes or preset.minutes_vae + preset.minutes_unet
-    vae_share = preset.minutes_vae / (preset.minutes_vae + preset.minutes_unet)
+    minutes = options.minutes or preset.minutes_unet
     run_team(
         preset.processes,
         partial(
@@ -44,8 +43,8 @@ def main() -> None:
             work=options.work,
             checkpoint=options.checkpoint,
             device=device,
-            minutes_vae=vae_share * minutes,
-            minutes_unet=(1 - vae_share) * minutes,
+            minutes_vae=min(minutes, preset.minutes_vae),
+            minutes_unet=minutes,
         ),
     )
 
@@ -127,7 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo_model.train", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--minutes", type=float, help="training time in all, over all runs")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="the UNet's training time over all runs; the VAE has as much, up to an hour",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--work", type=Path, default=WORK, help="where training state is kept")
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="what is written")

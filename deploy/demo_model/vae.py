@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,10 +20,14 @@ from deploy.demo_model.team import Team
 _LATENT_NOISE = 0.15
 """Deviation of the noise added to latents in training, whose own deviation is held at 1. It
 makes the decoder forgive the small errors that a denoised latent always has."""
-_CROPS_UNTIL = 0.75
+_CROPS_UNTIL = 0.2
 """Share of the budget spent on crops: the same work per step shows four times the scenes."""
+_ENCODER_UNTIL = 0.3
+"""Share of the budget after which the encoder, and with it what latents mean, stays as it is.
+The decoder has the harder task and learns on from fixed latents; the UNet need not wait."""
 _AVERAGE_DECAY = 0.998
-_LOG_EVERY = 100
+_WARM_UP_STEPS = 100
+_LOG_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,65 @@ def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
     return floats.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
+class _Run:
+    """The autoencoder in training, its optimizer and how far they are."""
+
+    def __init__(self, preset: Preset, work: Path, device: torch.device) -> None:
+        self._model = build(preset).to(device, memory_format=torch.channels_last)
+        self._average = AveragedModel(
+            self._model,
+            multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY),  # type: ignore[no-untyped-call]
+        )
+        self._parameters = list(self._model.parameters())
+        self._optimizer = torch.optim.AdamW(self._parameters, betas=(0.9, 0.95), weight_decay=1e-4)
+        self._peak_rate = preset.vae_learning_rate
+        self._file = work / "vae.pt"
+        self.step = 0
+        self.spent = 0.0
+        if (saved := state.load(self._file, device)) is not None:
+            self._model.load_state_dict(saved["model"])
+            self._average.load_state_dict(saved["average"])
+            self._optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.spent = saved["step"], saved["spent"]
+
+    def keep(self, spent: float) -> None:
+        """Writes everything that a later run needs to go on."""
+        state.save(
+            {
+                "model": self._model.state_dict(),
+                "average": self._average.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "step": self.step,
+                "spent": spent,
+            },
+            self._file,
+        )
+
+    def freeze_encoder(self) -> None:
+        """From here on the encoder is its average, in the run and in what comes of it."""
+        settled = cast(AutoencoderTiny, self._average.module).encoder
+        self._model.encoder.load_state_dict(settled.state_dict())
+        self._model.encoder.requires_grad_(False)
+
+    def learn(self, batch: Tensor, rate: float, team: Team) -> float:
+        """One step on the team's batches; the mean absolute pixel error of this process's own."""
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            latents = self._model.encode(batch).latents
+            noisy = latents + _LATENT_NOISE * torch.randn_like(latents)
+            decoded = self._model.decode(noisy).sample
+        pixel_error, loss = _loss(batch, decoded.float(), latents.float())
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._peak_rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS) * rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        team.average_gradients(self._parameters)
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self._average.update_parameters(self._model)
+        self.step += 1
+        return pixel_error
+
+
 def train(
     preset: Preset,
     pictures: np.ndarray,
@@ -63,63 +127,33 @@ def train(
     team: Team,
 ) -> Trained:
     """Trains on uint8 pictures [n, size, size, 3] until `minutes` are spent in all runs."""
-    model = build(preset).to(device, memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY))  # type: ignore[no-untyped-call]
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=1e-4)
-    saved = state.load(work / "vae.pt", device)
-    step, spent = 0, 0.0
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["spent"]
-    clock = state.Clock(minutes, spent)
-
-    def keep() -> None:
-        state.save(
-            {
-                "model": model.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "spent": clock.spent,
-            },
-            work / "vae.pt",
-        )
-
-    torch.manual_seed(SEED + team.rank)
+    run = _Run(preset, work, device)
+    clock = state.Clock(minutes, run.spent)
+    frozen = False
     while (progress := team.agree(clock.progress)) < 1:
-        batch = _batch(preset, pictures, [step, team.rank], progress, device)
-        rate = (
-            preset.vae_learning_rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * cos(pi * progress))
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16):
-            latents = model.encode(batch).latents
-            noisy = latents + _LATENT_NOISE * torch.randn_like(latents)
-            decoded = model.decode(noisy).sample
-        pixel_error, loss = _loss(batch, decoded.float(), latents.float())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        team.average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        average.update_parameters(model)
-        step += 1
-        if team.leads and step % _LOG_EVERY == 0:
+        if progress >= _ENCODER_UNTIL and not frozen:
+            run.freeze_encoder()
+            frozen = True
+        batch = _batch(preset, pictures, [run.step, team.rank], progress, device)
+        pixel_error = run.learn(batch, _rate(progress), team)
+        if team.leads and run.step % _LOG_EVERY == 0:
             print(
-                f"vae  {progress:6.1%}  step {step}  |pixel error| {pixel_error:.4f}  "
-                f"loss {loss.item():.4f}  rate {rate:.1e}",
+                f"vae  {progress:6.1%}  step {run.step}  |pixel error| {pixel_error:.4f}",
                 flush=True,
             )
         if team.leads and clock.save_due():
-            keep()
+            run.keep(clock.spent)
     if team.leads:
-        keep()
+        run.keep(clock.spent)
     team.wait()
     return averaged(preset, work, device)
+
+
+def _rate(progress: float) -> float:
+    """Share of the peak learning rate: a cosine for both halves, another for the decoder."""
+    if progress < _ENCODER_UNTIL:
+        return 0.5 + 0.5 * cos(pi * progress / _ENCODER_UNTIL)
+    return 0.5 + 0.5 * cos(pi * (progress - _ENCODER_UNTIL) / (1 - _ENCODER_UNTIL))
 
 
 def averaged(preset: Preset, work: Path, device: torch.device) -> Trained:
@@ -135,8 +169,12 @@ def averaged(preset: Preset, work: Path, device: torch.device) -> Trained:
 def _batch(
     preset: Preset, pictures: np.ndarray, key: list[int], progress: float, device: torch.device
 ) -> Tensor:
-    """The batch of a key, [step, rank]: quarter crops at first, then whole pictures."""
+    """The batch of a key, [step, rank]: quarter crops at first, then whole pictures.
+
+    Seeds torch from the key too, so that a resumed run goes on as it would have.
+    """
     rng = np.random.default_rng([SEED, 1, *key])
+    torch.manual_seed(int(rng.integers(2**62)))
     if progress >= _CROPS_UNTIL:
         return to_pixels(pictures[rng.integers(len(pictures), size=preset.vae_batch)], device)
     crop = preset.picture // 2
