@@ -5,8 +5,6 @@ import hashlib
 import io
 from typing import Any
 
-from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import UploadFile
@@ -21,10 +19,9 @@ from shared.gallery import statements as gallery
 from shared.ids import to_wire
 from shared.images import ImageDimensions, ImageNotRecognized, ImageRefused, ImageUndecodable
 from shared.images.header import read_header
-from shared.receipts import read_receipt
 
 _MAX_SIDE = 4096
-_PICTURE_ERRORS = (OSError, ValueError, SyntaxError, UnidentifiedImageError, MemoryError)
+_DAMAGED = (OSError, ValueError, SyntaxError, MemoryError)
 """What Pillow raises for a damaged header; the pixels are never decoded here."""
 
 
@@ -89,17 +86,21 @@ def _receipt_of(data: bytes) -> dict[str, Any] | None:
     Raises:
         ImageRefused: the file is not a PNG, WebP or JPEG of a size that we make.
     """
+    from PIL import Image, UnidentifiedImageError
+
+    from shared.receipts import read_receipt
+
     header = read_header(data)
     if header.size is not None and max(header.size) > _MAX_SIDE:
         raise ImageDimensions(f"A side has more than {_MAX_SIDE} pixels.")
     try:
-        with Pillow.open(io.BytesIO(data), formats=(header.format,)) as picture:
+        with Image.open(io.BytesIO(data), formats=(header.format,)) as picture:
             return read_receipt(picture)
-    except Pillow.DecompressionBombError:
+    except Image.DecompressionBombError:
         raise ImageDimensions("It has more pixels than are accepted.") from None
     except UnidentifiedImageError:
         raise ImageNotRecognized("The file cannot be read as an image.") from None
-    except _PICTURE_ERRORS:
+    except _DAMAGED:
         raise ImageUndecodable("Its header is damaged.") from None
 
 

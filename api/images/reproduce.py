@@ -5,9 +5,6 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image as Pillow
-from PIL import ImageChops
-
 from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.images import service as images
@@ -136,10 +133,12 @@ async def _compare(held: Resources, original: rows.Image, again: rows.Image) -> 
 
 def compare_pixels(first: bytes, second: bytes) -> Comparison:
     """Compare two pictures of our own making, decoded to RGB."""
+    from PIL import Image, ImageChops
+
     formats = ("PNG", "WEBP", "JPEG")
     with (
-        Pillow.open(io.BytesIO(first), formats=formats) as a,
-        Pillow.open(io.BytesIO(second), formats=formats) as b,
+        Image.open(io.BytesIO(first), formats=formats) as a,
+        Image.open(io.BytesIO(second), formats=formats) as b,
     ):
         if a.size != b.size:
             return Comparison("different", 255)
