@@ -26,9 +26,13 @@ def record(session: Session, claimed: Claimed, outcome: Outcome) -> list[UUID]:
     Raises:
         AttemptSuperseded: nothing was written.
     """
+    delivery = claimed.delivery
+    was_well = claimed.endpoint is None or claimed.endpoint.failing_since is None
+    if outcome.verdict is not Verdict.DELIVERED or not was_well:
+        # What follows may change other rows too; who does that has the lock before any row.
+        session.execute(claims.lock_destination(delivery.destination))
     if session.scalar(_transition(claimed, outcome)) is None:
         raise AttemptSuperseded
-    delivery = claimed.delivery
     session.execute(
         claims.insert_attempt(
             {

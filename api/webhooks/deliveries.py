@@ -13,8 +13,8 @@ from api.problems import Problem, not_found
 from api.webhooks.present import present_delivery
 from api.webhooks.schemas import Delivery, RedeliveryCount
 from api.wire import Page, decode_cursor, encode_cursor
+from shared.webhooks import claims, statements
 from shared.webhooks import models as rows
-from shared.webhooks import statements
 
 _HINTS = 200
 """Of a range that is sent again, so many at once; the dispatcher offers the rest in its rounds."""
@@ -101,6 +101,7 @@ async def redeliver_range(
     """
     row_id = parse_id("whe", endpoint_id, "webhook endpoint")
     async with held.tenant_transaction(principal) as session:
+        await session.execute(claims.lock_destination(str(row_id)))
         await _demand_enabled(session, principal, row_id)
         statement = statements.redeliver_range(principal.tenant_id, row_id, since, until, states)
         made = sorted((await session.scalars(statement)).all())

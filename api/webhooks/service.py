@@ -114,6 +114,7 @@ async def update(
         changes["failing_since"] = None
     row_id = _parse(endpoint_id)
     async with held.tenant_transaction(principal) as session:
+        await session.execute(claims.lock_destination(str(row_id)))
         statement = statements.update_endpoint(principal.tenant_id, row_id, changes)
         row = (await session.scalars(statement)).one_or_none()
         if row is None:
@@ -130,7 +131,9 @@ async def delete(held: Resources, principal: Principal, endpoint_id: str) -> Non
     Raises:
         Problem: 404.
     """
+    row_id = _parse(endpoint_id)
     async with held.tenant_transaction(principal) as session:
+        await session.execute(claims.lock_destination(str(row_id)))
         row = await _find(session, principal, endpoint_id)
         await session.execute(statements.delete_endpoint(principal.tenant_id, row.id))
 

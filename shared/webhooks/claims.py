@@ -2,7 +2,8 @@
 
 A delivery is claimed under a lease and fenced by its count of attempts, as jobs are. A lock on
 its destination lets one transaction at a time count what is on its way there, so that the limit
-holds however many workers there are.
+holds however many workers there are. Whoever changes several deliveries of a destination takes
+the same lock first, so that no two wait for each other's rows.
 """
 
 from datetime import timedelta
@@ -53,7 +54,7 @@ def lock_destination_of(delivery_id: UUID) -> Select[str, Any]:
 
 
 def lock_destination(destination: str) -> Select[Any]:
-    """Lock a destination until the end of the transaction."""
+    """Lock a destination (an endpoint's is its id) until the end of the transaction."""
     return select(
         func.pg_advisory_xact_lock(_LOCK_CLASS, func.hashtext(literal(destination, Text)))
     )

@@ -120,15 +120,23 @@ class Hooks:
 
     def make_due(self, *delivery_ids: str) -> None:
         """Let the time until the next attempt pass, of these or of all deliveries."""
-        statement = update(WebhookDelivery).where(
+        waiting = select(WebhookDelivery.id).where(
             WebhookDelivery.tenant_id == self.tenant, WebhookDelivery.state == "pending"
         )
         if delivery_ids:
             ids = [from_wire("whd", delivery_id) for delivery_id in delivery_ids]
-            statement = statement.where(WebhookDelivery.id.in_(ids))
-        statement = statement.values(due_at=func.clock_timestamp())
+            waiting = waiting.where(WebhookDelivery.id.in_(ids))
+        # What a worker is just recording is left alone.
+        waiting = waiting.where(WebhookDelivery.lease_until.is_(None))
+        free = waiting.with_for_update(skip_locked=True).cte("free")
+        statement = (
+            update(WebhookDelivery)
+            .where(WebhookDelivery.id == free.c.id)
+            .values(due_at=func.clock_timestamp())
+            .returning(WebhookDelivery.id)
+        )
         with self.database.begin() as session:
-            due = session.scalars(statement.returning(WebhookDelivery.id)).all()
+            due = session.scalars(statement).all()
         publish_deliveries(self.celery, due)
 
 

@@ -1,0 +1,112 @@
+"""Many jobs and a receiver that comes and goes: every job's end is delivered, under one id.
+
+`DARKROOM_FLAPPING_JOBS=1000 pytest tests/integration/webhooks/test_flapping.py` is the full trial.
+"""
+
+import os
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from shared.ids import from_wire
+from shared.jobs.models import Job
+from shared.jobs.state import TERMINAL_STATES
+from tests.integration.webhooks.conftest import Hooks
+from tests.processes import WorkerProcess, wait_until
+from tests.receiver import Behaviour, Receiver, Request, answer, drip, hang, reset
+
+JOBS = int(os.environ.get("DARKROOM_FLAPPING_JOBS", "40"))
+NEVER = threading.Event()
+WAYS_TO_FAIL: list[Behaviour] = [
+    answer(500),
+    reset,
+    answer(302, {"location": "http://127.0.0.1:1/"}),
+    answer(503, {"retry-after": "1"}),
+    answer(404),
+    hang(NEVER),
+    drip,
+]
+SLOW = (5, 6)
+
+
+class Flapping:
+    """Fails each event a few times, each time in another way, before it takes it."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self.taken: Counter[str] = Counter()
+
+    def __call__(self, request: Request) -> None:
+        event = request.received.id
+        number = int(event[-3:], 36)
+        with self._lock:
+            self._seen[event] += 1
+            seen = self._seen[event]
+        if seen > number % 4:
+            with self._lock:
+                self.taken[event] += 1
+            request.reply(200)
+            return
+        way = (number + seen) % len(WAYS_TO_FAIL)
+        if way in SLOW and number % 12:
+            way = 0  # A second's silence for each would only make the test long.
+        WAYS_TO_FAIL[way](request)
+
+
+@pytest.mark.timeout(max(180, JOBS * 3))
+def test_every_end_is_delivered_once_at_least_and_under_one_id(
+    hooks: Hooks, delivery_worker: WorkerProcess, generate_worker: WorkerProcess
+) -> None:
+    flapping = Flapping()
+    with Receiver(flapping) as receiver:
+        hooks.register(receiver.url)
+        jobs = [submit(hooks, number) for number in range(JOBS)]
+        wait_until(lambda: pending(hooks, jobs) == 0, 60 + JOBS, "the end of all jobs")
+
+        def all_delivered() -> bool:
+            hooks.make_due()  # Lets the hours of the schedule pass.
+            time.sleep(0.2)
+            return len(flapping.taken) >= JOBS
+
+        wait_until(all_delivered, 60 + JOBS * 2, "all deliveries")
+    told: dict[str, set[str]] = {}
+    for request in receiver.received:
+        told.setdefault(request.message["data"]["id"], set()).add(request.id)
+    assert set(told) == set(jobs)
+    assert {len(ids) for ids in told.values()} == {1}
+    assert set(flapping.taken) == {next(iter(ids)) for ids in told.values()}
+    bodies = {(request.id, strip(request.message)) for request in receiver.received}
+    assert len(bodies) == JOBS
+
+
+def submit(hooks: Hooks, number: int) -> str:
+    """A job that will succeed, or be canceled, or expire."""
+    body: dict[str, Any] = {"prompt": f"job {number}", "model": "sim", "session_id": "hooks"}
+    if number % 10 == 1:
+        body |= {"model": "demo", "start_within": 0.1}
+    job = hooks.http.post("/v1/jobs", json=body).json()
+    if number % 10 == 2:
+        hooks.http.post(f"/v1/jobs/{job['id']}/cancel")
+    wire_id: str = job["id"]
+    return wire_id
+
+
+def pending(hooks: Hooks, jobs: list[str]) -> int:
+    """How many of the jobs have not ended."""
+    ids = [from_wire("job", job) for job in jobs]
+    ended = select(func.count()).where(Job.id.in_(ids), Job.state.in_(TERMINAL_STATES))
+    with hooks.database.begin() as session:
+        return len(jobs) - (session.scalar(ended) or 0)
+
+
+def strip(message: dict[str, Any]) -> str:
+    """All of a message that must not change between attempts."""
+    for image in message["data"]["images"]:
+        image.pop("url")
+        image.pop("thumbnail_url", None)
+    return repr(message)
