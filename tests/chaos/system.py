@@ -149,6 +149,11 @@ class System:
         publish_job(app, job.id, job.model, job.lane)
         app.close()
 
+    def forget(self) -> None:
+        """A new trial on the same servers: hold the system only to what it accepts from now on."""
+        self.history.accepted.clear()
+        self.history.ended.clear()
+
     # --- Watching -----------------------------------------------------------------------------
 
     def job(self, job_id: UUID) -> Job:

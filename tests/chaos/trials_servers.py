@@ -213,8 +213,7 @@ def t8_storage(folder: Path, seconds: float) -> list[Result]:
 
         def trial(name: str, fault: str, jobs: int, how: str) -> None:
             result = Result(name, fault, 1, 1)
-            system.history.accepted.clear()
-            system.history.ended.clear()
+            system.forget()
             system.submit(jobs, steps=20)
             if how == "down":
                 proxy.refusing = True

@@ -158,9 +158,8 @@ def t4_crash_points(folder: Path, n: int) -> list[Result]:
             result = Result(f"T4 {point}", f"crash {point.replace('_', ' ')}", n, 50)
             crashed = folder / "crashed"
             crashed.mkdir(exist_ok=True)
-            system.history.accepted.clear()
-            system.history.ended.clear()
-            with _kept_alive(system, "w1", crash_at=point, crashed=str(crashed)) as deaths:
+            system.forget()
+            with kept_alive(system, "w1", crash_at=point, crashed=str(crashed)) as deaths:
                 times = []
                 for _ in range(n):
                     before = len(deaths)
@@ -185,7 +184,7 @@ def t9_poison(folder: Path, n: int) -> Result:
         system.fleet.start("cpu", "cpu")
         spans = []
         for poisoned in (False, True):
-            with _kept_alive(system, "w1", poison=666), _kept_alive(system, "w2", poison=666):
+            with kept_alive(system, "w1", poison=666), kept_alive(system, "w2", poison=666):
                 began = time.monotonic()
                 system.submit(n // 2)
                 poison = system.submit(steps=20, seed=666)[0] if poisoned else None
@@ -267,7 +266,7 @@ def t11_rolling_restart(folder: Path, n: int) -> Result:
 
 
 @contextmanager
-def _kept_alive(system: System, name: str, **options: object) -> Iterator[list[float]]:
+def kept_alive(system: System, name: str, **options: object) -> Iterator[list[float]]:
     """A worker that is started again whenever it dies; gives the times of its deaths."""
     deaths: list[float] = []
     over = threading.Event()

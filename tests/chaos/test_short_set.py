@@ -1,0 +1,215 @@
+"""The short set of the trials: each kind of fault once or a few times, in under two minutes.
+
+`python -m tests.chaos` runs the long set.
+"""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.ids import to_wire
+from tests.chaos import broken, trials_ledger
+from tests.chaos.checker import check
+from tests.chaos.entry import CRASH_POINTS
+from tests.chaos.proxy import Verdict
+from tests.chaos.system import SHORT_LEASES, System
+from tests.chaos.trials_workers import kept_alive
+from tests.processes import wait_until
+
+LONG_JOB = 60
+"""Steps; about 0.6 s."""
+
+
+@pytest.fixture(scope="module")
+def shared_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    folder = tmp_path_factory.mktemp("chaos")
+    with System(folder, behind=("postgres", "redis", "s3"), environment=SHORT_LEASES) as system:
+        yield system
+
+
+@pytest.fixture
+def system(shared_system: System) -> Iterator[System]:
+    """The servers and the API with a dispatcher, no worker, and nothing promised yet."""
+    shared_system.forget()
+    shared_system.fleet.start("cpu", "cpu")
+    yield shared_system
+    for proxy in shared_system.proxies.values():
+        proxy.refusing = proxy.silent = False
+        proxy.judge = lambda _: Verdict.FORWARD
+    shared_system.fleet.kill_all()
+
+
+def assert_holds(system: System, *, reruns: int | None = None) -> None:
+    report = check(system)
+    assert report.violations == []
+    if reruns is not None:
+        assert report.wasted_runs == reruns
+
+
+def test_a_killed_workers_job_runs_again_when_it_restarts(system: System) -> None:
+    worker = system.fleet.start("w1")
+    [job] = system.submit(steps=LONG_JOB)
+    system.wait_running(job)
+    worker.kill()
+    system.fleet.start("w1")
+    system.wait_all(30)
+    assert_holds(system, reruns=1)
+    assert [attempt.outcome for attempt in system.attempts(job)] == ["lost", "succeeded"]
+
+
+def test_a_message_that_died_with_an_idle_worker_is_published_again(system: System) -> None:
+    worker = system.fleet.start("w1")
+    worker.send(signal.SIGSTOP)
+    system.submit()
+    worker.kill()
+    system.fleet.start("w2")
+    system.wait_all(30)
+    assert_holds(system, reruns=0)
+
+
+def test_a_zombie_cannot_overwrite_its_rival(system: System) -> None:
+    zombie = system.fleet.start("zombie")
+    [job] = system.submit(steps=LONG_JOB)
+    system.wait_running(job)
+    zombie.send(signal.SIGSTOP)
+    system.fleet.start("rival")
+    system.wait_all(30)
+    zombie.send(signal.SIGCONT)
+    zombie.wait_for_log("job_stopped", 30)
+    assert_holds(system, reruns=1)
+    assert system.job(job).attempt == 2
+
+
+@pytest.mark.parametrize("point", CRASH_POINTS)
+def test_a_crash_at_each_point_loses_and_repeats_nothing(
+    system: System, tmp_path: Path, point: str
+) -> None:
+    with kept_alive(system, "w1", crash_at=point, crashed=str(tmp_path)) as deaths:
+        system.submit(steps=5)
+        system.wait_all(30)
+        wait_until(lambda: deaths, 30, "the crash")
+    assert_holds(system)
+
+
+def test_a_poisonous_job_is_quarantined_alone_and_can_be_retried(system: System) -> None:
+    with kept_alive(system, "w1", poison=666):
+        others = system.submit(6)
+        [poison] = system.submit(steps=20, seed=666)
+        others += system.submit(6)
+        system.wait_all(60)
+    assert {system.job(job).state for job in others} == {"succeeded"}
+    row = system.job(poison)
+    assert (row.state, row.error_code, row.attempt) == ("failed", "worker_lost", 2)
+    system.forget()
+    system.fleet.start("w2")
+    answer = system.api.http.post(f"/v1/jobs/{to_wire('job', poison)}/retry")
+    assert answer.status_code in (200, 202), answer.text
+    system.note(answer.json())
+    system.wait_all(30)
+    shown = system.api.http.get(f"/v1/jobs/{to_wire('job', poison)}").json()
+    assert shown["state"] == "succeeded"
+    assert [a["outcome"] for a in shown["attempts"]] == ["lost", "lost", "succeeded"]
+    assert_holds(system)
+
+
+def test_sigterm_finishes_what_fits_into_the_grace_and_hands_back_the_rest(
+    system: System,
+) -> None:
+    grace = {"DARKROOM_SHUTDOWN_GRACE": "PT2S"}
+    leaving = system.fleet.start("w1", environment=grace)
+    [short] = system.submit(steps=LONG_JOB)
+    [long] = system.submit(steps=450)
+    for job in (short, long):
+        system.wait_running(job)
+    leaving.send(signal.SIGTERM)
+    leaving.wait_gone(15)
+    wait_until(lambda: system.job(long).state == "queued", 5, "the job handed back")
+    system.fleet.start("w2")
+    system.wait_all(30)
+    assert_holds(system)
+    assert [attempt.outcome for attempt in system.attempts(short)] == ["succeeded"]
+    assert [attempt.outcome for attempt in system.attempts(long)] == ["released", "succeeded"]
+    assert system.job(long).failures == 0
+
+
+def test_a_flushed_redis_loses_no_job(system: System) -> None:
+    system.submit(30)
+    system.servers.redis.flush()
+    system.fleet.start("w1")
+    system.wait_all(60)
+    assert_holds(system, reruns=0)
+
+
+def test_a_submission_while_redis_is_down_runs_when_it_is_back(system: System) -> None:
+    worker = system.fleet.start("w1")
+    system.servers.redis.kill()
+    system.submit(2)
+    system.servers.redis.start()
+    system.wait_all(60)
+    assert worker.alive
+    assert_holds(system, reruns=0)
+
+
+def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: System) -> None:
+    system.fleet.start("w1")
+    proxy = system.proxies["postgres"]
+    seen = 0
+
+    def every_third_commit(chunk: bytes) -> Verdict:
+        nonlocal seen
+        if b"COMMIT" not in chunk:
+            return Verdict.FORWARD
+        seen += 1
+        return Verdict.CUT_ANSWER if seen % 3 == 0 else Verdict.FORWARD
+
+    proxy.judge = every_third_commit
+    system.submit(8)
+    system.wait_all(60)
+    proxy.judge = lambda _: Verdict.FORWARD
+    assert proxy.cuts > 0
+    assert_holds(system, reruns=0)
+
+
+def test_finished_pictures_outlast_an_outage_of_postgres(system: System) -> None:
+    system.fleet.start("w1")
+    [job] = system.submit(steps=LONG_JOB)
+    system.wait_running(job)
+    system.servers.postgres.kill()
+    # Long enough for the job to be done, and shorter than its lease.
+    system.redis.blpop(["nothing"], timeout=1)
+    system.servers.postgres.start()
+    system.wait_all(30)
+    assert_holds(system, reruns=0)
+
+
+def test_finished_pictures_outlast_an_outage_of_s3(system: System) -> None:
+    system.fleet.start("w1")
+    proxy = system.proxies["s3"]
+    proxy.refusing = True
+    proxy.cut_all()
+    [job] = system.submit()
+    system.wait_running(job)
+    system.redis.blpop(["nothing"], timeout=4)  # longer than a lease
+    proxy.refusing = False
+    system.wait_all(30)
+    assert_holds(system, reruns=0)
+
+
+def test_races_over_bad_connections_commit_once(tmp_path: Path) -> None:
+    for result in trials_ledger.t13_races(tmp_path / "races", 30):
+        assert result.violations == []
+
+
+@pytest.mark.parametrize(
+    ("build", "invariant"),
+    [
+        (broken.no_fencing, "I2"),
+        (broken.no_dispatcher, "I1"),
+        (broken.early_ack, "I3"),
+    ],
+)
+def test_the_checker_bites(shared_system: System, build: broken.Build, invariant: str) -> None:
+    report = build(shared_system, broken=True)
+    assert any(violation.startswith(invariant) for violation in report.violations)
