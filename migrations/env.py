@@ -4,7 +4,13 @@ from alembic import context
 from sqlalchemy import create_engine, pool
 
 from migrations.metadata import target_metadata
+from shared.search.index import INDEX_PREFIX
 from shared.settings import get_settings, with_driver
+
+
+def _is_declared(name: str | None, kind: str, _parents: object) -> bool:
+    """False for indexes that follow from the settings: those of the embedding models."""
+    return not (kind == "index" and name is not None and name.startswith(INDEX_PREFIX))
 
 
 def run() -> None:
@@ -19,7 +25,9 @@ def run() -> None:
         with_driver(url or get_settings().database_url.get_secret_value()), poolclass=pool.NullPool
     )
     with engine.connect() as connection:
-        context.configure(connection=connection, target_metadata=target_metadata)
+        context.configure(
+            connection=connection, target_metadata=target_metadata, include_name=_is_declared
+        )
         with context.begin_transaction():
             context.run_migrations()
 

@@ -6,6 +6,7 @@ from pgvector.sqlalchemy import Vector
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Computed,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -14,8 +15,10 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
+from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.tables import Base, CreatedAt, Id, Json
@@ -25,6 +28,7 @@ class Session(Base):
     """A client's folder: made on first use, named by the client, unique within its tenant."""
 
     __tablename__ = "sessions"
+    __table_args__ = (Index("ix_sessions_newest", "tenant_id", "created_at", "id"),)
 
     tenant_id: Mapped[UUID] = mapped_column(
         ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True
@@ -37,7 +41,20 @@ class Prompt(Base):
     """Each distinct prompt of a tenant once, with its embedding."""
 
     __tablename__ = "prompts"
-    __table_args__ = (UniqueConstraint("tenant_id", "text_sha256"),)
+    # One HNSW index for each embedding model stands beside these; see `shared.search.index`.
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "text_sha256"),
+        Index("ix_prompts_newest", "tenant_id", "id"),
+        Index("ix_prompts_folded", "tenant_id", "folded"),
+        Index("ix_prompts_embedding_model", "embedding_model", "id"),
+        Index(
+            "ix_prompts_words",
+            "words",
+            postgresql_using="gin",
+            # A search must not wade through a list of pending entries.
+            postgresql_with={"fastupdate": "off"},
+        ),
+    )
 
     id: Mapped[Id]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
@@ -47,6 +64,16 @@ class Prompt(Base):
     embedding: Mapped[list[float]] = mapped_column(Vector)
     """Unit vector of `embedding_model`; its length is that model's dimension."""
     embedding_model: Mapped[str] = mapped_column(Text)
+    words: Mapped[str] = mapped_column(
+        TSVECTOR, Computed("to_tsvector('simple'::regconfig, text)", persisted=True), deferred=True
+    )
+    """Without stemming or stop words: prompts come in every language."""
+    folded: Mapped[str] = mapped_column(
+        Text(collation="C"), Computed('"left"(lower(text), 200)', persisted=True), deferred=True
+    )
+    """What a half-typed prompt is compared with."""
+    deleted_images: Mapped[int] = mapped_column(Integer, server_default=literal_column("0"))
+    """How many of its pictures people have thrown away."""
     created_at: Mapped[CreatedAt]
 
 
@@ -58,7 +85,11 @@ class Image(Base):
         UniqueConstraint("job_id", "index"),
         ForeignKeyConstraint(["tenant_id", "session_id"], ["sessions.tenant_id", "sessions.id"]),
         Index("ix_images_session", "tenant_id", "session_id", "id"),
-        Index("ix_images_prompt_id", "prompt_id"),
+        Index("ix_images_prompt", "prompt_id", "id"),
+        Index("ix_images_seed", "tenant_id", "seed"),
+        Index("ix_images_created_at", "tenant_id", "created_at"),
+        Index("ix_images_starred", "tenant_id", "id", postgresql_where=text("starred")),
+        Index("ix_images_made_with", "tenant_id", "kind", "model", "width", "height"),
         Index("ix_images_sha256", "sha256"),
         CheckConstraint("seed >= 0", name="seed_is_not_negative"),
     )
@@ -81,6 +112,13 @@ class Image(Base):
     receipt: Mapped[Json]
     gpu_seconds: Mapped[float]
     starred: Mapped[bool] = mapped_column(server_default=text("false"))
+    kind: Mapped[str | None] = mapped_column(
+        Text, Computed("receipt ->> 'kind'", persisted=True), deferred=True
+    )
+    model: Mapped[str | None] = mapped_column(
+        Text, Computed("(receipt -> 'model') ->> 'name'", persisted=True), deferred=True
+    )
+    """These two repeat the receipt, so that a search can filter by them."""
     created_at: Mapped[CreatedAt]
 
 
@@ -97,4 +135,17 @@ class Upload(Base):
     bytes: Mapped[int] = mapped_column(Integer)
     sha256: Mapped[str] = mapped_column(Text)
     s3_key: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[CreatedAt]
+
+
+class DoomedObject(Base):
+    """Objects whose rows are deleted: named in the deletion's own transaction, gone soon after."""
+
+    __tablename__ = "doomed_objects"
+
+    tenant_id: Mapped[UUID] = mapped_column(
+        ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True
+    )
+    prefix: Mapped[str] = mapped_column(Text, primary_key=True)
+    """Every object whose key begins so."""
     created_at: Mapped[CreatedAt]

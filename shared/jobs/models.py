@@ -68,6 +68,12 @@ class Job(Base):
         Index("ix_jobs_tenant", "tenant_id", "id"),
         Index("ix_jobs_session", "tenant_id", "session_id", "id"),
         Index(
+            "ix_jobs_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+        ),
+        Index(
             "uq_jobs_custom_id",
             "batch_id",
             "custom_id",
