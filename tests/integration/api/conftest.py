@@ -134,7 +134,7 @@ def accepted(
     def count() -> tuple[int, int]:
         with database() as session:
             known = session.scalar(select(func.count()).where(Job.model == MODEL)) or 0
-        return known, int(redis_client.llen(generate_queue(MODEL, INTERACTIVE)))  # type: ignore[arg-type]
+        return known, int(redis_client.llen(generate_queue(MODEL, INTERACTIVE)))
 
     return count
 

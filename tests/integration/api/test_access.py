@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -82,7 +83,11 @@ def test_keys_that_have_ended_are_refused_within_seconds(
             ended = update(ApiKey).where(ApiKey.id == id_of(key))
             session.execute(ended.values({field: datetime.now(UTC)}))
     for client in clients:
-        wait_until(lambda c=client: c.get("/v1/jobs?limit=1").status_code == 401, 10, "401")
+        wait_until(partial(_is_refused, client), 10, "the refusal")
+
+
+def _is_refused(client: httpx2.Client) -> bool:
+    return client.get("/v1/jobs?limit=1").status_code == 401
 
 
 def test_the_use_of_a_key_is_noted(

@@ -325,7 +325,7 @@ def test_a_malformed_idempotency_key_is_refused(http: httpx2.Client, key: str) -
 
 
 def test_garbage_from_a_fuzzer_is_never_our_fault(http: httpx2.Client) -> None:
-    values = (
+    values: tuple[Any, ...] = (
         None,
         True,
         -1,

@@ -43,7 +43,8 @@ def tell(client: "redis.Redis", job: dict[str, Any], kind: str, **data: Any) -> 
     """Append an event as a worker does; returns its id."""
     pipeline = client.pipeline()
     append_event(pipeline, uuid_of(job), kind, data)
-    return pipeline.execute()[0].decode()
+    entry_id: bytes = pipeline.execute()[0]
+    return entry_id.decode()
 
 
 def test_an_unchanged_job_is_not_sent_again(
