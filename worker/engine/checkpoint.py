@@ -137,7 +137,8 @@ def load_pipeline(spec: ModelSpec, folder: Path, index: dict[str, Any], dtype: A
     for name, part in pipeline.components.items():
         if any(tensor.is_meta for tensor in getattr(part, "parameters", tuple)()):
             raise ModelUnavailable(
-                f"Model {spec.name!r} cannot be loaded: the weights of {name} do not fit its config."
+                f"Model {spec.name!r} cannot be loaded: "
+                f"the weights of {name} do not fit its config."
             )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

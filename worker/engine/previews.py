@@ -99,8 +99,10 @@ def predicted_latents(
 
 def _encode(vae: Any, picture: torch.Tensor, device: Device) -> torch.Tensor:
     image = device.from_host(picture[None] * 2 - 1).to(vae.dtype)
-    latents: torch.Tensor = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
-    return latents[0].float().cpu()
+    encoded = vae.encode(image)
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    scaled: torch.Tensor = latents * vae.config.scaling_factor
+    return scaled[0].float().cpu()
 
 
 def _synthetic_pictures() -> list[torch.Tensor]:

@@ -30,19 +30,25 @@ _FAMILIES = {
 
 
 def family_of(pipeline: Any) -> str | None:
-    """The family that the batched backend serves, or None."""
+    """The family that the batched backend serves, or None.
+
+    Beside the class, the parts must be of the usual kind: a UNet that takes the VAE's latents and
+    nothing else from an image, and embeddings that come from the text alone (plus SDXL's sizes).
+    """
     family = _FAMILIES.get(type(pipeline).__name__)
     unet: Any = getattr(pipeline, "unet", None)
     vae: Any = getattr(pipeline, "vae", None)
     if family is None or type(unet).__name__ != "UNet2DConditionModel":
         return None
-    plain = (
-        type(vae).__name__ == "AutoencoderKL"
+    embeddings = ("text_time",) if family == "sdxl" else (None, "text")
+    usual = (
+        type(vae).__name__ in ("AutoencoderKL", "AutoencoderTiny")
         and unet.config.in_channels == vae.config.latent_channels
         and unet.config.class_embed_type is None
+        and unet.config.addition_embed_type in embeddings
         and getattr(pipeline, "text_encoder", None) is not None
     )
-    return family if plain else None
+    return family if usual else None
 
 
 class UnetBackend:

@@ -1,0 +1,47 @@
+"""The full proof at one row: every scheduler, family and kind of request, bit for bit."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.schedulers import SCHEDULERS
+from tests.proof.models import FAMILIES, backend_of, folder_of
+from tests.unit.engine.crowds import make_alone
+from tests.unit.engine.reference import reference
+from tests.unit.engine.toys import request
+
+START = Image.fromarray(np.random.default_rng(5).integers(0, 255, (90, 70, 3), dtype=np.uint8))
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"init_image": START, "strength": 0.4},
+    {"init_image": START, "strength": 1.0},
+)
+CASES = [
+    (family, scheduler)
+    for family in FAMILIES
+    for scheduler in (SCHEDULERS if family != "lcm" else ("lcm",))
+]
+
+
+@pytest.mark.parametrize(("family", "scheduler"), CASES)
+def test_it_equals_diffusers(family: str, scheduler: str) -> None:
+    backend, expected = backend_of(family, 1), reference(folder_of(family))
+    texts = ((None, 7.5), ("blurry, dark", 7.5), (None, 1.0))
+    for kind, (negative, guidance) in itertools.product(KINDS, texts):
+        asked = request(
+            scheduler=scheduler, negative_prompt=negative, guidance_scale=guidance, steps=6, **kind
+        )
+        made = make_alone(backend, asked)
+        assert torch.equal(made.latents, expected.latents(asked)), (kind, negative, guidance)
+        assert np.array_equal(made.pixels, expected.pixels(asked)), (kind, negative, guidance)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_many_steps(scheduler: str) -> None:
+    asked = request(scheduler=scheduler, steps=50)
+    made = make_alone(backend_of("sd15", 1), asked)
+    assert np.array_equal(made.pixels, reference(folder_of("sd15")).pixels(asked))
