@@ -1,0 +1,335 @@
+"""POST /v1/batches: whole or not at all, with every error named."""
+
+import csv
+import gzip
+import io
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image as Picture
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.batches.models import Batch
+from shared.ids import from_wire
+from shared.jobs.models import Job
+from tests.integration.batches.client import get, jsonl, lines_of, make, post_file
+from tests.processes import ApiProcess
+
+GOOD = {"prompt": "a red hat"}
+SIM = {"model": "sim"}
+
+
+@pytest.fixture(autouse=True)
+def _end_what_was_made(api: ApiProcess) -> Any:
+    """No worker is needed here; what was accepted must not run in other tests."""
+    yield
+    for batch in api.http.get("/v1/batches", params={"state": "queued"}).json()["data"]:
+        api.http.post(f"/v1/batches/{batch['id']}/cancel")
+
+
+def jobs_of(database: sessionmaker[Session], batch: dict[str, Any]) -> list[Job]:
+    with database.begin() as session:
+        statement = select(Job).where(Job.batch_id == from_wire("batch", batch["id"]))
+        return list(session.scalars(statement.order_by(Job.id)))
+
+
+def refused(api: ApiProcess, answer: httpx2.Response) -> list[dict[str, Any]]:
+    """The whole report of a refused file, which left a failed batch without jobs."""
+    assert answer.status_code == 422, answer.text
+    problem = answer.json()
+    assert problem["code"] == "batch_rejected"
+    location = answer.headers["location"].removeprefix(api.url)
+    batch = api.http.get(location).json()
+    assert batch["state"] == "failed"
+    assert batch["counts"]["total"] == 0
+    report = lines_of(api.http.get(f"{location}/errors"))
+    assert len(report) >= len(problem["errors"]) >= 1
+    return report
+
+
+def test_a_list_of_objects_and_strings(api: ApiProcess, database: sessionmaker[Session]) -> None:
+    items = [{"custom_id": "a", **GOOD, "seeds": [5, 9]}, "two dogs", {**GOOD, "steps": 7}]
+    batch = make(
+        api, items, session_id="s1", priority=7, metadata={"team": "red"}, start_within=3600
+    )
+    assert batch["state"] == "queued"
+    assert batch["counts"] | {"queued": 0} == dict.fromkeys(batch["counts"], 0) | {"total": 3}
+    assert (batch["lines"], batch["images"]["total"]) == (3, 4)
+    assert (batch["priority"], batch["metadata"]) == (7, {"team": "red"})
+    jobs = jobs_of(database, batch)
+    assert [(job.custom_id, job.line) for job in jobs] == [("a", 1), ("line-2", 2), ("line-3", 3)]
+    assert [job.prompt for job in jobs] == ["a red hat", "two dogs", "a red hat"]
+    assert [job.steps for job in jobs] == [2, 2, 7]
+    assert jobs[0].seeds == [5, 9]
+    assert {(job.lane, job.session_id, job.state) for job in jobs} == {("bulk", "s1", "queued")}
+    assert all(job.start_deadline is not None for job in jobs)
+    assert batch["cost"] == sum(job.cost for job in jobs)
+
+
+def test_text_survives_the_way_into_the_ledger(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    texts = [
+        "tab\there",
+        "back\\slash \\N \\.",
+        'quo"te',
+        "líne\nbreak\r\n",
+        "日本 🎞",
+        "{x}",
+        "\\t",
+    ]
+    items = [{"prompt": text, "metadata": {"k": text[:9].strip()}} for text in texts]
+    jobs = jobs_of(database, make(api, items))
+    assert [job.prompt for job in jobs] == texts
+    assert [job.job_metadata["k"] for job in jobs] == [text[:9].strip() for text in texts]
+
+
+def test_a_jsonl_file_with_options_in_form_fields(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    content = jsonl([{**GOOD, "custom_id": f"c{n}"} for n in range(30)])
+    answer = post_file(
+        api.http,
+        gzip.compress(content),
+        "prompts.jsonl.gz",
+        defaults={**SIM, "steps": 3},
+        session_id="from-a-file",
+        priority=2,
+    )
+    assert answer.status_code == 202, answer.text
+    assert answer.headers["location"] == answer.json()["links"]["self"]
+    jobs = jobs_of(database, answer.json())
+    assert [job.custom_id for job in jobs] == [f"c{n}" for n in range(30)]
+    assert {(job.steps, job.session_id) for job in jobs} == {(3, "from-a-file")}
+
+
+def test_a_csv_file(api: ApiProcess, database: sessionmaker[Session]) -> None:
+    text = io.StringIO()
+    rows = [["custom_id", "prompt", "seed", "metadata.team"], ["a", 'a "red", hat\n!', 3, "x"]]
+    csv.writer(text).writerows(rows)
+    answer = post_file(api.http, text.getvalue().encode(), "prompts.csv", defaults=SIM)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["source"] == "csv"
+    [job] = jobs_of(database, answer.json())
+    assert (job.prompt, job.seeds, job.job_metadata) == ('a "red", hat\n!', [3], {"team": "x"})
+
+
+def test_a_file_sent_ahead_and_never_a_stranger_s(api: ApiProcess, other_api_key: str) -> None:
+    content = jsonl([GOOD, GOOD])
+    files = {"file": ("ahead.jsonl", io.BytesIO(content))}
+    kept = api.http.post("/v1/batches/files", files=files)
+    assert kept.status_code == 201, kept.text
+    upload_id = kept.json()["id"]
+    body = {"upload_id": upload_id, "defaults": SIM}
+    answer = api.http.post("/v1/batches", json=body)
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["counts"]["total"] == 2
+    with api.client(other_api_key) as stranger:
+        assert stranger.post("/v1/batches", json=body).status_code == 404
+        assert stranger.get(f"/v1/batches/files/{upload_id}").status_code == 404
+        assert stranger.delete(f"/v1/batches/files/{upload_id}").status_code == 404
+    assert api.http.delete(f"/v1/batches/files/{upload_id}").status_code == 204
+    assert api.http.post("/v1/batches", json=body).status_code == 404
+
+
+def test_one_bad_line_among_many_refuses_all(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    with database.begin() as session:
+        before = session.scalar(select(func.count()).select_from(Job))
+    lines = [GOOD] * 1500 + [{"prompt": "x", "steps": 0}] + [GOOD] * 10
+    [finding] = refused(api, post_file(api.http, jsonl(lines), defaults=SIM))
+    assert finding == {
+        "type": "validation",
+        "line": 1501,
+        "custom_id": None,
+        "pointer": "/steps",
+        "code": "greater_than_equal",
+        "message": "Input should be greater than or equal to 1",
+    }
+    with database.begin() as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == before
+
+
+def test_bad_lines_can_be_skipped_and_all_their_errors_are_kept(api: ApiProcess) -> None:
+    lines = [GOOD, {"prompt": "", "colour": 1}, GOOD, {"prompt": "x", "width": 7, "model": "no"}]
+    answer = post_file(api.http, jsonl(lines), defaults=SIM, on_error="skip")
+    assert answer.status_code == 202, answer.text
+    batch = answer.json()
+    assert (batch["lines"], batch["invalid_lines"], batch["counts"]["total"]) == (4, 2, 2)
+    report = lines_of(api.http.get(f"/v1/batches/{batch['id']}/errors"))
+    assert [(f["line"], f["pointer"], f["code"]) for f in report] == [
+        (2, "/prompt", "empty"),
+        (2, "/colour", "extra_forbidden"),
+        (4, "/width", "multiple_of"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "pointer", "code"),
+    [
+        ([{**GOOD, "custom_id": "a"}] * 2, "/custom_id", "duplicate_custom_id"),
+        ([{**GOOD, "custom_id": ""}], "/custom_id", "malformed_custom_id"),
+        ([{**GOOD, "custom_id": "a\nb"}], "/custom_id", "malformed_custom_id"),
+        ([{**GOOD, "custom_id": 7}], "/custom_id", "malformed_custom_id"),
+        ([{**GOOD, "model": "nobody"}], "/model", "unknown_model"),
+        ([{**GOOD, "seed": 1, "seeds": [1]}], "/seeds", "conflicting_seeds"),
+        ([{**GOOD, "seed": 2**60}], "/seed", "less_than_equal"),
+        ([{**GOOD, "guidance_scale": 1e308 * 10}], "", "malformed_json"),
+        ([{**GOOD, "num_images": 17}], "/num_images", "too_many_images"),
+        ([{**GOOD, "init_image": "data:image/png;base64,AA"}], "/init_image", None),
+        ([{**GOOD, "init_image": "upl_01jd4zk3v8e0x9m5q7r2t6w8ya"}], "/init_image", None),
+        ([{"matrix": {"seed": [1] * 300, "steps": [1] * 200}, **GOOD}], "", "too_many_jobs"),
+        ([{"custom_id": "a", "prompt": "{x|y}"}, {"custom_id": "a-2", **GOOD}], "/custom_id", None),
+        ([], None, "empty"),
+    ],
+)
+def test_what_a_line_may_not_say(
+    api: ApiProcess, lines: list[Any], pointer: str | None, code: str | None
+) -> None:
+    report = refused(api, post_file(api.http, jsonl(lines), defaults=SIM))
+    assert report[0]["pointer"] == pointer
+    assert code in (None, report[0]["code"])
+
+
+def test_a_picture_of_another_tenant_is_no_starting_point(
+    api: ApiProcess, other_api_key: str
+) -> None:
+    buffer = io.BytesIO()
+    Picture.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    files = {"file": ("red.png", buffer.getvalue(), "image/png")}
+    mine = api.http.post("/v1/uploads", files=files).json()["id"]
+    line = {**GOOD, "init_image": mine, "strength": 0.9, "steps": 4}
+    assert make(api, [line] * 3)["counts"]["total"] == 3
+    with api.client(other_api_key) as stranger:
+        answer = post_file(stranger, jsonl([line]), defaults=SIM)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["code"] == "init_image_not_found"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "code"),
+    [
+        (b"", "a.jsonl", "empty"),
+        (b"\n\n", "a.jsonl", "empty"),
+        (b"prompt\n", "a.csv", "empty"),
+        (b'{"prompt": "a"}\n{"prom', "a.jsonl", "malformed_json"),
+        (b'{"prompt": "\xff"}', "a.jsonl", "invalid_utf8"),
+        (b'"' + b"x" * 10_000_000 + b'"\n"a"', "a.jsonl", "line_too_long"),
+        (gzip.compress(bytes(120_000_000), 1), "a.jsonl", "too_large"),
+        (gzip.compress(b'"a"\n')[:-4], "a.jsonl", "malformed_gzip"),
+        (b'prompt\n"a', "a.csv", "malformed_csv"),
+        (b"prompt,colour\na,b\n", "a.csv", "unknown_column"),
+        (b'"a"\n' * 50_001, "a.jsonl", "too_many_lines"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_hostile_files_get_a_clear_report(
+    api: ApiProcess, content: bytes, name: str, code: str
+) -> None:
+    report = refused(api, post_file(api.http, content, name, defaults=SIM))
+    assert code in {finding["code"] for finding in report}
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/items"),
+        ({"items": ["a"], "upload_id": "upl_x"}, "/items"),
+        ({"items": "a"}, "/items"),
+        ({"items": ["a"], "priority": 10}, "/priority"),
+        ({"items": ["a"], "defaults": {"custom_id": "a"}}, "/defaults/custom_id"),
+        ({"items": ["a"], "webhook": {"url": "ftp://example.com/"}}, "/webhook/url"),
+        ({"items": ["a"], "colour": "red"}, "/colour"),
+    ],
+)
+def test_what_a_request_may_not_say(api: ApiProcess, body: Any, pointer: str) -> None:
+    answer = api.http.post("/v1/batches", json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["pointer"] == pointer
+
+
+def test_other_bodies_are_refused(api: ApiProcess) -> None:
+    assert api.http.post("/v1/batches", content=b"x").status_code == 415
+    broken = api.http.post(
+        "/v1/batches", content=b'{"items": [', headers={"content-type": "application/json"}
+    )
+    assert (broken.status_code, broken.json()["code"]) == (422, "malformed_json")
+    no_file = api.http.post("/v1/batches", files={"other": ("a", b"a")})
+    assert no_file.status_code == 422
+    bad_field = post_file(api.http, b'"a"', defaults="{")
+    assert bad_field.json()["errors"][0]["pointer"] == "/defaults"
+
+
+def test_a_dry_run_counts_and_keeps_nothing(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    with database.begin() as session:
+        before = session.scalar(select(func.count()).select_from(Batch))
+    items = [
+        {"prompt": "a {red|blue|green} {hat|scarf}", "matrix": {"seed": [1, 2]}, "num_images": 2}
+    ]
+    body = {"items": items, "defaults": {**SIM, "width": 64, "height": 64, "steps": 5}}
+    shown = api.http.post("/v1/batches", params={"dry_run": 1}, json=body)
+    assert shown.status_code == 200, shown.text
+    found = shown.json()
+    assert (found["accepted"], found["jobs"], found["images"]) == (True, 12, 24)
+    assert found["cost"] == 24 * 64 * 64 * 5
+    body["items"].append({"steps": "many"})
+    found = api.http.post("/v1/batches", params={"dry_run": 1}, json=body).json()
+    assert (found["accepted"], found["error_count"], found["invalid_lines"]) == (False, 2, 1)
+    with database.begin() as session:
+        assert session.scalar(select(func.count()).select_from(Batch)) == before
+
+
+def test_an_idempotency_key_replays_the_original_answer(api: ApiProcess) -> None:
+    content = jsonl([GOOD] * 3)
+    headers = {"Idempotency-Key": "batch-once"}
+    first = post_file(api.http, content, defaults=SIM, headers=headers)
+    again = post_file(api.http, content, defaults=SIM, headers=headers)
+    assert first.status_code == again.status_code == 202
+    assert first.content == again.content
+    assert again.headers["idempotency-replayed"] == "true"
+    other = post_file(api.http, content + b'"x"\n', defaults=SIM, headers=headers)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reuse")
+
+
+def test_batches_are_listed_newest_first_for_their_tenant_alone(
+    api: ApiProcess, other_api_key: str
+) -> None:
+    ids = [make(api, [GOOD])["id"] for _ in range(3)]
+    page = api.http.get("/v1/batches", params={"limit": 2, "state": "queued"}).json()
+    assert [batch["id"] for batch in page["data"]] == [ids[2], ids[1]]
+    assert page["has_more"]
+    rest = api.http.get(
+        "/v1/batches", params={"limit": 2, "state": "queued", "after": page["next_cursor"]}
+    ).json()
+    assert rest["data"][0]["id"] == ids[0]
+    with api.client(other_api_key) as stranger:
+        assert stranger.get("/v1/batches").json()["data"] == []
+        for path in ("", "/items", "/results", "/errors", "/archive", "/contact-sheet"):
+            assert stranger.get(f"/v1/batches/{ids[0]}{path}").status_code == 404, path
+        for action in ("cancel", "pause", "resume", "retry-failed"):
+            assert stranger.post(f"/v1/batches/{ids[0]}/{action}").status_code == 404, action
+    assert get(api, ids[0])["state"] == "queued"
+
+
+def test_items_are_pages_in_the_order_of_the_lines(api: ApiProcess) -> None:
+    batch = make(api, [{**GOOD, "custom_id": f"c{n}"} for n in range(25)])
+    path = f"/v1/batches/{batch['id']}/items"
+    seen: list[str] = []
+    after = None
+    while True:
+        params = {"limit": 10} | ({"after": after} if after else {})
+        page = api.http.get(path, params=params).json()
+        seen += [item["custom_id"] for item in page["data"]]
+        after = page["next_cursor"]
+        if not page["has_more"]:
+            break
+    assert seen == [f"c{n}" for n in range(25)]
+    [item] = api.http.get(path, params={"custom_id": "c7"}).json()["data"]
+    assert (item["line"], item["batch_id"]) == (8, batch["id"])
+    assert api.http.get(path, params={"state": "succeeded"}).json()["data"] == []
+    assert api.http.get(f"/v1/jobs/{item['id']}").json()["batch_id"] == batch["id"]
