@@ -24,6 +24,7 @@ from worker.identity import take_name
 from worker.leases import LeaseKeeper
 from worker.process import WorkerProcess, WorkerState
 from worker.progress import ProgressReporter
+from worker.progress_webhooks import ProgressWebhooks
 from worker.stop_signals import StopSignals
 from worker.tasks import register_generate
 from worker.webhook_hints import WebhookHints
@@ -47,6 +48,7 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     database = session_factory(engine)
     client = redis_client(settings)
     app = celery_app(settings)
+    hints = WebhookHints(app)
     # A pool of its own: heartbeats never wait behind commits.
     heartbeats = open_engine(settings, pool_size=1)
     worker = WorkerProcess(
@@ -58,7 +60,7 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         storage=Storage(settings, max_connections=2 * _UPLOAD_THREADS),
         embedder=Embedder(settings),
         leases=LeaseKeeper(settings, session_factory(heartbeats), lambda: identity.name),
-        progress=ProgressReporter(client, WebhookHints(app)),
+        progress=ProgressReporter(client, hints, ProgressWebhooks(database, hints)),
         uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
     )
     announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)

@@ -17,6 +17,7 @@ from shared.jobs.models import Job
 from shared.logging import get_logger
 from shared.queue.events import append_event
 from worker.engine.interface import StepUpdate
+from worker.progress_webhooks import ProgressWebhooks
 from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
@@ -29,9 +30,12 @@ _QUIET_SECONDS = 2.0
 class ProgressReporter:
     """Writes jobs' events. Redis being away loses events, never work."""
 
-    def __init__(self, client: "redis.Redis", hints: WebhookHints) -> None:
+    def __init__(
+        self, client: "redis.Redis", hints: WebhookHints, webhooks: ProgressWebhooks
+    ) -> None:
         self._redis = client
         self._hints = hints
+        self._webhooks = webhooks
         self._lock = threading.Lock()
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
         self._wake = threading.Event()
@@ -47,6 +51,7 @@ class ProgressReporter:
             with self._lock:
                 self._latest[(job.id, index)] = update
             self._wake.set()
+            self._webhooks.note(job, index, update)
 
         return note
 
@@ -54,6 +59,7 @@ class ProgressReporter:
         """Announce a transition, after what was noted of the job before it."""
         self._flush(only=job.id)
         self._write([(job.id, "job", {"state": str(job.state), "sequence": job.sequence})])
+        self._webhooks.forget(job.id)
         self._hints.jobs_changed([job])
 
     def image_done(self, job: Job, image: dict[str, Any]) -> None:
@@ -65,6 +71,7 @@ class ProgressReporter:
         self._closed = True
         self._wake.set()
         self._thread.join(timeout=2)
+        self._webhooks.close()
 
     def _run(self) -> None:
         pause = threading.Event()

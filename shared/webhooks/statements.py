@@ -11,9 +11,11 @@ from sqlalchemy import (
     Select,
     Update,
     and_,
+    any_,
     delete,
     func,
     insert,
+    literal,
     or_,
     select,
     update,
@@ -39,6 +41,19 @@ DeliveryRows = TypedReturnsRows[WebhookDelivery]
 
 
 # --- Endpoints -------------------------------------------------------------------------------
+
+
+def find_listener(tenant_id: UUID, event: str) -> Select[UUID]:
+    """One of a tenant's endpoints that want this kind of event now."""
+    return (
+        select(WebhookEndpoint.id)
+        .where(
+            WebhookEndpoint.tenant_id == tenant_id,
+            WebhookEndpoint.enabled,
+            literal(event) == any_(WebhookEndpoint.events),
+        )
+        .limit(1)
+    )
 
 
 def insert_endpoint(endpoint: dict[str, Any]) -> ReturningInsert[WebhookEndpoint]:

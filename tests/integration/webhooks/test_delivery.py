@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,24 @@ def test_a_jobs_own_webhook_is_signed_with_the_tenants_secret(
         assert data[name] == whole[name], name
     told = {d["event"] for d in hooks.deliveries(job_id=job["id"])}
     assert told == set(events)
+
+
+def test_progress_is_told_to_those_who_ask(hooks: Hooks, generate_worker: WorkerProcess) -> None:
+    with Receiver() as receiver, Receiver() as other:
+        hooks.register(receiver.url, events=["job.progress", "job.succeeded"])
+        hooks.register(other.url, events=["job.succeeded"])
+        body = {"prompt": "x", "model": "sim", "steps": 100, "num_images": 16, "width": 512}
+        job = hooks.http.post("/v1/jobs", json=body).json()
+        wait_until(lambda: receiver.of_type("job.succeeded"), 60, "the end")
+        told = [r for r in receiver.of_type("job.progress") if r.message["data"]["id"] == job["id"]]
+        assert other.of_type("job.progress") == []
+    assert told
+    fractions = [request.message["data"]["progress"]["fraction"] for request in told]
+    assert all(0 < fraction <= 1 for fraction in fractions)
+    times = [datetime.fromisoformat(request.message["timestamp"]) for request in told]
+    assert all(
+        later - sooner >= timedelta(seconds=0.4) for sooner, later in pairwise(sorted(times))
+    )
 
 
 FAILURES: list[tuple[str, Behaviour, int | None, str]] = [
