@@ -12,6 +12,9 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from starlette.exceptions import HTTPException
 
 from api.auth import KeyCache
+from api.batches.outputs import router as outputs
+from api.batches.reading import MAX_BYTES as MAX_BATCH_BYTES
+from api.batches.routes import router as batches
 from api.body_limits import BodyLimits
 from api.deps import Resources
 from api.health.routes import router as health
@@ -62,17 +65,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Darkroom", version=VERSION, lifespan=lifespan, redirect_slashes=False)
     upload_limit = chosen.max_upload_bytes + _MULTIPART_OVERHEAD
+    batch_limit = MAX_BATCH_BYTES + _MULTIPART_OVERHEAD
     app.add_middleware(
         BodyLimits,
         default=chosen.max_body_bytes,
-        by_path={"/v1/uploads": upload_limit, "/v1/images/inspect": upload_limit},
+        by_path={
+            "/v1/uploads": upload_limit,
+            "/v1/images/inspect": upload_limit,
+            "/v1/batches": batch_limit,
+            "/v1/batches/files": batch_limit,
+        },
         grace=chosen.request_grace.total_seconds(),
     )
     app.add_middleware(RequestEnvelope)  # the last one added is the outermost
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
-    for router in (health, jobs, images, uploads, models, webhooks, keys, usage):
+    for router in (health, jobs, images, uploads, models, webhooks, keys, usage, batches, outputs):
         app.include_router(router)
     install_openapi(app)
     return app

@@ -210,7 +210,7 @@ class _Gunzipped:
     """A gzip file's lines, of which no more than `MAX_BYTES` are ever unpacked."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._gzip = gzip.GzipFile(fileobj=file)
+        self._gzip = gzip.GzipFile(fileobj=file, mode="rb")
         self._left = MAX_BYTES
 
     def readline(self, size: int, /) -> bytes:
