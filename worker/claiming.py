@@ -23,7 +23,8 @@ log = get_logger(__name__)
 
 _TURN_SECONDS = 1.0
 """How long a thread waits for the suspects' turn before it sends the message to the queue's end."""
-_PAUSE_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
 
 
 class WorkerLeaving(Exception):
@@ -58,6 +59,7 @@ def claimed(worker: WorkerProcess, job_id: UUID) -> Iterator[Job | None]:
 
 def _claim(worker: WorkerProcess, job_id: UUID, *, suspect: bool) -> Job | None:
     lease = worker.settings.lease
+    pauses = _pauses()
     unanswered = False
     while worker.claims:
         statement = statements.claim(job_id, worker.name, worker.device, lease, suspect=suspect)
@@ -69,24 +71,33 @@ def _claim(worker: WorkerProcess, job_id: UUID, *, suspect: bool) -> Job | None:
                     job = session.scalars(own).one_or_none()
             return job
         except SQLAlchemyError as error:
-            _wait_out(error)
+            _wait_out(error, next(pauses))
             unanswered = True
     raise WorkerLeaving
 
 
 def _find_suspect(worker: WorkerProcess, job_id: UUID) -> Job | None:
+    pauses = _pauses()
     while worker.claims:
         try:
             with worker.database.begin() as session:
                 return session.scalars(statements.find_suspect(job_id)).one_or_none()
         except SQLAlchemyError as error:
-            _wait_out(error)
+            _wait_out(error, next(pauses))
     raise WorkerLeaving
 
 
-def _wait_out(error: SQLAlchemyError) -> None:
+def _wait_out(error: SQLAlchemyError, seconds: float) -> None:
     """Keep the message in hand: a worker that failed them all would only empty the queue."""
     if not is_outage(error):
         raise error
     log.warning("ledger_unreachable", error=type(error).__name__)
-    threading.Event().wait(_PAUSE_SECONDS)
+    threading.Event().wait(seconds)
+
+
+def _pauses() -> Iterator[float]:
+    """Short at first: a claim that went through unanswered has a lease that is running."""
+    seconds = _FIRST_PAUSE_SECONDS
+    while True:
+        yield seconds
+        seconds = min(2 * seconds, _LONGEST_PAUSE_SECONDS)

@@ -169,7 +169,7 @@ def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: Syst
     system.wait_all(60)
     proxy.judge = lambda _: Verdict.FORWARD
     assert proxy.cuts > 0
-    assert_holds(system, reruns=0)
+    assert_holds(system)
 
 
 def test_finished_pictures_outlast_an_outage_of_postgres(system: System) -> None:
