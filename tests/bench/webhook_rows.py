@@ -1,0 +1,93 @@
+"""Jobs a second while every receiver of their webhooks hangs, against no webhooks at all.
+
+Once with a simulated GPU of 100 ms an image, where nothing may be lost, and once with a GPU that
+costs no time, which leaves the price of the outbox and of the hints themselves.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import delete, func, select
+
+from shared.ids import new_id
+from shared.queue.publish import publish_job
+from shared.webhooks import statements
+from shared.webhooks.events import DEFAULT_EVENTS
+from shared.webhooks.models import WebhookDelivery, WebhookEndpoint
+from shared.webhooks.signing import new_secret
+from tests.bench.row import Row, make_row
+from tests.bench.system import System, running_system
+from tests.receiver import Receiver, hang
+
+_REPEATS = 5
+_ENDPOINTS = 3
+_THREADS = 24
+
+
+def rows() -> Iterator[Row]:
+    """Interleaved: without, with, without, with…"""
+    released = threading.Event()
+    with running_system() as system, Receiver(hang(released)) as silent:
+        system.worker("tenth", _THREADS)
+        system.worker("null", _THREADS)
+        system.process(["-m", "worker", "cpu"], "worker_ready")
+        yield _row(system, silent, "tenth", jobs=48, goal=0.97, what="100 ms an image")
+        yield _row(system, silent, "null", jobs=300, goal=0.9, what="a GPU that costs no time")
+        released.set()
+
+
+def _row(system: System, silent: Receiver, model: str, *, jobs: int, goal: float, what: str) -> Row:
+    _seconds(system, model, jobs)
+    ratios, ours = [], []
+    for _ in range(_REPEATS):
+        alone = _seconds(system, model, jobs)
+        with _endpoints(system, silent.url):
+            hung = _seconds(system, model, jobs)
+            told = _deliveries(system)
+        # A measurement of nothing would be a fine ratio too.
+        assert told == jobs * _ENDPOINTS, f"{told} deliveries of {jobs} jobs"
+        ratios.append(alone / hung)
+        ours.append(jobs / hung)
+    return make_row(
+        f"jobs/s while {_ENDPOINTS} receivers of each job hang, {what}",
+        ratios,
+        unit="of baseline",
+        goal=goal,
+        better="higher",
+        baseline=f"no webhooks; ours {sorted(ours)[len(ours) // 2]:.1f} jobs/s",
+    )
+
+
+def _seconds(system: System, model: str, count: int) -> float:
+    size = 512 if model == "tenth" else 64
+    steps = 20 if model == "tenth" else 1
+    jobs = system.insert_jobs(
+        count, model=model, width=size, height=size, steps=steps, cost=size * size * steps
+    )
+    started = time.monotonic()
+    for job in jobs:
+        publish_job(system.celery, job.id, job.model, job.lane)
+    return system.wait_succeeded(jobs[0].id, count) - started
+
+
+@contextmanager
+def _endpoints(system: System, url: str) -> Iterator[None]:
+    ids = [new_id() for _ in range(_ENDPOINTS)]
+    with system.database.begin() as session:
+        for endpoint_id in ids:
+            endpoint = {"id": endpoint_id, "tenant_id": system.tenant, "url": url, "scheme": "v1"}
+            events = [str(event) for event in DEFAULT_EVENTS]
+            session.execute(statements.insert_endpoint({**endpoint, "events": events}))
+            session.execute(
+                statements.ensure_secret(system.tenant, endpoint_id, "v1", new_secret())
+            )
+    yield
+    with system.database.begin() as session:
+        session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id.in_(ids)))
+
+
+def _deliveries(system: System) -> int:
+    with system.database.begin() as session:
+        return session.scalar(select(func.count()).select_from(WebhookDelivery)) or 0
