@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -10,6 +11,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from api.auth import KeyCache
 from api.batches.outputs import router as outputs
@@ -22,6 +24,7 @@ from api.images.routes import router as images
 from api.jobs.fetching import ImageFetcher
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
+from api.keys.service import require_live_key
 from api.middleware import RequestEnvelope
 from api.models.routes import router as models
 from api.openapi import install_openapi
@@ -48,6 +51,18 @@ from shared.storage import Storage
 
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
+_CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "POST", "PATCH", "DELETE"),
+    "allow_headers": (
+        *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
+        *("Last-Event-ID", "Prefer"),
+    ),
+    "expose_headers": (
+        *("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit"),
+        *("RateLimit-Policy", "Retry-After", "X-Request-Id"),
+    ),
+}
+"""Keys travel in `Authorization`, never in cookies, so no site can use a visitor's."""
 _BLOCKING_CONNECTIONS = 1024
 """Event streams and waits at once; each holds one connection to Redis."""
 
@@ -60,6 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_resources(chosen) as held:
+            await require_live_key(held)
             app.state.resources = held
             yield
 
@@ -77,6 +93,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         },
         grace=chosen.request_grace.total_seconds(),
     )
+    if chosen.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **_CORS)
     app.add_middleware(RequestEnvelope)  # the last one added is the outermost
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)

@@ -5,6 +5,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -53,6 +54,8 @@ class Settings(BaseSettings):
     s3_region: str = "us-east-1"
     s3_access_key: str | None = None
     s3_secret_key: SecretStr | None = None
+    cors_origins: tuple[str, ...] = ()
+    """Sites whose scripts may call the API from a browser, as `["https://studio.example"]`."""
     public_url: str = "http://127.0.0.1:8000"
     """How clients reach the API; the base of every link in an answer."""
 
@@ -146,6 +149,9 @@ class Settings(BaseSettings):
         secret = key.get_secret_value() if key is not None else None
         if secret is not None and secret.lower() in _WEAK_SECRETS:
             raise ValueError("DARKROOM_S3_SECRET_KEY is empty or a well-known default")
+        if not urlsplit(self.redis_url.get_secret_value()).password:
+            # Whoever can write to the broker can have workers run what they like.
+            raise ValueError("DARKROOM_REDIS_URL has no password")
         for name in ("database_url", "redis_url"):
             url = getattr(self, name).get_secret_value()
             userinfo = url.partition("://")[2].rpartition("@")[0]

@@ -17,6 +17,30 @@ from shared.tenancy import statements
 from shared.tenancy.scopes import OPERATOR, may_give
 
 
+class NoLiveKey(Exception):
+    """Nobody could use the API; make a first key with `darkroom-admin keys create`."""
+
+
+async def require_live_key(held: Resources) -> None:
+    """Refuse to start outside the local stack while no key can be used.
+
+    A service that is up and answers everybody 401 is one that was set up by halves. While Postgres
+    is away it starts all the same: that is an outage, not a mistake.
+
+    Raises:
+        NoLiveKey: there is none.
+    """
+    if held.settings.environment == "local":
+        return
+    try:
+        async with held.transaction() as session:
+            found = (await session.scalars(statements.has_live_key(datetime.now(UTC)))).one()
+    except Problem:
+        return
+    if not found:
+        raise NoLiveKey(NoLiveKey.__doc__)
+
+
 async def create(held: Resources, principal: Principal, asked: KeyRequest) -> NewKey:
     """Make a key of the caller's tenant, or of any for an operator.
 

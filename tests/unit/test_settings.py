@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from shared.settings import Settings
 
 GOOD = {
+    "environment": "production",
     "database_url": "postgresql://u:Kf93jd2kQ@db/darkroom",
     "redis_url": "redis://:Kf93jd2kQ@redis:6379/0",
     "s3_access_key": "key",
@@ -25,6 +26,8 @@ def test_the_driver_is_named() -> None:
         ("database_url", "postgresql://u:@db/darkroom"),
         ("database_url", "mysql://u:Kf93jd2kQ@db/darkroom"),
         ("redis_url", "redis://:changeme@redis:6379/0"),
+        ("redis_url", "redis://redis:6379/0"),
+        ("redis_url", "redis://user@redis:6379/0"),
         ("s3_secret_key", "minioadmin"),
         ("s3_secret_key", ""),
         ("presign_ttl", "PT16M"),
