@@ -24,6 +24,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._patience = get_settings().request_grace.total_seconds()
         self._header_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,11 +54,22 @@ class Connection(HttpToolsProtocol):
         """Ends the connection if the body was answered before all of it was sent."""
         super().on_response_complete()
         if self.cycle is not None and self.cycle.more_body and not self.transport.is_closing():
-            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def on_message_complete(self) -> None:
+        """A body that came after all leaves the connection fit for the next request."""
+        super().on_message_complete()
+        self._stop_lingering()
+
+    def _stop_lingering(self) -> None:
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is awaited any more."""
         self._stop_waiting()
+        self._stop_lingering()
         super().connection_lost(exc)
 
     def _await_header(self) -> None:

@@ -1,9 +1,11 @@
 """Keys, scopes and the one shape of every answer."""
 
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx2
@@ -164,3 +166,21 @@ def test_every_problem_type_has_a_page(http: httpx2.Client) -> None:
     assert page.status_code == 200
     assert page.json()["title"] == problem["title"]
     check_problem(http.get("/problems/none"), 404, "not_found")
+
+
+def test_a_body_that_comes_after_its_answer_does_no_harm(lone_api: ApiProcess) -> None:
+    """Clients send header and body apart; the connection is then used again for long."""
+    headers = {"Authorization": f"Bearer {lone_api.key}"}
+    connection = HTTPConnection(lone_api.url.removeprefix("http://"), timeout=10)
+    connection.auto_open = 0  # the test is about this very connection
+    connection.connect()
+    connection.request("PUT", "/v1/jobs", headers={**headers, "Content-Length": "2"})
+    refusal = connection.getresponse()
+    assert (refusal.status, bool(refusal.read())) == (405, True)
+    connection.send(b"{}")
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        connection.request("GET", "/healthz", headers=headers)
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+    connection.close()
