@@ -37,8 +37,9 @@ def ensure_prompt(
     )
     return statement.on_conflict_do_update(
         index_elements=[Prompt.tenant_id, Prompt.text_sha256],
-        # A no-op update, so that RETURNING answers for the existing row too.
-        set_={"text_sha256": statement.excluded.text_sha256},
+        # A no-op update, so that RETURNING answers for the existing row too. Not of a key column:
+        # that would lock the row against every commit whose images name this prompt.
+        set_={"embedding_model": Prompt.embedding_model},
     ).returning(Prompt.id)
 
 
@@ -60,9 +61,7 @@ def get_image(tenant_id: UUID, image_id: UUID) -> Select[Image]:
 def find_image_by_file(tenant_id: UUID, sha256: str) -> Select[Image]:
     """The tenant's images with exactly these bytes, oldest first: those after it reproduce it."""
     return (
-        select(Image)
-        .where(Image.tenant_id == tenant_id, Image.sha256 == sha256)
-        .order_by(Image.id)
+        select(Image).where(Image.tenant_id == tenant_id, Image.sha256 == sha256).order_by(Image.id)
     )
 
 

@@ -72,6 +72,7 @@ def t13_races(folder: Path, n: int) -> list[Result]:
         url = url.replace(f":{servers.postgres.port}", f":{proxy.port}")
         engine = create_engine(url, pool_size=20, pool_pre_ping=True)
         faulty = session_factory(engine)
+        owner = _tenant_and_prompt(database)
         for share in FAULTS:
             result = Result(
                 f"T13 {share:.0%}", f"claim and commit races, {share:.0%} faults", 0, 1000
@@ -85,9 +86,8 @@ def t13_races(folder: Path, n: int) -> list[Result]:
             before = proxy.cuts
             proxy.judge = judge
             with ThreadPoolExecutor(_AT_ONCE) as threads:
-                races = list(
-                    threads.map(lambda _: Race(database, faulty).run(), range(n // len(FAULTS)))
-                )
+                entered = [Race(database, faulty, *owner) for _ in range(n // len(FAULTS))]
+                races = list(threads.map(Race.run, entered))
             result.violations = [problem for race in races for problem in race.judge()]
             result.n = result.jobs = len(races)
             result.duplicated = len(result.violations)
@@ -102,14 +102,18 @@ def t13_races(folder: Path, n: int) -> list[Result]:
 class Race:
     """One job and two workers, each of which believes for a while that it holds it."""
 
-    def __init__(self, database: sessionmaker[Session], faulty: sessionmaker[Session]) -> None:
+    def __init__(
+        self,
+        database: sessionmaker[Session],
+        faulty: sessionmaker[Session],
+        tenant: UUID,
+        prompt: UUID,
+    ) -> None:
         self._database = database
         self._faulty = faulty
+        self._tenant = tenant
+        self._prompt = prompt
         with database.begin() as session:
-            self._tenant = session.scalars(tenancy.ensure_tenant("races")).one()
-            self._prompt = session.scalars(
-                gallery.ensure_prompt(self._tenant, "p", [1.0] + [0.0] * 383, "test")
-            ).one()
             self._job = accept(session, self._tenant, max_attempts=9).id
         self._committed: list[int] = []
         self.refused = 0
@@ -205,6 +209,13 @@ class Race:
     def _describe(job: Job) -> str:
         job_id: UUID = job.id
         return f"{job_id} {job.state} at attempt {job.attempt}"
+
+
+def _tenant_and_prompt(database: sessionmaker[Session]) -> tuple[UUID, UUID]:
+    with database.begin() as session:
+        tenant = session.scalars(tenancy.ensure_tenant("races")).one()
+        made = gallery.ensure_prompt(tenant, "p", [1.0] + [0.0] * 383, "test")
+        return tenant, session.scalars(made).one()
 
 
 @contextmanager
