@@ -51,8 +51,8 @@ def build_sdxl(folder: Path, seed: int = 0) -> None:
         text_encoder_2=CLIPTextModelWithProjection(
             _text_config(hidden_act="gelu", projection_dim=pooled)
         ).eval(),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        tokenizer=make_tokenizer(),
+        tokenizer_2=make_tokenizer(),
         unet=_unet(
             block_out_channels=_WIDTHS[:3],
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -80,7 +80,7 @@ def build_lcm(folder: Path, seed: int = 0) -> None:
     LatentConsistencyModelPipeline(
         vae=_vae(),
         text_encoder=CLIPTextModel(_text_config()).eval(),
-        tokenizer=_tokenizer(),
+        tokenizer=make_tokenizer(),
         unet=_unet(time_cond_proj_dim=16),
         scheduler=LCMScheduler(**_SD_BETAS, steps_offset=1, set_alpha_to_one=True),
         safety_checker=None,
@@ -127,7 +127,7 @@ def _build_stable_diffusion(
         text_encoder=CLIPTextModel(
             _text_config(hidden_act="gelu" if openclip else "quick_gelu")
         ).eval(),
-        tokenizer=_tokenizer(),
+        tokenizer=make_tokenizer(),
         unet=_unet(**heads),
         scheduler=PNDMScheduler(
             **_SD_BETAS,
@@ -196,7 +196,8 @@ def _text_config(**overrides: Any) -> Any:
     return CLIPTextConfig(**{**config, **overrides})
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
+    """A CLIP tokenizer over bytes, one token each: made from nothing, good for any text."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=_MAX_TOKENS)

@@ -1,5 +1,8 @@
 """The engine: how full it keeps a simulated GPU, how soon newcomers start, what it adds alone."""
 
+import worker.engine  # noqa: F401  (before torch: its threads must sleep, not spin)
+
+# isort: split
 import statistics
 import threading
 import time
@@ -8,7 +11,6 @@ from pathlib import Path
 from random import Random
 
 import deploy
-import worker.engine  # noqa: F401  (before torch: its threads must sleep, not spin)
 from shared.model_catalog import ModelSpec
 from shared.schedulers import SCHEDULERS
 from tests.bench.row import Row, make_row, percentile

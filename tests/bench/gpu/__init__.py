@@ -1,0 +1,1 @@
+"""Measurements of the engine on a CUDA device, for a machine without a network."""
