@@ -1,0 +1,82 @@
+"""`python -m tests.fuzz [--examples N]`: the whole fuzz against a system of its own."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
+from migrations.commands import upgrade
+from shared.tenancy.scopes import RESOURCES
+from tests.fuzz.contract import fuzz
+from tests.fuzz.siege import besiege
+from tests.processes import ApiProcess, WorkerProcess, free_port
+from tests.unit.images import hostile
+
+MODELS = Path(__file__).with_name("models.toml")
+GOAL = 5000
+"""Cases, at least."""
+MEMORY_MB = 300
+
+
+@contextmanager
+def running_system(folder: Path) -> Iterator[tuple[ApiProcess, tuple[str, str]]]:
+    """Servers, API and workers in a folder, and a key for each of two tenants."""
+    with EmbeddedServers(folder / "home", durable=False) as servers:
+        upgrade(servers.database_url)
+        one, two = (
+            create_key(servers.database_url, tenant=name, name=name, scopes=RESOURCES)
+            for name in ("one", "two")
+        )
+        environment = {
+            **servers.environment(),
+            "DARKROOM_MODELS_FILE": str(MODELS),
+            "DARKROOM_LOG_FORMAT": "console",
+        }
+        with (
+            ApiProcess(environment, free_port(), one, folder / "api.log") as api,
+            WorkerProcess(environment, ["generate", "--model", "sim"], folder / "generate.log"),
+            WorkerProcess(environment, ["cpu"], folder / "cpu.log"),
+        ):
+            yield api, (one, two)
+
+
+def main() -> int:
+    """Run all of it; 0 when nothing was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--examples", type=int, default=60, help="cases an operation and phase")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="default: the clock")
+    options = parser.parse_args()
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="darkroom-fuzz-") as name:
+        folder = Path(name)
+        with running_system(folder) as (api, keys):
+            toll = besiege(api, hostile.all_cases())
+            print(f"{toll.answers.total()} hostile pictures: peak {toll.peak_mb} MB, "
+                  f"{dict(toll.answers)}")  # fmt: skip
+            if toll.wrong or (toll.peak_mb or 0) > MEMORY_MB:
+                failures.append("pictures")
+            found = fuzz(
+                api, keys, folder, phases="examples,coverage,fuzzing,stateful",
+                examples=options.examples, seed=options.seed,
+            )  # fmt: skip
+            print(found.report)
+            print(f"seed {options.seed}: {found.cases} cases")
+            if not found.passed:
+                failures.append("contract")
+            if found.cases < GOAL:
+                failures.append(f"fewer than {GOAL} cases")
+        log = (folder / "api.log").read_text()
+        if "Traceback" in log:
+            print(log[log.index("Traceback") - 2000 :][:8000])
+            failures.append("a traceback in the API's log")
+    print("failed: " + ", ".join(failures) if failures else "nothing found")
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
