@@ -19,6 +19,7 @@ from api.batches.reading import MAX_BYTES as MAX_BATCH_BYTES
 from api.batches.routes import router as batches
 from api.body_limits import BodyLimits
 from api.deps import Resources
+from api.gallery.routes import router as gallery
 from api.health.routes import router as health
 from api.images.routes import router as images
 from api.jobs.fetching import ImageFetcher
@@ -34,7 +35,11 @@ from api.problems import (
     handle_problem,
     handle_validation_error,
 )
+from api.prompts.routes import router as prompts
 from api.queue import Circuit, JobPublisher, WorkerRoster
+from api.search.embedding import QueryVectors
+from api.search.routes import router as search
+from api.sessions.routes import router as sessions
 from api.uploads.routes import router as uploads
 from api.usage.admission import Spent
 from api.usage.pressure import Pressure
@@ -52,7 +57,7 @@ from shared.storage import Storage
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
 _CORS: dict[str, Any] = {
-    "allow_methods": ("GET", "POST", "PATCH", "DELETE"),
+    "allow_methods": ("GET", "POST", "PUT", "PATCH", "DELETE"),
     "allow_headers": (
         *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
         *("Last-Event-ID", "Prefer"),
@@ -87,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         default=chosen.max_body_bytes,
         by_path={
             "/v1/uploads": upload_limit,
+            "/v1/search": upload_limit,
             "/v1/images/inspect": upload_limit,
             "/v1/batches": batch_limit,
             "/v1/batches/files": batch_limit,
@@ -99,7 +105,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
-    for router in (health, jobs, images, uploads, models, webhooks, keys, usage, batches, outputs):
+    for router in (
+        health,
+        jobs,
+        images,
+        uploads,
+        models,
+        webhooks,
+        keys,
+        usage,
+        batches,
+        outputs,
+        search,
+        sessions,
+        prompts,
+        gallery,
+    ):
         app.include_router(router)
     install_openapi(app)
     return app
@@ -131,6 +152,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             rates=RequestRates(quick, settings.redis_url.get_secret_value()),
             pressure=Pressure(settings.max_queued_cost),
             spent=Spent(),
+            vectors=QueryVectors(),
         )
     finally:
         publisher.close()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from api.auth import KeyCache, Principal
     from api.jobs.fetching import ImageFetcher
+    from api.search.embedding import QueryVectors
     from api.usage.admission import Spent
     from api.usage.pressure import Pressure
 
@@ -59,6 +60,7 @@ class Resources:
     rates: RequestRates
     pressure: "Pressure"
     spent: "Spent"
+    vectors: "QueryVectors"
     streams: "Counter[str]" = field(default_factory=Counter)
     """Open event streams by key."""
 

@@ -96,6 +96,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "Only a job that has failed, expired or been canceled can be retried.",
         ),
         ProblemType(
+            "job_not_finished",
+            409,
+            "The job has not ended",
+            "What waits or runs cannot be deleted. Cancel it first, and wait until it has ended.",
+        ),
+        ProblemType(
             "too_many_webhook_endpoints",
             409,
             "There are too many webhook endpoints",
@@ -180,6 +186,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "It was not made by Darkroom, or another program has dropped its metadata.",
         ),
         ProblemType(
+            "prompt_unknown",
+            422,
+            "The picture's prompt is not known",
+            "Pictures are compared by prompts. This file is none of yours and has no receipt.",
+        ),
+        ProblemType(
             "not_reproducible",
             422,
             "The picture cannot be made again here",
@@ -232,6 +244,12 @@ CATALOGUE: dict[str, ProblemType] = {
             503,
             "Object storage is not available",
             "Try again after `Retry-After` seconds.",
+        ),
+        ProblemType(
+            "embedding_unavailable",
+            503,
+            "Queries cannot be embedded just now",
+            "`detail` says why. History without `q` works; try again after `Retry-After` seconds.",
         ),
         ProblemType(
             "decoder_unavailable",

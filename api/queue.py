@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from shared.jobs.models import Job
 from shared.logging import get_logger
 from shared.queue import names
-from shared.queue.publish import publish_deliveries, publish_job
+from shared.queue.publish import publish_deliveries, publish_embedding, publish_job
 
 _log = get_logger(__name__)
 T = TypeVar("T")
@@ -90,6 +90,23 @@ class JobPublisher:
         sent = loop.run_in_executor(self._threads, publish_deliveries, self._app, delivery_ids)
         with contextlib.suppress(RedisDown):
             await self._circuit.call(sent)
+
+    async def ask_for_embedding(
+        self, model: str, text: str, reply_key: str, seconds: float
+    ) -> None:
+        """Ask a CPU worker for a text's embedding.
+
+        Raises:
+            RedisDown: the request did not reach the queue.
+        """
+        if self._circuit.is_open:
+            raise RedisDown
+        loop = asyncio.get_running_loop()
+        await self._circuit.call(
+            loop.run_in_executor(
+                self._threads, publish_embedding, self._app, model, text, reply_key, seconds
+            )
+        )
 
     def close(self) -> None:
         """Stop the threads; a publish that hangs on a dead Redis is left behind."""

@@ -14,8 +14,11 @@ from worker.deliver import Deliverer
 from worker.delivery_duties import DeliveryDuties
 from worker.dispatcher import Dispatcher
 from worker.duties import JobDuties
+from worker.embed_query import EmbeddingModels, register_embed
 from worker.feeder import BulkFeeder
 from worker.identity import take_name
+from worker.leftovers import Leftovers
+from worker.reembed import EmbeddingKeeper
 from worker.retention import Retention
 from worker.tasks import register_deliver
 from worker.webhook_hints import WebhookHints
@@ -36,12 +39,16 @@ def run_cpu_worker(settings: Settings) -> None:
     hints = WebhookHints(app)
     deliverer = Deliverer(settings, database, storage, hints)
     register_deliver(app, deliverer)
+    models = EmbeddingModels(settings)
+    register_embed(app, models, client)
     duties = [
         *JobDuties(settings, database, client, app).duties,
         *Retention(settings, database, storage).duties,
+        *Leftovers(database, storage).duties,
         *DeliveryDuties(database, client, hints).duties,
     ]
     dispatcher = Dispatcher(settings, engine, duties)
+    keeper = EmbeddingKeeper(settings, engine, database, models, lambda: dispatcher.leads)
     feeder = BulkFeeder(database, client, app, lambda: dispatcher.leads)
     announcement = Announcement(
         settings,
@@ -60,14 +67,17 @@ def run_cpu_worker(settings: Settings) -> None:
     @signals.worker_ready.connect(weak=False)
     def ready(**_: object) -> None:
         log.info("worker_ready", worker=identity.name)
+        models.load()  # takes seconds; the first query should not be the one to wait
 
     dispatcher.start()
     feeder.start()
+    keeper.start()
     announcement.start()
     queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE, names.MAINTENANCE_QUEUE]
     try:
         consume(app, identity.name, queues, _THREADS)
     finally:
+        keeper.close()
         feeder.close()
         dispatcher.close()
         deliverer.close()

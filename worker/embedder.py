@@ -11,9 +11,12 @@ from shared.settings import Settings
 class Embedder:
     """The embedding model of this process. Thread-safe: one call at a time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, former: str | None = None) -> None:
+        """`former`: a model that was in use before; the settings no longer know its dimension."""
+        if former is not None:
+            settings = settings.model_copy(update={"embedding_model": former})
         self.model_name = settings.embedding_model
-        self._dimensions = settings.embedding_dimensions
+        self._dimensions = settings.embedding_dimensions if former is None else None
         self._source = embedding_source(settings)
         self._lock = threading.Lock()
         self._model = self._load()
@@ -31,7 +34,7 @@ class Embedder:
 
         model = SentenceTransformer(self._source, device="cpu", trust_remote_code=False)
         size = model.get_embedding_dimension()
-        if size != self._dimensions:
+        if self._dimensions is not None and size != self._dimensions:
             raise ValueError(
                 f"{self.model_name} gives vectors of {size} numbers, "
                 f"but DARKROOM_EMBEDDING_DIMENSIONS is {self._dimensions}"

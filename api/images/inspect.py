@@ -55,7 +55,7 @@ async def inspect(held: Resources, principal: Principal, file: UploadFile) -> In
     """
     data = await file.read(held.settings.max_upload_bytes + 1)
     try:
-        receipt = await asyncio.to_thread(_receipt_of, data)
+        receipt = await asyncio.to_thread(receipt_of, data)
     except ImageRefused as refusal:
         raise refused(refusal) from None
     fields = _fields_of(receipt)
@@ -80,7 +80,7 @@ async def inspect(held: Resources, principal: Principal, file: UploadFile) -> In
     )
 
 
-def _receipt_of(data: bytes) -> dict[str, Any] | None:
+def receipt_of(data: bytes) -> dict[str, Any] | None:
     """The receipt in a file's metadata; reads the header and text chunks only.
 
     Raises:

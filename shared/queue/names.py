@@ -17,6 +17,8 @@ key or queue                          type    holds                        made 
 ``darkroom:worker:<name>``            string  a worker's announcement      the worker's heartbeat
                                               (JSON, expires)
 ``darkroom:embedding:<model>:<hash>`` string  a query's embedding          the embed queue
+``darkroom:embedded:<request>``       list    the answer to one request    the client's retry
+                                              to embed (expires)
 ``darkroom:limits:…``                 string  requests of a key in this    nothing; a lost minute
                                               minute and the last          is forgiven
 ====================================  ======  ===========================  =====================
@@ -67,6 +69,11 @@ WORKER_KEYS = "darkroom:worker:*"
 def embedding_key(model: str, text_sha256: str) -> str:
     """A cached query embedding."""
     return f"darkroom:embedding:{model}:{text_sha256}"
+
+
+def embedded_key(request: str) -> str:
+    """Where the answer to one request to embed is waited for."""
+    return f"darkroom:embedded:{request}"
 
 
 RATE_LIMIT_PREFIX = "darkroom:limits"

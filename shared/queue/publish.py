@@ -104,3 +104,21 @@ def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
             retry=False,
             ignore_result=True,
         )
+
+
+def publish_embedding(app: Celery, model: str, text: str, reply_key: str, seconds: float) -> None:
+    """Ask a CPU worker for a text's embedding; it pushes its answer to the list `reply_key`.
+
+    After `seconds` nobody waits any more, and a worker that comes later drops the request.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    app.send_task(
+        names.EMBED_TASK,
+        args=[model, text, reply_key],
+        queue=names.EMBED_QUEUE,
+        expires=seconds,
+        retry=False,
+        ignore_result=True,
+    )

@@ -7,7 +7,18 @@ size, and the candidates it gives are ordered again by the full vectors.
 
 import hashlib
 
-from sqlalchemy import Select, TextClause, column, select, table, text
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Text,
+    TextClause,
+    column,
+    literal,
+    literal_column,
+    select,
+    table,
+    text,
+)
 
 INDEX_PREFIX = "ix_prompts_embedding_hnsw_"
 M = 16
@@ -61,7 +72,15 @@ def list_indexes() -> Select[str, bool]:
     )
 
 
-def quote(literal: str) -> str:
+def nearest_by_index(model: str, dimensions: int, vector: str) -> tuple[str, ColumnElement[float]]:
+    """(condition, order) that a model's index serves: they say exactly what it was made with."""
+    near = literal_column(f"(prompts.embedding::halfvec({dimensions}))").op("<=>")(
+        literal(vector, Text).op("::")(literal_column(f"halfvec({dimensions})"))
+    )
+    return f"prompts.embedding_model = {quote(model)}", near
+
+
+def quote(constant: str) -> str:
     """A string as an SQL literal. A partial index is chosen by its constant, not by a parameter."""
-    escaped = literal.replace("\\", "\\\\").replace("'", "''").replace(":", "\\x3a")
+    escaped = constant.replace("\\", "\\\\").replace("'", "''").replace(":", "\\x3a")
     return f"E'{escaped}'"

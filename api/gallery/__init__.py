@@ -1,0 +1,1 @@
+"""Keeping pictures and throwing them away."""

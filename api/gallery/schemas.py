@@ -1,0 +1,20 @@
+"""What clients get when they throw something away."""
+
+from pydantic import Field
+
+from api.wire import AnswerModel
+
+
+class Deleted(AnswerModel):
+    """What went. It cannot be brought back."""
+
+    sessions: int
+    jobs: int
+    images: int
+    prompts: int = Field(
+        description="With their embeddings: those that no picture of yours is made from any more."
+    )
+    objects: int = Field(description="Files in object storage: pictures and thumbnails.")
+    objects_pending: bool = Field(
+        description="Storage did not answer: the remaining files are removed within minutes."
+    )

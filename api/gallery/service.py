@@ -1,0 +1,183 @@
+"""The rules of keeping and throwing away: stars, and the deletion of images, jobs and sessions."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources, parse_id
+from api.gallery.schemas import Deleted
+from api.images.schemas import Image
+from api.images.service import present
+from api.problems import Problem, not_found
+from shared.errors import StorageUnavailable
+from shared.gallery import deletion
+from shared.ids import to_wire
+from shared.jobs import statements as ledger
+from shared.logging import get_logger
+from shared.storage import Storage
+
+_log = get_logger(__name__)
+
+_JOBS_AT_ONCE = 200
+_SECONDS = 10.0
+"""For the SQL of one portion."""
+
+
+@dataclass
+class _Gone:
+    """What one transaction has deleted, and the prefixes of its objects."""
+
+    sessions: int = 0
+    jobs: int = 0
+    images: int = 0
+    prompts: int = 0
+    prefixes: list[str] = field(default_factory=list)
+
+
+async def set_star(held: Resources, principal: Principal, image_id: str, starred: bool) -> Image:
+    """Star an image or take its star away.
+
+    Raises:
+        Problem: 404.
+    """
+    row_id = parse_id("img", image_id, "image")
+    async with held.tenant_transaction(principal) as session:
+        statement = deletion.star(principal.tenant_id, row_id, starred)
+        row = (await session.scalars(statement)).one_or_none()
+    if row is None:
+        raise not_found("image")
+    return present(held, row)
+
+
+async def delete_image(held: Resources, principal: Principal, image_id: str) -> Deleted:
+    """One image. Its job stays on record.
+
+    Raises:
+        Problem: 404.
+    """
+    row_id = parse_id("img", image_id, "image")
+    gone = _Gone()
+    async with held.tenant_transaction(principal) as session:
+        found = await session.execute(deletion.delete_image(principal.tenant_id, row_id))
+        row = found.one_or_none()
+        if row is None:
+            raise not_found("image")
+        # The thumbnail's key begins in the same way.
+        gone.prefixes.append(row.s3_key.rpartition(".")[0] + ".")
+        await _after_images(session, principal, [row.prompt_id], gone)
+    return await _finish(held, principal, [gone])
+
+
+async def delete_job(held: Resources, principal: Principal, job_id: str) -> Deleted:
+    """An ended job with its images and attempts.
+
+    Raises:
+        Problem: 404; 409 when it waits or runs.
+    """
+    row_id = parse_id("job", job_id, "job")
+    gone = _Gone()
+    async with held.tenant_transaction(principal, _SECONDS) as session:
+        statement = deletion.lock_job(principal.tenant_id, row_id)
+        job = (await session.scalars(statement)).one_or_none()
+        if job is None:
+            raise not_found("job")
+        if job.finished_at is None:
+            raise Problem("job_not_finished", f"The job is {job.state}.")
+        await _delete_jobs(session, principal, job.session_id, [row_id], gone)
+    return await _finish(held, principal, [gone])
+
+
+async def delete_session(held: Resources, principal: Principal, session_id: str) -> Deleted:
+    """A session with everything in it, in portions; safe to repeat after a failure.
+
+    Raises:
+        Problem: 404; 409 when a job of it waits or runs, and then nothing, or the rest, stays.
+    """
+    portions: list[_Gone] = []
+    while not portions or not portions[-1].sessions:
+        gone = _Gone()
+        portions.append(gone)
+        async with held.tenant_transaction(principal, _SECONDS) as session:
+            statement = deletion.lock_session(principal.tenant_id, session_id)
+            if (await session.scalars(statement)).one_or_none() is None:
+                raise not_found("session")
+            unfinished = deletion.has_unfinished_job(principal.tenant_id, session_id)
+            if (await session.scalars(unfinished)).one():
+                raise Problem("job_not_finished", "Jobs of the session wait or run.")
+            listed = deletion.list_jobs(principal.tenant_id, session_id, _JOBS_AT_ONCE)
+            job_ids = (await session.scalars(listed)).all()
+            if job_ids:
+                await _delete_jobs(session, principal, session_id, job_ids, gone)
+            else:
+                await session.execute(deletion.delete_session(principal.tenant_id, session_id))
+                gone.sessions = 1
+    return await _finish(held, principal, portions)
+
+
+async def _delete_jobs(
+    session: AsyncSession,
+    principal: Principal,
+    session_id: str,
+    job_ids: Sequence[UUID],
+    gone: _Gone,
+) -> None:
+    statement = deletion.delete_images_of_jobs(principal.tenant_id, job_ids)
+    images = (await session.execute(statement)).all()
+    # Objects of attempts that committed nothing lie there, too.
+    gone.prefixes += [f"{session_id}/{to_wire('job', job_id)}/" for job_id in job_ids]
+    await _after_images(session, principal, [row.prompt_id for row in images], gone)
+    await session.execute(ledger.delete_ended(job_ids))
+    gone.jobs = len(job_ids)
+
+
+async def _after_images(
+    session: AsyncSession, principal: Principal, prompt_ids: Sequence[UUID], gone: _Gone
+) -> None:
+    """Images are gone: so are prompts that were theirs alone; the others remember it."""
+    tenant_id = principal.tenant_id
+    counts = Counter(prompt_ids)
+    ids = sorted(counts)
+    gone.images = len(prompt_ids)
+    if ids:
+        await session.execute(deletion.lock_prompts(tenant_id, ids))
+        deleted = (await session.scalars(deletion.delete_prompts(tenant_id, ids))).all()
+        gone.prompts = len(deleted)
+        for prompt_id in counts.keys() - set(deleted):
+            count = counts[prompt_id]
+            await session.execute(deletion.count_deleted(tenant_id, prompt_id, count))
+    await session.execute(deletion.doom_objects(tenant_id, gone.prefixes))
+
+
+async def _finish(held: Resources, principal: Principal, portions: Sequence[_Gone]) -> Deleted:
+    """The rows are gone for good; now the objects. What S3 does not take, the sweep does."""
+    prefixes = [prefix for gone in portions for prefix in gone.prefixes]
+    objects, done = await asyncio.to_thread(_remove, held.storage, prefixes)
+    if done:
+        async with held.tenant_transaction(principal) as session:
+            await session.execute(deletion.forget_doomed(principal.tenant_id, done))
+    return Deleted(
+        sessions=sum(gone.sessions for gone in portions),
+        jobs=sum(gone.jobs for gone in portions),
+        images=sum(gone.images for gone in portions),
+        prompts=sum(gone.prompts for gone in portions),
+        objects=objects,
+        objects_pending=len(done) < len(prefixes),
+    )
+
+
+def _remove(storage: Storage, prefixes: Sequence[str]) -> tuple[int, list[str]]:
+    """How many objects went, and the prefixes under which nothing is left."""
+    objects = 0
+    done: list[str] = []
+    try:
+        for prefix in prefixes:
+            objects += storage.delete(storage.list_keys(prefix))
+            done.append(prefix)
+    except StorageUnavailable as error:
+        _log.warning("objects left to the sweep", error=str(error))
+    return objects, done

@@ -1,0 +1,144 @@
+"""The rules of recommendations: gather near and successful prompts, rank them, fill up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources
+from api.images import service as images
+from api.prompts.ranking import Candidate, choose_starters, rank, reason
+from api.prompts.schemas import Recommendation, Recommendations
+from api.prompts.starters import STARTERS
+from api.search.service import SECONDS
+from shared.search import embeddings, recommend, statements
+from shared.search.filters import Filters
+from shared.search.fusion import QueryVector
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What recommendations are to fit."""
+
+    typed: str | None
+    session_id: str | None
+    limit: int
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """Prompts to choose from."""
+
+    similarity: dict[UUID, float]
+    completing: frozenset[UUID]
+    others: frozenset[UUID]
+    near_what: str | None
+
+    @property
+    def ids(self) -> list[UUID]:
+        return sorted(self.similarity.keys() | self.completing | self.others)
+
+
+async def recommend_prompts(held: Resources, principal: Principal, asked: Asked) -> Recommendations:
+    """Distinct prompts, best first; shipped ones where there are too few.
+
+    Raises:
+        Problem: 503 when the typed text cannot be embedded.
+    """
+    vectors: Sequence[QueryVector] = ()
+    if asked.typed is not None:
+        vectors = await held.vectors.of(held, asked.typed)
+    async with held.tenant_transaction(principal, SECONDS) as session:
+        gathered = await _gather(session, principal, asked, vectors)
+        candidates = await _candidates(session, principal, asked, gathered)
+        chosen = rank(candidates, asked.typed, asked.limit)
+        best = recommend.best_images(principal.tenant_id, [one.prompt_id for one in chosen])
+        pictures = {row.prompt_id: row for row in (await session.scalars(best)).all()}
+    data = [
+        Recommendation(
+            prompt=one.text,
+            score=one.score,
+            reason=reason(one, gathered.near_what),
+            starter=False,
+            image=images.present(held, pictures[one.prompt_id]),
+        )
+        for one in chosen
+    ]
+    return Recommendations(data=data + _starters(asked, asked.limit - len(data)))
+
+
+async def _gather(
+    session: AsyncSession,
+    principal: Principal,
+    asked: Asked,
+    vectors: Sequence[QueryVector],
+) -> _Gathered:
+    tenant_id = principal.tenant_id
+    near_what = "what you typed" if asked.typed is not None else None
+    completing: frozenset[UUID] = frozenset()
+    others: frozenset[UUID] = frozenset()
+    if asked.typed is not None:
+        found = await session.scalars(recommend.completing(tenant_id, asked.typed))
+        completing = frozenset(found)
+    else:
+        vectors = await _session_vectors(session, principal, asked.session_id)
+        near_what = "what this session made last" if vectors else None
+        others = frozenset(await session.scalars(recommend.doing_well(tenant_id)))
+    similarity: dict[UUID, float] = {}
+    if vectors:
+        count, *_ = (await session.execute(statements.prepare(tenant_id, Filters()))).one()
+        exactly = count <= statements.EXACT_UP_TO
+        nearest = await session.execute(recommend.near(tenant_id, vectors, exactly))
+        similarity = {row.id: row.similarity for row in nearest}
+    return _Gathered(similarity, completing, others, near_what)
+
+
+async def _session_vectors(
+    session: AsyncSession, principal: Principal, session_id: str | None
+) -> list[QueryVector]:
+    """The vector of what the session made last, which is on record."""
+    if session_id is None:
+        return []
+    statement = recommend.latest_of_session(principal.tenant_id, session_id)
+    prompt_id = (await session.scalars(statement)).one_or_none()
+    if prompt_id is None:
+        return []
+    known = await session.execute(embeddings.get_embedding(principal.tenant_id, prompt_id))
+    return [QueryVector(model, dimensions, text) for model, text, dimensions in known]
+
+
+async def _candidates(
+    session: AsyncSession, principal: Principal, asked: Asked, gathered: _Gathered
+) -> list[Candidate]:
+    """All that was gathered, save what the session has used already."""
+    ids = gathered.ids
+    if not ids:
+        return []
+    statement = recommend.fates(principal.tenant_id, ids, asked.session_id)
+    return [
+        Candidate(
+            prompt_id=prompt_id,
+            text=text,
+            images=made,
+            starred=starred,
+            reused=reused,
+            deleted=deleted,
+            similarity=gathered.similarity.get(prompt_id),
+            completes=prompt_id in gathered.completing,
+        )
+        for prompt_id, text, made, starred, reused, deleted, used in (
+            await session.execute(statement)
+        )
+        if not used and made
+    ]
+
+
+def _starters(asked: Asked, limit: int) -> list[Recommendation]:
+    return [
+        Recommendation(
+            prompt=prompt, score=score, reason="a starter idea", starter=True, image=None
+        )
+        for prompt, score in choose_starters(STARTERS, asked.typed, limit)
+    ]

@@ -1,0 +1,1 @@
+"""Search by meaning over what the tenant has made."""

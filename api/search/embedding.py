@@ -1,0 +1,126 @@
+"""Vectors of queries: remembered here, cached in Redis, made by a CPU worker over Celery."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import struct
+import time
+from collections import OrderedDict
+from uuid import uuid4
+
+from redis.exceptions import RedisError
+
+from api.deps import Resources
+from api.problems import Problem
+from api.queue import RedisDown
+from shared.logging import get_logger
+from shared.queue import names
+from shared.search import embeddings
+from shared.search.fusion import QueryVector
+
+_log = get_logger(__name__)
+
+PATIENCE = 2.0
+"""Seconds that a request waits for its vector. A worker that is there takes 10 to 20 ms."""
+_REMEMBERED = 2048
+"""Vectors per process: 8 kB each as text."""
+_MODELS_SECONDS = 10.0
+_RETRY_AFTER = "5"
+
+
+class QueryVectors:
+    """The vectors of a process's queries."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], QueryVector] = OrderedDict()
+        self._asked: dict[tuple[str, str], asyncio.Task[QueryVector]] = {}
+        self._models: list[str] = []
+        self._models_until = 0.0
+
+    async def of(self, held: Resources, text: str) -> tuple[QueryVector, ...]:
+        """The text in the space of every model that prompts have vectors of; normally one.
+
+        Raises:
+            Problem: 503 when not one of them can be had, with the reason.
+        """
+        models = await self._models_in_use(held)
+        answers = await asyncio.gather(
+            *(self._vector(held, model, text) for model in models), return_exceptions=True
+        )
+        vectors = tuple(answer for answer in answers if isinstance(answer, QueryVector))
+        for answer in answers:
+            # While prompts are embedded anew, half a search is better than none.
+            if isinstance(answer, BaseException) and not (vectors and isinstance(answer, Problem)):
+                raise answer
+        return vectors
+
+    async def _models_in_use(self, held: Resources) -> list[str]:
+        if time.monotonic() >= self._models_until:
+            async with held.transaction() as session:
+                rows = (await session.execute(embeddings.list_models())).all()
+            self._models = [row.name for row in rows]
+            # A system without prompts gets its first ones soon.
+            self._models_until = time.monotonic() + (_MODELS_SECONDS if rows else 0.0)
+        return self._models
+
+    async def _vector(self, held: Resources, model: str, text: str) -> QueryVector:
+        key = (model, hashlib.sha256(text.encode()).hexdigest())
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        task = self._asked.get(key)
+        if task is None:
+            # One request for all that wait for the same text; it outlives a client that leaves.
+            task = asyncio.create_task(_fetch(held, model, key[1], text))
+            self._asked[key] = task
+            task.add_done_callback(lambda done: self._remember(key, done))
+        return await asyncio.shield(task)
+
+    def _remember(self, key: tuple[str, str], done: "asyncio.Task[QueryVector]") -> None:
+        self._asked.pop(key, None)
+        if done.cancelled() or done.exception() is not None:
+            return
+        self._known[key] = done.result()
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+async def _fetch(held: Resources, model: str, digest: str, text: str) -> QueryVector:
+    try:
+        if held.circuit.is_open:
+            raise RedisDown
+        packed = await held.circuit.call(held.redis.get(names.embedding_key(model, digest)))
+        if packed is None:
+            packed = await _ask(held, model, text)
+    except RedisDown:
+        raise _unavailable("Redis, through which workers are asked, is not available.") from None
+    return _unpack(model, str(packed))
+
+
+async def _ask(held: Resources, model: str, text: str) -> str:
+    reply_key = names.embedded_key(uuid4().hex)
+    await held.publisher.ask_for_embedding(model, text, reply_key, PATIENCE)
+    try:
+        reply = await held.blocking_redis.blpop([reply_key], timeout=PATIENCE)
+    except (RedisError, OSError, TimeoutError) as error:
+        raise RedisDown from error
+    if reply is None:
+        raise _unavailable(f"No CPU worker answered within {PATIENCE:g} s.")
+    answer = json.loads(reply[1])
+    if "vector" not in answer:
+        raise _unavailable(answer["reason"])
+    vector: str = answer["vector"]
+    return vector
+
+
+def _unpack(model: str, packed: str) -> QueryVector:
+    raw = base64.b64decode(packed)
+    numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
+    return QueryVector(model, len(numbers), embeddings.to_text(numbers))
+
+
+def _unavailable(reason: str) -> Problem:
+    _log.warning("embedding unavailable", reason=reason)
+    return Problem("embedding_unavailable", reason, headers={"Retry-After": _RETRY_AFTER})

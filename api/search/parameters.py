@@ -1,0 +1,101 @@
+"""The query parameters of searches: the text, and filters, `metadata.<key>=` among them."""
+
+import unicodedata
+from typing import Annotated, Literal
+
+from fastapi import Depends, Query, Request
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from api.jobs.schemas import MAX_PROMPT
+from api.problems import FieldError, Problem
+from api.wire import AwareTime
+from shared.search.filters import Filters
+
+_MAX_METADATA = 16
+_METADATA = "metadata."
+_MAX_SEED = 2**53 - 1
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "It holds a NUL character, which no text here has.")
+    return text
+
+
+def _says_something(text: str) -> str:
+    text = unicodedata.normalize("NFC", _no_nul(text)).strip()
+    if not text:
+        raise PydanticCustomError("empty", "It is empty.")
+    return text
+
+
+Text = Annotated[
+    str,
+    Query(max_length=MAX_PROMPT, description=f"In any language, 1 to {MAX_PROMPT} characters."),
+    AfterValidator(_says_something),
+]
+Name = Annotated[str, Query(max_length=64), AfterValidator(_no_nul)]
+Side = Annotated[int, Query(ge=1, le=100_000, description="Pixels.")]
+HitLimit = Annotated[int, Field(ge=1, le=100, description="Entries per page, 1 to 100.")]
+After = Annotated[
+    str | None, Query(max_length=2000, description="`next_cursor` of the page before.")
+]
+MinScore = Annotated[
+    float | None, Query(ge=0, le=1, allow_inf_nan=False, description="Leave out what scores less.")
+]
+
+
+async def read_filters(
+    *,
+    request: Request,
+    session_id: Name | None = None,
+    model: Name | None = None,
+    seed: Annotated[int | None, Query(ge=0, le=_MAX_SEED)] = None,
+    kind: Literal["txt2img", "img2img"] | None = None,
+    width: Side | None = None,
+    height: Side | None = None,
+    created_after: AwareTime | None = None,
+    created_before: AwareTime | None = None,
+    starred: bool | None = None,
+) -> Filters:
+    """The filters; every one that is given must hold. `metadata.<key>=<value>` asks for a job's
+    metadata.
+
+    Raises:
+        Problem: 422 for metadata that no job can have.
+    """
+    return Filters(
+        session_id=session_id,
+        model=model,
+        seed=seed,
+        kind=kind,
+        width=width,
+        height=height,
+        created_after=created_after,
+        created_before=created_before,
+        starred=starred,
+        metadata=_metadata(request),
+    )
+
+
+AskedFilters = Annotated[Filters, Depends(read_filters)]
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    pairs = [
+        (name.removeprefix(_METADATA), value)
+        for name, value in request.query_params.multi_items()
+        if name.startswith(_METADATA)
+    ]
+    for key, value in pairs:
+        if not key or "\0" in key + value or len(key) > 64 or len(value) > 512:
+            raise _broken(f"{_METADATA}{key}"[:64], "No job has such metadata.")
+    if len(pairs) > _MAX_METADATA or len(dict(pairs)) != len(pairs):
+        raise _broken("metadata", f"At most {_MAX_METADATA} keys, each once.")
+    return dict(pairs)
+
+
+def _broken(parameter: str, message: str) -> Problem:
+    error = FieldError(pointer=None, parameter=parameter, code="metadata", message=message)
+    return Problem("validation_failed", f"{parameter}: {message}", errors=[error])

@@ -1,0 +1,107 @@
+"""HTTP of search."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from api.auth import SearchRead
+from api.bodies import FILE_SCHEMA, body_schema, json_body, read_file
+from api.deps import Res
+from api.problems import responses
+from api.search import service
+from api.search.parameters import After, AskedFilters, HitLimit, MinScore, Text
+from api.search.schemas import Hit, LikeThis
+from api.wire import Page, json_answer
+
+router = APIRouter(prefix="/v1/search", tags=["search"])
+
+_PROBLEMS = (
+    "insufficient_scope",
+    "validation_failed",
+    "malformed_cursor",
+    "database_unavailable",
+    "embedding_unavailable",
+)
+
+
+def _body() -> dict[str, Any]:
+    """OpenAPI of a body in either of two forms."""
+    described = body_schema(LikeThis, {"by id": {"image_id": "img_01jd4zk3v8e0x9m5q7r2t6w8ya"}})
+    described["requestBody"]["content"] |= FILE_SCHEMA["requestBody"]["content"]
+    return described
+
+
+@router.get(
+    "",
+    operation_id="search.query",
+    summary="Search by meaning",
+    response_class=Response,
+    responses={200: {"model": Page[Hit]}, **responses(*_PROBLEMS)},
+)
+async def query(
+    *,
+    held: Res,
+    principal: SearchRead,
+    q: Text,
+    filters: AskedFilters,
+    min_score: MinScore = None,
+    limit: HitLimit = 20,
+    after: After = None,
+) -> Response:
+    """Your tenant's pictures whose prompts mean what `q` says, best first.
+
+    An exact phrase or a rare word goes before a vague neighbour. `metadata.<key>=<value>` filters
+    by the job's metadata.
+    """
+    asked = service.Asked(q, filters, limit, after, min_score)
+    return json_answer(await service.search(held, principal, asked))
+
+
+async def read_likeness(request: Request, principal: SearchRead) -> Any:
+    """The file of a multipart body, or the JSON body."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await read_file(request, principal)
+    return await json_body(LikeThis)(request, principal)
+
+
+@router.post(
+    "",
+    operation_id="search.like",
+    summary="Search by a picture",
+    response_class=Response,
+    responses={
+        200: {"model": Page[Hit]},
+        **responses(
+            *_PROBLEMS,
+            "malformed_request",
+            "not_found",
+            "body_too_large",
+            "unsupported_media_type",
+            "malformed_json",
+            "image_refused",
+            "prompt_unknown",
+        ),
+    },
+    openapi_extra=_body(),
+)
+async def like(
+    *,
+    held: Res,
+    principal: SearchRead,
+    likeness: Annotated[Any, Depends(read_likeness)],
+    filters: AskedFilters,
+    min_score: MinScore = None,
+    limit: HitLimit = 20,
+    after: After = None,
+) -> Response:
+    """Pictures whose prompts mean what this picture's does, without the picture itself.
+
+    Give `image_id` in JSON, or a picture made by Darkroom in the multipart field `file`: its
+    prompt is on record or in its receipt. Filters and pages are query parameters, as with GET.
+    """
+    asked = service.Asked("", filters, limit, after, min_score)
+    if isinstance(likeness, LikeThis):
+        page = await service.like_image(held, principal, likeness.image_id, asked)
+    else:
+        page = await service.like_file(held, principal, likeness, asked)
+    return json_answer(page)

@@ -1,0 +1,38 @@
+"""What clients get from a search."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from api.bodies import RequestModel
+from api.images.schemas import Image
+from api.wire import AnswerModel
+
+
+class MadeWith(AnswerModel):
+    """The main settings of the picture's receipt."""
+
+    kind: str | None
+    steps: int | None
+    guidance_scale: float | None
+    scheduler: str | None
+    strength: float | None
+
+
+class Hit(AnswerModel):
+    """A picture whose prompt fits the query."""
+
+    score: float = Field(
+        description="0 to 1: 0.55 × similarity, 0.2 × share of the query's words, and 0.25 where "
+        "the phrase as it stands, or every rare word of it, is in the prompt."
+    )
+    similarity: float = Field(description="Cosine of the two texts' embeddings, -1 to 1.")
+    prompt: str
+    image: Image
+    made_with: MadeWith
+
+
+class LikeThis(RequestModel):
+    """Search by a picture that is here already."""
+
+    image_id: Annotated[str, Field(max_length=64, description="`img_…`")]

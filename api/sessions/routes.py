@@ -1,0 +1,86 @@
+"""HTTP of sessions."""
+
+from fastapi import APIRouter, Response
+
+from api.auth import ImagesRead
+from api.deps import Res
+from api.gallery.routes import SessionName, known_session
+from api.problems import responses
+from api.search.parameters import After, Text
+from api.search.service import Asked
+from api.sessions import service
+from api.sessions.schemas import HistoryImage, Session
+from api.wire import Page, PageLimit, json_answer
+from shared.search.filters import Filters
+
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+
+
+@router.get(
+    "",
+    operation_id="sessions.list",
+    summary="List sessions",
+    response_class=Response,
+    responses={
+        200: {"model": Page[Session]},
+        **responses(
+            "insufficient_scope", "validation_failed", "malformed_cursor", "database_unavailable"
+        ),
+    },
+)
+async def list_sessions(
+    held: Res, principal: ImagesRead, limit: PageLimit = 50, after: After = None
+) -> Response:
+    """Your tenant's sessions, newest first."""
+    return json_answer(await service.list_page(held, principal, limit, after))
+
+
+@router.get(
+    "/{session_id}",
+    operation_id="sessions.get",
+    summary="Get a session",
+    response_class=Response,
+    responses={
+        200: {"model": Session},
+        **responses("insufficient_scope", "not_found", "validation_failed", "database_unavailable"),
+    },
+)
+async def get(held: Res, principal: ImagesRead, session_id: SessionName) -> Response:
+    """How many jobs and images it has."""
+    return json_answer(await service.get(held, principal, known_session(session_id)))
+
+
+@router.get(
+    "/{session_id}/images",
+    operation_id="sessions.images",
+    summary="List or search a session's images",
+    response_class=Response,
+    responses={
+        200: {"model": Page[HistoryImage]},
+        **responses(
+            "insufficient_scope",
+            "not_found",
+            "validation_failed",
+            "malformed_cursor",
+            "database_unavailable",
+            "embedding_unavailable",
+        ),
+    },
+)
+async def list_images(
+    *,
+    held: Res,
+    principal: ImagesRead,
+    session_id: SessionName,
+    q: Text | None = None,
+    limit: PageLimit = 50,
+    after: After = None,
+) -> Response:
+    """The session's history: newest first, or with `q` by meaning, best first."""
+    name = known_session(session_id)
+    if q is None:
+        page = await service.list_images(held, principal, name, limit, after)
+    else:
+        asked = Asked(q, Filters(session_id=name), limit, after)
+        page = await service.search_images(held, principal, asked)
+    return json_answer(page)

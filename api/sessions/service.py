@@ -1,0 +1,107 @@
+"""The rules of sessions: list them, look at one, go through its history."""
+
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.auth import Principal
+from api.deps import Resources
+from api.images import service as images
+from api.problems import not_found
+from api.search import service as searching
+from api.search.service import Asked
+from api.sessions import cursor
+from api.sessions.schemas import HistoryImage, Session, SessionLinks
+from api.wire import Page, decode_cursor, encode_cursor
+from shared.gallery import history
+from shared.gallery import models as rows
+
+
+async def list_page(
+    held: Resources, principal: Principal, limit: int, after: str | None
+) -> Page[Session]:
+    """One page of a tenant's sessions, newest first."""
+    scope = ("sessions", principal.tenant_id)
+    before = cursor.decode(after, *scope) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        statement = history.list_sessions(principal.tenant_id, limit + 1, before)
+        found = (await session.execute(statement)).all()
+    page, has_more = found[:limit], len(found) > limit
+    return Page(
+        data=[_present(held, row) for row in page],
+        has_more=has_more,
+        next_cursor=cursor.encode(page[-1][1], page[-1][0], *scope) if has_more else None,
+    )
+
+
+async def get(held: Resources, principal: Principal, session_id: str) -> Session:
+    """A tenant's session.
+
+    Raises:
+        Problem: 404.
+    """
+    async with held.tenant_transaction(principal) as session:
+        return _present(held, await _find(session, principal, session_id))
+
+
+async def list_images(
+    held: Resources, principal: Principal, session_id: str, limit: int, after: str | None
+) -> Page[HistoryImage]:
+    """One page of a session's images, newest first.
+
+    Raises:
+        Problem: 404 for a session that is not there; 422 for a cursor of another list.
+    """
+    scope = ("session images", principal.tenant_id, session_id)
+    before = decode_cursor(after, *scope) if after is not None else None
+    async with held.tenant_transaction(principal) as session:
+        await _find(session, principal, session_id)
+        statement = history.list_images(principal.tenant_id, session_id, limit + 1, before)
+        found = (await session.scalars(statement)).all()
+    page, has_more = found[:limit], len(found) > limit
+    return Page(
+        data=[_present_image(held, row, None) for row in page],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+    )
+
+
+async def search_images(held: Resources, principal: Principal, asked: Asked) -> Page[HistoryImage]:
+    """One page of the images of the session that the filters name, best first.
+
+    Raises:
+        Problem: as `list_images`, and 503 when the text cannot be embedded.
+    """
+    async with held.tenant_transaction(principal) as session:
+        await _find(session, principal, asked.filters.session_id or "")
+    found, next_cursor = await searching.find(held, principal, asked)
+    return Page(
+        data=[_present_image(held, entry.image, entry.score) for entry in found],
+        has_more=next_cursor is not None,
+        next_cursor=next_cursor,
+    )
+
+
+async def _find(session: AsyncSession, principal: Principal, session_id: str) -> Any:
+    statement = history.get_session(principal.tenant_id, session_id)
+    row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        raise not_found("session")
+    return row
+
+
+def _present(held: Resources, row: Any) -> Session:
+    session_id, created_at, made, jobs, last_image_at = row
+    here = f"{held.settings.public_url.rstrip('/')}/v1/sessions/{session_id}"
+    return Session(
+        id=session_id,
+        created_at=created_at,
+        jobs=jobs,
+        images=made,
+        last_image_at=last_image_at,
+        links=SessionLinks(self=here, images=f"{here}/images"),
+    )
+
+
+def _present_image(held: Resources, row: rows.Image, score: float | None) -> HistoryImage:
+    return HistoryImage(**images.present(held, row).model_dump(), score=score)

@@ -1,0 +1,143 @@
+"""SQL of throwing away: rows go at once; their objects are named in the same transaction.
+
+So nothing is left that nobody knows of: what S3 did not take then is swept later.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import Delete, Select, Update, delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
+
+from shared.gallery.models import DoomedObject, Image, Prompt, Session
+from shared.jobs.models import Job
+
+
+def star(tenant_id: UUID, image_id: UUID, starred: bool) -> ReturningUpdate[Image]:
+    """Star an image, or take its star away; a second time changes nothing."""
+    return (
+        update(Image)
+        .where(Image.tenant_id == tenant_id, Image.id == image_id)
+        .values(starred=starred)
+        .returning(Image)
+    )
+
+
+def delete_image(tenant_id: UUID, image_id: UUID) -> ReturningDelete[UUID, str]:
+    """(prompt, key) of the image that was there."""
+    return (
+        delete(Image)
+        .where(Image.tenant_id == tenant_id, Image.id == image_id)
+        .returning(Image.prompt_id, Image.s3_key)
+    )
+
+
+def delete_images_of_jobs(tenant_id: UUID, job_ids: Sequence[UUID]) -> ReturningDelete[UUID, str]:
+    """(prompt, key) of the images of these jobs."""
+    return (
+        delete(Image)
+        .where(Image.tenant_id == tenant_id, Image.job_id.in_(job_ids))
+        .returning(Image.prompt_id, Image.s3_key)
+    )
+
+
+def lock_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[UUID]:
+    """Keep commits from naming these prompts; the next statement sees what they name already."""
+    return (
+        select(Prompt.id)
+        .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids))
+        .order_by(Prompt.id)
+        .with_for_update()
+    )
+
+
+def delete_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> ReturningDelete[UUID]:
+    """Those of the prompts that no image names any more, vectors and all."""
+    used = select(Image.id).where(Image.prompt_id == Prompt.id).exists()
+    return (
+        delete(Prompt)
+        .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids), ~used)
+        .returning(Prompt.id)
+    )
+
+
+def count_deleted(tenant_id: UUID, prompt_id: UUID, images: int) -> Update:
+    """Remember of a prompt that its pictures were thrown away: recommendations heed it."""
+    return (
+        update(Prompt)
+        .where(Prompt.tenant_id == tenant_id, Prompt.id == prompt_id)
+        .values(deleted_images=Prompt.deleted_images + images)
+    )
+
+
+def lock_job(tenant_id: UUID, job_id: UUID) -> Select[Job]:
+    """The job, so that nobody changes it until the transaction ends."""
+    return (
+        select(Job)
+        .where(Job.tenant_id == tenant_id, Job.id == job_id)
+        .with_for_update(key_share=True)
+    )
+
+
+def has_unfinished_job(tenant_id: UUID, session_id: str) -> Select[bool]:
+    """Whether a job of the session waits or runs."""
+    return select(
+        exists().where(
+            Job.tenant_id == tenant_id, Job.session_id == session_id, Job.finished_at.is_(None)
+        )
+    )
+
+
+def list_jobs(tenant_id: UUID, session_id: str, limit: int) -> Select[UUID]:
+    """Ids of ended jobs of the session, locked against being retried."""
+    return (
+        select(Job.id)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.session_id == session_id,
+            Job.finished_at.is_not(None),
+        )
+        .order_by(Job.id)
+        .limit(limit)
+        .with_for_update(key_share=True)
+    )
+
+
+def lock_session(tenant_id: UUID, session_id: str) -> Select[str]:
+    """The session, so that no job can be added to it until the transaction ends."""
+    return (
+        select(Session.id)
+        .where(Session.tenant_id == tenant_id, Session.id == session_id)
+        .with_for_update()
+    )
+
+
+def delete_session(tenant_id: UUID, session_id: str) -> Delete:
+    """The session's own row, when nothing is in it."""
+    return delete(Session).where(Session.tenant_id == tenant_id, Session.id == session_id)
+
+
+def doom_objects(tenant_id: UUID, prefixes: Sequence[str]) -> Insert:
+    """Name what S3 is to forget."""
+    rows = [{"tenant_id": tenant_id, "prefix": prefix} for prefix in prefixes]
+    return pg_insert(DoomedObject).values(rows).on_conflict_do_nothing()
+
+
+def forget_doomed(tenant_id: UUID, prefixes: Sequence[str]) -> Delete:
+    """S3 has forgotten them."""
+    return delete(DoomedObject).where(
+        DoomedObject.tenant_id == tenant_id, DoomedObject.prefix.in_(prefixes)
+    )
+
+
+def list_doomed(older_than: timedelta, limit: int) -> Select[UUID, str]:
+    """(tenant, prefix) of objects that should have gone by now; of all tenants."""
+    return (
+        select(DoomedObject.tenant_id, DoomedObject.prefix)
+        .where(DoomedObject.created_at < func.statement_timestamp() - older_than)
+        .order_by(DoomedObject.created_at)
+        .limit(limit)
+    )

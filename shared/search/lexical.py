@@ -1,0 +1,78 @@
+"""How much each word of a query counts: rarer words more, words that nobody used not at all.
+
+Weights are those of BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009):
+``idf = ln(1 + (n - df + 0.5) / (df + 0.5))`` with ``n`` prompts of which ``df`` hold the word.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_WORDS = 8
+"""The weightiest words of a query; what comes after them hardly changes an order."""
+MAX_WORD_CHARACTERS = 512
+_RARE_SHARE = 0.002
+_RARE_COUNT = 2
+_JUDGED_FROM = 50
+"""Prompts from which on it means something that a word is rare."""
+_SCALE = 255
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a query. `weight` is 1 … 255 and relative to the others."""
+
+    text: str
+    weight: int
+    rare: bool
+
+
+@dataclass(frozen=True)
+class Lexical:
+    """The words of a query that count, heaviest first; the same on every page of a search."""
+
+    words: tuple[Word, ...] = ()
+
+    @property
+    def rare(self) -> tuple[Word, ...]:
+        """The words that alone say what is meant."""
+        return tuple(word for word in self.words if word.rare)
+
+    def shares(self) -> list[tuple[Word, float]]:
+        """Each word with its share of the whole weight; the shares sum to 1."""
+        total = sum(word.weight for word in self.words)
+        return [(word, word.weight / total) for word in self.words]
+
+
+def weigh(counts: Mapping[str, int], prompts: int) -> Lexical:
+    """Choose and weigh words by how many of `prompts` hold each; those of none are left out."""
+    found = {
+        word: min(count, prompts)
+        for word, count in counts.items()
+        if count > 0 and len(word) <= MAX_WORD_CHARACTERS
+    }
+    if not found:
+        return Lexical()
+    idf = {
+        word: math.log1p((prompts - count + 0.5) / (count + 0.5)) for word, count in found.items()
+    }
+    chosen = sorted(idf, key=lambda word: (-idf[word], word))[:MAX_WORDS]
+    heaviest = idf[chosen[0]]
+    return Lexical(
+        tuple(
+            Word(word, max(1, round(_SCALE * idf[word] / heaviest)), _is_rare(found[word], prompts))
+            for word in chosen
+        )
+    )
+
+
+def _is_rare(count: int, prompts: int) -> bool:
+    if prompts < _JUDGED_FROM:
+        return False
+    return count <= max(_RARE_COUNT, _RARE_SHARE * prompts)
+
+
+def tsquery_of(word: str) -> str:
+    """A word as a tsquery that means just this word, whatever characters it has."""
+    escaped = word.replace("\\", "\\\\").replace("'", "''")
+    return f"'{escaped}'"

@@ -1,0 +1,153 @@
+"""SQL of recommendations: prompts that are near, that complete, that did well, and their fates."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, Select, and_, func, literal_column, or_, select, true
+from sqlalchemy.orm import aliased
+
+from shared.gallery.models import Image, Prompt
+from shared.jobs.models import Job
+from shared.search import fusion
+from shared.search.fusion import QueryVector
+from shared.search.index import nearest_by_index
+
+NEAR = 60
+_COMPLETING = 20
+_STARRED = 200
+_LATEST = 20
+_SEEDS = 20
+"""Pictures of one prompt whose seeds are followed."""
+_LAST_CHARACTER = "\U0010ffff"
+_FOLDED_LENGTH = 200
+
+Fate = Row[UUID, str, int, int, int, int, bool]
+
+
+def near(tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool) -> Select[UUID, float]:
+    """(prompt, similarity) of the nearest, nearest first."""
+    similarity = fusion.similarity(vectors).label("similarity")
+    statement = select(Prompt.id, similarity).where(Prompt.tenant_id == tenant_id)
+    if not exactly:
+        legs = [
+            select(Prompt.id)
+            .where(Prompt.tenant_id == tenant_id, literal_column(where))
+            .order_by(order)
+            .limit(NEAR)
+            for where, order in (nearest_by_index(v.model, v.dimensions, v.text) for v in vectors)
+        ]
+        statement = statement.where(or_(*(Prompt.id.in_(leg) for leg in legs)))
+    return statement.order_by(similarity.desc(), Prompt.id.desc()).limit(NEAR)
+
+
+def completing(tenant_id: UUID, typed: str) -> Select[UUID]:
+    """Prompts that begin with what was typed, whatever the case, and go on."""
+    begin = typed.lower()[:_FOLDED_LENGTH]
+    return (
+        select(Prompt.id)
+        .where(
+            Prompt.tenant_id == tenant_id,
+            # Comparisons, and not LIKE, which row-level security keeps from the index.
+            Prompt.folded > begin,
+            Prompt.folded < begin + _LAST_CHARACTER,
+        )
+        .order_by(Prompt.folded)
+        .limit(_COMPLETING)
+    )
+
+
+def doing_well(tenant_id: UUID) -> Select[UUID]:
+    """Prompts of the latest stars, and the latest prompts."""
+    starred = (
+        select(Image.prompt_id)
+        .where(Image.tenant_id == tenant_id, Image.starred)
+        .order_by(Image.id.desc())
+        .limit(_STARRED)
+        .subquery()
+    )
+    latest = (
+        select(Prompt.id)
+        .where(Prompt.tenant_id == tenant_id)
+        .order_by(Prompt.id.desc())
+        .limit(_LATEST)
+        .subquery()
+    )
+    return select(starred.c.prompt_id).union(select(latest.c.id)).subquery().select()
+
+
+def latest_of_session(tenant_id: UUID, session_id: str) -> Select[UUID]:
+    """The prompt of the session's newest picture."""
+    return (
+        select(Image.prompt_id)
+        .where(Image.tenant_id == tenant_id, Image.session_id == session_id)
+        .order_by(Image.id.desc())
+        .limit(1)
+    )
+
+
+def fates(
+    tenant_id: UUID, prompt_ids: Sequence[UUID], session_id: str | None
+) -> Select[UUID, str, int, int, int, int, bool]:
+    """(prompt, text, pictures, starred, seeds used again, deleted, used in the session)."""
+    own = Image.prompt_id == Prompt.id
+    made = select(func.count()).select_from(Image).where(own)
+    starred = made.where(Image.starred)
+    newest = (
+        select(Image.seed, Image.job_id)
+        .where(own)
+        .order_by(Image.id.desc())
+        .limit(_SEEDS)
+        .correlate(Prompt)
+        .subquery()
+    )
+    again = aliased(Image)
+    reused = (
+        select(func.count())
+        .select_from(newest)
+        .where(
+            select(again.id)
+            .where(
+                again.tenant_id == tenant_id,
+                again.seed == newest.c.seed,
+                again.job_id != newest.c.job_id,
+            )
+            .exists()
+        )
+    )
+    return select(
+        Prompt.id,
+        Prompt.text,
+        made.scalar_subquery(),
+        starred.scalar_subquery(),
+        reused.scalar_subquery(),
+        Prompt.deleted_images,
+        _used_in(tenant_id, session_id),
+    ).where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids))
+
+
+def best_images(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[Image]:
+    """One picture of each prompt: a starred one if there is one, the newest of them."""
+    best = (
+        select(Image)
+        .where(Image.tenant_id == tenant_id, Image.prompt_id == Prompt.id)
+        .order_by(Image.starred.desc(), Image.id.desc())
+        .limit(1)
+        .lateral("best")
+    )
+    image = aliased(Image, best)
+    return (
+        select(image)
+        .select_from(Prompt)
+        .join(best, true())
+        .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids))
+    )
+
+
+def _used_in(tenant_id: UUID, session_id: str | None) -> ColumnElement[bool]:
+    if session_id is None:
+        return ~true()
+    images = select(Image.id).where(Image.prompt_id == Prompt.id, Image.session_id == session_id)
+    jobs = select(Job.id).where(
+        and_(Job.tenant_id == tenant_id, Job.session_id == session_id, Job.prompt == Prompt.text)
+    )
+    return or_(images.exists(), jobs.exists())
