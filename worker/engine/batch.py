@@ -114,7 +114,8 @@ class TickBatch:
         """Classifier-free guidance (https://arxiv.org/abs/2207.12598), as diffusers computes it."""
         elements = self._elements(row)
         if not self._guided:
-            return output[elements[0] : elements[0] + 1]
+            # A copy: schedulers keep earlier outputs, and the next tick may reuse this memory.
+            return output[elements[0] : elements[0] + 1].clone()
         unconditional, conditional = (output[index : index + 1] for index in elements)
         scale = row.request.guidance_scale
         return unconditional + scale * (conditional - unconditional)

@@ -83,11 +83,12 @@ class Device:
         """Whether the error says that memory did not suffice."""
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
-        return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        text = str(error)
+        return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
 
     def is_fatal(self, error: BaseException) -> bool:
         """Whether nothing will work on this device in this process any more."""
-        if isinstance(error, torch.OutOfMemoryError):
+        if self.is_out_of_memory(error):
             return False
         text = str(error)
         return isinstance(error, torch.AcceleratorError) or any(
@@ -152,6 +153,10 @@ def open_device(name: str | None) -> Device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     torch_device = torch.device(name)
     return CudaDevice(torch_device) if torch_device.type == "cuda" else Device(torch_device)
+
+
+_NO_MEMORY = ("not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
+"""How torch's CPU allocator, the CUDA runtime and its libraries put it."""
 
 
 class _HostMark:

@@ -160,7 +160,10 @@ class Ticket(Protocol):
 
     @property
     def future(self) -> "Future[GeneratedImage]":
-        """Resolves to the image, or raises `Canceled` or one of `shared.errors`."""
+        """Resolves to the image, or raises `Canceled` or one of `shared.errors`.
+
+        Callbacks added to it run on the engine's thread: keep them short.
+        """
 
     def cancel(self) -> None:
         """Take the image back; the future raises `Canceled` within one tick. Idempotent."""

@@ -1,5 +1,6 @@
 """Before the first job: choose the rows where nobody has, and run every size once for real."""
 
+import logging
 import statistics
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from worker.engine.loaded import LoadedModel
 from worker.engine.model import Model
 from worker.engine.pictures import start_download
 from worker.engine.row import Row
+
+logger = logging.getLogger(__name__)
 
 _CANDIDATES = (1, 2, 4, 8, 16)
 _WORTH_IT = 1.15
@@ -77,6 +80,12 @@ def _generate(loaded: LoadedModel, model: Model, shape: Shape) -> float:
     loaded.device.mark().wait()
     model.leave(row)
     picture = download.picture()
+    if not picture.sound:
+        logger.warning(
+            "%s gives NaN or black in %s: every image will be made once more in float32",
+            loaded.spec.name,
+            loaded.dtype,
+        )
     if picture.pixels.shape != (shape.height, shape.width, 3):
         raise ModelUnavailable(
             f"Model {loaded.spec.name!r} made a picture of {picture.pixels.shape} for "
