@@ -152,7 +152,7 @@ class ApiProcess(Process):
         arguments = [
             *("-m", "uvicorn", factory, "--factory", "--http", "api.connection:Connection"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
-            *("--timeout-graceful-shutdown", "1"),
+            *("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "1"),
         ]
         self.url = f"http://127.0.0.1:{port}"
         self.key = key

@@ -59,6 +59,7 @@ class Api(Application):
             "--http=api.connection:Connection",
             f"--host={address.host}",
             f"--port={address.port or 80}",
+            "--timeout-keep-alive=75",  # longer than clients keep a connection: no race to close
             "--timeout-graceful-shutdown=1",  # an open event stream would hold it for ever
         ]
         super().__init__(API, arguments, home=home, environment=environment)
