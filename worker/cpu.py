@@ -10,6 +10,7 @@ from shared.settings import Settings
 from shared.storage import Storage
 from worker.announce import Announcement, redis_client
 from worker.app import consume
+from worker.batch_files import BatchFiles
 from worker.deliver import Deliverer
 from worker.delivery_duties import DeliveryDuties
 from worker.dispatcher import Dispatcher
@@ -44,6 +45,7 @@ def run_cpu_worker(settings: Settings) -> None:
     duties = [
         *JobDuties(settings, database, client, app).duties,
         *Retention(settings, database, storage).duties,
+        *BatchFiles(database, storage).duties,
         *Leftovers(database, storage).duties,
         *DeliveryDuties(database, client, hints).duties,
     ]
