@@ -45,6 +45,9 @@ proof: install ## The full proof that seeds hold under any load
 chaos: install ## The long reliability trials
 	@$(BIN)/python -m tests.chaos
 
+fuzz: install ## Fuzz a running system as two tenants, and throw 300 hostile pictures at it
+	@$(BIN)/python -m tests.fuzz
+
 bench: install ## Measure, each number against a baseline of the same run
 	@$(BIN)/python -m tests.bench
 
@@ -63,4 +66,4 @@ lock: install ## Write constraints.txt from what is installed
 clean: ## Remove the virtual environment and caches; data under .darkroom/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install run smoke lint test proof chaos bench bench-gpu demo-model demo-eval lock clean
+.PHONY: help install run smoke lint test proof chaos fuzz bench bench-gpu demo-model demo-eval lock clean

@@ -30,6 +30,11 @@ _CONFIG = """
 [generation]
 database = "none"
 
+# Answers that wait for work to be done would hold the run for a minute each.
+[parameters]
+"header.prefer" = "wait=0"
+"query.follow" = false
+
 [auth.wfc]
 path = "{users}"
 peers = ["one", "two"]
