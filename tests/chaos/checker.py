@@ -69,6 +69,7 @@ def check(system: System, *, expect: str | None = "succeeded") -> Report:
         for image in images[job_id]:
             _check_image(system, report, job, promised, image)
         report.wasted_runs += max(0, _gpu_runs(attempts[job_id]) - 1)
+    report.violations += system.deliveries.violations(system.history.ended)
     return report
 
 

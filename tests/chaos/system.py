@@ -25,6 +25,7 @@ from shared.jobs.state import TERMINAL_STATES
 from shared.queue.publish import celery_app, publish_job
 from shared.settings import Settings
 from shared.storage import Storage
+from tests.chaos.deliveries import Deliveries
 from tests.chaos.fleet import Fleet
 from tests.chaos.proxy import Proxy
 from tests.processes import ApiProcess, free_port, wait_until
@@ -70,6 +71,7 @@ class System:
     storage: Storage
     api: ApiProcess
     fleet: Fleet
+    deliveries: Deliveries
     environment: dict[str, str]
 
     def __enter__(self) -> Self:
@@ -103,6 +105,7 @@ class System:
         self._stack.callback(self.redis.close)
         self.storage = Storage(self.settings)
         self._stack.callback(self.storage.close)
+        self.deliveries = enter(Deliveries(self.database, "chaos"))
         self.fleet = enter(Fleet(self._folder / "logs", self._proxied()))
         if self._with_api:
             key = create_key(url, tenant="chaos", name="chaos", scopes=("jobs",))
