@@ -7,6 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from deploy.toy_models import BUILDERS
 from shared.model_catalog import ModelSpec
 from worker.engine.device import Device, open_device
@@ -14,6 +16,8 @@ from worker.engine.diffusion import DiffusionEngine
 from worker.engine.interface import ImageRequest
 from worker.engine.loaded import load
 from worker.engine.unet_backend import UnetBackend, family_of
+
+torch.set_num_threads(1)  # toys are small: on a busy machine a second thread is only waited for
 
 
 @lru_cache
