@@ -41,6 +41,8 @@ _AHEAD_SECONDS = 0.5
 _MIN_DEPTH = 8
 _MAX_DEPTH = 1_000
 _LOADED_AT_ONCE = 250
+_END = UUID(int=(1 << 128) - 1)
+"""Behind every job."""
 _ON_ITS_WAY_SECONDS = 5.0
 """A job fed this lately and not yet claimed is not taken for lost."""
 
@@ -173,8 +175,8 @@ class BulkFeeder:
                 statements.list_to_feed(source.batch_id, model, _LOADED_AT_ONCE, source.position)
             ).all()
         source.is_exhausted = len(rows) < _LOADED_AT_ONCE
-        if rows:
-            source.position = rows[-1][0]
+        # What was not due yet lies behind, too, once the end is reached: `_sweep` will find it.
+        source.position = _END if source.is_exhausted else rows[-1][0]
         source.waiting.extend((row[0], row[1]) for row in rows if row[0] not in self._fed)
 
     def _sweep(self, now: float) -> None:
@@ -206,9 +208,8 @@ class BulkFeeder:
         messages: list[bytes | str] = []
         for model in set(models):
             messages += self._redis.lrange(names.generate_queue(model, names.BULK), 0, -1)
-        found = {_job_of(json.loads(message)) for message in messages}
-        held = self._redis.hvals(names.UNACKED)
-        found |= {_job_of(json.loads(entry)[0]) for entry in held}
+        found = {_job_of(message) for message in messages}
+        found |= {_job_of(entry, in_hand=True) for entry in self._redis.hvals(names.UNACKED)}
         return {job for job in found if job is not None}
 
     def _ask_roster(self) -> dict[str, int]:
@@ -244,9 +245,10 @@ class _Flow:
         self._held += count
 
 
-def _job_of(message: object) -> UUID | None:
-    """The job a Celery message is about: its task id."""
+def _job_of(text: bytes | str, *, in_hand: bool = False) -> UUID | None:
+    """The job a Celery message is about: its task id. None for what is no such message."""
     try:
-        return UUID(message["headers"]["id"])  # type: ignore[index]  # anything may be in Redis
-    except (ValueError, KeyError, TypeError):
+        message = json.loads(text)
+        return UUID((message[0] if in_hand else message)["headers"]["id"])
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None

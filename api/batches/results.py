@@ -23,8 +23,10 @@ from shared.jobs.state import JobState
 _AT_ONCE = 200
 _LOOK_EVERY = 0.5
 """Seconds between looks for new results, while the batch runs."""
-_LATE = timedelta(seconds=30)
-"""A result is committed at most so much later than its `finished_at` says."""
+_LATE = timedelta(seconds=2)
+"""A result is hardly ever committed later than this after its `finished_at`,"""
+_LATEST = timedelta(seconds=60)
+"""and never later than this: Postgres ends transactions that take so long."""
 _LONGEST_STREAM = 600.0
 """Seconds; a client that wants to go on asks again."""
 _UNSUCCESSFUL = (JobState.FAILED, JobState.EXPIRED, JobState.CANCELED)
@@ -44,6 +46,8 @@ async def stream_results(
     while True:
         # Asked before the jobs: what ends afterwards belongs to the next round.
         is_last = not follow or await _has_ended(held, principal, batch_id)
+        # Commits do not come in the order of `finished_at`: look back a little, skip what is sent.
+        after = _back(after, _LATEST if is_last else _LATE)
         quiet = True
         async for jobs in _finished(held, principal, batch_id, after):
             new = [job for job in jobs if job.id not in sent]
@@ -56,8 +60,6 @@ async def stream_results(
             return
         if quiet:
             yield b"\n"
-        # Commits do not come in the order of `finished_at`: look back a little, skip what is sent.
-        after = _look_back(after)
         await asyncio.sleep(_LOOK_EVERY)
 
 
@@ -169,5 +171,5 @@ def _later(place: tuple[datetime, UUID] | None, job: Job) -> tuple[datetime, UUI
     return max(place, _place(job)) if place else _place(job)
 
 
-def _look_back(place: tuple[datetime, UUID] | None) -> tuple[datetime, UUID] | None:
-    return None if place is None else (place[0] - _LATE, UUID(int=0))
+def _back(place: tuple[datetime, UUID] | None, by: timedelta) -> tuple[datetime, UUID] | None:
+    return None if place is None else (place[0] - by, UUID(int=0))

@@ -107,7 +107,10 @@ def test_a_jsonl_file_with_options_in_form_fields(
 
 def test_a_csv_file(api: ApiProcess, database: sessionmaker[Session]) -> None:
     text = io.StringIO()
-    rows = [["custom_id", "prompt", "seed", "metadata.team"], ["a", 'a "red", hat\n!', 3, "x"]]
+    rows: list[list[object]] = [
+        ["custom_id", "prompt", "seed", "metadata.team"],
+        ["a", 'a "red", hat\n!', 3, "x"],
+    ]
     csv.writer(text).writerows(rows)
     answer = post_file(api.http, text.getvalue().encode(), "prompts.csv", defaults=SIM)
     assert answer.status_code == 202, answer.text
@@ -271,7 +274,10 @@ def test_a_dry_run_counts_and_keeps_nothing(
     items = [
         {"prompt": "a {red|blue|green} {hat|scarf}", "matrix": {"seed": [1, 2]}, "num_images": 2}
     ]
-    body = {"items": items, "defaults": {**SIM, "width": 64, "height": 64, "steps": 5}}
+    body: dict[str, Any] = {
+        "items": items,
+        "defaults": {**SIM, "width": 64, "height": 64, "steps": 5},
+    }
     shown = api.http.post("/v1/batches", params={"dry_run": 1}, json=body)
     assert shown.status_code == 200, shown.text
     found = shown.json()

@@ -1,12 +1,14 @@
 """Bulk jobs reach workers through the dispatcher: all of them, fairly, and never in the way."""
 
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 import redis
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.batches.models import Batch
 from shared.jobs import statements as ledger
 from shared.jobs.models import Job
 from shared.queue.names import generate_queue
@@ -22,7 +24,7 @@ def finish_order(database: sessionmaker[Session], batch_ids: list[UUID]) -> list
         statement = select(Job.batch_id).where(
             Job.batch_id.in_(batch_ids), Job.finished_at.is_not(None)
         )
-        return list(session.scalars(statement.order_by(Job.finished_at)))  # type: ignore[arg-type]
+        return list(session.scalars(statement.order_by(Job.finished_at)))
 
 
 def wait_ended(database: sessionmaker[Session], batch_id: UUID) -> str:
@@ -94,3 +96,14 @@ def test_an_interactive_job_never_waits_for_a_bulk_job_to_end(
     with database.begin() as session:
         session.execute(ledger.cancel_batch(tenant, batch_id))
     assert wait_ended(database, batch_id) == "canceled"
+
+
+def test_jobs_that_are_not_due_yet_are_fed_when_they_are(
+    database: sessionmaker[Session], tenant: UUID
+) -> None:
+    batch_id = make_batch(database, tenant, 5, batch={"paused": True})
+    soon = func.clock_timestamp() + timedelta(seconds=2)
+    with database.begin() as session:
+        session.execute(update(Job).where(Job.batch_id == batch_id).values(not_before=soon))
+        session.execute(update(Batch).where(Batch.id == batch_id).values(paused=False))
+    assert wait_ended(database, batch_id) == "succeeded"

@@ -27,7 +27,8 @@ def test_results_stream_while_the_batch_runs(api: ApiProcess) -> None:
     path = f"/v1/batches/{batch['id']}/results"
     with api.http.stream("GET", path) as answer:
         found = [json.loads(line) for line in answer.iter_lines() if line.strip()]
-    assert sorted(f["custom_id"] for f in found) == sorted(i["custom_id"] for i in items)
+    assert {f["custom_id"] for f in found} == {i["custom_id"] for i in items}
+    assert len(found) == len(items)
     assert {f["state"] for f in found} == {"succeeded"}
     one = found[0]
     assert [image["seed"] for image in one["images"]] == one["seeds"]
