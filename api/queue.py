@@ -94,7 +94,7 @@ class JobPublisher:
     async def ask_for_embedding(
         self, model: str, text: str, reply_key: str, seconds: float
     ) -> None:
-        """Ask a CPU worker for a text's embedding.
+        """Ask a CPU worker for a text's embedding, within the seconds that its answer may take.
 
         Raises:
             RedisDown: the request did not reach the queue.
@@ -102,11 +102,13 @@ class JobPublisher:
         if self._circuit.is_open:
             raise RedisDown
         loop = asyncio.get_running_loop()
-        await self._circuit.call(
-            loop.run_in_executor(
-                self._threads, publish_embedding, self._app, model, text, reply_key, seconds
-            )
+        sent = loop.run_in_executor(
+            self._threads, publish_embedding, self._app, model, text, reply_key, seconds
         )
+        try:
+            await asyncio.wait_for(sent, seconds)
+        except (OperationalError, OSError, TimeoutError) as error:
+            raise RedisDown from error
 
     def close(self) -> None:
         """Stop the threads; a publish that hangs on a dead Redis is left behind."""

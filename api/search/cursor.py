@@ -13,7 +13,7 @@ from api.problems import Problem
 from shared.search.lexical import MAX_WORDS, Lexical, Word
 from shared.search.statements import Position
 
-_HEAD = struct.Struct(">BBd16s16s")
+_HEAD = struct.Struct(">BBId16s16s")
 _WORD = struct.Struct(">HBB")
 _CHECKSUM = 8
 
@@ -44,6 +44,7 @@ def encode(cursor: Cursor, words: Sequence[str], *scope: object) -> str:
     raw = _HEAD.pack(
         cursor.phase,
         len(cursor.lexical.words),
+        cursor.lexical.whole,
         here.score,
         here.prompt_id.bytes,
         here.image_id.bytes,
@@ -64,15 +65,17 @@ def decode(text: str, words: Sequence[str], *scope: object) -> Cursor:
         body, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
         if checksum != _checksum(body, scope):
             raise ValueError("of another search")
-        phase, count, score, prompt_id, image_id = _HEAD.unpack_from(body)
+        phase, count, whole, score, prompt_id, image_id = _HEAD.unpack_from(body)
         if count > MAX_WORDS or len(body) != _HEAD.size + count * _WORD.size:
             raise ValueError("of another length")
+        if count and not whole:
+            raise ValueError("without weight")
         chosen = [
             Word(words[index], weight, bool(rare))
             for index, weight, rare in _WORD.iter_unpack(body[_HEAD.size :])
         ]
         position = Position(score, UUID(bytes=prompt_id), UUID(bytes=image_id))
-        return Cursor(Phase(phase), position, Lexical(tuple(chosen)))
+        return Cursor(Phase(phase), position, Lexical(tuple(chosen), whole))
     except (binascii.Error, ValueError, IndexError, struct.error):
         raise Problem("malformed_cursor") from None
 

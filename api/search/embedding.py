@@ -89,14 +89,17 @@ class QueryVectors:
 
 async def _fetch(held: Resources, model: str, digest: str, text: str) -> QueryVector:
     try:
-        if held.circuit.is_open:
-            raise RedisDown
-        packed = await held.circuit.call(held.redis.get(names.embedding_key(model, digest)))
-        if packed is None:
-            packed = await _ask(held, model, text)
+        packed = await _cached(held, names.embedding_key(model, digest))
+        return unpack(model, packed or await _ask(held, model, text))
     except RedisDown:
         raise _unavailable("Redis, through which workers are asked, is not available.") from None
-    return _unpack(model, str(packed))
+
+
+async def _cached(held: Resources, key: str) -> str | None:
+    if held.circuit.is_open:
+        raise RedisDown
+    known = await held.circuit.call(held.redis.get(key))
+    return None if known is None else str(known)
 
 
 async def _ask(held: Resources, model: str, text: str) -> str:
@@ -115,7 +118,8 @@ async def _ask(held: Resources, model: str, text: str) -> str:
     return vector
 
 
-def _unpack(model: str, packed: str) -> QueryVector:
+def unpack(model: str, packed: str) -> QueryVector:
+    """What a CPU worker packed: little-endian float32 in base64."""
     raw = base64.b64decode(packed)
     numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
     return QueryVector(model, len(numbers), embeddings.to_text(numbers))

@@ -1,4 +1,6 @@
-"""How much each word of a query counts: rarer words more, words that nobody used not at all.
+"""How much each word of a query counts: the rarer, the more.
+
+Words that no prompt holds count, too: where most of a query is such, its other words say little.
 
 Weights are those of BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009):
 ``idf = ln(1 + (n - df + 0.5) / (df + 0.5))`` with ``n`` prompts of which ``df`` hold the word.
@@ -32,6 +34,8 @@ class Lexical:
     """The words of a query that count, heaviest first; the same on every page of a search."""
 
     words: tuple[Word, ...] = ()
+    whole: int = 0
+    """The weight of the whole query, words that are not among `words` included."""
 
     @property
     def rare(self) -> tuple[Word, ...]:
@@ -39,30 +43,25 @@ class Lexical:
         return tuple(word for word in self.words if word.rare)
 
     def shares(self) -> list[tuple[Word, float]]:
-        """Each word with its share of the whole weight; the shares sum to 1."""
-        total = sum(word.weight for word in self.words)
-        return [(word, word.weight / total) for word in self.words]
+        """Each word with its share of the whole weight; they sum to 1 at most."""
+        return [(word, word.weight / self.whole) for word in self.words]
 
 
 def weigh(counts: Mapping[str, int], prompts: int) -> Lexical:
-    """Choose and weigh words by how many of `prompts` hold each; those of none are left out."""
-    found = {
-        word: min(count, prompts)
-        for word, count in counts.items()
-        if count > 0 and len(word) <= MAX_WORD_CHARACTERS
+    """Weigh words by how many of `prompts` hold each, and choose among those that some hold."""
+    held = {word: min(count, prompts) for word, count in counts.items()}
+    idf = {
+        word: math.log1p((prompts - count + 0.5) / (count + 0.5)) for word, count in held.items()
     }
+    found = [word for word in idf if held[word] and len(word) <= MAX_WORD_CHARACTERS]
     if not found:
         return Lexical()
-    idf = {
-        word: math.log1p((prompts - count + 0.5) / (count + 0.5)) for word, count in found.items()
-    }
-    chosen = sorted(idf, key=lambda word: (-idf[word], word))[:MAX_WORDS]
-    heaviest = idf[chosen[0]]
+    heaviest = max(idf.values())
+    weights = {word: max(1, round(_SCALE * share / heaviest)) for word, share in idf.items()}
+    chosen = sorted(found, key=lambda word: (-idf[word], word))[:MAX_WORDS]
     return Lexical(
-        tuple(
-            Word(word, max(1, round(_SCALE * idf[word] / heaviest)), _is_rare(found[word], prompts))
-            for word in chosen
-        )
+        tuple(Word(word, weights[word], _is_rare(held[word], prompts)) for word in chosen),
+        sum(weights.values()),
     )
 
 

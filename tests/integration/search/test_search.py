@@ -1,0 +1,217 @@
+"""Search over HTTP: by meaning and by words, filtered, page by page, whatever is typed."""
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.integration.search.conftest import CAPTIONS, Team
+
+
+@pytest.mark.parametrize(
+    ("q", "first"),
+    [
+        ("winter summits when the sun goes down", "snowy mountains at sunset, a lake"),
+        ("lilac slopes in the middle of the night", "violet hills at midnight, a full moon"),
+        ("a hut in bad weather", "rocky hills in a storm, a cabin"),
+    ],
+)
+def test_it_finds_what_is_meant(landscapes: Team, q: str, first: str) -> None:
+    assert landscapes.prompts(q)[0] == first
+
+
+def test_every_picture_is_found_in_descending_order(landscapes: Team) -> None:
+    page = landscapes.search("a lake", limit=100)
+    scores = [hit["score"] for hit in page["data"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {hit["prompt"] for hit in page["data"]} == set(CAPTIONS)
+    assert (page["has_more"], page["next_cursor"]) == (False, None)
+    hit = page["data"][0]
+    assert hit["image"]["prompt"] == hit["prompt"]
+    assert hit["image"]["seed"] == CAPTIONS.index(hit["prompt"])
+    assert hit["made_with"]["scheduler"] == "ddim"
+    assert -1 <= hit["similarity"] <= 1
+
+
+def test_the_prompt_itself_scores_one(landscapes: Team) -> None:
+    best = landscapes.search(CAPTIONS[4])["data"][0]
+    assert best["prompt"] == CAPTIONS[4]
+    assert best["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_an_exact_phrase_wins_over_a_vague_neighbour(landscapes: Team) -> None:
+    """A still lake in one prompt, lakes and streams by near words in others."""
+    assert landscapes.prompts("still lake")[0] == CAPTIONS[10]
+
+
+def test_a_rare_word_wins_over_many_neighbours(make_team: Callable[[], Team]) -> None:
+    team = make_team()
+    for number in range(55):
+        team.add(f"a portrait of a woman with hair number {number}", meaning=True, seed=number)
+    team.add("grandmother Zyxwvia")
+    assert team.prompts("a portrait of a woman called zyxwvia, her hair")[0] == (
+        "grandmother Zyxwvia"
+    )
+
+
+FILTERS: list[tuple[dict[str, Any], set[int]]] = [
+    ({"session_id": "odd"}, {1, 3, 5, 7, 9, 11}),
+    ({"model": "other"}, {5}),
+    ({"seed": 8}, {8}),
+    ({"kind": "img2img"}, {3}),
+    ({"width": 128}, set(range(6, 12))),
+    ({"height": 64}, {0, 1, 2, 3}),
+    ({"starred": "true"}, {1, 2}),
+    ({"starred": "false"}, set(range(12)) - {1, 2}),
+    ({"metadata.mood": "calm"}, {0, 1, 2}),
+    ({"metadata.shelf": "a:b'c"}, set(range(12))),
+    ({"metadata.mood": "calm", "session_id": "odd"}, {1}),
+    ({"created_after": "2020-01-01T00:00:00Z"}, set(range(12))),
+    ({"created_before": "2020-01-01T00:00:00Z"}, set()),
+    ({"session_id": "nobodys"}, set()),
+]
+
+
+@pytest.mark.parametrize(("filters", "expected"), FILTERS, ids=[str(f) for f, _ in FILTERS])
+def test_filters_lose_no_rows(
+    landscapes: Team, filters: dict[str, Any], expected: set[int]
+) -> None:
+    found = landscapes.search("a lake", limit=100, **filters)["data"]
+    assert {hit["image"]["seed"] for hit in found} == expected
+    assert len(found) == len(expected)
+
+
+def test_pages_show_every_picture_once(landscapes: Team) -> None:
+    seen: list[str] = []
+    after = None
+    while True:
+        asked = {"limit": 5} | ({"after": after} if after else {})
+        page = landscapes.search("mountains at night", **asked)
+        assert len(page["data"]) == min(5, len(CAPTIONS) - len(seen))
+        seen += [hit["image"]["id"] for hit in page["data"]]
+        after = page["next_cursor"]
+        if not page["has_more"]:
+            break
+    assert len(seen) == len(set(seen)) == len(CAPTIONS)
+    whole = landscapes.search("mountains at night", limit=100)["data"]
+    assert seen == [hit["image"]["id"] for hit in whole]
+
+
+def test_a_page_can_end_between_two_pictures_of_a_prompt(team: Team) -> None:
+    made = [team.add("a red boat", seed=number) for number in range(5)]
+    made += [team.add("a blue boat")]
+    seen: list[str] = []
+    after = None
+    for _ in range(3):
+        page = team.search("a red boat", limit=2, **({"after": after} if after else {}))
+        seen += [hit["image"]["id"] for hit in page["data"]]
+        after = page["next_cursor"]
+    assert after is None
+    assert seen == [*reversed(made[:5]), made[5]]
+
+
+def test_a_cursor_goes_with_its_search_alone(landscapes: Team, team: Team) -> None:
+    cursor = landscapes.search("a lake", limit=2)["next_cursor"]
+    raw = bytearray(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    raw[12] ^= 1
+    forged = base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    attempts: list[tuple[Team, dict[str, Any]]] = [
+        (landscapes, {"q": "a lake", "after": forged}),
+        (landscapes, {"q": "a lake", "after": cursor[:-3]}),
+        (landscapes, {"q": "a lake", "after": "!"}),
+        (landscapes, {"q": "a lake", "after": ""}),
+        (landscapes, {"q": "a river", "after": cursor}),
+        (landscapes, {"q": "a lake", "after": cursor, "session_id": "odd"}),
+        (landscapes, {"q": "a lake", "after": cursor, "min_score": 0.1}),
+        (team, {"q": "a lake", "after": cursor}),
+    ]
+    for who, parameters in attempts:
+        answer = who.http.get("/v1/search", params=parameters)
+        assert (answer.status_code, answer.json()["code"]) == (422, "malformed_cursor"), parameters
+    assert landscapes.search("a lake", limit=2, after=cursor)["data"]
+
+
+def test_min_score_leaves_out_the_rest(landscapes: Team) -> None:
+    every = landscapes.search("a still lake", limit=100)["data"]
+    border = every[3]["score"]
+    kept = landscapes.search("a still lake", limit=100, min_score=border)["data"]
+    assert [hit["image"]["id"] for hit in kept] == [
+        hit["image"]["id"] for hit in every if hit["score"] >= border
+    ]
+
+
+HOSTILE = [
+    "'; DROP TABLE prompts; --",
+    "' OR '1'='1",
+    "[0.1,0.2,0.3]",
+    "[1,2,3]'::vector <=> embedding",
+    "a & b | !c <-> d:*",
+    "'unclosed \\ quote''",
+    "$1 %s %(a)s {0} :name ::text",
+    "E'\\x00'",
+    "雪山の夕暮れ、湖",
+    "جبال ثلجية عند الغروب",
+    "заснеженные горы",
+    "🏔️🌅",
+    "...",
+    "\u202egnp.exe",
+    "mountain " * 440,
+    "x" * 4000,
+    "\ud7ff\ue000\U0010ffff",
+]
+
+
+@pytest.mark.parametrize("q", HOSTILE, ids=range(len(HOSTILE)))
+def test_whatever_is_typed_is_only_text(landscapes: Team, q: str) -> None:
+    assert len(landscapes.search(q, limit=100)["data"]) == len(CAPTIONS)
+    page = landscapes.search(q, limit=3)
+    again = landscapes.search(q, limit=100, after=page["next_cursor"])
+    assert len(again["data"]) == len(CAPTIONS) - 3
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"q": ""},
+        {"q": "  \n"},
+        {"q": "a" * 4001},
+        {"q": "a" * 10_000},
+        {"q": "a\0b"},
+        {"q": "a", "limit": 0},
+        {"q": "a", "limit": 101},
+        {"q": "a", "limit": "many"},
+        {"q": "a", "min_score": "nan"},
+        {"q": "a", "min_score": 2},
+        {"q": "a", "seed": 2**53},
+        {"q": "a", "seed": -1},
+        {"q": "a", "session_id": "a\0b"},
+        {"q": "a", "kind": "video"},
+        {"q": "a", "created_after": "yesterday"},
+        {"q": "a", "metadata.": "b"},
+        {"q": "a", "metadata.k": "\0"},
+    ],
+)
+def test_what_cannot_be_asked_is_422(landscapes: Team, parameters: dict[str, Any]) -> None:
+    answer = landscapes.http.get("/v1/search", params=parameters)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["code"] == "validation_failed"
+
+
+def test_tenants_do_not_see_each_other(landscapes: Team, team: Team) -> None:
+    assert team.search(CAPTIONS[0])["data"] == []
+    own = team.add(CAPTIONS[0])
+    assert [hit["image"]["id"] for hit in team.search("mountains")["data"]] == [own]
+
+
+def test_a_search_needs_its_scope(landscapes: Team, make_team: Callable[[], Team]) -> None:
+    from deploy.tenants import create_key
+    from shared.settings import get_settings
+
+    url = get_settings().database_url.get_secret_value()
+    key = create_key(url, tenant="searchers-x", name="x", scopes=["jobs"])
+    refused = landscapes.http.get(
+        "/v1/search", params={"q": "a"}, headers={"Authorization": f"Bearer {key}"}
+    )
+    assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")

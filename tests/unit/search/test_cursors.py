@@ -1,0 +1,68 @@
+"""Cursors of searches and sessions: what was encoded comes back, anything else is refused."""
+
+import base64
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.problems import Problem
+from api.search import cursor
+from api.search.cursor import Cursor, Phase
+from api.sessions import cursor as sessions
+from shared.ids import new_id
+from shared.search.lexical import Lexical, Word
+from shared.search.statements import Position
+
+WORDS = ["a", "kraken", "lake"]
+CURSOR = Cursor(
+    Phase.MANY,
+    Position(0.123456, new_id(), new_id()),
+    Lexical((Word("kraken", 255, True), Word("a", 3, False)), 300),
+)
+
+
+def test_a_cursor_comes_back_whole() -> None:
+    assert cursor.decode(cursor.encode(CURSOR, WORDS, "x", 1), WORDS, "x", 1) == CURSOR
+
+
+def test_a_cursor_is_of_its_search_alone() -> None:
+    text = cursor.encode(CURSOR, WORDS, "x", 1)
+    with pytest.raises(Problem):
+        cursor.decode(text, WORDS, "x", 2)
+
+
+@given(st.data())
+def test_a_changed_bit_is_noticed(data: st.DataObject) -> None:
+    text = cursor.encode(CURSOR, WORDS, "x")
+    raw = bytearray(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Problem):
+        cursor.decode(base64.urlsafe_b64encode(raw).decode().rstrip("="), WORDS, "x")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_refused_and_nothing_worse(text: str) -> None:
+    for decode in (lambda: cursor.decode(text, WORDS, "x"), lambda: sessions.decode(text, "x")):
+        with pytest.raises(Problem) as refused:
+            decode()
+        assert refused.value.kind.code == "malformed_cursor"
+
+
+def test_a_forged_cursor_with_a_right_checksum_is_refused_too() -> None:
+    """The checksum has no secret; what it protects must hold without it."""
+    for body in (b"", b"\x09" * 46, cursor._HEAD.pack(1, 8, 0, 1.0, b"1" * 16, b"2" * 16)):
+        raw = body + cursor._checksum(body, ("x",))
+        text = base64.urlsafe_b64encode(raw).decode().rstrip("=")
+        with pytest.raises(Problem):
+            cursor.decode(text, WORDS, "x")
+
+
+def test_a_position_among_sessions_comes_back_whole() -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    text = sessions.encode(when, "my.session-1", "tenant")
+    assert sessions.decode(text, "tenant") == (when, "my.session-1")
+    with pytest.raises(Problem):
+        sessions.decode(text, "another")
