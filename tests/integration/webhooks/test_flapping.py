@@ -19,7 +19,7 @@ from tests.integration.webhooks.conftest import Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Behaviour, Receiver, Request, answer, drip, hang, reset
 
-JOBS = int(os.environ.get("DARKROOM_FLAPPING_JOBS", "40"))
+JOBS = int(os.environ.get("DARKROOM_FLAPPING_JOBS", "24"))
 NEVER = threading.Event()
 WAYS_TO_FAIL: list[Behaviour] = [
     answer(500),
