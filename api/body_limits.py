@@ -78,9 +78,9 @@ class _Body:
         """
         if self._complete:
             return await self._receive()  # What comes now is the client's going away.
-        await self._admit(self._declared)
         if not self._started:
             self._started = time.monotonic()
+        await self._admit(self._declared)
         allowed = self._grace + self._seen / _BYTES_PER_SECOND
         left = self._started + allowed - time.monotonic()
         try:
@@ -99,12 +99,13 @@ class _Body:
             raise Problem("body_too_large", f"A body may have {self._limit} bytes at most here.")
         if size <= _LARGE or self._has_turn:
             return
+        began = time.monotonic()
         try:
             await asyncio.wait_for(self._turns.acquire(), _PATIENCE_FOR_TURN)
         except TimeoutError:
             raise Problem("busy") from None
         self._has_turn = True
-        self._started = time.monotonic() if self._seen == 0 else self._started
+        self._started += time.monotonic() - began  # the wait was ours, not the client's
 
     def give_back(self) -> None:
         """Let the next large body in."""

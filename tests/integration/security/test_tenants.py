@@ -35,6 +35,7 @@ WITHOUT_PATH_IDS = {
     "keys.create": "a tenant; see test_keys",
     "batches.create": "upload_id, and init_image in lines; see below",
     "batches.files.create": "names nothing",
+    "search.like": "image_id; see below",
 }
 """Operations that change something and have no id in their path: where else could one be?"""
 
@@ -44,8 +45,12 @@ BODIES = {
 }
 """Valid bodies of operations with an id in their path."""
 
-QUERIES = {"webhook_endpoints.redeliver": {"since": "2026-01-01T00:00:00Z"}}
-"""Queries that an operation with an id in its path cannot do without."""
+QUERIES = {
+    "webhook_endpoints.redeliver": {"since": "2026-01-01T00:00:00Z"},
+    "search.query": {"q": "a red circle"},
+    "prompts.recommendations": {"q": "a red circle"},
+}
+"""What an operation needs to be asked, or to be asked something of interest."""
 
 
 @dataclass
@@ -68,7 +73,9 @@ def png() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def victim(api: ApiProcess, settings: Settings, generate_worker: WorkerProcess) -> Iterator[Victim]:
+def victim(
+    api: ApiProcess, settings: Settings, generate_worker: WorkerProcess, cpu_worker: WorkerProcess
+) -> Iterator[Victim]:
     """Made over HTTP like anybody's."""
     url = settings.database_url.get_secret_value()
     key = create_key(url, tenant="victim", name="victim", scopes=RESOURCES)
@@ -211,12 +218,16 @@ def test_lists_and_searches_show_nothing_of_another_tenant(
     op: Operation, victim: Victim, intruder: httpx2.Client
 ) -> None:
     private = {*victim.ids.values(), *victim.secrets} - {"victims"}
-    attempts: list[dict[str, str]] = [{}]
-    attempts += [{name: value} for name in op.queries for value in victim.ids.values()]
+    usual = QUERIES.get(op.id, {})
+    ids = [name for name in op.queries if name.endswith("_id") or name == "after"]
+    attempts = [{}, usual]
+    attempts += [{**usual, name: value} for name in ids for value in victim.ids.values()]
     for query in attempts:
         answer = intruder.get(op.path, params=query)
         assert answer.status_code in (200, 404, 422), answer.text
-        shown = answer.text.replace(next(iter(query.values()), "\0"), "")
+        shown = answer.text
+        for asked in query.values():
+            shown = shown.replace(asked, "")
         assert not [value for value in private if value in shown], (query, answer.text)
 
 
@@ -226,9 +237,10 @@ def test_a_cursor_of_another_tenant_is_malformed(
 ) -> None:
     if not {"after", "limit"} <= set(op.queries):
         return
-    cursor = victim.http.get(op.path, params={"limit": 1}).json()["next_cursor"]
+    query = {**QUERIES.get(op.id, {}), "limit": "1"}
+    cursor = victim.http.get(op.path, params=query).json()["next_cursor"]
     if cursor is not None:
-        refused = intruder.get(op.path, params={"limit": 1, "after": cursor})
+        refused = intruder.get(op.path, params={**query, "after": cursor})
         assert refused.json()["code"] == "malformed_cursor"
 
 
@@ -274,6 +286,16 @@ def test_a_batch_cannot_be_made_from_another_tenant_s_file(
 
     assert submit(victim.ids) == submit(of_nothing(victim.ids))
     assert submit(victim.ids)[0] in (404, 422)
+
+
+def test_nothing_is_like_a_picture_of_another_tenant(
+    victim: Victim, intruder: httpx2.Client
+) -> None:
+    def search(ids: dict[str, str]) -> httpx2.Response:
+        return intruder.post("/v1/search", json={"image_id": ids["image_id"]})
+
+    assert search(victim.ids).status_code == 404
+    assert verdict(search(victim.ids)) == verdict(search(of_nothing(victim.ids)))
 
 
 def test_an_idempotency_key_of_another_tenant_replays_nothing(
