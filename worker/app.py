@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
 
+from worker.acknowledge import forgive
+
 
 def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None:
     """Take messages from these queues, in this order, until SIGTERM or SIGINT.
 
     Blocks. On a signal no more is taken; the call returns when the tasks in hand have ended.
     """
+    forgive(app)
     # Ctrl-C reaches the whole process group; Celery must treat it like SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Celery warns root because of pickled messages; this broker carries JSON alone.

@@ -142,9 +142,12 @@ def test_a_flushed_redis_loses_no_job(system: System) -> None:
     assert_holds(system, reruns=0)
 
 
-def test_a_submission_while_redis_is_down_runs_when_it_is_back(system: System) -> None:
+def test_a_killed_redis_costs_neither_the_job_in_hand_nor_the_worker(system: System) -> None:
     worker = system.fleet.start("w1")
+    [in_hand] = system.submit(steps=LONG_JOB)
+    system.wait_running(in_hand)
     system.servers.redis.kill()
+    # A submission while Redis is down is accepted, and runs when it is back.
     system.submit(2)
     system.servers.redis.start()
     system.wait_all(60)

@@ -4,6 +4,7 @@ A worker's imports take seconds; a trial kills hundreds of them. The zygote star
 opens no connection, so that its children are as good as fresh ones.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -48,6 +49,7 @@ def _become(order: dict[str, Any]) -> NoReturn:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(order["environment"])
+        faulthandler.register(signal.SIGUSR1)  # a worker that is stuck shows where
         run_process(order["role"], order["options"])
         code = 0
     except SystemExit as error:
