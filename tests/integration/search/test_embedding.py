@@ -1,0 +1,55 @@
+"""Where vectors of queries come from, and what happens when they do not."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from shared.queue import names
+from tests.integration.search.conftest import CAPTIONS, Team
+from tests.integration.search.gallery import Embeddings
+from tests.processes import ApiProcess, free_port
+
+
+@pytest.fixture(scope="module")
+def lonely_api(
+    environment: dict[str, str], landscapes: Team, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ApiProcess]:
+    """An API whose Redis has no worker: its messages are in a database that nobody reads."""
+    url = environment["DARKROOM_REDIS_URL"]
+    own = {**environment, "DARKROOM_REDIS_URL": f"{url.rpartition('/')[0]}/1"}
+    log = tmp_path_factory.mktemp("lonely") / "api.log"
+    with ApiProcess(own, free_port(), landscapes.key, Path(log)) as process:
+        yield process
+
+
+def test_without_a_worker_a_query_is_503_and_history_goes_on(lonely_api: ApiProcess) -> None:
+    refused = lonely_api.http.get("/v1/search", params={"q": "anything at all"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "embedding_unavailable")
+    assert "No CPU worker answered" in refused.json()["detail"]
+    assert refused.headers["Retry-After"]
+    history = lonely_api.http.get("/v1/sessions/odd/images")
+    assert (history.status_code, len(history.json()["data"])) == (200, 6)
+    assert lonely_api.http.get("/v1/sessions").status_code == 200
+    assert lonely_api.http.get("/v1/prompts/recommendations").status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_named(embeddings: Embeddings) -> None:
+    said = embeddings.ask("anything", model="/no/such/model")
+    assert "cannot load the embedding model" in said["reason"]
+
+
+def test_a_query_is_embedded_once(landscapes: Team, redis_client: "redis.Redis") -> None:
+    landscapes.search("a text that nobody has asked for before")
+    key = f"{names.embedding_key(landscapes.embeddings.model, '*')}"
+    before = redis_client.dbsize()
+    assert len(list(redis_client.scan_iter(key))) > 0
+    landscapes.search("a text that nobody has asked for before")
+    assert redis_client.dbsize() <= before
+
+
+def test_the_worker_gives_unit_vectors(embeddings: Embeddings) -> None:
+    (vector,) = embeddings.embed([CAPTIONS[0]])
+    assert len(vector) == 384
+    assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,105 @@
+"""Recommendations: shipped ones at first, then the tenant's own, and why."""
+
+from typing import Any
+
+from sqlalchemy import select
+
+from shared.gallery import models as rows
+from tests.integration.search.conftest import Team
+
+
+def recommended(team: Team, **parameters: Any) -> list[dict[str, Any]]:
+    """The recommendations."""
+    answer = team.http.get("/v1/prompts/recommendations", params=parameters)
+    assert answer.status_code == 200, answer.text
+    data: list[dict[str, Any]] = answer.json()["data"]
+    return data
+
+
+def own(team: Team, **parameters: Any) -> list[str]:
+    """The prompts that are the tenant's."""
+    return [one["prompt"] for one in recommended(team, **parameters) if not one["starter"]]
+
+
+def test_an_empty_system_gets_starters_marked_as_such(team: Team) -> None:
+    data = recommended(team, limit=5)
+    assert len(data) == 5
+    assert all(one["starter"] and one["image"] is None and one["reason"] for one in data)
+    purple = recommended(team, q="purple hi", limit=3)
+    assert purple[0]["prompt"].startswith("purple hills")
+
+
+def test_the_first_prompt_is_recommended_before_starters(team: Team) -> None:
+    image = team.add("a red boat on a river")
+    first, *rest = recommended(team, q="boats on the water", limit=4)
+    assert (first["prompt"], first["starter"]) == ("a red boat on a river", False)
+    assert first["image"]["id"] == image
+    assert "close to what you typed" in first["reason"]
+    assert all(one["starter"] for one in rest)
+
+
+def test_a_half_typed_prompt_is_completed(team: Team) -> None:
+    team.add("Snowy mountains at sunset")
+    team.add("snowy hills, a cabin")
+    team.add("a photograph of a cat")
+    first, second, *_ = recommended(team, q="snowy mo")
+    assert first["prompt"] == "Snowy mountains at sunset"
+    assert first["reason"].startswith("completes what you typed")
+    assert second["prompt"] == "snowy hills, a cabin"
+    assert "snowy hills, a cabin" not in own(team, q="snowy hills, a cabin")
+
+
+def test_stars_and_reused_seeds_lift_and_are_named(team: Team) -> None:
+    team.add("a calm lake at dawn", seed=1)
+    team.add("a calm lake at noon", seed=2)
+    team.add("a calm lake at dusk", seed=3, starred=True)
+    first, *_ = recommended(team, q="calm lake")
+    assert first["prompt"] == "a calm lake at dusk"
+    assert "starred once" in first["reason"]
+    team.add("a calm lake at noon", seed=1, session_id="other")
+    reasons = {one["prompt"]: one["reason"] for one in recommended(team, q="calm lake")}
+    assert "its seed was used again" in reasons["a calm lake at dawn"]
+
+
+def test_deleting_a_picture_sinks_its_prompt(team: Team) -> None:
+    doomed = [team.add("a calm lake, pines", seed=number) for number in range(4)]
+    team.add("a calm lake, birches", seed=9)
+    assert set(own(team, q="calm lake")) == {"a calm lake, pines", "a calm lake, birches"}
+    for image in doomed[:3]:
+        assert team.http.delete(f"/v1/images/{image}").status_code == 200
+    assert own(team, q="calm lake") == ["a calm lake, birches", "a calm lake, pines"]
+    with team.database() as session:
+        statement = select(rows.Prompt.deleted_images).where(
+            rows.Prompt.tenant_id == team.tenant_id, rows.Prompt.text == "a calm lake, pines"
+        )
+        assert session.scalars(statement).one() == 3
+
+
+def test_what_the_session_has_used_is_skipped(team: Team) -> None:
+    team.add("a red house", session_id="mine")
+    team.add("a red barn", session_id="theirs")
+    assert own(team, q="red building", session_id="mine") == ["a red barn"]
+    assert set(own(team, q="red building", session_id="new")) == {"a red house", "a red barn"}
+
+
+def test_without_words_they_follow_the_session(team: Team) -> None:
+    team.add("a sailing ship at sea", session_id="mine")
+    team.add("a wooden boat in a harbour", session_id="theirs")
+    team.add("a bowl of fruit", session_id="theirs")
+    first, *_ = recommended(team, session_id="mine")
+    assert first["prompt"] == "a wooden boat in a harbour"
+    assert first["reason"].startswith("close to what this session made last")
+
+
+def test_tenants_recommend_nothing_to_each_other(landscapes: Team, team: Team) -> None:
+    assert own(team, q="snowy mountains") == []
+    assert own(landscapes, q="snowy mountains")
+
+
+def test_hostile_text_is_only_text(team: Team) -> None:
+    team.add("a red house")
+    for q in ("%_\\", "'; DROP TABLE prompts; --", "雪", "a" * 4000, "\U0010ffff"):
+        assert recommended(team, q=q)
+    for q in ("", "a\0", "a" * 10_000):
+        refused = team.http.get("/v1/prompts/recommendations", params={"q": q})
+        assert refused.status_code == 422

@@ -1,0 +1,95 @@
+"""After a change of the embedding model: prompts are embedded anew, and found all the while."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from deploy.local.servers import EmbeddedServers
+from migrations.commands import upgrade
+from shared.database import open_engine, session_factory
+from shared.gallery import models as rows
+from shared.search import embeddings
+from shared.search.index import index_name, list_indexes
+from shared.settings import Settings
+from shared.tenancy import statements as tenancy
+from tests.integration.search.gallery import any_vector, insert_image
+from worker import reembed
+from worker.reembed import EmbeddingKeeper
+
+FORMER = "it's-a:former/model"
+PROMPTS = 10
+
+
+class Models:
+    """Stands for the models of a CPU worker: 384 numbers for any text, without meaning."""
+
+    def get(self) -> "Models":
+        """The model in use."""
+        return self
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """A vector each."""
+        return [any_vector(len(text)) for text in texts]
+
+
+@pytest.fixture
+def other_settings(servers: EmbeddedServers, settings: Settings) -> Iterator[Settings]:
+    """A database of its own, whose prompts are all of a former model with 8 numbers."""
+    url = servers.postgres.create_database("reembedding")
+    upgrade(url)
+    yield Settings(
+        **{**settings.model_dump(), "database_url": url, "redis_url": settings.redis_url}
+    )
+    servers.postgres.drop_database("reembedding")
+
+
+def counts(database: sessionmaker[Session]) -> dict[str, int]:
+    """Prompts by model."""
+    with database() as session:
+        models = session.scalars(select(rows.Prompt.embedding_model)).all()
+    return {model: models.count(model) for model in set(models)}
+
+
+def indexes(database: sessionmaker[Session]) -> set[str]:
+    """The valid indexes of embedding models."""
+    with database() as session:
+        return {name for name, valid in session.execute(list_indexes()) if valid}
+
+
+def test_it_goes_on_where_it_was_stopped(
+    other_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reembed, "_AT_ONCE", 4)
+    engine = open_engine(other_settings)
+    database = session_factory(engine)
+    used = other_settings.embedding_model
+
+    def keeper(settings: Settings = other_settings) -> EmbeddingKeeper:
+        return EmbeddingKeeper(settings, engine, database, Models(), lambda: True)  # type: ignore[arg-type]
+
+    with database.begin() as session:
+        tenant = session.scalars(tenancy.ensure_tenant("t")).one()
+        for number in range(PROMPTS):
+            vector = any_vector(number, 8)
+            insert_image(session, tenant, f"prompt {number}", vector, model=FORMER)
+    former = {"embedding_model": FORMER, "embedding_dimensions": 8}
+    keeper(other_settings.model_copy(update=former)).tend_indexes()
+    assert indexes(database) == {index_name(FORMER, 8)}
+
+    first = keeper()
+    first.tend_indexes()
+    assert indexes(database) == {index_name(FORMER, 8), index_name(used, 384)}
+    assert first.embed_some() == 4
+    assert counts(database) == {FORMER: 6, used: 4}
+    with database() as session:
+        known = {tuple(row) for row in session.execute(embeddings.list_models())}
+    assert known == {(FORMER, 8), (used, 384)}
+
+    second = keeper()
+    assert [second.embed_some() for _ in range(3)] == [4, 2, 0]
+    assert counts(database) == {used: PROMPTS}
+    second.tend_indexes()
+    assert indexes(database) == {index_name(used, 384)}
+    engine.dispose()

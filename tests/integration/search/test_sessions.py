@@ -1,0 +1,82 @@
+"""Sessions: listed, looked at, and their history by time and by meaning."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.integration.search.conftest import Team
+
+
+@pytest.fixture(scope="module")
+def team(make_team: Callable[[], Team]) -> Team:
+    """Seven pictures in three sessions."""
+    made = make_team()
+    for number, name in enumerate(("oldest", "middle", "newest", "middle", "oldest", "oldest")):
+        made.add(f"boat number {number}", meaning=False, session_id=name, seed=number)
+    made.add("an elephant", session_id="middle", seed=6)
+    return made
+
+
+def pages(team: Team, path: str, **parameters: Any) -> list[dict[str, Any]]:
+    """All entries of a list, two on a page."""
+    entries: list[dict[str, Any]] = []
+    after = None
+    while True:
+        asked = {"limit": 2, **parameters} | ({"after": after} if after else {})
+        answer = team.http.get(path, params=asked)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        assert len(page["data"]) == 2 or not page["has_more"]
+        entries += page["data"]
+        after = page["next_cursor"]
+        if not page["has_more"]:
+            return entries
+
+
+def test_sessions_are_listed_newest_first(team: Team) -> None:
+    listed = pages(team, "/v1/sessions")
+    assert [one["id"] for one in listed] == ["newest", "middle", "oldest"]
+    assert [(one["images"], one["jobs"]) for one in listed] == [(1, 1), (3, 3), (3, 3)]
+    assert team.http.get(listed[1]["links"]["self"]).json() == listed[1]
+
+
+def test_history_is_newest_first(team: Team) -> None:
+    history = pages(team, "/v1/sessions/oldest/images")
+    assert [image["seed"] for image in history] == [5, 4, 0]
+    assert {image["score"] for image in history} == {None}
+    assert {image["session_id"] for image in history} == {"oldest"}
+
+
+def test_history_by_meaning_shows_the_session_alone(team: Team) -> None:
+    history = pages(team, "/v1/sessions/middle/images", q="a large grey animal with a trunk")
+    assert len(history) == 3
+    assert history[0]["prompt"] == "an elephant"
+    scores = [image["score"] for image in history]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_an_unknown_session_is_404(team: Team, make_team: Callable[[], Team]) -> None:
+    stranger = make_team()
+    for path in ("/v1/sessions/none", "/v1/sessions/none/images", "/v1/sessions/a%00b"):
+        assert team.http.get(path).status_code == 404
+    assert stranger.http.get("/v1/sessions/middle").status_code == 404
+    assert stranger.http.get("/v1/sessions/middle/images", params={"q": "a"}).status_code == 404
+    assert stranger.http.get("/v1/sessions").json()["data"] == []
+
+
+def test_a_cursor_goes_with_its_list_alone(team: Team, make_team: Callable[[], Team]) -> None:
+    sessions = team.http.get("/v1/sessions", params={"limit": 1}).json()["next_cursor"]
+    images = team.http.get("/v1/sessions/oldest/images", params={"limit": 1}).json()["next_cursor"]
+    stranger = make_team()
+    attempts = [
+        (team, "/v1/sessions", images),
+        (team, "/v1/sessions", "x" * 3000),
+        (stranger, "/v1/sessions", sessions),
+        (team, "/v1/sessions/oldest/images", sessions),
+        (team, "/v1/sessions/middle/images", images),
+    ]
+    for who, path, cursor in attempts:
+        assert who.http.get(path, params={"after": cursor}).status_code == 422
+    refused = team.http.get("/v1/sessions/oldest/images", params={"after": images, "q": "a boat"})
+    assert refused.json()["code"] == "malformed_cursor"
