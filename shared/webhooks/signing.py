@@ -12,12 +12,11 @@ import base64
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from standardwebhooks import Webhook
 
-Scheme = Literal["v1", "v1a"]
 SECRET_BYTES = 32
 
 

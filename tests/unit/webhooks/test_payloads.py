@@ -2,15 +2,17 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
 
+from api.webhooks.schemas import EventName
 from shared.gallery.models import Image
 from shared.ids import new_id
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.webhooks.events import SUBSCRIBABLE
 from shared.webhooks.models import WebhookEvent
 from shared.webhooks.payloads import MAX_BYTES, build_body
 
@@ -76,6 +78,10 @@ def image(job_id: UUID, index: int) -> Image:
         s3_key=key,
         thumbnail_s3_key=key + ".thumb.webp",
     )
+
+
+def test_what_can_be_asked_for_is_what_there_is() -> None:
+    assert set(get_args(EventName)) == set(SUBSCRIBABLE)
 
 
 def test_a_job_is_told_by_its_wire_names(storage: Storage) -> None:
