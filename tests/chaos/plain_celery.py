@@ -95,8 +95,9 @@ def compare(folder: Path, n: int) -> list[Result]:
     """T1, T2 and T3 with plain Celery."""
     folder.mkdir(parents=True)
     results = []
-    for trial in (_t1, _t2, _t3):
-        with EmbeddedServers(folder / trial.__name__, durable=False) as servers:
+    with EmbeddedServers(folder / "home", durable=False) as servers:
+        for trial in (_t1, _t2, _t3):
+            servers.redis.flush()
             plain = Plain(servers, folder)
             try:
                 results.append(trial(plain, n))

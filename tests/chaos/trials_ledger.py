@@ -34,7 +34,7 @@ from worker.leases import Lease
 from worker.patience import with_ledger
 
 FAULTS = (0.0, 0.05, 0.10)
-_AT_ONCE = 6
+_AT_ONCE = 16
 """Races side by side: after a cut each waits for a moment."""
 
 
@@ -70,7 +70,7 @@ def t13_races(folder: Path, n: int) -> list[Result]:
     with _ledger(folder) as (servers, database), Proxy(servers.postgres.port) as proxy:
         url = servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
         url = url.replace(f":{servers.postgres.port}", f":{proxy.port}")
-        engine = create_engine(url, pool_size=20, pool_pre_ping=True)
+        engine = create_engine(url, pool_size=40, pool_pre_ping=True)
         faulty = session_factory(engine)
         owner = _tenant_and_prompt(database)
         for share in FAULTS:

@@ -174,6 +174,9 @@ def t4_crash_points(folder: Path, n: int) -> list[Result]:
                 result.n = len(deaths)
             result.judge(check(system))
             result.recovery = quantiles(times)
+            result.notes.append(
+                "recovery is the whole time of a job, the worker's restart included"
+            )
             result.demand(result.n >= n, f"only {result.n} crashes")
             results.append(result)
     return results
@@ -181,7 +184,7 @@ def t4_crash_points(folder: Path, n: int) -> list[Result]:
 
 def t9_poison(folder: Path, n: int) -> Result:
     """One job that kills whoever draws it, among n others."""
-    result = Result("T9", "a poison job among 500", 1, 1)
+    result = Result("T9", f"a poison job among {n}", 1, 1)
     with System(folder) as system:
         system.fleet.start("cpu", "cpu")
         spans = []
