@@ -54,6 +54,9 @@ bench: install ## Measure, each number against a baseline of the same run
 bench-gpu: install ## Measure on a CUDA device; needs no network
 	@$(BIN)/python -m tests.bench.gpu
 
+bench-search: install ## Measure search among a million prompts; takes half an hour or more
+	@$(BIN)/python -m tests.bench.search_million
+
 demo-model: install ## Train the demo model on this machine, or go on where it stopped
 	@$(BIN)/python -m deploy.demo_model.train
 
@@ -66,4 +69,4 @@ lock: install ## Write constraints.txt from what is installed
 clean: ## Remove the virtual environment and caches; data under .darkroom/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install run smoke lint test proof chaos fuzz bench bench-gpu demo-model demo-eval lock clean
+.PHONY: help install run smoke lint test proof chaos fuzz bench bench-gpu bench-search demo-model demo-eval lock clean

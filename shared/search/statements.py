@@ -41,8 +41,8 @@ from shared.search.index import nearest_by_index
 from shared.search.lexical import Lexical, tsquery_of
 
 EXACT_UP_TO = 20_000
-"""Rows that are ordered exactly. Measured: 10,000 take 10 ms; an HNSW index that must find its
-rows behind a filter that keeps 1 in 100 takes longer and loses some (docs/adr/0013)."""
+"""Rows that are ordered exactly. An HNSW index that must find its rows behind a filter that keeps
+1 in 100 takes longer and loses some (docs/adr/0013)."""
 CANDIDATES = 200
 """The nearest prompts that an HNSW search looks at; a page has at most as many entries."""
 SAMPLE = 1_000
@@ -203,7 +203,7 @@ def _matching(question: Question) -> Select[UUID]:
 def _nearest(question: Question) -> CompoundSelect[UUID]:
     """The nearest by each model's index, and those that the words of the query name."""
     legs: list[Select[Any]] = [
-        select(_hnsw(question, vector).subquery().c.id) for vector in question.vectors
+        select(nearest_by_model(question, vector).subquery().c.id) for vector in question.vectors
     ]
     if question.lexical.rare:
         wanted = cast(literal(fusion.word_query(question.lexical.rare), Text), TSQUERY)
@@ -213,7 +213,8 @@ def _nearest(question: Question) -> CompoundSelect[UUID]:
     return union(*legs)
 
 
-def _hnsw(question: Question, vector: QueryVector) -> Select[UUID]:
+def nearest_by_model(question: Question, vector: QueryVector) -> Select[UUID]:
+    """The nearest prompts by one model's index, nearest first."""
     is_of_model, near = nearest_by_index(vector.model, vector.dimensions, vector.text)
     statement = select(Prompt.id.label("id")).where(
         Prompt.tenant_id == question.tenant_id, literal_column(is_of_model)
