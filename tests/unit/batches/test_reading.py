@@ -2,9 +2,10 @@
 
 import gzip
 import io
+import tempfile
 import tracemalloc
 from collections import deque
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -83,6 +84,13 @@ def test_the_entries_of_a_list() -> None:
 
 def test_gzip_is_recognised_by_its_content() -> None:
     assert read(gzip.compress(b'"a"\n"b"\n')) == [(1, {"prompt": "a"}), (2, {"prompt": "b"})]
+
+
+def test_gzip_can_be_read_from_a_file_that_was_written_before() -> None:
+    with tempfile.SpooledTemporaryFile(10) as spool:
+        spool.write(gzip.compress(b'"a"\n'))
+        [line] = read_file(cast("BinaryIO", spool), "jsonl")
+    assert line.fields == {"prompt": "a"}
 
 
 def test_a_gzip_bomb_is_unpacked_no_further_than_the_limit() -> None:
