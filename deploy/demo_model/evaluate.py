@@ -9,28 +9,23 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
-from torch import Tensor
 
 from deploy.demo_model import judge as judging
 from deploy.demo_model.captions import full_prompt
 from deploy.demo_model.measures import balanced_accuracy, sign_test, ssim
+from deploy.demo_model.painter import GUIDANCE, STEPS, Painter
 from deploy.demo_model.pictures import scene_and_picture
 from deploy.demo_model.report import Line, Report, write
 from deploy.demo_model.scenes import sample_scene
 from deploy.demo_model.text import ATTRIBUTES, attributes
 from deploy.demo_model.train import CHECKPOINT, WORK
 
-STEPS = 20
-GUIDANCE = 4.0
 _PROMPT_SEED = 13
-_BATCH = 10
 _THINGS = ("flowers", "water", "house", "trees")
 _COLUMN = {name: index for index, name in enumerate(ATTRIBUTES)}
 
@@ -46,70 +41,6 @@ class Prompts:
     def first(self, count: int) -> Prompts:
         """The first `count` of them."""
         return Prompts(self.texts[:count], self.classes[:count])
-
-
-class Painter:
-    """The checkpoint under evaluation, in float32 on the CPU, one seed per picture."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.pipe = AutoPipelineForText2Image.from_pretrained(checkpoint, use_safetensors=True)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.size: int = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-
-    def paint(self, texts: list[str], *, guidance: float = GUIDANCE, negative: str = "") -> Tensor:
-        """Pictures [n, 3, size, size] in -1 to 1; picture i has seed i."""
-        return self._in_batches(self.pipe, texts, None, guidance=guidance, negative=negative)
-
-    def repaint(self, texts: list[str], starts: Tensor, strength: float) -> Tensor:
-        """Image to image from `starts` [n, 3, size, size] in -1 to 1."""
-        pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
-        pipe.set_progress_bar_config(disable=True)
-        return self._in_batches(pipe, texts, starts, strength=strength, guidance=GUIDANCE)
-
-    def seconds_for_one(self, text: str) -> float:
-        """The best of five warm runs of one picture."""
-        self.paint([text])
-        runs = []
-        for _ in range(5):
-            began = time.perf_counter()
-            self.paint([text])
-            runs.append(time.perf_counter() - began)
-        return min(runs)
-
-    def _in_batches(
-        self,
-        pipe: object,
-        texts: list[str],
-        starts: Tensor | None,
-        *,
-        guidance: float,
-        negative: str = "",
-        strength: float | None = None,
-    ) -> Tensor:
-        pictures = []
-        for at in range(0, len(texts), _BATCH):
-            batch = texts[at : at + _BATCH]
-            start = (
-                {}
-                if starts is None
-                else {
-                    "image": (starts[at : at + _BATCH] + 1) / 2,
-                    "strength": strength,
-                }
-            )
-            made = pipe(  # type: ignore[operator]
-                batch,
-                negative_prompt=[negative] * len(batch),
-                num_inference_steps=STEPS,
-                guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(at + i) for i in range(len(batch))],
-                output_type="pt",
-                **start,
-            ).images
-            pictures.append(made * 2 - 1)
-            if at % 100 == 0:
-                print(f"paint {at + len(batch)}/{len(texts)}", flush=True)
-        return torch.cat(pictures)
 
 
 def random_prompts(count: int) -> Prompts:
@@ -128,7 +59,7 @@ def judge_lines(judge: judging.Judge, painter: Painter, count: int) -> list[Line
     with torch.no_grad():
         through = torch.cat(
             [
-                painter.pipe.vae.decode(painter.pipe.vae.encode(chunk).latents).sample.clamp(-1, 1)
+                painter.vae.decode(painter.vae.encode(chunk).latents).sample.clamp(-1, 1)
                 for chunk in torch.split(pictures, 50)
             ]
         )
@@ -244,7 +175,7 @@ def evaluate(checkpoint: Path, work: Path, pictures: int) -> Report:
     in_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gigabytes = in_memory / (1e9 if sys.platform == "darwin" else 1e6)
     painted = painter.paint(prompts.texts)
-    tenth = max(20, pictures // 10)
+    tenth = pictures // 10
     return Report(
         pictures=painted,
         texts=prompts.texts,
