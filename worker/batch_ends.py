@@ -6,7 +6,7 @@ from uuid import UUID
 from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.batches import statements
+from shared.batches import feeding, statements
 from shared.batches.events import end_event, snapshot
 from shared.batches.models import Batch
 from shared.batches.state import end_state
@@ -31,8 +31,8 @@ class BatchEnds:
             SQLAlchemyError: the ledger cannot be reached.
         """
         with self._database.begin() as session:
-            session.execute(statements.start_batches())
-            complete = session.execute(statements.list_complete()).all()
+            session.execute(feeding.start_batches())
+            complete = session.execute(feeding.list_complete()).all()
         for tenant_id, batch_id in complete:
             with self._database.begin() as session:
                 batch = session.scalars(statements.lock_batch(tenant_id, batch_id)).one_or_none()
@@ -57,7 +57,7 @@ class BatchEnds:
             cancel_requested=batch.cancel_requested,
         )
         ended = session.scalars(
-            statements.end_batch(batch.id, state, summary),
+            feeding.end_batch(batch.id, state, summary),
             execution_options={"populate_existing": True},
         ).one_or_none()
         if ended is None:

@@ -19,7 +19,7 @@ from kombu.exceptions import KombuError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.batches import statements
+from shared.batches import feeding
 from shared.logging import get_logger
 from shared.queue import names
 from shared.queue.publish import publish_jobs
@@ -127,7 +127,7 @@ class BulkFeeder:
     def _refresh(self) -> None:
         """Take over which batches there are, whose they are, and who goes first."""
         with self._database.begin() as session:
-            feedable = session.execute(statements.list_feedable()).all()
+            feedable = session.execute(feeding.list_feedable()).all()
         by_model: dict[str, list[Source]] = {}
         for batch_id, key, models, priority in feedable:
             for model in models:
@@ -172,7 +172,7 @@ class BulkFeeder:
             return
         with self._database.begin() as session:
             rows = session.execute(
-                statements.list_to_feed(source.batch_id, model, _LOADED_AT_ONCE, source.position)
+                feeding.list_to_feed(source.batch_id, model, _LOADED_AT_ONCE, source.position)
             ).all()
         source.is_exhausted = len(rows) < _LOADED_AT_ONCE
         # What was not due yet lies behind, too, once the end is reached: `_sweep` will find it.
@@ -190,7 +190,7 @@ class BulkFeeder:
                         continue
                     waiting = {job for job, _ in source.waiting}
                     for job, cost in session.execute(
-                        statements.list_left_behind(
+                        feeding.list_left_behind(
                             source.batch_id, model, _MAX_DEPTH, source.position
                         )
                     ):
