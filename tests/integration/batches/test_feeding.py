@@ -82,19 +82,22 @@ def test_an_interactive_job_never_waits_for_a_bulk_job_to_end(
 ) -> None:
     # Each of these takes seconds on the simulated GPU, and there are more than threads.
     batch_id = make_batch(database, tenant, 40, job={"steps": 3000})
-    wait_until(lambda: counts(database, [batch_id]).get("running", 0) >= 8, 60, "busy slots")
-    for _ in range(3):
-        answer = api.http.post(
-            "/v1/jobs",
-            json={"prompt": "quick", "model": "sim", "steps": 2},
-            headers={"Prefer": "wait=60"},
-        )
-        assert answer.json()["state"] == "succeeded", answer.text
-    standing = counts(database, [batch_id])
+    try:
+        wait_until(lambda: counts(database, [batch_id]).get("running", 0) >= 8, 60, "busy slots")
+        for _ in range(3):
+            answer = api.http.post(
+                "/v1/jobs",
+                json={"prompt": "quick", "model": "sim", "steps": 2},
+                headers={"Prefer": "wait=60"},
+            )
+            assert answer.status_code == 202, answer.text
+            assert answer.json()["state"] == "succeeded", answer.text
+        standing = counts(database, [batch_id])
+    finally:
+        with database.begin() as session:
+            session.execute(ledger.cancel_batch(tenant, batch_id))
     assert standing.get("succeeded", 0) == 0
     assert standing["running"] < 15  # threads; the reserve was left alone
-    with database.begin() as session:
-        session.execute(ledger.cancel_batch(tenant, batch_id))
     assert wait_ended(database, batch_id) == "canceled"
 
 
