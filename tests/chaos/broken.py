@@ -71,6 +71,7 @@ def no_dispatcher(system: System, *, broken: bool) -> Report:
 def early_ack(system: System, *, broken: bool) -> Report:
     """A worker is killed as soon as its job is called done."""
     with _stage(system):
+        system.fleet.start("cpu", "cpu")
         worker = system.fleet.start("w1", broken=["early ack"] if broken else [])
         [job] = system.submit()
         wait_until(lambda: system.job(job).state == "succeeded", 30, "success")
