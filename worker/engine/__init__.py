@@ -25,6 +25,10 @@ from worker.engine.opening import open_engine
 # spinning and 0.07 s sleeping.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Read at MKL's first call. Without it a matrix product's last bits depend on which thread computes
+# which lines, and so a row's bits on its slot in the batch (seen at two rows and two threads).
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
 __all__ = [
     "Canceled",
     "Engine",
