@@ -68,7 +68,7 @@ def check(system: System, *, expect: str | None = "succeeded") -> Report:
         _check_attempts(report, job, attempts[job_id], images[job_id])
         for image in images[job_id]:
             _check_image(system, report, job, promised, image)
-        report.wasted_runs += max(0, _gpu_runs(attempts[job_id]) - 1)
+        report.wasted_runs += max(0, len(attempts[job_id]) - 1)
     report.violations += system.deliveries.violations(system.history.ended)
     return report
 
@@ -138,8 +138,3 @@ def _replay(promised: dict[str, Any], index: int) -> ImageRequest:
         guidance_scale=promised["guidance_scale"],
         scheduler=promised["scheduler"],
     )
-
-
-def _gpu_runs(attempts: list[JobAttempt]) -> int:
-    """Attempts that may have used the GPU; one that was handed back at a shutdown counts, too."""
-    return len(attempts)

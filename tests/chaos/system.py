@@ -22,7 +22,6 @@ from shared.database import session_factory
 from shared.ids import from_wire
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import TERMINAL_STATES
-from shared.queue.publish import celery_app, publish_job
 from shared.settings import Settings
 from shared.storage import Storage
 from tests.chaos.deliveries import Deliveries
@@ -153,14 +152,6 @@ class System:
         job_id = from_wire("job", job["id"])
         self.history.accepted[job_id] = job
         return job_id
-
-    def publish_again(self, job_id: UUID) -> None:
-        """A message delivered twice."""
-        with self.database.begin() as session:
-            job = session.get_one(Job, job_id)
-        app = celery_app(self.settings)
-        publish_job(app, job.id, job.model, job.lane)
-        app.close()
 
     def forget(self) -> None:
         """A new trial on the same servers: hold the system only to what it accepts from now on."""
