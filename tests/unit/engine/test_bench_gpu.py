@@ -1,6 +1,7 @@
 """The GPU benchmark runs from end to end in its tiny mode, and writes both its files."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ def test_tiny_mode(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
         timeout=170,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     (model,) = json.loads((tmp_path / "bench-gpu.json").read_text())["models"]
     assert set(model["exactness"]["share"]) == set(SCHEDULERS)
