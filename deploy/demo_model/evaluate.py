@@ -7,6 +7,7 @@ shows the first pictures, not the best. A goal that is missed is reported as mis
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def evaluate(checkpoint: Path, work: Path, pictures: int) -> Report:
     prompts = random_prompts(pictures)
     # Measured first, before the judge's pictures are in memory.
     seconds = painter.seconds_for_one(prompts.texts[0])
+    load = os.getloadavg()[0]
     in_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gigabytes = in_memory / (1e9 if sys.platform == "darwin" else 1e6)
     painted = painter.paint(prompts.texts)
@@ -188,6 +190,7 @@ def evaluate(checkpoint: Path, work: Path, pictures: int) -> Report:
             "Guidance": guidance_lines(painter, judge, prompts.first(2 * tenth)),
             "Speed": [
                 Line(f"seconds for one picture of {STEPS} steps, warm", seconds, 1.5, at_most=True),
+                Line("load average of the machine meanwhile", load),
                 Line("largest memory of the process, GB", gigabytes, 1.5, at_most=True),
             ],
             "The judge": judge_lines(judge, painter, 2 * pictures),
