@@ -54,6 +54,7 @@ class Turns(Generic[R]):
         """Decode what is finished, then make one tick."""
         self._drop_canceled()
         self._decode_finished()
+        self._settle(keep=self._backend.runs_ahead)  # a finished image waits for no other tick
         batch = self.admission.choose()
         if batch is not None:
             self._launch(batch)
