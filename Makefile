@@ -58,10 +58,12 @@ bench-search: install ## Measure search among a million prompts; takes half an h
 	@$(BIN)/python -m tests.bench.search_million
 
 demo-model: install ## Train the demo model on this machine, or go on where it stopped
-	@$(BIN)/python -m deploy.demo_model.train
+	@# Without these, half of the time goes into page faults of large temporary tensors.
+	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=500000000 \
+		OMP_WAIT_POLICY=passive $(BIN)/python -m deploy.demo_model.train
 
 demo-eval: install ## Judge the demo model and write docs/demo-model.md
-	@$(BIN)/python -m deploy.demo_model.evaluate
+	@OMP_WAIT_POLICY=passive $(BIN)/python -m deploy.demo_model.evaluate
 
 lock: install ## Write constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//;s/+cu[0-9]*$$//'; } > .constraints && mv .constraints constraints.txt

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy.local.errors import StackError, StopRequestedError
 from deploy.local.ports import port_from_environment
-from deploy.local.smoke import PROMPT, smoke
+from deploy.local.smoke import PROMPT, SEED, smoke
 from deploy.local.stack import LocalStack
 from deploy.local.terminal import Terminal
 
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, stop: threading.Even
         stack.start()
         picture = stack.home.path / "first-image.png"
         with terminal.step("first image", picture):
-            stack.generate({"prompt": PROMPT, "seed": 1}, picture)
+            stack.generate({"prompt": PROMPT, "seed": SEED}, picture)
         _introduce(stack, terminal)
         stack.watch()
     except StackError:
