@@ -91,6 +91,7 @@ def _is_encodable(text: str) -> bool:
 
 def body_schema(model: type[BaseModel], examples: dict[str, Any] | None = None) -> dict[str, Any]:
     """`openapi_extra` of an operation that reads `model` through `json_body`."""
+    BODY_MODELS.add(model)
     content: dict[str, Any] = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
     if examples:
         content["examples"] = {name: {"value": value} for name, value in examples.items()}

@@ -132,7 +132,8 @@ async def _stream(reader: _Reader, first: Job | None) -> AsyncIterator[bytes]:
             async with aclosing(_from_redis(reader)) as events:
                 async for event in events:
                     yield event
-        except (RedisError, OSError):
+        except (RedisError, OSError, Problem):
+            # Redis is away, or the ledger could not be asked about an entry just now.
             yield await _look(reader) or HEARTBEAT
             if not reader.ended:
                 await asyncio.sleep(_LEDGER_SECONDS_ALONE)

@@ -17,11 +17,11 @@ CHECKS = (
     "response_schema_conformance",
     "unsupported_method",
     "use_after_free",
-    "ensure_resource_availability",
     "ignored_auth",
     "object_level_authorization",
 )
-"""All that can be held against any API. Left out are `positive_data_acceptance` and
+"""All that can be held against any API. Left out are `ensure_resource_availability`: deleting a
+session deletes its jobs, which it cannot know; and `positive_data_acceptance` and
 `negative_data_rejection`: rules between fields (a seed or seeds, a model's largest size) are not
 expressible in the schema, and a body with a wrong content type is refused for that, not as a body.
 """

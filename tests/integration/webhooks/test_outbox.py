@@ -12,7 +12,7 @@ from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.webhooks import outbox
 from shared.webhooks.events import EventType
-from shared.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
+from shared.webhooks.models import WebhookDelivery, WebhookEvent
 from tests.integration.webhooks.conftest import Hooks
 
 URL = "https://receiver.invalid/hooks"
@@ -197,8 +197,10 @@ def test_batches_emit_through_the_same_outbox(hooks: Hooks) -> None:
         assert len(made or []) == 2
         silent = outbox.emit(hooks.tenant, EventType.BATCH_VALIDATED, batch, {}, webhook=own)
         assert session.scalar(silent) is None
-    [event] = {d["event_id"] for d in hooks.deliveries(event="batch.completed")}
+    deliveries = hooks.deliveries(event="batch.completed")
+    [event] = [d["event_id"] for d in deliveries if d["url"] == own["url"]]
     assert event.startswith("evt_")
+    assert sum(d["event_id"] == event for d in deliveries) == 2
 
 
 def test_an_endpoint_that_is_switched_off_gives_up_what_waits(hooks: Hooks) -> None:
@@ -206,7 +208,6 @@ def test_an_endpoint_that_is_switched_off_gives_up_what_waits(hooks: Hooks) -> N
     hooks.cancel(hooks.queue())
     with hooks.database.begin() as session:
         session.execute(update(WebhookDelivery).values(due_at=func.now() + timedelta(hours=1)))
-        assert session.scalar(select(func.count()).select_from(WebhookEndpoint)) == 1
     hooks.http.patch(f"/v1/webhook-endpoints/{made['id']}", json={"enabled": False})
     [delivery] = hooks.deliveries(endpoint_id=made["id"])
     assert (delivery["state"], delivery["next_attempt_at"]) == ("failed", None)
