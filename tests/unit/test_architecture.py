@@ -17,12 +17,12 @@ def test_only_the_ledger_changes_jobs() -> None:
     changes_jobs = re.compile(
         r"\b(?:update|delete)\(\s*Job\s*\)|\bUPDATE\s+jobs\b|\bDELETE\s+FROM\s+jobs\b"
     )
-    offenders = [
-        str(path.relative_to(PROJECT))
+    places = {
+        str(path.parent.relative_to(PROJECT))
         for path in sources()
         if changes_jobs.search(path.read_text("utf-8"))
-    ]
-    assert offenders == ["shared/jobs/statements.py"]
+    }
+    assert places == {"shared/jobs/statements"}
 
 
 def test_the_api_starts_without_model_code() -> None:

@@ -1,0 +1,99 @@
+"""The only SQL that changes jobs: pure builders, executed by the async and the sync side alike.
+
+Every transition is one conditional UPDATE that returns the row, or nothing when it came too late;
+it bumps `sequence`. Only the database's clock counts. Statements that a client's request leads to
+take the tenant; statements of a worker take the attempt it holds (the fencing token).
+"""
+
+from shared.jobs.statements.accept import (
+    accept_job,
+    ensure_session,
+    find_idempotent_answer,
+    forget_idempotency_keys,
+    insert_job,
+    reserve_idempotency_key,
+    store_idempotent_answer,
+)
+from shared.jobs.statements.claims import (
+    claim,
+    find_lost,
+    find_own_claim,
+    find_suspect,
+    release_leases_of,
+    renew_leases,
+)
+from shared.jobs.statements.duties import (
+    count_due,
+    delete_ended,
+    expire_leases,
+    expire_queued,
+    expire_unfinished,
+    list_due,
+    list_ended,
+    list_fruitless_attempts,
+)
+from shared.jobs.statements.endings import (
+    attempt_can_commit,
+    cancel_running,
+    expire_running,
+    fail,
+    fail_or_retry,
+    find_committed,
+    release,
+    succeed,
+)
+from shared.jobs.statements.lookups import (
+    count_ahead,
+    find_unfinished_marked,
+    get_job,
+    list_attempts,
+    list_jobs,
+)
+from shared.jobs.statements.parts import MAX_LOSSES, NOW, SCAN_TIME, JobRows
+from shared.jobs.statements.wishes import cancel, cancel_batch, request_previews, retry, retry_batch
+
+__all__ = [
+    "MAX_LOSSES",
+    "NOW",
+    "SCAN_TIME",
+    "JobRows",
+    "accept_job",
+    "attempt_can_commit",
+    "cancel",
+    "cancel_batch",
+    "cancel_running",
+    "claim",
+    "count_ahead",
+    "count_due",
+    "delete_ended",
+    "ensure_session",
+    "expire_leases",
+    "expire_queued",
+    "expire_running",
+    "expire_unfinished",
+    "fail",
+    "fail_or_retry",
+    "find_committed",
+    "find_idempotent_answer",
+    "find_lost",
+    "find_own_claim",
+    "find_suspect",
+    "find_unfinished_marked",
+    "forget_idempotency_keys",
+    "get_job",
+    "insert_job",
+    "list_attempts",
+    "list_due",
+    "list_ended",
+    "list_fruitless_attempts",
+    "list_jobs",
+    "release",
+    "release_leases_of",
+    "renew_leases",
+    "request_previews",
+    "reserve_idempotency_key",
+    "retry",
+    "retry_batch",
+    "store_idempotent_answer",
+    "succeed",
+]

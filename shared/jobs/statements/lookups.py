@@ -1,0 +1,68 @@
+"""Read jobs and their attempts; nothing here changes a row."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Select, select
+
+from shared.jobs.models import Job, JobAttempt
+from shared.jobs.state import JobState
+from shared.jobs.statements.parts import ahead_of
+
+
+def get_job(tenant_id: UUID, job_id: UUID) -> Select[Job]:
+    """A tenant's job."""
+    return select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
+
+
+def list_jobs(
+    tenant_id: UUID,
+    limit: int,
+    *,
+    before: UUID | None = None,
+    states: Sequence[str] = (),
+    session_id: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> Select[Job]:
+    """A tenant's jobs, newest first, starting after the one with the id `before`."""
+    statement = select(Job).where(Job.tenant_id == tenant_id)
+    if before is not None:
+        statement = statement.where(Job.id < before)
+    if states:
+        statement = statement.where(Job.state.in_(states))
+    if session_id is not None:
+        statement = statement.where(Job.session_id == session_id)
+    if created_after is not None:
+        statement = statement.where(Job.created_at > created_after)
+    if created_before is not None:
+        statement = statement.where(Job.created_at < created_before)
+    return statement.order_by(Job.id.desc()).limit(limit)
+
+
+def list_attempts(job_ids: Iterable[UUID]) -> Select[JobAttempt]:
+    """Attempts of these jobs, in order."""
+    return (
+        select(JobAttempt)
+        .where(JobAttempt.job_id.in_(job_ids))
+        .order_by(JobAttempt.job_id, JobAttempt.number)
+    )
+
+
+def find_unfinished_marked(tenant_id: UUID, key: str, value: str) -> Select[UUID]:
+    """Ids of a tenant's unfinished jobs with this metadata entry, newest first."""
+    return (
+        select(Job.id)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.state.in_((JobState.QUEUED, JobState.RUNNING)),
+            Job.job_metadata[key].astext == value,
+        )
+        .order_by(Job.id.desc())
+    )
+
+
+def count_ahead(job: Job) -> Select[int]:
+    """How many queued jobs of the same model a worker would take before this one."""
+    return ahead_of(job.id, job.model, job.lane)

@@ -1,0 +1,115 @@
+"""What a client asks of jobs that exist: cancel, retry, previews; of one or of a whole batch."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, Update, and_, case, null, or_, update
+
+from shared.jobs.models import Job
+from shared.jobs.state import RETRYABLE_STATES, JobState
+from shared.jobs.statements.parts import NOW, JobRows, requeued, told
+
+
+def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:
+    """queued → canceled at once; a running job is asked to stop. No row: already terminal."""
+    queued = Job.state == JobState.QUEUED
+    return told(
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.id == job_id,
+            or_(queued, and_(Job.state == JobState.RUNNING, Job.cancel_requested.is_(False))),
+        )
+        .values(
+            state=case((queued, JobState.CANCELED), else_=Job.state),
+            finished_at=case((queued, NOW), else_=null()),
+            cancel_requested=True,
+            sequence=Job.sequence + 1,
+        )
+        .returning(Job)
+        .cte("canceled")
+    )
+
+
+def request_previews(tenant_id: UUID, job_id: UUID) -> Update:
+    """A follower wants previews; heard by the attempts that have not begun."""
+    return (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.id == job_id,
+            Job.state == JobState.QUEUED,
+            Job.previews.is_(False),
+        )
+        .values(previews=True)
+    )
+
+
+def retry(tenant_id: UUID, job_id: UUID) -> JobRows:
+    """failed | canceled | expired → queued with fresh counters; seeds and attempts are kept."""
+    return (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.id == job_id,
+            Job.state.in_(RETRYABLE_STATES),
+        )
+        .values(**_as_new())
+        .returning(Job)
+    )
+
+
+def cancel_batch(tenant_id: UUID, batch_id: UUID) -> Select[Job]:
+    """The same as `cancel` for all jobs of a batch; returns those that run and are to be stopped.
+
+    The caller holds the batch's lock.
+    """
+    queued = Job.state == JobState.QUEUED
+    changed = (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.batch_id == batch_id,
+            or_(queued, and_(Job.state == JobState.RUNNING, Job.cancel_requested.is_(False))),
+        )
+        .values(
+            state=case((queued, JobState.CANCELED), else_=Job.state),
+            finished_at=case((queued, NOW), else_=null()),
+            cancel_requested=True,
+            sequence=Job.sequence + 1,
+        )
+        .returning(Job)
+        .cte("canceled")
+    )
+    return told(changed).where(changed.c.state == JobState.RUNNING)
+
+
+def retry_batch(tenant_id: UUID, batch_id: UUID) -> Update:
+    """failed | expired → queued, as `retry` does, for all jobs of a batch.
+
+    The caller holds the batch's lock.
+    """
+    return (
+        update(Job)
+        .where(
+            Job.tenant_id == tenant_id,
+            Job.batch_id == batch_id,
+            Job.state.in_((JobState.FAILED, JobState.EXPIRED)),
+        )
+        .values(**_as_new())
+    )
+
+
+def _as_new() -> dict[str, Any]:
+    """Queued once more at a client's wish: fresh counters, no deadlines."""
+    return {
+        **requeued(),
+        "failures": 0,
+        "losses": 0,
+        "cancel_requested": False,
+        "finished_at": None,
+        "error_code": None,
+        "error_message": None,
+        "start_deadline": None,
+        "finish_deadline": None,
+    }
