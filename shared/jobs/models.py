@@ -133,6 +133,9 @@ class Job(Base):
     finish_deadline: Mapped[Instant | None]
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """``{"url", "events", "origin"}`` of the job's own webhook, beside the tenant's endpoints."""
+    traceparent: Mapped[str | None] = mapped_column(Text)
+    """The W3C trace context of the submission, where traces are on: messages get lost, this does
+    not, so that a retry or a late publication still belongs to the trace."""
 
     # Where it stands.
     state: Mapped[str] = mapped_column(Text)
