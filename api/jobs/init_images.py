@@ -8,7 +8,7 @@ from typing import Any
 from api.auth import Principal
 from api.deps import Resources
 from api.jobs.fetching import FetchFailed
-from api.problems import Problem
+from api.problems import FieldError, Problem
 from api.uploads.intake import clean_image, store_upload
 from shared.gallery import statements as gallery
 from shared.ids import MalformedId, from_wire, to_wire
@@ -38,8 +38,8 @@ async def resolve_init_image(
     """The picture behind an `init_image` field; None when there is none.
 
     Raises:
-        Problem: 422 for what is no reference, refused as an image or not this tenant's; 503 when
-            storage, the database or the decoders are not available.
+        Problem: 404 for the id of nothing, or of another tenant's; 422 for what is no reference or
+            refused as an image; 503 when storage, the database or the decoders are not available.
     """
     if reference is None:
         return None
@@ -49,9 +49,10 @@ async def resolve_init_image(
         return await _store_picture(held, principal, held.fetcher.fetch(reference))
     found = await _look_up(held, principal, reference)
     if found is None:
-        raise Problem.invalid(
-            POINTER, "init_image_not_found", "There is no upload or image with this id."
-        )
+        # As for an id in a path; the pointer says that it is the one in the body.
+        message = "There is no upload or image with this id."
+        missing = FieldError(pointer=POINTER, code="init_image_not_found", message=message)
+        raise Problem("not_found", message, errors=[missing])
     return found
 
 

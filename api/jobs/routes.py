@@ -66,6 +66,7 @@ def parse_wait(request: Request) -> int | None:
         },
         **responses(
             "insufficient_scope",
+            "not_found",
             "body_too_large",
             "unsupported_media_type",
             "malformed_json",

@@ -93,9 +93,6 @@ BAD_FIELDS = {
     "init_image with a malformed id": Bad(
         {"init_image": "upl_123"}, "/init_image", "malformed_init_image"
     ),
-    "init_image that does not exist": Bad(
-        {"init_image": "img_01jd4zk3v8e0x9m5q7r2t6w8ya"}, "/init_image", "init_image_not_found"
-    ),
     "init_image is no image": Bad(
         {"init_image": data_url(b"hello world")}, "/init_image", "image_not_recognized"
     ),
@@ -270,12 +267,20 @@ def test_multipart_without_a_boundary_is_refused(http: httpx2.Client) -> None:
     check_problem(answer, 400, "malformed_request")
 
 
+@pytest.mark.parametrize("kind", ["img", "upl"])
+def test_an_initial_image_that_does_not_exist_is_not_found(http: httpx2.Client, kind: str) -> None:
+    unused = {"prompt": "a", "init_image": f"{kind}_01jd4zk3v8e0x9m5q7r2t6w8ya"}
+    problem = check_problem(http.post("/v1/jobs", json=unused), 404, "not_found")
+    [error] = problem["errors"]
+    assert (error["pointer"], error["code"]) == ("/init_image", "init_image_not_found")
+
+
 def test_a_picture_of_somebody_else_is_not_there(
     http: httpx2.Client, stranger: httpx2.Client
 ) -> None:
     upload = stranger.post("/v1/uploads", files={"file": ("a.png", PNG)}).json()
     answer = http.post("/v1/jobs", json={"prompt": "a", "init_image": upload["id"]})
-    problem = check_problem(answer, 422, "validation_failed")
+    problem = check_problem(answer, 404, "not_found")
     assert problem["errors"][0]["code"] == "init_image_not_found"
     check_problem(http.get(f"/v1/uploads/{upload['id']}"), 404, "not_found")
 
