@@ -1,6 +1,7 @@
 """Every table of the project, gathered for Alembic and for the schema test."""
 
 import shared.batches.models
+import shared.fleet.models
 import shared.gallery.models
 import shared.jobs.models
 import shared.tenancy.models

@@ -30,8 +30,13 @@ def raise_wall_behind(table: str, parent: str, reference: str) -> None:
     _raise(table, seen)
 
 
+def raise_wall_against_tenants(table: str) -> None:
+    """For a table of the operator's, of which a tenant's transaction sees nothing."""
+    _raise(table, "false")
+
+
 def lower_wall(table: str) -> None:
-    """Undo either."""
+    """Undo any of them."""
     op.execute(f"DROP POLICY tenant_wall ON {table}")
     op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
     op.execute(f"REVOKE ALL ON {table} FROM {ROLE}")

@@ -133,6 +133,8 @@ class Job(Base):
     finish_deadline: Mapped[Instant | None]
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """``{"url", "events", "origin"}`` of the job's own webhook, beside the tenant's endpoints."""
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    """What was estimated at the submission (`shared.eta.estimate.Estimate`); null: nothing."""
     traceparent: Mapped[str | None] = mapped_column(Text)
     """The W3C trace context of the submission, where traces are on: messages get lost, this does
     not, so that a retry or a late publication still belongs to the trace."""
