@@ -6,6 +6,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.metrics.dependencies import watch_database
 from shared.settings import Settings
 
 _SESSION = {
@@ -37,7 +38,7 @@ _READ_ONLY = "25006"
 
 def open_engine(settings: Settings, pool_size: int | None = None) -> Engine:
     """A pooled synchronous engine, for workers and commands."""
-    return create_engine(
+    engine = create_engine(
         settings.database_url.get_secret_value(),
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0,
@@ -45,11 +46,13 @@ def open_engine(settings: Settings, pool_size: int | None = None) -> Engine:
         pool_pre_ping=True,
         connect_args=_CONNECT_ARGS,
     )
+    watch_database(engine)
+    return engine
 
 
 def open_async_engine(settings: Settings) -> AsyncEngine:
     """A pooled asynchronous engine, for the API."""
-    return create_async_engine(
+    engine = create_async_engine(
         settings.database_url.get_secret_value(),
         pool_size=settings.database_pool_size,
         max_overflow=0,
@@ -57,6 +60,8 @@ def open_async_engine(settings: Settings) -> AsyncEngine:
         pool_pre_ping=False,
         connect_args=_CONNECT_ARGS,
     )
+    watch_database(engine.sync_engine)
+    return engine
 
 
 def session_factory(engine: Engine) -> sessionmaker[Session]:

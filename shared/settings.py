@@ -129,6 +129,20 @@ class Settings(BaseSettings):
     device: str | None = None
     """``cuda:0``, ``cpu``; None: CUDA if there is one."""
 
+    # Observability -------------------------------------------------------------------------
+    metrics_port: Annotated[int, Field(ge=0, le=65_000)] = 0
+    """Where a worker serves ``/metrics``; 0: nowhere. Several workers on one host take this port
+    and those behind it. The API serves its own on the port it has."""
+    metrics_host: str = "127.0.0.1"
+    """The address a worker's metrics listen at. Beyond loopback, set a token or keep others out."""
+    metrics_token: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """What Prometheus must give as a bearer token. Without one, the API shows its metrics to direct
+    neighbours on loopback alone, and workers to whoever reaches their address."""
+    tracing: bool = False
+    """Send traces by OTLP/HTTP; where to, and how many, say the standard ``OTEL_*`` variables."""
+    task_events: bool = False
+    """Have Celery report its tasks, for Flower; costs a few messages in Redis for every job."""
+
     @field_validator("database_url", mode="after")
     @classmethod
     def _name_the_driver(cls, url: SecretStr) -> SecretStr:

@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from shared.errors import StorageUnavailable
 from shared.ids import to_wire
+from shared.metrics.dependencies import s3_call
 from shared.settings import Settings
 
 EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
@@ -74,13 +75,14 @@ class Storage:
             StorageUnavailable: S3 refused or could not be reached, boto3's own retries included.
         """
         try:
-            self._client.put_object(
-                Bucket=self.bucket,
-                Key=key,
-                Body=body,
-                ContentType=content_type,
-                CacheControl="private, max-age=31536000, immutable",
-            )
+            with s3_call("PutObject"):
+                self._client.put_object(
+                    Bucket=self.bucket,
+                    Key=key,
+                    Body=body,
+                    ContentType=content_type,
+                    CacheControl="private, max-age=31536000, immutable",
+                )
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"writing to S3 failed: {_reason(error)}") from error
 
@@ -92,7 +94,8 @@ class Storage:
         """
         extra = {"ContentType": content_type}
         try:
-            self._client.upload_fileobj(file, self.bucket, key, extra, Config=_ONE_THREAD)
+            with s3_call("PutFile"):
+                self._client.upload_fileobj(file, self.bucket, key, extra, Config=_ONE_THREAD)
         except (BotoCoreError, ClientError, S3UploadFailedError) as error:
             raise StorageUnavailable(f"writing to S3 failed: {_reason(error)}") from error
 
@@ -104,7 +107,8 @@ class Storage:
             StorageUnavailable: S3 refused or could not be reached.
         """
         try:
-            self._client.download_fileobj(self.bucket, key, file, Config=_ONE_THREAD)
+            with s3_call("GetFile"):
+                self._client.download_fileobj(self.bucket, key, file, Config=_ONE_THREAD)
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
                 raise ObjectMissing(key) from error
@@ -120,8 +124,9 @@ class Storage:
             StorageUnavailable: S3 refused or could not be reached.
         """
         try:
-            answer = self._client.get_object(Bucket=self.bucket, Key=key)
-            return StoredObject(answer["Body"].read(), answer["ContentType"])
+            with s3_call("GetObject"):
+                answer = self._client.get_object(Bucket=self.bucket, Key=key)
+                return StoredObject(answer["Body"].read(), answer["ContentType"])
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "404"}:
                 raise ObjectMissing(key) from error
@@ -139,9 +144,10 @@ class Storage:
         for start in range(0, len(names), 1000):  # S3's own limit per request
             chunk = [{"Key": key} for key in names[start : start + 1000]]
             try:
-                answer = self._client.delete_objects(
-                    Bucket=self.bucket, Delete={"Objects": chunk, "Quiet": True}
-                )
+                with s3_call("DeleteObjects"):
+                    answer = self._client.delete_objects(
+                        Bucket=self.bucket, Delete={"Objects": chunk, "Quiet": True}
+                    )
             except (BotoCoreError, ClientError) as error:
                 raise StorageUnavailable(f"deleting from S3 failed: {_reason(error)}") from error
             if refused := answer.get("Errors"):  # S3 answers 200 even then
@@ -156,11 +162,12 @@ class Storage:
         """
         pages = self._client.get_paginator("list_objects_v2")
         try:
-            return [
-                item["Key"]
-                for page in pages.paginate(Bucket=self.bucket, Prefix=prefix)
-                for item in page.get("Contents", ())
-            ]
+            with s3_call("ListObjects"):
+                return [
+                    item["Key"]
+                    for page in pages.paginate(Bucket=self.bucket, Prefix=prefix)
+                    for item in page.get("Contents", ())
+                ]
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"listing S3 failed: {_reason(error)}") from error
 
@@ -181,7 +188,8 @@ class Storage:
             StorageUnavailable: it does not exist, is forbidden, or S3 cannot be reached.
         """
         try:
-            self._client.head_bucket(Bucket=self.bucket)
+            with s3_call("HeadBucket"):
+                self._client.head_bucket(Bucket=self.bucket)
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"S3 does not answer: {_reason(error)}") from error
 

@@ -8,6 +8,7 @@ from celery import Celery
 
 from shared.queue import names
 from shared.settings import Settings
+from shared.telemetry import message_headers
 
 
 def celery_app(settings: Settings) -> Celery:
@@ -23,7 +24,9 @@ def celery_app(settings: Settings) -> Celery:
         # On a Redis blip the running job goes on; cancelling it would only waste the GPU.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_soft_shutdown_timeout=settings.shutdown_grace.total_seconds(),
-        worker_send_task_events=False,
+        # Only Flower reads them (docs/observability.md); each job makes four.
+        worker_send_task_events=settings.task_events,
+        task_send_sent_event=settings.task_events,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
@@ -49,7 +52,7 @@ def celery_app(settings: Settings) -> Celery:
 
 
 def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any) -> None:
-    """Hand a queued job to the workers of its model.
+    """Hand a queued job to the workers of its model, with the request and trace it belongs to.
 
     Safe to repeat: a second message finds nothing to claim.
 
@@ -62,7 +65,7 @@ def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any
         # The message's own id is the job's, so that a queue can be compared with the ledger.
         task_id=str(job_id),
         queue=names.generate_queue(model, lane),
-        headers=headers,
+        headers=message_headers() | headers,
         retry=False,
         ignore_result=True,
     )
@@ -96,11 +99,13 @@ def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
     Raises:
         kombu.exceptions.OperationalError: Redis cannot be reached.
     """
+    headers = message_headers()
     for delivery_id in delivery_ids:
         app.send_task(
             names.DELIVER_TASK,
             args=[str(delivery_id)],
             queue=names.WEBHOOK_QUEUE,
+            headers=headers,
             retry=False,
             ignore_result=True,
         )
