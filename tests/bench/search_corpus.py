@@ -25,7 +25,10 @@ class Captioned:
 
 
 def distinct_captions(count: int, seed: int = 0) -> list[Captioned]:
-    """So many different captions; beyond what the world can say, with a name and a number."""
+    """So many different captions; beyond what the world can say, with a name and a number.
+
+    A longer list of the same seed begins with the shorter one.
+    """
     rng = np.random.default_rng(seed)
     seen: set[str] = set()
     made: list[Captioned] = []
@@ -34,7 +37,7 @@ def distinct_captions(count: int, seed: int = 0) -> list[Captioned]:
         said = caption(scene, rng)
         if said in seen:
             name = _NAMES[rng.integers(len(_NAMES))]
-            said = f"{said}, for {name}, no. {rng.integers(10 * count)}"
+            said = f"{said}, for {name}, no. {rng.integers(10_000_000)}"
         if said not in seen:
             seen.add(said)
             made.append(Captioned(said, scene))

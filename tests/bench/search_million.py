@@ -1,6 +1,7 @@
 """`python -m tests.bench.search_million [PROMPTS]`: search among a million prompts.
 
-Takes half an hour or more: most of it goes into embedding the captions and building the index.
+Takes half an hour or more: most of it goes into embedding the captions, which are kept for the next
+run, and into building the index.
 """
 
 # ruff: noqa: T201 - a command line prints

