@@ -30,6 +30,9 @@ run: install ## Start the whole system; Ctrl-C stops it
 smoke: install ## Start on free ports, make two pictures over HTTP, stop
 	@$(BIN)/python -m deploy.local smoke
 
+client: install ## Derive the blocking client from the asynchronous one
+	@$(BIN)/python client/make_sync.py
+
 lint: install ## Format, lint, types and import rules
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
@@ -72,4 +75,4 @@ lock: install ## Write constraints.txt from what is installed
 clean: ## Remove the virtual environment and caches; data under .darkroom/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install run smoke lint test proof chaos fuzz bench bench-gpu bench-search demo-model demo-eval lock clean
+.PHONY: help install run smoke client lint test proof chaos fuzz bench bench-gpu bench-search demo-model demo-eval lock clean

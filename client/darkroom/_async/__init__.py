@@ -1,0 +1,1 @@
+"""The client, written once: `make_sync` derives `darkroom._sync` from this package."""

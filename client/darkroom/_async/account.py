@@ -1,0 +1,102 @@
+"""Keys, models and health."""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from darkroom import wire
+from darkroom._async.pages import AsyncPages
+from darkroom._async.transport import AsyncTransport, Request
+from darkroom.decoding import decode
+from darkroom.types.account import Key, NewKey
+from darkroom.types.service import Health, Model, ProblemType, Readiness, Root
+
+if TYPE_CHECKING:
+    from darkroom.wire import Identified
+
+
+class AsyncKeys:
+    """`client.keys`: the tenant's API keys; needs the scope `admin`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def create(
+        self,
+        name: str,
+        *,
+        scopes: Iterable[str],
+        tenant: str | None = None,
+        expires_at: datetime | None = None,
+        quotas: Mapping[str, Any] | None = None,
+    ) -> NewKey:
+        """Make a key; `key` is shown this once. Scopes that you do not have you cannot give.
+
+        Args:
+            name: what it is for.
+            scopes: `jobs` reads and writes, `jobs:read` reads; `admin` is all of a tenant's.
+            tenant: another one than your own; needs the scope `operator`.
+            expires_at: with a time zone; None: never.
+            quotas: limits, see `Quotas`.
+        """
+        body = wire.body(
+            {
+                "name": name,
+                "scopes": list(scopes),
+                "tenant": tenant,
+                "expires_at": expires_at,
+                "quotas": None if quotas is None else dict(quotas),
+            }
+        )
+        return decode(NewKey, await self._transport.json(Request("POST", "/v1/keys", json=body)))
+
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> AsyncPages[Key]:
+        """Keys without their secrets, those that have ended too."""
+        asked = Request("GET", "/v1/keys", wire.query({"limit": page_size}))
+        return AsyncPages(self._transport, asked, Key, after)
+
+    async def revoke(self, key: "str | Identified") -> None:
+        """End it for good, everywhere within five seconds."""
+        await self._transport.send(Request("DELETE", f"/v1/keys/{wire.segment(key)}"))
+
+
+class AsyncModels:
+    """`client.models`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self) -> AsyncPages[Model]:
+        """Models with their defaults and limits, and the workers that run them."""
+        return AsyncPages(self._transport, Request("GET", "/v1/models"), Model)
+
+
+class AsyncHealthChecks:
+    """`client.health`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def live(self) -> Health:
+        """Does the process answer? Asked once, without retries."""
+        return decode(Health, await self._transport.json(self._once("/healthz")))
+
+    async def ready(self) -> Readiness:
+        """Can it serve requests? Asked once, without retries.
+
+        Raises:
+            NotReady: `errors` names the parts that do not answer.
+        """
+        return decode(Readiness, await self._transport.json(self._once("/readyz")))
+
+    async def root(self) -> Root:
+        """The name and version of the service, and where to go from here."""
+        return decode(Root, await self._transport.json(Request("GET", "/")))
+
+    async def problem(self, code: str) -> ProblemType:
+        """What a problem's code means."""
+        asked = Request("GET", f"/problems/{wire.segment(code)}")
+        return decode(ProblemType, await self._transport.json(asked))
+
+    def _once(self, path: str) -> Request:
+        return Request("GET", path, patience=0.0)

@@ -1,0 +1,310 @@
+"""Jobs: submit, wait, follow, steer."""
+
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Unpack
+
+import httpx2
+
+from darkroom import wire
+from darkroom._async.concurrency import in_thread, sleep
+from darkroom._async.images import AsyncImages, AsyncPicture
+from darkroom._async.pages import AsyncPages
+from darkroom._async.transport import AsyncTransport, Request
+from darkroom._async.uploads import AsyncUploads
+from darkroom.decoding import decode
+from darkroom.errors import NoAnswer, StillRunning, not_succeeded
+from darkroom.types.events import JobChanged, JobEvent, decode_event
+from darkroom.types.images import Deleted, Image, Upload
+from darkroom.types.jobs import Job, JobStatus
+from darkroom.types.requests import InitImage, JobOptions
+
+if TYPE_CHECKING:
+    from darkroom.wire import Identified
+
+_HOLD_SECONDS = 30
+"""For which one answer is held while waiting; then it is asked again."""
+_REOPEN_SECONDS = 0.2
+_LONGEST_REOPEN_SECONDS = 5.0
+
+
+class AsyncJobHandle:
+    """One job, whatever becomes of it: `client.jobs.submit(…)` or `client.jobs.handle(id)`."""
+
+    def __init__(self, jobs: "AsyncJobs", job_id: str, job: Job | None = None) -> None:
+        self._jobs = jobs
+        self.id = job_id
+        self._last = job
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, {self._last.state if self._last else '…'})"
+
+    @property
+    def job(self) -> Job:
+        """The job as it was last heard of; asks nothing.
+
+        Raises:
+            LookupError: nothing was heard of it yet: `refresh()`.
+        """
+        if self._last is None:
+            raise LookupError(f"Nothing is known of {self.id} yet: call refresh().")
+        return self._last
+
+    async def refresh(self) -> Job:
+        """The job as it stands."""
+        return self._note(await self._jobs.get(self.id))
+
+    async def status(self) -> JobStatus:
+        """`Queued(position, eta)`, `Running(progress, …)`, `Succeeded(images)`, `Failed(error)`,
+        `Canceled()` or `Expired()`."""
+        return (await self.refresh()).status
+
+    async def events(
+        self, *, previews: bool | None = None, after: str | None = None
+    ) -> AsyncIterator[JobEvent]:
+        """What happens, as it happens; see `client.jobs.events`."""
+        async for event in self._jobs.events(self.id, previews=previews, after=after):
+            if isinstance(event, JobChanged):
+                self._note(event.job)
+            yield event
+
+    async def wait(self, timeout: float | None = None) -> Job:
+        """The job once it has ended, in whatever way; see `client.jobs.wait`."""
+        return self._note(await self._jobs.wait(self.id, timeout))
+
+    async def result(self, timeout: float | None = None) -> list[AsyncPicture]:
+        """Wait, and get the pictures in the order of the seeds.
+
+        Raises:
+            JobFailed, JobCanceled, JobExpired: there are none; `error.job` says why.
+            StillRunning: `timeout` seconds were over first.
+        """
+        job = await self.wait(timeout)
+        return list(self._jobs.pictures(job))
+
+    async def cancel(self) -> Job:
+        """Cancel it: at once when queued, within a denoising step when running."""
+        return self._note(await self._jobs.cancel(self.id))
+
+    async def retry(self) -> Job:
+        """Queue it again after it failed, expired or was canceled, with the same seeds."""
+        return self._note(await self._jobs.retry(self.id))
+
+    async def delete(self) -> Deleted:
+        """Delete it with its pictures, for good, once it has ended."""
+        return await self._jobs.delete(self.id)
+
+    def _note(self, job: Job) -> Job:
+        self._last = job
+        return job
+
+
+class AsyncJobs:
+    """`client.jobs`. Wherever a job is asked for, its id does as well."""
+
+    def __init__(
+        self, transport: AsyncTransport, images: AsyncImages, uploads: AsyncUploads
+    ) -> None:
+        self._transport = transport
+        self._images = images
+        self._uploads = uploads
+
+    async def submit(
+        self,
+        prompt: str,
+        *,
+        idempotency_key: str | None = None,
+        wait: float | None = None,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJobHandle:
+        """Accept a job in milliseconds; its seeds are known at once (`handle.job.seeds`).
+
+        Args:
+            prompt: what to show.
+            idempotency_key: names this one wish, so that asking again, even tomorrow or from
+                another process, gets this job and no second one. Without it one is made for
+                this call, which makes its retries safe.
+            wait: seconds for which the service may hold its answer until the job has ended.
+            options: see `JobOptions`.
+
+        Raises:
+            ValidationFailed: `errors` says which field breaks which rule.
+            TooManyRequests, Unavailable: also after retries.
+        """
+        fields = {**options, "prompt": prompt}
+        if options.get("init_image") is not None:
+            fields["init_image"] = await self._initial_image(options["init_image"])
+        headers = {"Idempotency-Key": idempotency_key or wire.new_idempotency_key()}
+        if wait is not None:
+            headers["Prefer"] = f"wait={max(0, round(wait))}"
+        asked = Request(
+            "POST", "/v1/jobs", json=wire.body(fields), headers=headers, waits=wait or 0.0
+        )
+        job = decode(Job, await self._transport.json(asked))
+        return AsyncJobHandle(self, job.id, job)
+
+    def handle(self, job: "str | Identified") -> AsyncJobHandle:
+        """The handle of a job that was submitted before. Asks nothing."""
+        return AsyncJobHandle(self, wire.id_of(job), job if isinstance(job, Job) else None)
+
+    async def get(self, job: "str | Identified") -> Job:
+        """The job as it stands."""
+        return decode(Job, await self._transport.json(Request("GET", _path(job))))
+
+    def list(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        session_id: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int | None = None,
+        after: str | None = None,
+    ) -> AsyncPages[Job]:
+        """Jobs, newest first.
+
+        Args:
+            state: one state, or several.
+            session_id: of this session only.
+            created_after: with a time zone.
+            created_before: with a time zone.
+            page_size: entries to fetch at a time, 1 to 200.
+            after: where to go on: the `next_cursor` of a page.
+        """
+        fields = {
+            "state": wire.states(state),
+            "session_id": session_id,
+            "created_after": created_after,
+            "created_before": created_before,
+            "limit": page_size,
+        }
+        return AsyncPages(
+            self._transport, Request("GET", "/v1/jobs", wire.query(fields)), Job, after
+        )
+
+    async def wait(self, job: "str | Identified", timeout: float | None = None) -> Job:
+        """The job once it has ended, in whatever way.
+
+        A service that restarts meanwhile is waited for.
+
+        Args:
+            job: the job or its id.
+            timeout: seconds; None: as long as it takes.
+
+        Raises:
+            StillRunning: `timeout` seconds were over first. The job goes on.
+            NoAnswer: the service was away for longer than the client's `patience`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _HOLD_SECONDS if deadline is None else deadline - time.monotonic()
+            hold = max(0, min(_HOLD_SECONDS, round(left)))
+            asked = Request(
+                "GET",
+                _path(job),
+                headers={"Prefer": f"wait={hold}"},
+                waits=hold,
+                patience=self._patience(deadline),
+            )
+            found = decode(Job, await self._transport.json(asked))
+            if found.is_final:
+                return found
+            if deadline is not None and time.monotonic() >= deadline:
+                raise StillRunning(found)
+            await sleep(0.05)  # less than half a second is left, which a header cannot say
+
+    async def events(
+        self,
+        job: "str | Identified",
+        *,
+        previews: bool | None = None,
+        after: str | None = None,
+    ) -> AsyncIterator[JobEvent]:
+        """What happens to a job, as it happens, until it has ended.
+
+        Begins with the job as it is. A connection that breaks is made again, behind the last
+        event; no event comes twice.
+
+        Args:
+            job: the job or its id.
+            previews: True asks for small pictures of the work, False leaves them out.
+            after: go on behind the event of this id.
+
+        Raises:
+            NoAnswer: the service was away for longer than the client's `patience`.
+        """
+        query = wire.query({"previews": previews})
+        asked = Request("GET", f"{_path(job)}/events", query)
+        position, sequence, pause = after, -1, _REOPEN_SECONDS
+        while True:
+            headers = {"Accept": "text/event-stream"}
+            if position is not None:
+                headers["Last-Event-ID"] = position
+            opened = replace(asked, headers=headers, patience=self._patience(None))
+            try:
+                async with self._transport.stream(opened) as response:
+                    async for told in httpx2.EventSource(response):
+                        pause = _REOPEN_SECONDS
+                        position = told.id or position
+                        event = decode_event(told.event, told.id, told.data)
+                        if isinstance(event, JobChanged):
+                            if event.job.sequence <= sequence:
+                                continue  # a snapshot of what is known already
+                            sequence = event.job.sequence
+                        if event is not None:
+                            yield event
+                        if isinstance(event, JobChanged) and event.job.is_final:
+                            return
+            except NoAnswer:
+                pass  # it broke: open it again, behind what has come
+            await sleep(pause)
+            pause = min(pause * 2, _LONGEST_REOPEN_SECONDS)
+
+    def images(self, job: "str | Identified") -> AsyncPages[Image]:
+        """The finished pictures in the order of the seeds."""
+        return AsyncPages(self._transport, Request("GET", f"{_path(job)}/images"), Image)
+
+    def pictures(self, job: Job) -> tuple[AsyncPicture, ...]:
+        """The pictures of a job that has succeeded, with their methods.
+
+        Raises:
+            JobFailed, JobCanceled, JobExpired: it has not.
+            StillRunning: it has not ended.
+        """
+        if not job.is_final:
+            raise StillRunning(job)
+        if job.state != "succeeded":
+            raise not_succeeded(job)
+        return tuple(self._images.bind(image, job) for image in job.images)
+
+    async def cancel(self, job: "str | Identified") -> Job:
+        """Cancel: at once when queued, within a denoising step when running. May be repeated."""
+        asked = Request("POST", f"{_path(job)}/cancel", repeatable=True)
+        return decode(Job, await self._transport.json(asked))
+
+    async def retry(self, job: "str | Identified") -> Job:
+        """Queue a failed, expired or canceled job again, with its seeds and no deadlines."""
+        asked = Request("POST", f"{_path(job)}/retry")
+        return decode(Job, await self._transport.json(asked))
+
+    async def delete(self, job: "str | Identified") -> Deleted:
+        """Delete an ended job with its pictures, for good."""
+        return decode(Deleted, await self._transport.json(Request("DELETE", _path(job))))
+
+    async def _initial_image(self, given: InitImage | None) -> Any:
+        if given is None or isinstance(given, str):
+            return given
+        if isinstance(given, Image | Upload):
+            return given.id
+        name, data = await in_thread(wire.read_file, given)
+        return (await self._uploads.send(name, data)).id
+
+    def _patience(self, deadline: float | None) -> float:
+        longest = self._transport.configuration.patience
+        return longest if deadline is None else min(longest, max(0, deadline - time.monotonic()))
+
+
+def _path(job: "str | Identified") -> str:
+    return f"/v1/jobs/{wire.segment(job)}"
