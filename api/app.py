@@ -26,6 +26,8 @@ from api.jobs.fetching import ImageFetcher
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
 from api.keys.service import require_live_key
+from api.metrics.middleware import RequestObserver
+from api.metrics.routes import router as metrics
 from api.middleware import RequestEnvelope
 from api.models.routes import router as models
 from api.openapi import install_openapi
@@ -53,6 +55,7 @@ from shared.queue.publish import celery_app
 from shared.quotas.rates import RequestRates
 from shared.settings import Settings, get_settings
 from shared.storage import Storage
+from shared.telemetry import configure_tracing, shut_down_tracing
 
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
@@ -76,6 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; it opens its connections when the server starts it."""
     chosen = settings or get_settings()
     configure_logging(chosen)
+    configure_tracing(chosen, "darkroom-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -83,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await require_live_key(held)
             app.state.resources = held
             yield
+        shut_down_tracing()
 
     app = FastAPI(title="Darkroom", version=VERSION, lifespan=lifespan, redirect_slashes=False)
     upload_limit = chosen.max_upload_bytes + _MULTIPART_OVERHEAD
@@ -101,12 +106,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **_CORS)
+    app.add_middleware(RequestObserver)
     app.add_middleware(RequestEnvelope)  # the last one added is the outermost
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     for router in (
         health,
+        metrics,
         jobs,
         images,
         uploads,

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -15,8 +16,10 @@ from kombu.exceptions import OperationalError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared import telemetry
 from shared.jobs.models import Job
 from shared.logging import get_logger
+from shared.metrics.dependencies import REDIS_ERRORS
 from shared.queue import names
 from shared.queue.publish import publish_deliveries, publish_embedding, publish_job
 
@@ -55,6 +58,7 @@ class Circuit:
             return await asyncio.wait_for(work, _PATIENCE)
         except (RedisError, OperationalError, OSError, TimeoutError) as error:
             self._closed_until = time.monotonic() + _PAUSE
+            REDIS_ERRORS.inc()
             _log.warning("redis unavailable", reason=type(error).__name__)
             raise RedisDown from error
 
@@ -72,11 +76,16 @@ class JobPublisher:
         if self._circuit.is_open:
             return False
         loop = asyncio.get_running_loop()
-        sent = loop.run_in_executor(self._threads, self._send, job, headers)
-        try:
-            await self._circuit.call(sent)
-        except RedisDown:
-            return False
+        with telemetry.span("publish job", "producer") as span:
+            # The message takes its headers from this request's context, into the thread.
+            run = copy_context().run
+            try:
+                await self._circuit.call(
+                    loop.run_in_executor(self._threads, run, self._send, job, headers)
+                )
+            except RedisDown:
+                span.fail("Redis is down; the dispatcher will publish it")
+                return False
         return True
 
     def _send(self, job: Job, headers: dict[str, Any]) -> None:
@@ -87,7 +96,8 @@ class JobPublisher:
         if not delivery_ids or self._circuit.is_open:
             return
         loop = asyncio.get_running_loop()
-        sent = loop.run_in_executor(self._threads, publish_deliveries, self._app, delivery_ids)
+        run = copy_context().run
+        sent = loop.run_in_executor(self._threads, run, publish_deliveries, self._app, delivery_ids)
         with contextlib.suppress(RedisDown):
             await self._circuit.call(sent)
 

@@ -25,6 +25,8 @@ from shared.batches.state import BatchState
 from shared.ids import to_wire
 from shared.jobs import statements as ledger
 from shared.jobs.state import JobState
+from shared.metrics.jobs import SEVERAL_MODELS, SUBMITTED
+from shared.queue.names import BULK
 from shared.tenancy import wall
 from shared.webhooks import outbox
 from shared.webhooks.events import EventType
@@ -114,6 +116,8 @@ async def accept(
             await session.execute(
                 ledger.store_idempotent_answer(principal.tenant_id, key, 202, kept)
             )
+    model = next(iter(found.models)) if len(found.models) == 1 else SEVERAL_MODELS
+    SUBMITTED.labels(model, BULK).inc(found.jobs)
     await held.publisher.publish_deliveries(deliveries)
     return accepted
 

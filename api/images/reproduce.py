@@ -17,6 +17,7 @@ from shared.gallery import models as rows
 from shared.ids import from_wire, new_id, to_wire
 from shared.jobs import models as job_rows
 from shared.jobs import statements
+from shared.metrics.jobs import SUBMITTED
 from shared.queue.names import INTERACTIVE
 from shared.schedulers import SCHEDULERS
 
@@ -76,6 +77,7 @@ async def _begin(held: Resources, principal: Principal, original: rows.Image) ->
         columns = _columns(held, principal, original, source)
         row, _ = await jobs.insert_job(held, session, principal, columns)
     await held.publisher.publish(row)
+    SUBMITTED.labels(row.model, row.lane).inc()
     return to_wire("job", row.id)
 
 

@@ -21,6 +21,7 @@ from api.problems import Problem, not_found
 from api.usage.admission import Work, admit
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
+from shared import telemetry
 from shared.batches import statements as batches
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
@@ -28,6 +29,7 @@ from shared.ids import new_id
 from shared.jobs import models as rows
 from shared.jobs import statements
 from shared.jobs.state import RETRYABLE_STATES, JobState
+from shared.metrics.jobs import SUBMITTED
 from shared.queue.names import INTERACTIVE
 
 
@@ -97,6 +99,7 @@ async def submit(
                 statements.store_idempotent_answer(principal.tenant_id, idempotency_key, 202, kept)
             )
     await held.publisher.publish(row)
+    SUBMITTED.labels(row.model, row.lane).inc()
     return accepted
 
 
@@ -108,9 +111,13 @@ async def insert_job(
     Raises:
         Problem: the key, or the whole system, may not queue this work now.
     """
-    await admit(held, session, principal, _work_of(columns))
-    statement, parameters = statements.accept_job(columns)
-    row, position = (await session.execute(statement, parameters)).one()
+    context = telemetry.traceparent()
+    if context is not None:
+        columns = columns | {"traceparent": context}
+    with telemetry.span("accept job", "client", attributes={"db.system.name": "postgresql"}):
+        await admit(held, session, principal, _work_of(columns))
+        statement, parameters = statements.accept_job(columns)
+        row, position = (await session.execute(statement, parameters)).one()
     return row, position
 
 

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from api.metrics.families import PROBLEMS
 from api.problems.problem import MAX_ERRORS, MAX_TEXT, FieldError, Problem, message_of
 
 MEDIA_TYPE = "application/problem+json"
@@ -24,7 +25,8 @@ _CODE_OF_STATUS = {
 
 
 def answer(problem: Problem, path: str, request_id: str) -> Response:
-    """The problem as an HTTP answer."""
+    """The problem as an HTTP answer; it is counted."""
+    PROBLEMS.labels(problem.kind.code).inc()
     document = {
         "type": f"/problems/{problem.kind.code}",
         "title": problem.kind.title,

@@ -12,6 +12,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError
 
 from api.deps import Resources
+from api.metrics.families import timed_search
 from api.problems import Problem
 from api.queue import RedisDown
 from shared.logging import get_logger
@@ -38,6 +39,7 @@ class QueryVectors:
         self._models: list[str] = []
         self._models_until = 0.0
 
+    @timed_search("embedding")
     async def of(self, held: Resources, text: str) -> tuple[QueryVector, ...]:
         """The text in the space of every model that prompts have vectors of; normally one.
 

@@ -15,6 +15,7 @@ from api.deps import Resources, parse_id
 from api.images import service as images
 from api.images.inspect import receipt_of
 from api.jobs.schemas import MAX_PROMPT
+from api.metrics.families import timed_search
 from api.problems import Problem
 from api.search import cursor
 from api.search.cursor import Cursor, Phase
@@ -92,6 +93,7 @@ async def search(held: Resources, principal: Principal, asked: Asked) -> Page[Hi
     )
 
 
+@timed_search("whole")
 async def find(
     held: Resources, principal: Principal, asked: Asked
 ) -> tuple[list[Found], str | None]:
