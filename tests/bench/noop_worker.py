@@ -26,14 +26,15 @@ def register(app: Celery, client: "redis.Redis") -> None:
 
 def main() -> None:
     """Consume until SIGTERM."""
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig()
     settings = get_settings()
     app = celery_app(settings)
     register(app, redis.Redis.from_url(settings.redis_url.get_secret_value()))
 
     @signals.worker_ready.connect(weak=False)
     def ready(**_: Any) -> None:
-        logging.getLogger(__name__).info("noop_ready")
+        # Celery has set every logger to the level WARNING by now.
+        logging.getLogger(__name__).warning("noop_ready")
 
     app.worker_main(
         [

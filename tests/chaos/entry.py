@@ -15,8 +15,8 @@ from typing import Any
 
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
-from shared.jobs import statements
 from shared.jobs.models import Job
+from shared.jobs.statements import endings
 from shared.logging import configure_logging
 from shared.model_catalog import load_catalog
 from shared.settings import Settings, get_settings
@@ -174,7 +174,7 @@ def _without_fencing() -> None:
     from worker.leases import LeaseKeeper
 
     LeaseKeeper.renew = lambda _: None  # type: ignore[method-assign]
-    statements._held = lambda job_id, _: update(Job).where(Job.id == job_id)
+    endings._held = lambda job_id, _: update(Job).where(Job.id == job_id)
 
     def overwrite(images: Sequence[dict[str, Any]]) -> Any:
         statement = insert(Image).values(images)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from uuid import UUID
 
 from sqlalchemy import (
     Integer,
+    Interval,
     Select,
+    Text,
     and_,
     case,
     column,
     insert,
-    literal,
     or_,
     select,
     update,
@@ -30,9 +32,11 @@ from shared.jobs.statements.parts import (
     NOW,
     JobRows,
     close_attempts,
+    given,
     is_due,
     take_from_worker,
     told,
+    with_given,
 )
 from shared.webhooks.events import STARTS_OF_JOBS
 
@@ -47,19 +51,25 @@ def claim(
     that was in a lost worker's hands may be what killed it: such a suspect is claimed only by who
     says so, because a worker takes suspects one at a time.
     """
+    statement = _claim(suspect)
+    return with_given(statement, job=job_id, worker=worker, device=device, lease=lease)
+
+
+@cache
+def _claim(suspect: bool) -> Select[Job]:
     may_run = or_(_is_queued_suspect(), _is_overdue()) if suspect else _is_due_and_unsuspected()
     was_running = case((Job.state == JobState.RUNNING, 1), else_=0)
     claimed = (
         update(Job)
-        .where(Job.id == job_id, may_run, _is_in_time(), _is_not_paused())
+        .where(Job.id == given("job", UuidType), may_run, _is_in_time(), _is_not_paused())
         .values(
             state=JobState.RUNNING,
             sequence=Job.sequence + 1,
             attempt=Job.attempt + 1,
             losses=Job.losses + was_running,
             failures=Job.failures + was_running,
-            worker=worker,
-            lease_until=NOW + lease,
+            worker=given("worker", Text),
+            lease_until=NOW + given("lease", Interval),
             started_at=NOW,
             not_before=None,
         )
@@ -70,7 +80,7 @@ def claim(
         insert(JobAttempt)
         .from_select(
             ["job_id", "number", "worker", "device"],
-            select(claimed.c.id, claimed.c.attempt, claimed.c.worker, literal(device)),
+            select(claimed.c.id, claimed.c.attempt, claimed.c.worker, given("device", Text)),
         )
         .cte("new_attempt")
     )

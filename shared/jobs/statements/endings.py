@@ -2,25 +2,44 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Update, case, cast, null, or_, select, update
+from sqlalchemy import Float, Integer, Select, Update, case, cast, null, or_, select, update
+from sqlalchemy import Uuid as UuidType
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.jobs.models import Job
 from shared.jobs.state import AttemptOutcome, JobState
-from shared.jobs.statements.parts import MAX_LOSSES, NOW, end_attempt, requeued, terminal
+from shared.jobs.statements.parts import (
+    MAX_LOSSES,
+    NOW,
+    end_attempt,
+    given,
+    requeued,
+    terminal,
+    with_given,
+)
 
 
 def succeed(
     job_id: UUID, attempt: int, gpu_seconds: float, warnings: Sequence[dict[str, str]] = ()
 ) -> Select[Job]:
     """running → succeeded, for the holder of the attempt only."""
+    return with_given(
+        _succeed(), job=job_id, attempt=attempt, gpu_seconds=gpu_seconds, warnings=list(warnings)
+    )
+
+
+@cache
+def _succeed() -> Select[Job]:
+    gpu_seconds = given("gpu_seconds", Float)
     return end_attempt(
-        _held(job_id, attempt).values(
+        _held(given("job", UuidType), given("attempt", Integer)).values(
             **terminal(JobState.SUCCEEDED),
             gpu_seconds=gpu_seconds,
-            warnings=Job.warnings.op("||")(cast(list(warnings), JSONB)),
+            warnings=Job.warnings.op("||")(cast(given("warnings", JSONB), JSONB)),
         ),
         AttemptOutcome.SUCCEEDED,
         gpu_seconds=gpu_seconds,
@@ -112,7 +131,7 @@ def find_committed(job_id: UUID, attempt: int) -> Select[Job]:
     )
 
 
-def _held(job_id: UUID, attempt: int) -> Update:
+def _held(job_id: Any, attempt: Any) -> Update:
     """The fence: only the holder of the running attempt may go on."""
     return update(Job).where(
         Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING
