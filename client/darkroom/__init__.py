@@ -94,6 +94,7 @@ from darkroom.types import (
     Delivery,
     DeliveryAttempt,
     DeliveryError,
+    Drain,
     Endpoint,
     EndpointWithSecret,
     ErrorInfo,
@@ -145,6 +146,10 @@ from darkroom.types import (
     Usage,
     Webhook,
     WebhookEvent,
+    Worker,
+    WorkerMemory,
+    WorkerModel,
+    WorkerSize,
 )
 
 __all__ = [
@@ -182,6 +187,7 @@ __all__ = [
     "Delivery",
     "DeliveryAttempt",
     "DeliveryError",
+    "Drain",
     "EmbeddingUnavailable",
     "Endpoint",
     "EndpointWithSecret",
@@ -286,6 +292,10 @@ __all__ = [
     "Webhook",
     "WebhookEndpointDisabled",
     "WebhookEvent",
+    "Worker",
+    "WorkerMemory",
+    "WorkerModel",
+    "WorkerSize",
     "errors",
     "types",
     "webhooks",

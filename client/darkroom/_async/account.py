@@ -1,7 +1,8 @@
 """Keys, models and health."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from darkroom import wire
@@ -13,6 +14,9 @@ from darkroom.types.service import Health, Model, ProblemType, Readiness, Root
 
 if TYPE_CHECKING:
     from darkroom.wire import Identified
+
+_HALF_A_SECOND = timedelta(seconds=0.5)
+"""By so much a time of whole seconds is late on average."""
 
 
 class AsyncKeys:
@@ -88,6 +92,20 @@ class AsyncHealthChecks:
             NotReady: `errors` names the parts that do not answer.
         """
         return decode(Readiness, await self._transport.json(self._once("/readyz")))
+
+    async def clock_skew(self) -> float | None:
+        """Seconds by which the service's clock is ahead of this machine's.
+
+        From the header `Date`, which has whole seconds: right to about one. None without it.
+        """
+        sent = datetime.now(UTC)
+        answer = await self._transport.send(self._once("/healthz"))
+        middle = sent + (datetime.now(UTC) - sent) / 2
+        try:
+            told = parsedate_to_datetime(answer.headers.get("date", ""))
+        except ValueError:
+            return None
+        return (told.astimezone(UTC) + _HALF_A_SECOND - middle).total_seconds()
 
     async def root(self) -> Root:
         """The name and version of the service, and where to go from here."""

@@ -15,6 +15,7 @@ from darkroom._async.sessions import AsyncPrompts, AsyncSessions
 from darkroom._async.transport import AsyncTransport, Request
 from darkroom._async.uploads import AsyncUploads
 from darkroom._async.webhooks import AsyncWebhooks
+from darkroom._async.workers import AsyncWorkers
 from darkroom.configuration import find_configuration
 from darkroom.decoding import decode
 from darkroom.types.account import Usage

@@ -16,6 +16,7 @@ from darkroom._sync.sessions import Prompts, Sessions
 from darkroom._sync.transport import Request, Transport
 from darkroom._sync.uploads import Uploads
 from darkroom._sync.webhooks import Webhooks
+from darkroom._sync.workers import Workers
 from darkroom.configuration import find_configuration
 from darkroom.decoding import decode
 from darkroom.types.account import Usage

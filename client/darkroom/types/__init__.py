@@ -84,6 +84,13 @@ from darkroom.types.webhooks import (
     TenantSecret,
     WebhookEvent,
 )
+from darkroom.types.workers import (
+    Drain,
+    Worker,
+    WorkerMemory,
+    WorkerModel,
+    WorkerSize,
+)
 
 __all__ = [
     "Allowance",
@@ -101,6 +108,7 @@ __all__ = [
     "Delivery",
     "DeliveryAttempt",
     "DeliveryError",
+    "Drain",
     "Endpoint",
     "EndpointWithSecret",
     "ErrorInfo",
@@ -152,4 +160,8 @@ __all__ = [
     "Usage",
     "Webhook",
     "WebhookEvent",
+    "Worker",
+    "WorkerMemory",
+    "WorkerModel",
+    "WorkerSize",
 ]

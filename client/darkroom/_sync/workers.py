@@ -1,0 +1,37 @@
+# Generated from darkroom/_async by client/make_sync.py (`make client`). Do not edit.
+"""Workers: who makes the pictures, and who shall rest."""
+
+from darkroom import wire
+from darkroom._sync.pages import Pages
+from darkroom._sync.transport import Request, Transport
+from darkroom.decoding import decode
+from darkroom.types.workers import Worker
+
+
+class Workers:
+    """`client.workers`: of all tenants, so it needs the scope `operator`. They go by name."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> Pages[Worker]:
+        """Every live worker by name, and those told to rest when they come back."""
+        return Pages(self._transport, Request("GET", "/v1/workers"), Worker)
+
+    def get(self, worker: str) -> Worker:
+        """One worker; `drain.drained_at` tells when one that was drained can be stopped."""
+        return decode(Worker, self._transport.json(Request("GET", _path(worker))))
+
+    def drain(self, worker: str) -> Worker:
+        """Let it finish what it has and take no more. May be repeated."""
+        asked = Request("POST", f"{_path(worker)}/drain", repeatable=True)
+        return decode(Worker, self._transport.json(asked))
+
+    def resume(self, worker: str) -> Worker:
+        """Take back a drain. May be repeated."""
+        asked = Request("POST", f"{_path(worker)}/resume", repeatable=True)
+        return decode(Worker, self._transport.json(asked))
+
+
+def _path(worker: str) -> str:
+    return f"/v1/workers/{wire.segment(worker)}"
