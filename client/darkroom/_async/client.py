@@ -66,6 +66,7 @@ class AsyncClient:
         self.webhooks = AsyncWebhooks(self._transport)
         self.models = AsyncModels(self._transport)
         self.keys = AsyncKeys(self._transport)
+        self.workers = AsyncWorkers(self._transport)
         self.health = AsyncHealthChecks(self._transport)
 
     def __repr__(self) -> str:

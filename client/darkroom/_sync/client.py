@@ -67,6 +67,7 @@ class Client:
         self.webhooks = Webhooks(self._transport)
         self.models = Models(self._transport)
         self.keys = Keys(self._transport)
+        self.workers = Workers(self._transport)
         self.health = HealthChecks(self._transport)
 
     def __repr__(self) -> str:
