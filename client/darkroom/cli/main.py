@@ -1,0 +1,29 @@
+"""Start the command line, or say what it needs."""
+
+import signal
+import sys
+from importlib.util import find_spec
+from types import FrameType
+
+from darkroom.cli.exits import ExitCode
+
+NEEDS = ("typer", "rich")
+
+
+def run() -> None:
+    """The program `darkroom`."""
+    missing = [name for name in NEEDS if find_spec(name) is None]
+    if missing:
+        sys.stderr.write(
+            f"The command line needs {' and '.join(missing)}: pip install 'darkroom[cli]'\n"
+        )
+        raise SystemExit(ExitCode.USAGE)
+    from darkroom.cli.app import app
+
+    # Being told to stop is like Ctrl-C: clean up, and say how to go on.
+    signal.signal(signal.SIGTERM, _interrupt)
+    app(prog_name="darkroom")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

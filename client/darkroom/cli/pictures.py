@@ -1,0 +1,122 @@
+"""Show a picture in the terminal, by the best of the ways that it knows.
+
+kitty's graphics protocol (kitty, Ghostty), iTerm2's inline images (iTerm2, WezTerm), or half
+blocks: the character ▀ in 24-bit colours, two pixels in each cell. Inside tmux and screen the
+first two do not reach the terminal, so half blocks are taken.
+
+Protocols: https://sw.kovidgoyal.net/kitty/graphics-protocol/ and
+https://iterm2.com/documentation-images.html.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from rich.console import Console
+    from rich.text import Text
+
+_CHUNK = 4096
+"""Characters of one escape sequence that kitty accepts."""
+_MAX_ROWS = 16
+_MAX_COLUMNS = 40
+
+
+class Preview(StrEnum):
+    """How to show pictures."""
+
+    AUTO = "auto"
+    KITTY = "kitty"
+    ITERM2 = "iterm2"
+    BLOCKS = "blocks"
+    OFF = "off"
+
+
+def choose(asked: Preview, console: "Console", environ: Mapping[str, str] = os.environ) -> Preview:
+    """The way for this terminal; what was asked for by name is believed."""
+    if asked is not Preview.AUTO:
+        return asked
+    if not console.is_terminal or console.is_dumb_terminal or console.no_color:
+        return Preview.OFF
+    inside = environ.get("TMUX") or environ.get("TERM", "").startswith(("screen", "tmux"))
+    program = environ.get("TERM_PROGRAM", "")
+    if not inside:
+        if environ.get("KITTY_WINDOW_ID") or program == "ghostty":
+            return Preview.KITTY
+        if program in ("iTerm.app", "WezTerm"):
+            return Preview.ITERM2
+    return Preview.BLOCKS if console.color_system == "truecolor" else Preview.OFF
+
+
+def show(data: bytes, way: Preview, console: "Console") -> None:
+    """Print an image file's content. Without Pillow, or for a damaged file, nothing is shown."""
+    if way is Preview.OFF:
+        return
+    if way is Preview.BLOCKS:
+        blocks = half_blocks(data)
+        if blocks is not None:
+            console.print(blocks)
+        return
+    picture = _opened(data)
+    if picture is None:
+        return
+    png = io.BytesIO()
+    picture.save(png, "PNG", compress_level=1)
+    sequence = _kitty(png.getvalue()) if way is Preview.KITTY else _iterm2(png.getvalue())
+    console.file.write(f"{sequence}\n")
+    console.file.flush()
+
+
+def half_blocks(data: bytes, columns: int = _MAX_COLUMNS, rows: int = _MAX_ROWS) -> "Text | None":
+    """The picture in at most that many cells; None where it cannot be decoded."""
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    picture = _opened(data)
+    if picture is None:
+        return None
+    scale = min(columns / picture.width, 2 * rows / picture.height)
+    width = max(1, round(picture.width * scale))
+    height = max(2, 2 * round(picture.height * scale / 2))
+    pixels: Any = picture.resize((width, height)).load()
+    drawn = Text(no_wrap=True, end="")
+    for y in range(0, height, 2):
+        for x in range(width):
+            top, bottom = Color.from_rgb(*pixels[x, y]), Color.from_rgb(*pixels[x, y + 1])
+            drawn.append("▀", Style(color=top, bgcolor=bottom))
+        drawn.append("\n")
+    return drawn
+
+
+def _opened(data: bytes) -> "Image | None":
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        return None
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        return None
+
+
+def _kitty(png: bytes) -> str:
+    """Transmit and show at once, scaled to the rows of a preview."""
+    text = base64.standard_b64encode(png).decode()
+    chunks = [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
+    parts = []
+    for number, chunk in enumerate(chunks):
+        head = f"a=T,f=100,q=2,r={_MAX_ROWS}," if number == 0 else ""
+        more = int(number < len(chunks) - 1)
+        parts.append(f"\x1b_G{head}m={more};{chunk}\x1b\\")
+    return "".join(parts)
+
+
+def _iterm2(png: bytes) -> str:
+    text = base64.standard_b64encode(png).decode()
+    return f"\x1b]1337;File=inline=1;size={len(png)};height={_MAX_ROWS}:{text}\a"
