@@ -42,7 +42,8 @@ def _parse() -> argparse.Namespace:
         prog="python -m deploy.local",
         description=__doc__,
         epilog="DARKROOM_HOME is the data folder (default .darkroom). DARKROOM_PORT, "
-        "DARKROOM_POSTGRES_PORT, DARKROOM_REDIS_PORT and DARKROOM_S3_PORT choose ports.",
+        "DARKROOM_PLAYGROUND_PORT, DARKROOM_POSTGRES_PORT, DARKROOM_REDIS_PORT and "
+        "DARKROOM_S3_PORT choose ports.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="start everything and stay until Ctrl-C")
@@ -76,6 +77,10 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, stop: threading.Even
 
 def _introduce(stack: LocalStack, terminal: Terminal) -> None:
     terminal.say("Darkroom is ready", "bold green")
+    if stack.playground is not None:
+        terminal.fact("playground", stack.playground.url)
+    else:
+        terminal.fact("playground", "not installed; pip install './client[playground]' brings it")
     terminal.fact("API", stack.url)
     terminal.fact("docs", f"{stack.url}/docs")
     terminal.fact("key", stack.key)

@@ -19,6 +19,8 @@ class Application(Service):
     """A Python process of the project, with its settings in the environment."""
 
     start_seconds = 60.0  # a cold disk reads Python packages slowly
+    where = "started"
+    """What its line says once it runs: its address, if it has one."""
 
     def __init__(
         self, name: str, arguments: list[str], *, home: Home, environment: Mapping[str, str]
@@ -63,7 +65,7 @@ class Api(Application):
             "--timeout-graceful-shutdown=1",  # an open event stream would hold it for ever
         ]
         super().__init__(API, arguments, home=home, environment=environment)
-        self._url = url
+        self.where = self._url = url
 
     def answers(self) -> bool:
         """Whether ``/readyz`` says that Postgres, Redis and S3 are reachable."""

@@ -16,6 +16,7 @@ from deploy.local.applications import (
 )
 from deploy.local.errors import ServerFailedError, StackError
 from deploy.local.keeper import Keeper
+from deploy.local.playground import Playground, is_installed
 from deploy.local.ports import LOOPBACK, choose_port, demand_port
 from deploy.local.process import ChildProcess, describe_failure
 from deploy.local.servers import EmbeddedServers
@@ -47,7 +48,7 @@ class LocalStack:
     ) -> None:
         """Locks the home and ends what a killed predecessor left; starts nothing yet.
 
-        ``port`` is the API's; None: any free one, and so for every other part.
+        ``port`` is the API's; None: any free one, and so for every other part, and no playground.
 
         Raises:
             StackError: the home cannot be used, or a port that was asked for is taken.
@@ -55,18 +56,24 @@ class LocalStack:
         self._terminal = terminal
         self._stop = stop
         self.servers = EmbeddedServers(home, default_ports=port is not None)
-        try:
-            # After the orphans are gone, since one of them may be our own API.
-            if port is None:
-                port = choose_port({server.port for server in self.servers.all})
-            self.url = f"http://{LOOPBACK}:{demand_port(port, variable='DARKROOM_PORT')}"
-        except BaseException:
-            self.servers.home.close()
-            raise
         self.home = self.servers.home
         self.key = self.home.secrets.api_key
+        self.playground: Playground | None = None
+        try:
+            # After the orphans are gone, since one of them may be our own API.
+            taken = {server.port for server in self.servers.all}
+            with_playground = port is not None and is_installed()
+            port = demand_port(port or choose_port(taken), variable="DARKROOM_PORT")
+            self.url = f"http://{LOOPBACK}:{port}"
+            if with_playground:
+                self.playground = Playground(self.url, self.key, self.home, {*taken, port})
+        except BaseException:
+            self.home.close()
+            raise
         self._environment = application_environment(self.servers.environment(), self.url)
         self._applications = applications(self.url, self.home, self._environment)
+        if self.playground is not None:
+            self._applications.insert(0, self.playground)
 
     @property
     def services(self) -> list[Service]:
@@ -88,8 +95,7 @@ class LocalStack:
         register_key(self.servers.database_url, self.key)
         # Workers first: loading the model takes longest, and the API needs none of them.
         for part in reversed(self._applications):
-            detail = self.url if part.name == API else "started"
-            with self._terminal.step(part.name, detail):
+            with self._terminal.step(part.name, part.where):
                 part.start(self._stop)
         self._write_environment()
 

@@ -1,0 +1,38 @@
+"""`python -m darkroom.playground`: serves the playground until it is stopped."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+APP = Path(__file__).with_name("app.py")
+DEFAULT_PORT = 8501
+LOOPBACK = "127.0.0.1"
+
+
+def main() -> None:
+    """Becomes Streamlit's server; `DARKROOM_URL` and `DARKROOM_API_KEY` name the API."""
+    arguments = _parse()
+    command = [sys.executable, "-m", "streamlit", "run", str(APP)]
+    command += [f"--server.port={arguments.port}", f"--server.address={arguments.address}"]
+    os.execv(sys.executable, command)  # noqa: S606  # becoming that server is all there is to do
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m darkroom.playground", description=__doc__)
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=int(os.environ.get("DARKROOM_PLAYGROUND_PORT") or DEFAULT_PORT),
+        help=f"default: DARKROOM_PLAYGROUND_PORT or {DEFAULT_PORT}",
+    )
+    parser.add_argument(
+        "--address",
+        default=LOOPBACK,
+        help=f"default: {LOOPBACK}; whoever reaches another one uses your API key",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
