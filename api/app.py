@@ -38,7 +38,7 @@ from api.problems import (
     handle_validation_error,
 )
 from api.prompts.routes import router as prompts
-from api.queue import Circuit, JobPublisher, WorkerRoster
+from api.queue import Circuit, JobPublisher
 from api.search.embedding import QueryVectors
 from api.search.routes import router as search
 from api.sessions.routes import router as sessions
@@ -49,6 +49,8 @@ from api.usage.routes import router as usage
 from api.version import VERSION
 from api.webhooks.routes import router as webhooks
 from shared.database import open_async_engine
+from api.workers.roster import WorkerRoster
+from api.workers.routes import router as workers
 from shared.logging import configure_logging
 from shared.model_catalog import load_catalog
 from shared.queue.publish import celery_app
@@ -120,6 +122,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         models,
         webhooks,
         keys,
+        workers,
         usage,
         batches,
         outputs,

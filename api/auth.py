@@ -19,7 +19,7 @@ from shared.keys import ParsedKey, matches, parse_key
 from shared.quotas import NO_QUOTAS, Quotas
 from shared.tenancy import statements as tenancy
 from shared.tenancy.models import ApiKey
-from shared.tenancy.scopes import allows
+from shared.tenancy.scopes import OPERATOR, allows
 
 _CACHE_SECONDS = 5.0
 """The longest a revoked key goes on working in one process."""
@@ -130,3 +130,4 @@ ImagesWrite = Annotated[Principal, Depends(require("images:write"))]
 SearchRead = Annotated[Principal, Depends(require("search:read"))]
 AdminRead = Annotated[Principal, Depends(require("admin:read"))]
 AdminWrite = Annotated[Principal, Depends(require("admin:write"))]
+Operator = Annotated[Principal, Depends(require(OPERATOR))]

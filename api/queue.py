@@ -1,19 +1,16 @@
-"""The API's side of Redis: publish jobs, know the live workers, and never wait for a dead Redis."""
+"""The API's side of Redis: publish jobs, and never wait for a Redis that is dead."""
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared import telemetry
@@ -30,7 +27,6 @@ _PATIENCE = 0.2
 """Seconds one request gives Redis. A healthy one answers a publish in about 1 ms."""
 _PAUSE = 1.0
 """Seconds during which nobody asks a Redis that has just failed."""
-_ROSTER_SECONDS = 2.0
 
 
 class RedisDown(Exception):
@@ -124,78 +120,3 @@ class JobPublisher:
         """Stop the threads; a publish that hangs on a dead Redis is left behind."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._app.close()
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model that a worker has loaded."""
-
-    name: str
-    content_hash: str | None
-    rows: int | None
-
-
-@dataclass(frozen=True)
-class LiveWorker:
-    """What a worker last announced of itself."""
-
-    name: str
-    state: str
-    device: str | None
-    models: tuple[ServedModel, ...]
-
-
-class WorkerRoster:
-    """The workers alive now, as they announce themselves; asked for at most every 2 s."""
-
-    def __init__(self, redis: Redis, circuit: Circuit) -> None:
-        self._redis = redis
-        self._circuit = circuit
-        self._workers: tuple[LiveWorker, ...] | None = None
-        self._fresh_until = 0.0
-        self._lock = asyncio.Lock()
-
-    async def workers(self) -> tuple[LiveWorker, ...] | None:
-        """Live workers, or None while Redis cannot say."""
-        if time.monotonic() < self._fresh_until:
-            return self._workers
-        async with self._lock:
-            if time.monotonic() < self._fresh_until:
-                return self._workers
-            self._workers = await self._ask()
-            self._fresh_until = time.monotonic() + _ROSTER_SECONDS
-        return self._workers
-
-    async def serves(self, model: str) -> bool | None:
-        """Whether a live worker serves the model; None while Redis cannot say."""
-        workers = await self.workers()
-        if workers is None:
-            return None
-        return any(served.name == model for worker in workers for served in worker.models)
-
-    async def _ask(self) -> tuple[LiveWorker, ...] | None:
-        if self._circuit.is_open:
-            return None
-        try:
-            return await self._circuit.call(self._read())
-        except RedisDown:
-            return None
-
-    async def _read(self) -> tuple[LiveWorker, ...]:
-        keys = [key async for key in self._redis.scan_iter(names.WORKER_KEYS, count=1000)]
-        texts = await self._redis.mget(keys) if keys else []
-        workers = (_parse_worker(text) for text in texts if text is not None)
-        return tuple(worker for worker in workers if worker is not None)
-
-
-def _parse_worker(text: bytes | str) -> LiveWorker | None:
-    """None for what is no announcement of a generate worker."""
-    try:
-        said = json.loads(text)
-        models = tuple(
-            ServedModel(model["name"], model.get("content_hash"), model.get("rows"))
-            for model in said["models"]
-        )
-        return LiveWorker(said["name"], said.get("state", "ready"), said.get("device"), models)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None

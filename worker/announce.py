@@ -1,6 +1,5 @@
 """Tell the system that this worker lives: a key in Redis that expires unless it is renewed."""
 
-import json
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,9 +9,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from shared.fleet import roster
+from shared.fleet.announcement import WorkerAnnouncement
 from shared.logging import get_logger
-from shared.queue.names import worker_key
 from shared.settings import Settings
+from worker.receipt import darkroom_version
 
 log = get_logger(__name__)
 
@@ -49,7 +50,7 @@ class Announcement:
         self._facts = facts
         self._interval = settings.heartbeat.total_seconds()
         self._ttl = int(3 * self._interval) + 1
-        self._started_at = datetime.now(UTC).isoformat()
+        self._started_at = datetime.now(UTC)
         self._name = name
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -61,16 +62,18 @@ class Announcement:
 
     def renew(self) -> None:
         """Say it now; good for three heartbeats."""
-        facts = {
-            "name": self._name(),
-            "started_at": self._started_at,
-            "seen_at": datetime.now(UTC).isoformat(),
+        said = WorkerAnnouncement(
+            name=self._name(),
+            started_at=self._started_at,
+            ttl_seconds=self._ttl,
+            version=darkroom_version(),
             **self._facts(),
-        }
+        )
         try:
-            with self._lock:
+            with self._lock, self._redis.pipeline() as pipeline:
                 if not self._closing.is_set():
-                    self._redis.set(worker_key(self._name()), json.dumps(facts), ex=self._ttl)
+                    roster.announce(pipeline, said)
+                    pipeline.execute()
         except (redis.RedisError, OSError) as error:
             log.warning("announcement_failed", error=type(error).__name__)
 
@@ -78,8 +81,9 @@ class Announcement:
         """This worker is leaving."""
         self._closing.set()
         try:
-            with self._lock:
-                self._redis.delete(worker_key(self._name()))
+            with self._lock, self._redis.pipeline() as pipeline:
+                roster.withdraw(pipeline, self._name())
+                pipeline.execute()
         except (redis.RedisError, OSError) as error:
             log.warning("announcement_failed", error=type(error).__name__)
 

@@ -3,6 +3,7 @@
 from celery import signals
 
 from shared.database import open_engine, session_factory
+from shared.fleet.announcement import WorkerState
 from shared.logging import get_logger
 from shared.queue import names
 from shared.queue.publish import celery_app
@@ -14,10 +15,12 @@ from worker.batch_files import BatchFiles
 from worker.deliver import Deliverer
 from worker.delivery_duties import DeliveryDuties
 from worker.dispatcher import Dispatcher
+from worker.draining import Drain, forgetting
 from worker.duties import JobDuties
 from worker.embed_query import EmbeddingModels, register_embed
 from worker.feeder import BulkFeeder
 from worker.identity import take_name
+from worker.intake import Intake
 from worker.leftovers import Leftovers
 from worker.reembed import EmbeddingKeeper
 from worker.retention import Retention
@@ -48,8 +51,11 @@ def run_cpu_worker(settings: Settings) -> None:
         *BatchFiles(database, storage).duties,
         *Leftovers(database, storage).duties,
         *DeliveryDuties(database, client, hints).duties,
+        forgetting(database),
     ]
-    dispatcher = Dispatcher(settings, engine, duties)
+    tasks = TasksInHand()
+    drain = Drain(settings, database, client, lambda: identity.name, lambda: tasks.count == 0)
+    dispatcher = Dispatcher(settings, engine, duties, lambda: not drain.rests)
     keeper = EmbeddingKeeper(settings, engine, database, models, lambda: dispatcher.leads)
     feeder = BulkFeeder(database, client, app, lambda: dispatcher.leads)
     announcement = Announcement(
@@ -57,11 +63,11 @@ def run_cpu_worker(settings: Settings) -> None:
         client,
         lambda: identity.name,
         lambda: {
-            "role": "cpu",
-            "state": "ready",
+            "kind": "cpu",
+            "state": _state(drain, tasks),
             "device": "cpu",
-            "models": [],
-            "jobs": 0,
+            "jobs": tasks.count,
+            "threads": _THREADS,
             "dispatches": dispatcher.leads,
         },
     )
@@ -75,6 +81,10 @@ def run_cpu_worker(settings: Settings) -> None:
     feeder.start()
     keeper.start()
     announcement.start()
+    drain.start(announcement.renew)
+    intake = Intake()
+    intake.add(lambda _: not drain.rests)
+    intake.attach(app)
     queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE, names.MAINTENANCE_QUEUE]
     try:
         consume(app, identity.name, queues, _THREADS)
@@ -84,6 +94,33 @@ def run_cpu_worker(settings: Settings) -> None:
         dispatcher.close()
         deliverer.close()
         announcement.close()
+        drain.close()
         identity.close()
         storage.close()
         engine.dispose()
+
+
+class TasksInHand:
+    """How many Celery tasks this process is at."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        signals.task_prerun.connect(self._begun, weak=False)
+        signals.task_postrun.connect(self._ended, weak=False)
+
+    @property
+    def count(self) -> int:
+        """Tasks begun and not ended."""
+        return len(self._ids)
+
+    def _begun(self, task_id: str, **_: object) -> None:
+        self._ids.add(task_id)
+
+    def _ended(self, task_id: str, **_: object) -> None:
+        self._ids.discard(task_id)
+
+
+def _state(drain: Drain, tasks: TasksInHand) -> WorkerState:
+    if drain.rests:
+        return WorkerState.DRAINING
+    return WorkerState.BUSY if tasks.count else WorkerState.READY

@@ -44,7 +44,15 @@ class Duty:
 class Dispatcher:
     """The thread that leads, or waits to lead."""
 
-    def __init__(self, settings: Settings, engine: Engine, duties: Sequence[Duty]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        duties: Sequence[Duty],
+        may_lead: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`may_lead` false: it gives the lock up, or does not take it."""
+        self._may_lead = may_lead
         self._interval = settings.dispatch_interval.total_seconds()
         self._engine = engine
         self._duties = duties
@@ -71,7 +79,9 @@ class Dispatcher:
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
-                if self._lead():
+                if not self._may_lead():
+                    self._give_up_lock()
+                elif self._lead():
                     self._round()
             except SQLAlchemyError as error:
                 log.warning("dispatcher_lost_postgres", error=type(error).__name__)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches import feeding
+from shared.fleet import roster
 from shared.logging import get_logger
 from shared.queue import names
 from shared.queue.publish import publish_jobs
@@ -215,10 +216,9 @@ class BulkFeeder:
     def _ask_roster(self) -> dict[str, int]:
         """Rows of the live workers of each model."""
         rows: dict[str, int] = {}
-        keys = list(self._redis.scan_iter(names.WORKER_KEYS, count=1000))
-        for text in self._redis.mget(keys) if keys else ():
-            for model in json.loads(text).get("models", ()) if text else ():
-                rows[model["name"]] = rows.get(model["name"], 0) + (model.get("rows") or 1)
+        for worker in roster.read(self._redis):
+            for model in worker.models:
+                rows[model.name] = rows.get(model.name, 0) + (model.rows or 1)
         return rows
 
 

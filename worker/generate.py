@@ -8,6 +8,7 @@ from typing import Any
 from celery import signals
 
 from shared.database import open_engine, session_factory
+from shared.fleet.announcement import WorkerState
 from shared.jobs import statements
 from shared.logging import get_logger
 from shared.model_catalog import ModelSpec
@@ -18,11 +19,13 @@ from shared.storage import Storage
 from worker.announce import Announcement, redis_client
 from worker.app import consume
 from worker.bulk_slots import BulkSlots, bulk_limit
+from worker.draining import Drain
 from worker.embedder import Embedder
 from worker.engine import open_engine as open_image_engine
 from worker.identity import take_name
+from worker.intake import Intake
 from worker.leases import LeaseKeeper
-from worker.process import WorkerProcess, WorkerState
+from worker.process import WorkerProcess
 from worker.progress import ProgressReporter
 from worker.progress_webhooks import ProgressWebhooks
 from worker.stop_signals import StopSignals
@@ -51,6 +54,8 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     hints = WebhookHints(app)
     # A pool of its own: heartbeats never wait behind commits.
     heartbeats = open_engine(settings, pool_size=1)
+    leases = LeaseKeeper(settings, session_factory(heartbeats), lambda: identity.name)
+    drain = Drain(settings, database, client, lambda: identity.name, lambda: leases.idle)
     worker = WorkerProcess(
         settings=settings,
         identity=identity,
@@ -59,9 +64,11 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         redis=client,
         storage=Storage(settings, max_connections=2 * _UPLOAD_THREADS),
         embedder=Embedder(settings),
-        leases=LeaseKeeper(settings, session_factory(heartbeats), lambda: identity.name),
+        leases=leases,
         progress=ProgressReporter(client, hints, ProgressWebhooks(database, hints)),
         uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
+        drain_order=drain,
+        specs=specs,
     )
     announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)
     stop_signals = StopSignals(client, worker.leases)
@@ -70,18 +77,23 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         _take_back(worker)
         announcement.start()
         _load(worker, specs)
+        drain.start(announcement.renew)
         worker.leases.start()
         stop_signals.start()
         _announce_signals(worker, announcement)
         register_generate(worker.celery, worker)
         queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
         rows = max(engine.model.rows for engine in worker.engines.values())
-        threads = settings.worker_threads or _threads(rows)
-        BulkSlots(bulk_limit(threads, rows)).attach(app)
-        consume(app, worker.name, queues, threads)
+        worker.threads = settings.worker_threads or _threads(rows)
+        intake = Intake()
+        intake.add(lambda _: not drain.rests)
+        BulkSlots(bulk_limit(worker.threads, rows)).attach(intake)
+        intake.attach(app)
+        consume(app, worker.name, queues, worker.threads)
     finally:
         announcement.close()
         stop_signals.close()
+        drain.close()
         worker.close()
         identity.close()
         heartbeats.dispose()

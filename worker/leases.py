@@ -108,6 +108,12 @@ class LeaseKeeper:
         with self._lock:
             return list(self._held.values())
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job is in hand or about to be."""
+        with self._lock:
+            return not self._held and not self._in_hand
+
     @contextmanager
     def only_thread(self, job_id: UUID) -> Iterator[bool]:
         """Whether this thread is the only one of the process that deals with the job.

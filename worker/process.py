@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -17,13 +16,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import JobError, StorageUnavailable
+from shared.fleet.announcement import AnnouncedModel, ModelState, WorkerState
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.jobs.statements import JobRows
 from shared.logging import get_logger
+from shared.model_catalog import ModelSpec
 from shared.queue.publish import publish_job
 from shared.settings import Settings
 from shared.storage import Storage
+from worker.draining import Drain
 from worker.embedder import Embedder
 from worker.engine.interface import Engine
 from worker.identity import Identity
@@ -37,17 +39,6 @@ EXIT_DEVICE_LOST = 70
 _FINISH_SECONDS = 2.0
 """What jobs past the device may take to be uploaded and committed before they are handed back."""
 _HAND_BACK_SECONDS = 4.0
-
-
-class WorkerState(StrEnum):
-    """What a worker is doing, as clients and operators see it."""
-
-    STARTING = "starting"
-    WARMING = "warming"
-    READY = "ready"
-    BUSY = "busy"
-    DRAINING = "draining"
-    FAULTY = "faulty"
 
 
 @dataclass
@@ -64,6 +55,11 @@ class WorkerProcess:
     leases: LeaseKeeper
     progress: ProgressReporter
     uploads: ThreadPoolExecutor
+    drain_order: Drain
+    specs: Sequence[ModelSpec] = ()
+    """The models that it is to serve."""
+    threads: int | None = None
+    """Jobs that it can have in hand; known once the models are."""
     engines: dict[str, Engine] = field(default_factory=dict)
     """By model name; filled before the first job."""
     state: WorkerState = WorkerState.STARTING
@@ -79,22 +75,36 @@ class WorkerProcess:
     @property
     def claims(self) -> bool:
         """Whether it still takes new jobs."""
+        if self.drain_order.rests:
+            return False
         return self.state not in (WorkerState.DRAINING, WorkerState.FAULTY)
 
     def announcement(self) -> dict[str, Any]:
         """What the API shows of this worker."""
-        models = [
-            {"name": name, "content_hash": engine.model.content_hash, "rows": engine.model.rows}
-            for name, engine in self.engines.items()
-        ]
-        busy = self.state is WorkerState.READY and bool(self.leases.held)
+        state, jobs = self.state, len(self.leases.held)
+        if state is WorkerState.READY and self.drain_order.rests:
+            state = WorkerState.DRAINING
+        elif state is WorkerState.READY and jobs:
+            state = WorkerState.BUSY
         return {
-            "role": "generate",
-            "state": WorkerState.BUSY if busy else self.state,
+            "kind": "gpu",
+            "state": state,
             "device": self.device,
-            "models": models,
-            "jobs": len(self.leases.held),
+            "models": tuple(self._announced(spec) for spec in self.specs),
+            "jobs": jobs,
+            "threads": self.threads,
         }
+
+    def _announced(self, spec: ModelSpec) -> AnnouncedModel:
+        engine = self.engines.get(spec.name)
+        if engine is None:
+            return AnnouncedModel(name=spec.name, state=ModelState.WARMING)
+        return AnnouncedModel(
+            name=spec.name,
+            content_hash=engine.model.content_hash,
+            rows=engine.model.rows,
+            sizes=spec.sizes_to_warm,
+        )
 
     @property
     def name(self) -> str:

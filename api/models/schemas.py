@@ -3,13 +3,15 @@
 from pydantic import Field
 
 from api.wire import AnswerModel
+from shared.fleet.announcement import ModelState, WorkerState
 
 
 class ServingWorker(AnswerModel):
-    """A live worker that has loaded the model."""
+    """A live worker that serves the model."""
 
     name: str
-    state: str
+    state: WorkerState
+    model_state: ModelState = Field(description="`warm`: it makes pictures with it right away.")
     device: str | None
     rows: int | None = Field(description="Images in one GPU batch; part of what fixes the bytes.")
     content_hash: str | None = Field(description="SHA-256 over the checkpoint's files.")

@@ -1,9 +1,11 @@
 """The catalogue, and who serves it now."""
 
+from collections.abc import Sequence
+
 from api.deps import Resources
 from api.models.schemas import Model, ServingWorker
-from api.queue import LiveWorker
 from api.wire import Page
+from shared.fleet.announcement import WorkerAnnouncement
 from shared.model_catalog import ModelSpec
 from shared.schedulers import SCHEDULERS
 
@@ -18,13 +20,14 @@ async def list_models(held: Resources) -> Page[Model]:
     return Page[Model](data=models, has_more=False, next_cursor=None)
 
 
-def _serving(name: str, workers: tuple[LiveWorker, ...] | None) -> list[ServingWorker] | None:
+def _serving(name: str, workers: Sequence[WorkerAnnouncement] | None) -> list[ServingWorker] | None:
     if workers is None:
         return None
     return [
         ServingWorker(
             name=worker.name,
             state=worker.state,
+            model_state=served.state,
             device=worker.device,
             rows=served.rows,
             content_hash=served.content_hash,

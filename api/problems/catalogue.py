@@ -263,6 +263,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "Redis is away. Until then, keys with a request rate can read, but queue nothing.",
         ),
         ProblemType(
+            "workers_unknown",
+            503,
+            "The workers cannot be asked just now",
+            "They announce themselves in Redis, which is away. Jobs that run go on.",
+        ),
+        ProblemType(
             "not_ready",
             503,
             "The service is not ready",

@@ -16,6 +16,16 @@ key or queue                          type    holds                        made 
 ``darkroom:stop``                     pubsub  ids of jobs to stop          the ledger (heartbeats)
 ``darkroom:worker:<name>``            string  a worker's announcement      the worker's heartbeat
                                               (JSON, expires)
+``darkroom:workers``                  zset    names of workers by the      the workers' heartbeats
+                                              time they last spoke
+``darkroom:drain``                    pubsub  names of workers to drain    the ledger (each worker
+                                              or to resume                 asks, too)
+``darkroom:nothing``                  list    nothing: what a worker that  nothing
+                                              takes no work waits for
+``darkroom:loading:<model>``          string  the worker that loads the    the next look at the
+                                              model now (expires)          queues
+``darkroom:eta``                      string  rates and queues for ETAs    ledger (dispatcher)
+                                              (JSON, expires)
 ``darkroom:embedding:<model>:<hash>`` string  a query's embedding          the embed queue
 ``darkroom:embedded:<request>``       list    the answer to one request    the client's retry
                                               to embed (expires)
@@ -63,7 +73,22 @@ def worker_key(name: str) -> str:
 STOP_CHANNEL = "darkroom:stop"
 """Tells the worker that runs a job to look at the ledger now rather than at its next heartbeat."""
 
-WORKER_KEYS = "darkroom:worker:*"
+WORKERS = "darkroom:workers"
+"""The index of `worker_key`s."""
+
+DRAIN_CHANNEL = "darkroom:drain"
+"""Tells a worker to ask the ledger now whether it is to rest."""
+
+NOTHING = "darkroom:nothing"
+"""A list that nobody fills. A worker that may take nothing waits here and looks again."""
+
+ETA = "darkroom:eta"
+"""What the leading dispatcher has measured; see `shared.eta`."""
+
+
+def loading_key(model: str) -> str:
+    """Held by the worker that loads a model on demand, so that not all of them do."""
+    return f"darkroom:loading:{model}"
 
 
 def embedding_key(model: str, text_sha256: str) -> str:

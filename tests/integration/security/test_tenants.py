@@ -26,6 +26,9 @@ JOB = {"prompt": "a red circle", "model": "sim", "width": 64, "height": 64, "ste
 PUBLIC = {"health.live", "health.ready", "root", "problems.get", "models.list"}
 """The same for everybody."""
 
+OF_THE_OPERATOR = {"workers.list", "workers.get", "workers.drain", "workers.resume"}
+"""Nothing of any tenant's: a tenant's key is refused, whatever its scopes; see test_workers."""
+
 WITHOUT_PATH_IDS = {
     "jobs.submit": "init_image; see below",
     "uploads.create": "names nothing",
@@ -175,8 +178,9 @@ def operations() -> list[Operation]:
 
 
 OPERATIONS = operations()
-WITH_IDS = [op for op in OPERATIONS if op.path_ids and op.id not in PUBLIC]
-LISTS = [op for op in OPERATIONS if not op.path_ids and op.method == "GET" and op.id not in PUBLIC]
+TENANTS = [op for op in OPERATIONS if op.id not in PUBLIC | OF_THE_OPERATOR]
+WITH_IDS = [op for op in TENANTS if op.path_ids]
+LISTS = [op for op in TENANTS if not op.path_ids and op.method == "GET"]
 OTHERS = [op for op in OPERATIONS if not op.path_ids and op.method != "GET"]
 
 

@@ -4,6 +4,7 @@ import pytest
 from celery import Celery
 
 from worker.bulk_slots import BulkSlots, bulk_limit
+from worker.intake import Intake
 
 BULK, OTHER, FAST = "generate.m.bulk", "generate.n.bulk", "generate.m.interactive"
 
@@ -18,8 +19,9 @@ def test_a_reserve_is_left_for_interactive_jobs(threads: int, rows: int, bulk: i
 
 def test_bulk_queues_are_left_out_while_no_slot_is_free() -> None:
     app = Celery("slots", broker="memory://", set_as_current=False)
-    slots = BulkSlots(2)
-    slots.attach(app)
+    slots, intake = BulkSlots(2), Intake()
+    slots.attach(intake)
+    intake.attach(app)
     order = app.conf.broker_transport_options["queue_order_strategy"]([BULK, FAST, OTHER])
     assert order.consume(3) == [FAST, BULK, OTHER]
     slots.take("a")

@@ -1,0 +1,111 @@
+"""What a worker announces of itself, as it travels through Redis: written there, read by the API.
+
+Fields are added, never renamed: during an upgrade workers and API processes of two versions read
+each other.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+WorkerKind = Literal["gpu", "cpu"]
+"""``gpu`` runs generation jobs, on whatever device; ``cpu`` does everything else."""
+
+
+class WorkerState(StrEnum):
+    """What a worker is doing, as clients and operators see it."""
+
+    STARTING = "starting"
+    WARMING = "warming"
+    """It loads its first models and makes a picture with each."""
+    READY = "ready"
+    BUSY = "busy"
+    """Ready, with jobs in hand."""
+    DRAINING = "draining"
+    """It takes nothing more, because an operator said so or because it is about to end."""
+    FAULTY = "faulty"
+    """Its device is lost; the process ends within seconds."""
+
+
+class ModelState(StrEnum):
+    """How near a worker is to making a picture with a model."""
+
+    WARM = "warm"
+    """Loaded, and a picture was made with it; its jobs are taken."""
+    WARMING = "warming"
+    """Being loaded."""
+    RETIRING = "retiring"
+    """Its last jobs here are being finished; then it makes room for another."""
+    COLD = "cold"
+    """Declared and not loaded; it is loaded when jobs for it wait and nobody else has it warm."""
+    BROKEN = "broken"
+    """It could not be loaded; not tried again before the worker is restarted."""
+
+
+class AnnouncedModel(BaseModel):
+    """A model that a worker may serve."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: ModelState = ModelState.WARM
+    content_hash: str | None = None
+    rows: int | None = None
+    """The fixed batch shape; None while it has never been loaded."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) in pixels, as warmed."""
+    memory_bytes: int | None = None
+    """What its weights take; None while it has never been loaded."""
+
+
+class WorkerAnnouncement(BaseModel):
+    """A live worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: WorkerKind = "gpu"
+    state: WorkerState
+    device: str | None = None
+    models: tuple[AnnouncedModel, ...] = ()
+    jobs: int = 0
+    """Jobs (of a CPU worker: tasks) in hand."""
+    threads: int | None = None
+    """How many it can have in hand at once."""
+    memory_bytes: int | None = None
+    """What all of its models take together."""
+    memory_limit: int | None = None
+    """What they may take; None: no limit."""
+    dispatches: bool = False
+    """Whether it leads the dispatcher."""
+    version: str | None = None
+    started_at: datetime
+    ttl_seconds: float = 0.0
+    """For how long the announcement stands, from the moment it was made."""
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether a job that is queued now may be taken by it."""
+        return self.state in (WorkerState.READY, WorkerState.BUSY)
+
+    def warm(self, model: str) -> AnnouncedModel | None:
+        """The model, if it is warm here and the worker takes work."""
+        if not self.takes_work:
+            return None
+        return next((m for m in self.models if m.name == model and m.state == "warm"), None)
+
+
+def parse(texts: Iterable[bytes | str | None]) -> list[WorkerAnnouncement]:
+    """Those announcements that stand and can be read."""
+    found = []
+    for text in texts:
+        if text is None:
+            continue
+        try:
+            found.append(WorkerAnnouncement.model_validate_json(text))
+        except ValidationError:
+            continue  # of a version that has another idea of an announcement
+    return found
