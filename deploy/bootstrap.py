@@ -1,0 +1,105 @@
+"""Make what a new installation lacks: `python -m deploy.bootstrap --key-file FILE`.
+
+Run after the migrations and before the API, which refuses to serve while no key lives. It makes the
+bucket where the store has none, and tells the database of an API key that was made elsewhere (see
+`deploy.docker.secrets`, or `darkroom-admin keys create`). Running it again changes nothing: a key
+that has been revoked since stays so.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
+
+from deploy.tenants import register_key
+from shared.errors import StorageUnavailable
+from shared.settings import Settings, get_settings
+from shared.storage import Storage
+from shared.tenancy.scopes import RESOURCES
+
+DEFAULT_TENANT = "studio"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do both; 0 when all is there."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = get_settings()
+        if ensure_bucket(settings):
+            print(f"bucket {settings.s3_bucket}: made")
+        if options.key_file is not None:
+            register_key(
+                settings.database_url.get_secret_value(),
+                options.key_file.read_text("utf-8").strip(),
+                tenant=options.tenant,
+                name="bootstrap",
+                scopes=RESOURCES,
+            )
+            print(f"key of the tenant {options.tenant}: known")
+    except (OSError, ValueError, ValidationError, StorageUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OperationalError as error:
+        print(f"error: the database does not answer: {error.orig}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def ensure_bucket(settings: Settings) -> bool:
+    """Whether the bucket had to be made.
+
+    Raises:
+        StorageUnavailable: the store cannot be reached, or refuses.
+    """
+    storage = Storage(settings)
+    try:
+        storage.check()
+    except StorageUnavailable:
+        _make_bucket(settings)
+        storage.check()
+        return True
+    finally:
+        storage.close()
+    return False
+
+
+def _make_bucket(settings: Settings) -> None:
+    secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=secret,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=5,
+            s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
+        ),
+    )
+    # AWS takes its oldest region for granted and refuses to hear it named.
+    named = settings.s3_endpoint is None and settings.s3_region != "us-east-1"
+    place = {"CreateBucketConfiguration": {"LocationConstraint": settings.s3_region}}
+    try:
+        client.create_bucket(Bucket=settings.s3_bucket, **(place if named else {}))
+    except (BotoCoreError, ClientError) as error:
+        raise StorageUnavailable(f"the bucket cannot be made: {error}") from error
+    finally:
+        client.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m deploy.bootstrap", description=__doc__)
+    parser.add_argument("--key-file", type=Path, help="a file that holds an API key")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, help=f"default: {DEFAULT_TENANT}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

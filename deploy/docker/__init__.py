@@ -1,0 +1,1 @@
+"""What images are built with, and what containers are started with."""

@@ -1,0 +1,31 @@
+"""A container's health check: `python -m deploy.docker.healthy http://… | tcp://host:port`.
+
+The images hold neither curl nor a shell's tools that would do it. An address with `http` must
+answer 200; one with `tcp` must accept a connection, which is how a worker shows that it lives: its
+`/metrics` may ask for a token, and a probe carries none.
+"""
+
+import socket
+import sys
+import urllib.request
+from urllib.parse import urlsplit
+
+_SECONDS = 3.0
+
+
+def is_healthy(address: str) -> bool:
+    """Whether it answers within three seconds."""
+    parts = urlsplit(address)
+    try:
+        if parts.scheme == "tcp":
+            socket.create_connection((parts.hostname or "", parts.port or 0), _SECONDS).close()
+            return True
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(address, timeout=_SECONDS) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(0 if is_healthy(sys.argv[1]) else 1)

@@ -1,0 +1,138 @@
+"""deploy/compose.yaml: valid, complete, and as locked down as it says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import compose_spec
+import pytest
+import yaml
+
+from deploy.docker.secrets import NAMES, make_secrets
+from shared.keys import parse_key
+from shared.settings import Settings
+from tests.processes import PROJECT
+from tests.unit.deploy.compose_file import load_compose
+
+DEPLOY = PROJECT / "deploy"
+DOCUMENT = load_compose()
+SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
+WORKERS = ("cpu-worker", "generate-worker", "generate-worker-cpu")
+OURS = ("migrate", "bootstrap", "api", *WORKERS)
+
+
+def test_it_follows_the_compose_specification() -> None:
+    parsed = compose_spec.PyCompose.from_yaml(yaml.safe_dump(DOCUMENT))
+    parsed.validate()
+    parsed.to_spec()
+    assert set(parsed.service_names()) == set(SERVICES)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert service.get("user") not in ("root", "0", 0)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_mount_exists_and_is_read_only(name: str) -> None:
+    for mount in SERVICES[name].get("volumes", []):
+        source, _target, *mode = mount.split(":")
+        if source.startswith("."):
+            assert mode == ["ro"], mount
+            assert (DEPLOY / source).exists(), mount
+        else:
+            assert source in DOCUMENT["volumes"], mount
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_waits_for_exists_and_can_become_so(name: str) -> None:
+    waits = SERVICES[name].get("depends_on", {})
+    if isinstance(waits, list):
+        waits = {other: {"condition": "service_started"} for other in waits}
+    for other, wait in waits.items():
+        if wait["condition"] == "service_healthy":
+            assert "test" in SERVICES[other]["healthcheck"], f"{other} is never healthy"
+        if wait["condition"] == "service_completed_successfully":
+            assert SERVICES[other]["restart"].startswith("on-failure"), f"{other} runs for ever"
+
+
+def test_every_image_says_its_version() -> None:
+    for name, service in SERVICES.items():
+        tag = service["image"].rpartition(":")[2]
+        assert re.search(r"\d+\.\d+", tag), f"{name}: {service['image']}"
+
+
+def test_every_setting_that_is_set_exists() -> None:
+    known = {f"DARKROOM_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        assert set(SERVICES[name]["environment"]) <= known
+    file_names = {name.lower() for name in known}
+    for name in OURS:
+        secrets = set(SERVICES[name]["secrets"])
+        assert {secret for secret in secrets if secret != "darkroom_api_key"} <= file_names
+
+
+def test_settings_are_read_from_the_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"DARKROOM_{name.upper()}", raising=False)
+    make_secrets(tmp_path)
+    settings = Settings(_secrets_dir=tmp_path)
+    assert settings.environment == "production"
+    assert "@postgres:5432/darkroom" in settings.database_url.get_secret_value()
+    assert settings.s3_access_key == (tmp_path / "darkroom_s3_access_key").read_text().strip()
+
+
+def test_no_secret_has_a_default() -> None:
+    assert set(DOCUMENT["secrets"]) == set(NAMES)
+    for name, secret in DOCUMENT["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+    used = {secret for service in SERVICES.values() for secret in service.get("secrets", [])}
+    assert used == set(NAMES)
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    assert set(make_secrets(folder)) == set(NAMES)
+    assert folder.stat().st_mode & 0o077 == 0
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    assert parse_key(before["darkroom_api_key"].strip()) is not None
+    (folder / "grafana_password").unlink()
+    assert make_secrets(folder) == ["grafana_password"]
+    after = {path.name: path.read_text() for path in folder.iterdir()}
+    assert {name for name in NAMES if before[name] != after[name]} == {"grafana_password"}
+
+
+def test_published_ports_stay_on_this_machine_unless_asked() -> None:
+    for name, service in SERVICES.items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} publishes {port}"
+    assert DOCUMENT["networks"]["data"]["internal"] is True
+    assert SERVICES["postgres"]["networks"] == SERVICES["redis"]["networks"] == ["data"]
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_is_given_time_to_hand_back(name: str) -> None:
+    given = SERVICES[name]["stop_grace_period"]
+    grace = SERVICES[name]["environment"].get("DARKROOM_SHUTDOWN_GRACE")
+    settings = Settings.model_validate(
+        {
+            "environment": "local",
+            "database_url": "postgresql://x/x",
+            "redis_url": "redis://x",
+            **({"shutdown_grace": grace} if grace else {}),
+        }
+    )
+    assert float(given.removesuffix("s")) >= settings.shutdown_grace.total_seconds() + 10
+
+
+def test_redis_forgets_nothing_on_its_own() -> None:
+    script = (DEPLOY / "docker" / "redis.sh").read_text("utf-8")
+    for line in ("maxmemory-policy noeviction", "appendonly yes", "requirepass $(cat "):
+        assert line in script
