@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent / "darkroom"
@@ -18,45 +19,35 @@ _RULES = (
     (r"\ba(close|read|iter_bytes|iter_lines)\b", r"\1"),
     (r"\basynccontextmanager\b", "contextmanager"),
 )
-_IDIOMS = ("check", "--fix", "--unsafe-fixes", "--quiet", "--select", "I,SIM117,UP028,C416")
+_IDIOMS = "I,SIM117,UP028,C416"
 """What can be said shorter once it does not wait."""
-_DOCSTRING = {
-    "__init__.py": '"""The blocking client."""\n',
-}
 
 
-def derive(name: str, source: str) -> str:
-    """The blocking twin of a module."""
-    if name in _DOCSTRING:
-        return MARK + _DOCSTRING[name]
+def derive(source: str) -> str:
+    """The blocking twin of a module, not yet laid out."""
     for pattern, replacement in _RULES:
         source = re.sub(pattern, replacement, source)
-    return _ruff(MARK + source, *_IDIOMS)
-
-
-def _ruff(source: str, *command: str) -> str:
-    """Put imports in order and lay the lines out anew: they are shorter than they were."""
-    for arguments in (command, ("format", "--quiet")):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", "twin.py", "-"],
-            input=source,
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=PACKAGE,
-        )
-        source = done.stdout
-    return source
+    return MARK + source
 
 
 def derive_all() -> dict[str, str]:
     """File name -> text, of the whole generated package."""
-    modules = sorted((PACKAGE / "_async").glob("*.py"))
-    return {
-        path.name: derive(path.name, path.read_text("utf-8"))
-        for path in modules
-        if path.name not in BY_HAND
-    }
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        for path in (PACKAGE / "_async").glob("*.py"):
+            if path.name not in BY_HAND:
+                (folder / path.name).write_text(derive(path.read_text("utf-8")), "utf-8")
+        (folder / "__init__.py").write_text(f'{MARK}"""The blocking client."""\n', "utf-8")
+        _ruff(folder, "check", "--fix", "--unsafe-fixes", "--select", _IDIOMS)
+        _ruff(folder, "format")
+        return {path.name: path.read_text("utf-8") for path in sorted(folder.glob("*.py"))}
+
+
+def _ruff(folder: Path, *command: str) -> None:
+    """Put imports in order and lay the lines out anew: they are shorter than they were."""
+    settings = ("--config", "pyproject.toml", "--no-cache", "--quiet")
+    arguments = [sys.executable, "-m", "ruff", *command, *settings, str(folder)]
+    subprocess.run(arguments, check=True, cwd=PACKAGE.parents[1])
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ from darkroom.errors import (
     UnsupportedMediaType,
     ValidationFailed,
     WebhookEndpointDisabled,
+    WorkersUnknown,
 )
 from darkroom.types import (
     Allowance,
@@ -296,6 +297,7 @@ __all__ = [
     "WorkerMemory",
     "WorkerModel",
     "WorkerSize",
+    "WorkersUnknown",
     "errors",
     "types",
     "webhooks",

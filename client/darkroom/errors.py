@@ -35,7 +35,8 @@
         └── ServerError               5xx  InternalError
             └── Unavailable           503  DatabaseUnavailable, StorageUnavailable,
                                            EmbeddingUnavailable, DecoderUnavailable, Busy,
-                                           Overloaded, QuotaUnavailable, NotReady
+                                           Overloaded, QuotaUnavailable, WorkersUnknown,
+                                           NotReady
 
 A problem with a code that this version does not know is the class of its status.
 """
@@ -111,6 +112,7 @@ __all__ = [
     "UnsupportedMediaType",
     "ValidationFailed",
     "WebhookEndpointDisabled",
+    "WorkersUnknown",
 ]
 
 
@@ -501,6 +503,12 @@ class QuotaUnavailable(Unavailable):
     """The key's request rate cannot be checked."""
 
     known_code = "quota_unavailable"
+
+
+class WorkersUnknown(Unavailable):
+    """Nobody can say which workers live."""
+
+    known_code = "workers_unknown"
 
 
 class NotReady(Unavailable):

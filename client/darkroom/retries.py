@@ -68,7 +68,8 @@ class RetryPolicy:
         """The same after an answer of status ≥ 400, whose `Retry-After` says `told` seconds."""
         if status not in _PASSING or (not repeatable and status != 429):
             return None
-        if told is not None and told > _LONGEST_RETRY_AFTER:
+        left = _LONGEST_RETRY_AFTER if self.patience is None else self.patience - elapsed
+        if told is not None and told > min(left, _LONGEST_RETRY_AFTER):
             return None
         pause = self._pause(attempt, elapsed)
         if pause is None or told is None:

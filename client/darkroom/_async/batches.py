@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -162,7 +162,7 @@ class AsyncBatches:
 
     async def results(
         self, batch: "str | Identified", *, follow: bool = True
-    ) -> AsyncIterator[BatchResult]:
+    ) -> AsyncGenerator[BatchResult, None]:
         """Jobs as they end, until the batch has; each once, also over broken connections.
 
         Args:
@@ -193,7 +193,7 @@ class AsyncBatches:
             if not follow or (await self.get(batch)).is_final:
                 return
 
-    async def errors(self, batch: "str | Identified") -> AsyncIterator[BatchError]:
+    async def errors(self, batch: "str | Identified") -> AsyncGenerator[BatchError, None]:
         """What validation found, then jobs without success so far."""
         async with self._transport.stream(Request("GET", f"{_path(batch)}/errors")) as response:
             async for line in response.aiter_lines():

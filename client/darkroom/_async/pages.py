@@ -1,6 +1,6 @@
 """Lists that fetch their pages as they are read."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -34,12 +34,12 @@ class AsyncPages(Generic[T]):
         self._kind = kind
         self._after = after
 
-    async def __aiter__(self) -> AsyncIterator[T]:
+    async def __aiter__(self) -> AsyncGenerator[T, None]:
         async for page in self.pages():
             for entry in page.data:
                 yield entry
 
-    async def pages(self) -> AsyncIterator[AsyncPage[T]]:
+    async def pages(self) -> AsyncGenerator[AsyncPage[T], None]:
         """Page by page, each with the cursor of the next."""
         after = self._after
         while True:

@@ -1,7 +1,7 @@
 """Requests and answers over HTTP: one retry loop, problems as exceptions, streams."""
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -106,17 +106,20 @@ class AsyncTransport:
         return parse_json(await self.send(request))
 
     @asynccontextmanager
-    async def stream(self, request: Request) -> AsyncIterator[httpx2.Response]:
+    async def stream(self, request: Request) -> AsyncGenerator[httpx2.Response, None]:
         """An answer to be read as it comes. Until it begins, what can be retried is retried.
 
         Raises:
             NoAnswer: the connection broke while it was read.
+            UnexpectedAnswer: it was read as events, and is none.
         """
         response = await self._open(request, 0, time.monotonic())
         try:
             yield response
+        except httpx2.SSEError as error:
+            raise UnexpectedAnswer(f"{request.path} is no event stream: {error}") from error
         except httpx2.TransportError as failure:
-            raise no_answer(failure) from failure
+            raise no_answer(request, failure) from failure
         finally:
             await response.aclose()
 
@@ -154,7 +157,7 @@ class AsyncTransport:
             elapsed=time.monotonic() - started,
         )
         if pause is None:
-            raise no_answer(failure) from failure
+            raise no_answer(request, failure) from failure
         await sleep(pause)
 
     def _policy(self, request: Request) -> RetryPolicy:
@@ -192,11 +195,11 @@ async def _read_problem(response: httpx2.Response) -> tuple[DarkroomError, float
     return api_error(response.status_code, document, dict(response.headers), told), told
 
 
-def no_answer(failure: httpx2.TransportError) -> NoAnswer:
-    """The exception of this client for one of httpx2; the URL's query may be a signature."""
+def no_answer(request: Request, failure: httpx2.TransportError) -> NoAnswer:
+    """The exception of this client for one of httpx2."""
     kind = TimedOut if isinstance(failure, httpx2.TimeoutException) else NoAnswer
-    where = failure.request.url.copy_with(query=None)
-    return kind(f"{where} gave no answer: {str(failure) or type(failure).__name__}")
+    where = request.path.partition("?")[0]  # the query of a URL may be a signature
+    return kind(f"{request.method} {where} got no answer: {str(failure) or type(failure).__name__}")
 
 
 def parse_json(response: httpx2.Response) -> Any:

@@ -53,13 +53,9 @@ class Keys:
                 "quotas": None if quotas is None else dict(quotas),
             }
         )
-        return decode(
-            NewKey, self._transport.json(Request("POST", "/v1/keys", json=body))
-        )
+        return decode(NewKey, self._transport.json(Request("POST", "/v1/keys", json=body)))
 
-    def list(
-        self, *, page_size: int | None = None, after: str | None = None
-    ) -> Pages[Key]:
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> Pages[Key]:
         """Keys without their secrets, those that have ended too."""
         asked = Request("GET", "/v1/keys", wire.query({"limit": page_size}))
         return Pages(self._transport, asked, Key, after)

@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -96,9 +96,7 @@ class Batches:
                 `client.batches.errors(error.batch_id)` all.
         """
         key = idempotency_key or wire.new_idempotency_key()
-        asked = self._submission(
-            items, file, upload_id, format, options, dry_run=False, key=key
-        )
+        asked = self._submission(items, file, upload_id, format, options, dry_run=False, key=key)
         return decode(Batch, self._transport.json(asked))
 
     def dry_run(
@@ -157,17 +155,13 @@ class Batches:
         after: str | None = None,
     ) -> Pages[BatchItem]:
         """Its jobs in the order of the file's lines, with their pictures so far."""
-        fields = {
-            "state": wire.states(state),
-            "custom_id": custom_id,
-            "limit": page_size,
-        }
+        fields = {"state": wire.states(state), "custom_id": custom_id, "limit": page_size}
         asked = Request("GET", f"{_path(batch)}/items", wire.query(fields))
         return Pages(self._transport, asked, BatchItem, after)
 
     def results(
         self, batch: "str | Identified", *, follow: bool = True
-    ) -> Iterator[BatchResult]:
+    ) -> Generator[BatchResult, None]:
         """Jobs as they end, until the batch has; each once, also over broken connections.
 
         Args:
@@ -198,11 +192,9 @@ class Batches:
             if not follow or (self.get(batch)).is_final:
                 return
 
-    def errors(self, batch: "str | Identified") -> Iterator[BatchError]:
+    def errors(self, batch: "str | Identified") -> Generator[BatchError, None]:
         """What validation found, then jobs without success so far."""
-        with self._transport.stream(
-            Request("GET", f"{_path(batch)}/errors")
-        ) as response:
+        with self._transport.stream(Request("GET", f"{_path(batch)}/errors")) as response:
             for line in response.iter_lines():
                 if line.strip():
                     yield decode(BatchError, _parse(line))
@@ -218,9 +210,7 @@ class Batches:
         in_thread(target.parent.mkdir, parents=True, exist_ok=True)
         try:
             with (
-                self._transport.stream(
-                    Request("GET", f"{_path(batch)}/archive")
-                ) as response,
+                self._transport.stream(Request("GET", f"{_path(batch)}/archive")) as response,
                 partial.open("wb") as file,
             ):
                 for piece in response.iter_bytes():
@@ -231,11 +221,7 @@ class Batches:
         return target
 
     def contact_sheet(
-        self,
-        batch: "str | Identified",
-        *,
-        limit: int | None = None,
-        columns: int | None = None,
+        self, batch: "str | Identified", *, limit: int | None = None, columns: int | None = None
     ) -> bytes:
         """One WebP of thumbnails of the first pictures made so far.
 

@@ -131,9 +131,7 @@ class Images:
             asked = Request("GET", f"{_path(known)}/content", wire.query(fields))
             data = (self._transport.send(asked)).content
         if hashlib.sha256(data).hexdigest() != known.sha256:
-            raise DamagedDownload(
-                f"{known.id}: {len(data)} bytes came, of another SHA-256"
-            )
+            raise DamagedDownload(f"{known.id}: {len(data)} bytes came, of another SHA-256")
         return data
 
     def save(self, image: str | Image, path: str | Path = ".") -> Path:
@@ -152,14 +150,10 @@ class Images:
 
     def receipt(self, image: "str | Identified") -> dict[str, Any]:
         """How the picture was made, as it is in the file's `darkroom` chunk."""
-        answer: dict[str, Any] = self._transport.json(
-            Request("GET", f"{_path(image)}/receipt")
-        )
+        answer: dict[str, Any] = self._transport.json(Request("GET", f"{_path(image)}/receipt"))
         return answer
 
-    def reproduce(
-        self, image: "str | Identified", *, timeout: float | None = None
-    ) -> Reproduction:
+    def reproduce(self, image: "str | Identified", *, timeout: float | None = None) -> Reproduction:
         """Make the picture again and compare; waits until that is done.
 
         Raises:
@@ -190,9 +184,7 @@ class Images:
     def inspect(self, file: FileSource) -> Inspection:
         """What a picture made by Darkroom says of itself; nothing of it is kept."""
         sent = in_thread(wire.read_file, file)
-        asked = Request(
-            "POST", "/v1/images/inspect", files={"file": sent}, repeatable=True
-        )
+        asked = Request("POST", "/v1/images/inspect", files={"file": sent}, repeatable=True)
         return decode(Inspection, self._transport.json(asked))
 
     def star(self, image: "str | Identified") -> Picture:
@@ -229,9 +221,7 @@ class Images:
             asked = Request("POST", "/v1/search", query, json=body, repeatable=True)
         else:
             sent = wire.read_file(image)
-            asked = Request(
-                "POST", "/v1/search", query, files={"file": sent}, repeatable=True
-            )
+            asked = Request("POST", "/v1/search", query, files={"file": sent}, repeatable=True)
         return Pages(self._transport, asked, Hit, after)
 
     def _picture(self, asked: Request) -> Picture:

@@ -2,8 +2,8 @@
 """Jobs: submit, wait, follow, steer."""
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,6 +29,48 @@ _HOLD_SECONDS = 30
 """For which one answer is held while waiting; then it is asked again."""
 _REOPEN_SECONDS = 0.2
 _LONGEST_REOPEN_SECONDS = 5.0
+
+
+@dataclass
+class _Reader:
+    """Where a client is in a job's events, over all connections."""
+
+    position: str | None
+    """The id of the newest event."""
+    sequence: int = -1
+    """Of the newest snapshot."""
+    is_over: bool = False
+    failures: int = 0
+    """Connections that ended since the last event."""
+    heard: float = field(default_factory=time.monotonic)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a connection is opened with."""
+        resumed = {} if self.position is None else {"Last-Event-ID": self.position}
+        return {"Accept": "text/event-stream", **resumed}
+
+    @property
+    def quiet_seconds(self) -> float:
+        """Since the last event. Every connection begins with one, so more means trouble."""
+        return time.monotonic() - self.heard
+
+    def read(self, told: httpx2.ServerSentEvent) -> JobEvent | None:
+        """The event; None if it is known already, or of a kind that is not known."""
+        self.failures, self.heard = 0, time.monotonic()
+        self.position = told.id or self.position
+        event = decode_event(told.event, told.id, told.data)
+        if isinstance(event, JobChanged):
+            if event.job.sequence <= self.sequence:
+                return None  # a snapshot of what is known already
+            self.sequence = event.job.sequence
+            self.is_over = event.job.is_final
+        return event
+
+    def pause(self) -> float:
+        """Seconds until the next connection."""
+        self.failures += 1
+        return min(_REOPEN_SECONDS * 2.0 ** min(self.failures - 1, 8), _LONGEST_REOPEN_SECONDS)
 
 
 class JobHandle:
@@ -64,7 +106,7 @@ class JobHandle:
 
     def events(
         self, *, previews: bool | None = None, after: str | None = None
-    ) -> Iterator[JobEvent]:
+    ) -> Generator[JobEvent, None]:
         """What happens, as it happens; see `client.jobs.events`."""
         for event in self._jobs.events(self.id, previews=previews, after=after):
             if isinstance(event, JobChanged):
@@ -139,11 +181,7 @@ class Jobs:
         if wait is not None:
             headers["Prefer"] = f"wait={max(0, round(wait))}"
         asked = Request(
-            "POST",
-            "/v1/jobs",
-            json=wire.body(fields),
-            headers=headers,
-            waits=wait or 0.0,
+            "POST", "/v1/jobs", json=wire.body(fields), headers=headers, waits=wait or 0.0
         )
         job = decode(Job, self._transport.json(asked))
         return JobHandle(self, job.id, job)
@@ -183,9 +221,7 @@ class Jobs:
             "created_before": created_before,
             "limit": page_size,
         }
-        return Pages(
-            self._transport, Request("GET", "/v1/jobs", wire.query(fields)), Job, after
-        )
+        return Pages(self._transport, Request("GET", "/v1/jobs", wire.query(fields)), Job, after)
 
     def wait(self, job: "str | Identified", timeout: float | None = None) -> Job:
         """The job once it has ended, in whatever way.
@@ -224,7 +260,7 @@ class Jobs:
         *,
         previews: bool | None = None,
         after: str | None = None,
-    ) -> Iterator[JobEvent]:
+    ) -> Generator[JobEvent, None]:
         """What happens to a job, as it happens, until it has ended.
 
         Begins with the job as it is. A connection that breaks is made again, behind the last
@@ -238,32 +274,23 @@ class Jobs:
         Raises:
             NoAnswer: the service was away for longer than the client's `patience`.
         """
-        query = wire.query({"previews": previews})
-        asked = Request("GET", f"{_path(job)}/events", query)
-        position, sequence, pause = after, -1, _REOPEN_SECONDS
+        asked = Request("GET", f"{_path(job)}/events", wire.query({"previews": previews}))
+        reader = _Reader(after)
         while True:
-            headers = {"Accept": "text/event-stream"}
-            if position is not None:
-                headers["Last-Event-ID"] = position
-            opened = replace(asked, headers=headers, patience=self._patience(None))
+            opened = replace(asked, headers=reader.headers, patience=self._patience(None))
             try:
                 with self._transport.stream(opened) as response:
                     for told in httpx2.EventSource(response):
-                        pause = _REOPEN_SECONDS
-                        position = told.id or position
-                        event = decode_event(told.event, told.id, told.data)
-                        if isinstance(event, JobChanged):
-                            if event.job.sequence <= sequence:
-                                continue  # a snapshot of what is known already
-                            sequence = event.job.sequence
+                        event = reader.read(told)
                         if event is not None:
                             yield event
-                        if isinstance(event, JobChanged) and event.job.is_final:
+                        if reader.is_over:
                             return
             except NoAnswer:
-                pass  # it broke: open it again, behind what has come
-            sleep(pause)
-            pause = min(pause * 2, _LONGEST_REOPEN_SECONDS)
+                # It broke: open it again, behind what has come.
+                if reader.quiet_seconds > self._transport.configuration.patience:
+                    raise
+            sleep(reader.pause())
 
     def images(self, job: "str | Identified") -> Pages[Image]:
         """The finished pictures in the order of the seeds."""
@@ -306,11 +333,7 @@ class Jobs:
 
     def _patience(self, deadline: float | None) -> float:
         longest = self._transport.configuration.patience
-        return (
-            longest
-            if deadline is None
-            else min(longest, max(0, deadline - time.monotonic()))
-        )
+        return longest if deadline is None else min(longest, max(0, deadline - time.monotonic()))
 
 
 def _path(job: "str | Identified") -> str:

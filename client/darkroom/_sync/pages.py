@@ -1,7 +1,7 @@
 # Generated from darkroom/_async by client/make_sync.py (`make client`). Do not edit.
 """Lists that fetch their pages as they are read."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -28,22 +28,18 @@ class Pages(Generic[T]):
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        request: Request,
-        kind: type[T],
-        after: str | None = None,
+        self, transport: Transport, request: Request, kind: type[T], after: str | None = None
     ) -> None:
         self._transport = transport
         self._request = request
         self._kind = kind
         self._after = after
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Generator[T, None]:
         for page in self.pages():
             yield from page.data
 
-    def pages(self) -> Iterator[Page[T]]:
+    def pages(self) -> Generator[Page[T], None]:
         """Page by page, each with the cursor of the next."""
         after = self._after
         while True:

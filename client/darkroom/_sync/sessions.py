@@ -21,9 +21,7 @@ class Sessions:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def list(
-        self, *, page_size: int | None = None, after: str | None = None
-    ) -> Pages[Session]:
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> Pages[Session]:
         """Sessions, newest first."""
         asked = Request("GET", "/v1/sessions", wire.query({"limit": page_size}))
         return Pages(self._transport, asked, Session, after)
@@ -41,9 +39,7 @@ class Sessions:
         after: str | None = None,
     ) -> Pages[HistoryImage]:
         """The history: newest first, or with `q` by meaning, best first."""
-        asked = Request(
-            "GET", f"{_path(session)}/images", wire.query({"q": q, "limit": page_size})
-        )
+        asked = Request("GET", f"{_path(session)}/images", wire.query({"q": q, "limit": page_size}))
         return Pages(self._transport, asked, HistoryImage, after)
 
     def delete(self, session: "str | Identified") -> Deleted:
@@ -62,11 +58,7 @@ class Prompts:
         self._transport = transport
 
     def recommend(
-        self,
-        q: str | None = None,
-        *,
-        session_id: str | None = None,
-        limit: int | None = None,
+        self, q: str | None = None, *, session_id: str | None = None, limit: int | None = None
     ) -> list[Recommendation]:
         """Prompts near to `q`, which may be half typed, or else to what the session made last.
 
@@ -76,9 +68,7 @@ class Prompts:
             limit: 1 to 50; 8 unless told.
         """
         query = wire.query({"q": q, "session_id": session_id, "limit": limit})
-        document = self._transport.json(
-            Request("GET", "/v1/prompts/recommendations", query)
-        )
+        document = self._transport.json(Request("GET", "/v1/prompts/recommendations", query))
         if not isinstance(document, dict) or not isinstance(document.get("data"), list):
             raise UnexpectedAnswer("The recommendations are no list.")
         return [decode(Recommendation, entry) for entry in document["data"]]

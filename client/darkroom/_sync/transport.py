@@ -2,7 +2,7 @@
 """Requests and answers over HTTP: one retry loop, problems as exceptions, streams."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,13 +14,7 @@ import httpx2
 
 from darkroom._sync.concurrency import sleep
 from darkroom.configuration import Configuration
-from darkroom.errors import (
-    DarkroomError,
-    NoAnswer,
-    TimedOut,
-    UnexpectedAnswer,
-    api_error,
-)
+from darkroom.errors import DarkroomError, NoAnswer, TimedOut, UnexpectedAnswer, api_error
 from darkroom.retries import RetryPolicy, retry_after
 
 _CONNECT_SECONDS = 5.0
@@ -63,9 +57,7 @@ class Transport:
     """Connections to one service with one key."""
 
     def __init__(
-        self,
-        configuration: Configuration,
-        transport: httpx2.BaseTransport | None = None,
+        self, configuration: Configuration, transport: httpx2.BaseTransport | None = None
     ) -> None:
         self.configuration = configuration
         timeout = httpx2.Timeout(configuration.timeout, connect=_CONNECT_SECONDS)
@@ -115,17 +107,20 @@ class Transport:
         return parse_json(self.send(request))
 
     @contextmanager
-    def stream(self, request: Request) -> Iterator[httpx2.Response]:
+    def stream(self, request: Request) -> Generator[httpx2.Response, None]:
         """An answer to be read as it comes. Until it begins, what can be retried is retried.
 
         Raises:
             NoAnswer: the connection broke while it was read.
+            UnexpectedAnswer: it was read as events, and is none.
         """
         response = self._open(request, 0, time.monotonic())
         try:
             yield response
+        except httpx2.SSEError as error:
+            raise UnexpectedAnswer(f"{request.path} is no event stream: {error}") from error
         except httpx2.TransportError as failure:
-            raise no_answer(failure) from failure
+            raise no_answer(request, failure) from failure
         finally:
             response.close()
 
@@ -154,11 +149,7 @@ class Transport:
             attempt += 1
 
     def _pause_after_failure(
-        self,
-        request: Request,
-        failure: httpx2.TransportError,
-        attempt: int,
-        started: float,
+        self, request: Request, failure: httpx2.TransportError, attempt: int, started: float
     ) -> None:
         pause = self._policy(request).after_failure(
             failure,
@@ -167,7 +158,7 @@ class Transport:
             elapsed=time.monotonic() - started,
         )
         if pause is None:
-            raise no_answer(failure) from failure
+            raise no_answer(request, failure) from failure
         sleep(pause)
 
     def _policy(self, request: Request) -> RetryPolicy:
@@ -205,11 +196,11 @@ def _read_problem(response: httpx2.Response) -> tuple[DarkroomError, float | Non
     return api_error(response.status_code, document, dict(response.headers), told), told
 
 
-def no_answer(failure: httpx2.TransportError) -> NoAnswer:
-    """The exception of this client for one of httpx2; the URL's query may be a signature."""
+def no_answer(request: Request, failure: httpx2.TransportError) -> NoAnswer:
+    """The exception of this client for one of httpx2."""
     kind = TimedOut if isinstance(failure, httpx2.TimeoutException) else NoAnswer
-    where = failure.request.url.copy_with(query=None)
-    return kind(f"{where} gave no answer: {str(failure) or type(failure).__name__}")
+    where = request.path.partition("?")[0]  # the query of a URL may be a signature
+    return kind(f"{request.method} {where} got no answer: {str(failure) or type(failure).__name__}")
 
 
 def parse_json(response: httpx2.Response) -> Any:

@@ -36,7 +36,5 @@ class Uploads:
     def send(self, name: str, data: bytes) -> Upload:
         """The same as `create`, of bytes at hand."""
         # Twice is harmless: an upload that nobody uses.
-        asked = Request(
-            "POST", "/v1/uploads", files={"file": (name, data)}, repeatable=True
-        )
+        asked = Request("POST", "/v1/uploads", files={"file": (name, data)}, repeatable=True)
         return decode(Upload, self._transport.json(asked))

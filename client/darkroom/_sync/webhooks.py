@@ -60,20 +60,14 @@ class Endpoints:
         asked = Request("POST", "/v1/webhook-endpoints", json=body)
         return decode(EndpointWithSecret, self._transport.json(asked))
 
-    def list(
-        self, *, page_size: int | None = None, after: str | None = None
-    ) -> Pages[Endpoint]:
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> Pages[Endpoint]:
         """Endpoints, newest first."""
-        asked = Request(
-            "GET", "/v1/webhook-endpoints", wire.query({"limit": page_size})
-        )
+        asked = Request("GET", "/v1/webhook-endpoints", wire.query({"limit": page_size}))
         return Pages(self._transport, asked, Endpoint, after)
 
     def get(self, endpoint: "str | Identified") -> Endpoint:
         """Without its secret; with the public keys of a v1a endpoint."""
-        return decode(
-            Endpoint, self._transport.json(Request("GET", self._path(endpoint)))
-        )
+        return decode(Endpoint, self._transport.json(Request("GET", self._path(endpoint))))
 
     def update(
         self,
@@ -158,9 +152,7 @@ class Deliveries:
 
     def get(self, delivery: "str | Identified") -> Delivery:
         """One delivery with its attempts."""
-        return decode(
-            Delivery, self._transport.json(Request("GET", self._path(delivery)))
-        )
+        return decode(Delivery, self._transport.json(Request("GET", self._path(delivery))))
 
     def redeliver(self, delivery: "str | Identified") -> Delivery:
         """Send it again at once, whatever became of it, with the same `webhook-id`."""
@@ -179,9 +171,7 @@ class TenantSecrets:
 
     def get(self) -> TenantSecret:
         """The secret. It needs the scope to write, since whoever has it can sign."""
-        return decode(
-            TenantSecret, self._transport.json(Request("GET", "/v1/webhook-secret"))
-        )
+        return decode(TenantSecret, self._transport.json(Request("GET", "/v1/webhook-secret")))
 
     def rotate(self) -> TenantSecret:
         """A new one; the old one signs beside it for 24 hours."""

@@ -1,0 +1,33 @@
+"""Clients of the running system, blocking and not."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from darkroom import AsyncClient, Client
+from deploy.tenants import create_key
+from shared.settings import Settings
+from tests.conftest import EVERY_SCOPE
+from tests.processes import ApiProcess, WorkerProcess
+
+
+@pytest.fixture(scope="session")
+def key(settings: Settings) -> str:
+    """A key of a tenant that only the tests of the client use."""
+    url = settings.database_url.get_secret_value()
+    return create_key(url, tenant="clients", name="client", scopes=EVERY_SCOPE)
+
+
+@pytest.fixture
+def client(api: ApiProcess, generate_worker: WorkerProcess, key: str) -> Iterator[Client]:
+    """A blocking client of a system that makes pictures on a simulated GPU."""
+    with Client(api.url, key) as opened:
+        yield opened
+
+
+@pytest.fixture
+def async_client(
+    api: ApiProcess, generate_worker: WorkerProcess, key: str
+) -> Callable[[], AsyncClient]:
+    """Opens a client of the same system inside of an event loop."""
+    return lambda: AsyncClient(api.url, key)
