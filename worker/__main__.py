@@ -10,6 +10,7 @@ from shared.errors import ModelUnavailable
 from shared.logging import configure_logging
 from shared.model_catalog import CatalogError, ModelSpec, load_catalog
 from shared.settings import Settings, get_settings
+from shared.telemetry import configure_tracing, shut_down_tracing
 
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again changes nothing until somebody mends it."""
@@ -33,6 +34,7 @@ def main() -> int:
     try:
         settings = get_settings()
         configure_logging(settings)
+        configure_tracing(settings, f"darkroom-worker-{arguments.role}")
         if arguments.role == "cpu":
             from worker.cpu import run_cpu_worker
 
@@ -50,6 +52,8 @@ def main() -> int:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             print(f"darkroom worker: DARKROOM_{name}: {problem['msg']}", file=sys.stderr)
         return EXIT_CONFIGURATION
+    finally:
+        shut_down_tracing()
     return 0
 
 

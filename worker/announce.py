@@ -87,6 +87,10 @@ class Announcement:
         except (redis.RedisError, OSError) as error:
             log.warning("announcement_failed", error=type(error).__name__)
 
+    def facts(self) -> dict[str, Any]:
+        """What is announced, as it is now."""
+        return self._facts()
+
     def _run(self) -> None:
         while not self._closing.is_set():
             try:

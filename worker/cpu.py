@@ -1,10 +1,13 @@
 """Start a CPU worker: the dispatcher, query embeddings, webhooks, housekeeping."""
 
 from celery import signals
+from prometheus_client import REGISTRY
 
 from shared.database import open_engine, session_factory
 from shared.fleet.announcement import WorkerState
 from shared.logging import get_logger
+from shared.metrics.exposition import MetricsListener
+from shared.model_catalog import load_catalog
 from shared.queue import names
 from shared.queue.publish import celery_app
 from shared.settings import Settings
@@ -22,6 +25,8 @@ from worker.feeder import BulkFeeder
 from worker.identity import take_name
 from worker.intake import Intake
 from worker.leftovers import Leftovers
+from worker.metrics.backlog import BacklogMetrics
+from worker.metrics.process import WorkerMetrics
 from worker.reembed import EmbeddingKeeper
 from worker.retention import Retention
 from worker.tasks import register_deliver
@@ -45,7 +50,9 @@ def run_cpu_worker(settings: Settings) -> None:
     register_deliver(app, deliverer)
     models = EmbeddingModels(settings)
     register_embed(app, models, client)
+    backlog = BacklogMetrics(load_catalog(settings.models_file), database)
     duties = [
+        *backlog.duties,
         *JobDuties(settings, database, client, app).duties,
         *Retention(settings, database, storage).duties,
         *BatchFiles(database, storage).duties,
@@ -77,6 +84,11 @@ def run_cpu_worker(settings: Settings) -> None:
         log.info("worker_ready", worker=identity.name)
         models.load()  # takes seconds; the first query should not be the one to wait
 
+    backlog.leads = lambda: dispatcher.leads
+    REGISTRY.register(backlog)
+    REGISTRY.register(WorkerMetrics(announcement.facts))
+    metrics = MetricsListener(settings)
+    metrics.start()
     dispatcher.start()
     feeder.start()
     keeper.start()
@@ -94,6 +106,7 @@ def run_cpu_worker(settings: Settings) -> None:
         dispatcher.close()
         deliverer.close()
         announcement.close()
+        metrics.close()
         drain.close()
         identity.close()
         storage.close()

@@ -7,17 +7,21 @@ other work to do; a hint that finds no thread free is dropped, and the dispatche
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
+import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared import telemetry
 from shared.gallery.models import Image
 from shared.gallery.statements import list_images_of_jobs
 from shared.ids import to_wire
+from shared.jobs.statements.lookups import find_traceparent
 from shared.logging import get_logger
 from shared.outbound import GuardedClient
 from shared.settings import Settings
@@ -27,6 +31,7 @@ from shared.webhooks.events import SENT_ONCE, EventType
 from shared.webhooks.models import WebhookDelivery
 from shared.webhooks.policy import webhook_policy
 from shared.webhooks.signing import SigningKey, new_secret
+from worker.metrics.families import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from worker.webhook_attempt import Claimed, Outcome, Verdict, attempt
 from worker.webhook_hints import WebhookHints
 from worker.webhook_outcome import AttemptSuperseded, record
@@ -62,14 +67,17 @@ class Deliverer:
         self._crowded = threading.Event()
         self._closing = threading.Event()
 
-    def offer(self, delivery_id: UUID) -> bool:
-        """Follow a hint, and return at once; False: no thread is free, and it was dropped."""
+    def offer(self, delivery_id: UUID, traceparent: str | None = None) -> bool:
+        """Follow a hint, and return at once; False: no thread is free, and it was dropped.
+
+        `traceparent` is the trace of what has led to the delivery, if the hint says so.
+        """
         if self._closing.is_set() or not self._free.acquire(blocking=False):
             self._crowded.set()
             return False
         # A daemon: a receiver that hangs must not keep the process from ending.
         threading.Thread(
-            target=self._follow, args=(delivery_id,), name="deliver", daemon=True
+            target=self._follow, args=(delivery_id, traceparent), name="deliver", daemon=True
         ).start()
         return True
 
@@ -81,9 +89,9 @@ class Deliverer:
             if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 return
 
-    def _follow(self, delivery_id: UUID) -> None:
+    def _follow(self, delivery_id: UUID, traceparent: str | None) -> None:
         try:
-            self._deliver(delivery_id)
+            self._deliver(delivery_id, traceparent)
         except SQLAlchemyError as error:
             # The lease runs out, and the dispatcher offers the delivery again.
             log.warning("delivery_lost_postgres", error=type(error).__name__)
@@ -92,14 +100,16 @@ class Deliverer:
         finally:
             self._free.release()
 
-    def _deliver(self, delivery_id: UUID) -> None:
+    def _deliver(self, delivery_id: UUID, traceparent: str | None) -> None:
         """The delivery, then whatever else waits for its destination, while threads are free."""
         with self._database.begin() as session:
             destination = session.scalar(claims.lock_destination_of(delivery_id))
             first = session.scalar(claims.claim(delivery_id, self._lease))
             claimed = self._load(session, first)
         while claimed is not None:
-            self._handle(claimed)
+            with self._observed(claimed, traceparent):
+                self._handle(claimed)
+            traceparent = None  # the next one's story is another
             if self._closing.is_set() or self._gives_way():
                 return
             with self._database.begin() as session:
@@ -138,7 +148,6 @@ class Deliverer:
         outcome = self._attempt(claimed)
         log.info(
             "webhook_attempt",
-            delivery_id=to_wire("whd", delivery.id),
             attempt=delivery.attempts,
             event_type=delivery.event_type,
             verdict=outcome.verdict.name.lower(),
@@ -150,9 +159,26 @@ class Deliverer:
             with self._database.begin() as session:
                 told = record(session, claimed, outcome)
         except AttemptSuperseded:
-            log.warning("webhook_attempt_superseded", delivery_id=to_wire("whd", delivery.id))
+            log.warning("webhook_attempt_superseded")
             return
         self._hints.publish(told)
+
+    @contextmanager
+    def _observed(self, claimed: Claimed, traceparent: str | None) -> Iterator[None]:
+        """The delivery's log lines carry its ids; it is a span of its job's trace."""
+        delivery = claimed.delivery
+        ids = {"delivery_id": to_wire("whd", delivery.id), "tenant_id": str(delivery.tenant_id)}
+        if telemetry.is_tracing() and traceparent is None:
+            with self._database.begin() as session:
+                traceparent = session.scalar(find_traceparent(delivery.resource_id))
+        attributes = {f"darkroom.{name}": value for name, value in ids.items()}
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            telemetry.span(
+                "deliver webhook", "consumer", parent=traceparent, attributes=attributes
+            ),
+        ):
+            yield
 
     def _attempt(self, claimed: Claimed) -> Outcome:
         settings = self._settings
@@ -169,7 +195,11 @@ class Deliverer:
                 error_code="internal_error",
                 error_message=f"Darkroom could not make the request ({type(error).__name__}).",
             )
-        return replace(outcome, latency_ms=round((time.monotonic() - started) * 1000, 1))
+        seconds = time.monotonic() - started
+        verdict = outcome.verdict.name.lower()
+        WEBHOOK_ATTEMPTS.labels(verdict, outcome.error_code or "none").inc()
+        WEBHOOK_SECONDS.labels(verdict).observe(seconds)
+        return replace(outcome, latency_ms=round(seconds * 1000, 1))
 
 
 def _is_moot(claimed: Claimed) -> bool:

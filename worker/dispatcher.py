@@ -20,6 +20,7 @@ from shared.database import is_outage
 from shared.errors import StorageUnavailable
 from shared.logging import get_logger
 from shared.settings import Settings
+from worker.metrics.families import measured_duty
 
 log = get_logger(__name__)
 
@@ -105,7 +106,8 @@ class Dispatcher:
             self._assert_lead()
             self._performed[duty.name] = time.monotonic()
             try:
-                duty.perform()
+                with measured_duty(duty.name) as returned:
+                    returned(duty.perform())
             except (redis.RedisError, KombuError, OSError, StorageUnavailable) as error:
                 log.warning("duty_put_off", duty=duty.name, error=type(error).__name__)
             except Exception as error:

@@ -11,11 +11,13 @@ from celery import Celery
 from kombu.exceptions import KombuError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.errors import WorkerLost
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
 from shared.jobs.statements import JobRows
 from shared.logging import get_logger
+from shared.metrics import jobs as job_metrics
 from shared.queue import names
 from shared.queue.events import append_event
 from shared.queue.publish import publish_job
@@ -65,6 +67,8 @@ class JobDuties:
     def expire_leases(self) -> list[Job]:
         """Requeue what dead workers held; fail what has killed its worker twice."""
         jobs = self._change(statements.expire_leases(_AT_ONCE), "lease_expired")
+        for job in jobs:
+            job_metrics.lost(job, WorkerLost.code)
         self._publish([job for job in jobs if job.state == JobState.QUEUED])
         return jobs
 

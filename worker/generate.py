@@ -6,11 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import signals
+from prometheus_client import REGISTRY
 
 from shared.database import open_engine, session_factory
+from shared.errors import WorkerLost
 from shared.fleet.announcement import WorkerState
 from shared.jobs import statements
 from shared.logging import get_logger
+from shared.metrics import jobs as job_metrics
+from shared.metrics.exposition import MetricsListener
 from shared.model_catalog import ModelSpec
 from shared.queue import names
 from shared.queue.publish import celery_app
@@ -25,6 +29,8 @@ from worker.engine import open_engine as open_image_engine
 from worker.identity import take_name
 from worker.intake import Intake
 from worker.leases import LeaseKeeper
+from worker.metrics.families import MODEL_LOAD_SECONDS
+from worker.metrics.process import WorkerMetrics
 from worker.process import WorkerProcess
 from worker.progress import ProgressReporter
 from worker.progress_webhooks import ProgressWebhooks
@@ -72,6 +78,9 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     )
     announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)
     stop_signals = StopSignals(client, worker.leases)
+    REGISTRY.register(WorkerMetrics(worker.announcement, lambda: worker.engines))
+    metrics = MetricsListener(settings)
+    metrics.start()
     worker.state = WorkerState.WARMING
     try:
         _take_back(worker)
@@ -91,6 +100,7 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         intake.attach(app)
         consume(app, worker.name, queues, worker.threads)
     finally:
+        metrics.close()
         announcement.close()
         stop_signals.close()
         drain.close()
@@ -106,8 +116,10 @@ def _load(worker: WorkerProcess, specs: Sequence[ModelSpec]) -> None:
         engine = open_image_engine(
             spec, device=worker.settings.device, on_fault=worker.device_failed
         )
-        engine.load()
-        report = engine.warm_up()
+        with MODEL_LOAD_SECONDS.labels(spec.name, "load").time():
+            engine.load()
+        with MODEL_LOAD_SECONDS.labels(spec.name, "warm_up").time():
+            report = engine.warm_up()
         worker.engines[spec.name] = engine
         log.info(
             "model_ready",
@@ -123,6 +135,7 @@ def _take_back(worker: WorkerProcess) -> None:
     with worker.database.begin() as session:
         jobs = session.scalars(statements.release_leases_of(worker.name)).all()
     for job in jobs:
+        job_metrics.lost(job, WorkerLost.code)
         worker.progress.job_changed(job)
         if job.state == "queued":
             worker.publish(job)

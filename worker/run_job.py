@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from uuid import UUID
 
@@ -11,10 +12,13 @@ import structlog
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared import telemetry
 from shared.errors import DeviceLost, InternalError, JobError, ModelUnavailable
 from shared.jobs import statements
 from shared.jobs.models import Job
+from shared.jobs.state import AttemptOutcome
 from shared.logging import get_logger
+from shared.metrics import jobs as job_metrics
 from worker.claiming import claimed
 from worker.engine.errors import Canceled
 from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
@@ -28,17 +32,21 @@ log = get_logger(__name__)
 
 RETRY_DELAYS = (timedelta(seconds=1), timedelta(seconds=10), timedelta(minutes=1))
 """Pause before the second, third and later attempts."""
+_POSTGRES = {"db.system.name": "postgresql"}
 
 
-def run_job(worker: WorkerProcess, job_id: UUID) -> None:
+def run_job(worker: WorkerProcess, job_id: UUID, traceparent: str | None = None) -> None:
     """Run a job if it is still to be run; a stale or repeated message does nothing.
 
     Every way out leaves the ledger right: succeeded, failed, queued again, canceled, expired, or,
     if another worker has taken over, untouched.
 
+    `traceparent` is the message's; without one the attempt continues the trace of the submission.
+
     Raises:
         WorkerLeaving: the worker was told to leave before the job was claimed.
     """
+    begun = time.monotonic()
     with claimed(worker, job_id) as job:
         if job is None:
             log.info("claim_missed", job_id=str(job_id))
@@ -48,32 +56,59 @@ def run_job(worker: WorkerProcess, job_id: UUID) -> None:
                 job_id=str(job.id), attempt=job.attempt, tenant_id=str(job.tenant_id)
             ),
             worker.leases.hold(job) as lease,
+            _span(job, traceparent, begun) as span,
         ):
-            _run_claimed(worker, job, lease)
+            telemetry.record("claim job", "client", begun, time.monotonic(), _POSTGRES)
+            _run_claimed(worker, job, lease, span)
 
 
-def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease) -> None:
+def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease, span: telemetry.Span) -> None:
     log.info("job_started", kind=job.kind, model=job.model, images=len(job.seeds))
+    measured = job_metrics.Attempt(job)
     worker.progress.job_changed(job)
     pictures: list[Picture] = []
     try:
         try:
             done = _perform(worker, job, lease, pictures)
         except LeaseGone:
-            _handle_stopped(worker, job, lease, pictures)
+            measured.outcome = _handle_stopped(worker, job, lease, pictures)
         except JobError as error:
-            _handle_failed(worker, job, lease, pictures, error)
+            measured.code = error.code
+            measured.outcome = _handle_failed(worker, job, lease, pictures, error)
         except SQLAlchemyError:
             raise
         except Exception as error:
             log.exception("job_crashed")
-            _handle_failed(worker, job, lease, pictures, InternalError(type(error).__name__))
+            crash = InternalError(type(error).__name__)
+            measured.code = crash.code
+            measured.outcome = _handle_failed(worker, job, lease, pictures, crash)
         else:
-            _handle_succeeded(worker, done, pictures)
+            measured.outcome = _handle_succeeded(worker, done, pictures)
     except SQLAlchemyError as error:
         # The ledger stayed out of reach: nothing can be recorded, the lease will run out. What was
         # uploaded may be committed for all we know; the sweep of fruitless attempts will tell.
         log.exception("ledger_unreachable", error=type(error).__name__)
+    finally:
+        measured.end(span)
+
+
+def _span(
+    job: Job, traceparent: str | None, begun: float
+) -> AbstractContextManager[telemetry.Span]:
+    return telemetry.span(
+        "run job",
+        "consumer",
+        parent=traceparent or job.traceparent,
+        begun=begun,
+        attributes={
+            "darkroom.job_id": str(job.id),
+            "darkroom.tenant_id": str(job.tenant_id),
+            "darkroom.attempt": job.attempt,
+            "darkroom.model": job.model,
+            "darkroom.lane": job.lane,
+            "darkroom.images": len(job.seeds),
+        },
+    )
 
 
 def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]) -> Job:
@@ -82,11 +117,15 @@ def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Pictu
     if engine is None:
         raise ModelUnavailable(f"this worker does not serve the model {job.model}")
     for index, generated in enumerate(_generate(worker, engine, job, lease)):
-        picture = develop(job, index, generated)
+        with telemetry.span("encode image"):
+            picture = develop(job, index, generated)
         pictures.append(picture)
         upload(worker.storage, worker.uploads, picture, lease)
     warnings = _warnings(engine, job)
-    return commit(worker.database, worker.embedder, job, pictures, warnings=warnings, lease=lease)
+    with telemetry.span("commit job", "client", attributes=_POSTGRES):
+        return commit(
+            worker.database, worker.embedder, job, pictures, warnings=warnings, lease=lease
+        )
 
 
 def _generate(
@@ -105,7 +144,15 @@ def _generate(
             tickets.append(engine.submit(_request(job, index, start), on_step))
             lease.on_stop(tickets[-1].cancel)
         for ticket in tickets:
-            yield _result(ticket, lease, deadline)
+            image = _result(ticket, lease, deadline)
+            telemetry.record(
+                "generate image",
+                "internal",
+                image.started_at,
+                image.finished_at,
+                {"darkroom.gpu_seconds": image.gpu_seconds, "darkroom.rows": image.facts.rows},
+            )
+            yield image
     finally:
         # When one image fails, its siblings would only waste the device.
         for ticket in tickets:
@@ -166,21 +213,23 @@ def _warnings(engine: Engine, job: Job) -> list[dict[str, str]]:
     return warnings
 
 
-def _handle_succeeded(worker: WorkerProcess, job: Job, pictures: Sequence[Picture]) -> None:
+def _handle_succeeded(
+    worker: WorkerProcess, job: Job, pictures: Sequence[Picture]
+) -> AttemptOutcome:
     for picture in pictures:
         worker.progress.image_done(job, picture.event())
     worker.progress.job_changed(job)
     log.info("job_succeeded", gpu_seconds=job.gpu_seconds)
+    return AttemptOutcome.SUCCEEDED
 
 
 def _handle_failed(
     worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture], error: JobError
-) -> None:
+) -> AttemptOutcome:
     # A lost device stops every job in hand, but it is not for free: one of them may be the cause.
     dies = isinstance(error, DeviceLost)
     if lease.stop_reason is not None and not dies:
-        _handle_stopped(worker, job, lease, pictures)
-        return
+        return _handle_stopped(worker, job, lease, pictures)
     if error.retryable:
         delay = RETRY_DELAYS[min(job.failures, len(RETRY_DELAYS) - 1)]
         statement = statements.fail_or_retry(
@@ -192,15 +241,15 @@ def _handle_failed(
     try:
         changed = patiently(lambda: worker.transition(statement), lease)
     except LeaseGone:
-        _handle_stopped(worker, job, lease, pictures)
-        return
+        return _handle_stopped(worker, job, lease, pictures)
     _discard(worker, lease, pictures)
     log.warning("job_failed", code=error.code, reason=error.message, now=changed and changed.state)
+    return AttemptOutcome.FAILED
 
 
 def _handle_stopped(
     worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture]
-) -> None:
+) -> AttemptOutcome:
     end = {
         StopReason.CANCELED: statements.cancel_running,
         StopReason.EXPIRED: statements.expire_running,
@@ -212,7 +261,9 @@ def _handle_stopped(
         if changed is not None and lease.stop_reason is StopReason.RELEASED:
             worker.publish(changed)
     _discard(worker, lease, pictures)
-    log.info("job_stopped", reason=lease.stop_reason or "lost")
+    reason = lease.stop_reason or StopReason.LOST
+    log.info("job_stopped", reason=str(reason))
+    return AttemptOutcome(reason)
 
 
 def _discard(worker: WorkerProcess, lease: Lease, pictures: Sequence[Picture]) -> None:

@@ -1,11 +1,15 @@
 """Celery's tasks: each takes ids and calls one function that does the work."""
 
 import threading
+from contextlib import AbstractContextManager
+from typing import Any
 from uuid import UUID
 
-from celery import Celery
+import structlog
+from celery import Celery, Task
 from celery.exceptions import Reject
 
+from shared import telemetry
 from shared.queue import names
 from worker.claiming import WorkerLeaving
 from worker.deliver import Deliverer
@@ -18,10 +22,11 @@ _REQUEUE_SECONDS = 0.2
 def register_generate(app: Celery, worker: WorkerProcess) -> None:
     """The task of GPU workers: run one job."""
 
-    @app.task(name=names.GENERATE_TASK)
-    def generate(job_id: str) -> None:
+    @app.task(name=names.GENERATE_TASK, bind=True)
+    def generate(task: Task, job_id: str) -> None:
         try:
-            run_job(worker, UUID(job_id))
+            with _request_of(task):
+                run_job(worker, UUID(job_id), task.request.get(telemetry.TRACEPARENT))
         except WorkerLeaving:
             # Back to the queue, for a worker that stays; slowly, because a worker whose device is
             # lost goes on consuming for the seconds that it takes to leave.
@@ -32,6 +37,13 @@ def register_generate(app: Celery, worker: WorkerProcess) -> None:
 def register_deliver(app: Celery, deliverer: Deliverer) -> None:
     """The task of CPU workers: a webhook delivery is due."""
 
-    @app.task(name=names.DELIVER_TASK)
-    def deliver(delivery_id: str) -> None:
-        deliverer.offer(UUID(delivery_id))
+    @app.task(name=names.DELIVER_TASK, bind=True)
+    def deliver(task: Task, delivery_id: str) -> None:
+        deliverer.offer(UUID(delivery_id), task.request.get(telemetry.TRACEPARENT))
+
+
+def _request_of(task: Task) -> AbstractContextManager[Any]:
+    """For the log lines of work that a request has led to."""
+    request_id = task.request.get(telemetry.REQUEST_ID)
+    known = {} if request_id is None else {telemetry.REQUEST_ID: request_id}
+    return structlog.contextvars.bound_contextvars(**known)

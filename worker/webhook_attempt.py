@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
+from shared import telemetry
 from shared.gallery.models import Image
 from shared.ids import to_wire
 from shared.outbound import GuardedClient, OutboundError, OutboundResponse
@@ -18,6 +19,7 @@ MAX_READ = 64 * 1024
 """Bytes read of an answer; what a receiver says beyond them is its own affair."""
 MAX_KEPT = 1024
 """Bytes kept of an answer, for whoever looks into the log."""
+_POST = {"http.request.method": "POST"}
 _THROTTLED = frozenset({429, 503})
 
 
@@ -77,14 +79,19 @@ def attempt(
         **signed_headers(to_wire("evt", event.id), claimed.started_at, body, claimed.keys),
     }
     try:
-        response = client.send(
-            "POST",
-            claimed.url,
-            headers,
-            body,
-            deadline_s=timeout.total_seconds(),
-            max_bytes=MAX_READ,
-        )
+        with telemetry.span("POST webhook", "client", attributes=_POST) as span:
+            context = telemetry.traceparent()
+            if context is not None:
+                headers[telemetry.TRACEPARENT] = context
+            response = client.send(
+                "POST",
+                claimed.url,
+                headers,
+                body,
+                deadline_s=timeout.total_seconds(),
+                max_bytes=MAX_READ,
+            )
+            span.set({"http.response.status_code": response.status})
     except OutboundError as error:
         return Outcome(
             Verdict.TRY_AGAIN if error.retryable else Verdict.GIVE_UP,

@@ -1,11 +1,13 @@
 """Metrics of jobs: accepted, waited, run, failed, lost."""
 
+import time
 from datetime import datetime
 
 from prometheus_client import Counter, Histogram
 
 from shared.jobs.models import Job
 from shared.jobs.state import AttemptOutcome
+from shared.telemetry import Span
 
 SEVERAL_MODELS = "several"
 """The label `model` of a batch whose lines name more than one."""
@@ -47,19 +49,30 @@ IMAGES = Counter(
 )
 
 
-def started(job: Job) -> None:
-    """A worker has claimed the job. Later attempts are left out of the wait: they waited before."""
-    if job.attempt == 1 and job.started_at is not None:
-        WAIT.labels(job.model, job.lane).observe(_seconds(job.created_at, job.started_at))
+class Attempt:
+    """One attempt of a worker, from its claim on. Set `outcome`, and `code` of a failure."""
 
+    def __init__(self, job: Job) -> None:
+        self.outcome = AttemptOutcome.LOST
+        """What it stays where nothing could be recorded: the lease runs out."""
+        self.code: str | None = None
+        self._job = job
+        self._begun = time.monotonic()
+        # Later attempts have waited for something else than a worker.
+        if job.attempt == 1 and job.started_at is not None:
+            WAIT.labels(job.model, job.lane).observe(_seconds(job.created_at, job.started_at))
 
-def ended(job: Job, outcome: AttemptOutcome, seconds: float, code: str | None = None) -> None:
-    """A worker's attempt has ended after so many seconds."""
-    RUN.labels(job.model, job.lane, outcome).observe(seconds)
-    if code is not None:
-        FAILURES.labels(job.model, code).inc()
-    if outcome is AttemptOutcome.SUCCEEDED:
-        IMAGES.labels(job.model).inc(len(job.seeds))
+    def end(self, span: Span) -> None:
+        """It is over."""
+        job, outcome = self._job, self.outcome
+        seconds = time.monotonic() - self._begun
+        RUN.labels(job.model, job.lane, str(outcome)).observe(seconds)
+        if outcome is AttemptOutcome.SUCCEEDED:
+            IMAGES.labels(job.model).inc(len(job.seeds))
+        span.set({"darkroom.outcome": str(outcome)})
+        if outcome is AttemptOutcome.FAILED and self.code is not None:
+            FAILURES.labels(job.model, self.code).inc()
+            span.fail(self.code)
 
 
 def lost(job: Job, code: str) -> None:

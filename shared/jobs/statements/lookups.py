@@ -66,3 +66,8 @@ def find_unfinished_marked(tenant_id: UUID, key: str, value: str) -> Select[UUID
 def count_ahead(job: Job) -> Select[int]:
     """How many queued jobs of the same model a worker would take before this one."""
     return ahead_of(job.id, job.model, job.lane)
+
+
+def find_traceparent(job_id: UUID) -> Select[str | None]:
+    """The trace that the job's submission belongs to; no row for what is no job."""
+    return select(Job.traceparent).where(Job.id == job_id)

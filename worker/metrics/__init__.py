@@ -1,0 +1,1 @@
+"""What workers count for Prometheus, beside what they share with the API."""
