@@ -48,9 +48,9 @@ from api.usage.pressure import Pressure
 from api.usage.routes import router as usage
 from api.version import VERSION
 from api.webhooks.routes import router as webhooks
-from shared.database import open_async_engine
 from api.workers.roster import WorkerRoster
 from api.workers.routes import router as workers
+from shared.database import open_async_engine
 from shared.logging import configure_logging
 from shared.model_catalog import load_catalog
 from shared.queue.publish import celery_app

@@ -1,7 +1,6 @@
 """Start a CPU worker: the dispatcher, query embeddings, webhooks, housekeeping."""
 
 from celery import signals
-from prometheus_client import REGISTRY
 
 from shared.database import open_engine, session_factory
 from shared.fleet.announcement import WorkerState
@@ -85,9 +84,7 @@ def run_cpu_worker(settings: Settings) -> None:
         models.load()  # takes seconds; the first query should not be the one to wait
 
     backlog.leads = lambda: dispatcher.leads
-    REGISTRY.register(backlog)
-    REGISTRY.register(WorkerMetrics(announcement.facts))
-    metrics = MetricsListener(settings)
+    metrics = MetricsListener(settings, backlog, WorkerMetrics(announcement.facts))
     metrics.start()
     dispatcher.start()
     feeder.start()

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import signals
-from prometheus_client import REGISTRY
 
 from shared.database import open_engine, session_factory
 from shared.errors import WorkerLost
@@ -78,8 +77,8 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     )
     announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)
     stop_signals = StopSignals(client, worker.leases)
-    REGISTRY.register(WorkerMetrics(worker.announcement, lambda: worker.engines))
-    metrics = MetricsListener(settings)
+    collector = WorkerMetrics(worker.announcement, lambda: worker.engines)
+    metrics = MetricsListener(settings, collector)
     metrics.start()
     worker.state = WorkerState.WARMING
     try:

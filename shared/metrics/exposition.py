@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from pydantic import SecretStr
 
 from shared.logging import get_logger
@@ -52,8 +53,11 @@ def is_authorized(authorization: str, token: SecretStr) -> bool:
 class MetricsListener:
     """A worker's `/metrics`. Whatever happens to it, the worker goes on."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *collectors: Collector) -> None:
+        """`collectors` are asked at each scrape, beside the metrics that count by themselves."""
         self._settings = settings
+        for collector in collectors:
+            REGISTRY.register(collector)
         self._server: WSGIServer | None = None
 
     @property
