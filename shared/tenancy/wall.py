@@ -26,14 +26,21 @@ async def enter(session: AsyncSession, tenant_id: UUID) -> None:
     Called first in a transaction it costs no time on the way: in psycopg's pipeline mode it goes
     out together with the BEGIN.
     """
-    held = await (await session.connection()).get_raw_connection()
-    connection = cast("psycopg.AsyncConnection", held.driver_connection)
+    connection = await session.connection()
+    held = await connection.get_raw_connection()
+    driver = cast("psycopg.AsyncConnection", held.driver_connection)
     try:
-        async with connection.pipeline():
-            await connection.execute(_ENTER, (str(tenant_id),))
+        async with driver.pipeline():
+            await driver.execute(_ENTER, (str(tenant_id),))
     except psycopg.Error:
         # Ask once more through SQLAlchemy, which knows a lost connection and renews its pool.
         await session.execute(select(1))
+        raise
+    except BaseException:
+        # Cancelled between question and answer, as when a client leaves its stream. Whoever had the
+        # connection next would read the answers to our questions as those to their own, perhaps
+        # another tenant's; SQLAlchemy sees to that for its own statements, and we for this one.
+        await connection.invalidate()  # never waits, so cannot be cancelled itself
         raise
 
 

@@ -1,8 +1,8 @@
 """The second wall: a statement that forgets its tenant still sees and changes that tenant alone."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
@@ -160,6 +160,55 @@ def test_it_ends_with_its_transaction(
         assert await tenants_in(held, principals[1], "sessions") == {principals[1].tenant_id}
 
     run(alone, look)
+
+
+class StoppedAtWait:
+    """Await a coroutine until it waits for the nth time; cancel it there, and whenever it waits
+    again. True: it was cancelled; False: it came to its end before."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], n: int) -> None:
+        self._work = work
+        self._n = n
+
+    def __await__(self) -> Generator[Any, None, bool]:
+        for _ in range(self._n):
+            try:
+                waits_for = self._work.send(None)
+            except StopIteration:
+                return False
+            yield waits_for
+        try:
+            waits_for = self._work.send(None)
+            while True:
+                if waits_for is not None:
+                    waits_for._asyncio_future_blocking = False  # nobody waits for it after all
+                waits_for = self._work.throw(asyncio.CancelledError())
+                yield  # let others go on: what tidies up may insist on its end
+        except StopIteration:
+            return False
+        except asyncio.CancelledError:
+            return True
+
+
+def test_who_leaves_in_the_middle_leaves_no_answer_to_the_next(
+    settings: Settings, principals: tuple[Principal, Principal]
+) -> None:
+    """A client that goes away cancels its stream wherever it is, also between what was asked of
+    Postgres and the answer; the next to use the connection must not read that answer as its own."""
+    alone = settings.model_copy(update={"database_pool_size": 1})
+    leaver, stayer = principals
+
+    async def leave_everywhere(held: Resources) -> int:
+        for wait in range(200):
+            if not await StoppedAtWait(tenants_in(held, leaver, "sessions"), wait):
+                return wait
+            async with held.tenant_transaction(stayer) as session:
+                asked = text("SELECT current_setting('darkroom.tenant'), CAST(:wait AS text)")
+                answer = (await session.execute(asked, {"wait": str(wait)})).one()
+            assert tuple(answer) == (str(stayer.tenant_id), str(wait))
+        raise AssertionError("it waits for ever")
+
+    assert run(alone, leave_everywhere) > 2
 
 
 def test_a_lost_connection_costs_one_request_not_the_pool(
