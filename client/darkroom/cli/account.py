@@ -68,9 +68,9 @@ def show_usage(cli: Cli) -> None:
 
 
 def _allowance(allowance: "Allowance") -> str:
-    used = "unknown" if allowance.used is None else f"{allowance.used:,g}"
+    used = "unknown" if allowance.used is None else f"{allowance.used:,.6g}"
     if allowance.limit is None:
-        return f"{used} used, no limit"
+        return "no limit" if allowance.used is None else f"{used} used, no limit"
     text = f"{used} of {allowance.limit:,g} used"
     if allowance.resets_at is not None:
         text += f", begins anew {ago(allowance.resets_at)}"
@@ -166,8 +166,8 @@ def revoke_key(
         cli.output.note(f"{key} has ended.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the tree."""
-    command(app, "models")(list_models)
-    command(app, "usage")(show_usage)
-    app.add_typer(keys, name="keys")
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the commands to the tree, in that panel of its help."""
+    command(app, "models", panel=panel)(list_models)
+    command(app, "usage", panel=panel)(show_usage)
+    app.add_typer(keys, name="keys", rich_help_panel=panel)

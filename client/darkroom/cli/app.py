@@ -47,14 +47,15 @@ def _root(
     pass
 
 
-for _module in (generate, search, images):
-    _module.register(app)
-for _name, _group in (
-    ("jobs", jobs.app),
-    ("batch", batches.app),
-    ("webhooks", webhooks.app),
-    ("workers", workers.app),
-):
-    app.add_typer(_group, name=_name)
-for _module in (account, doctor, browser):
-    _module.register(app)
+_MAKE, _FIND, _OPERATE = "Make pictures", "Find and keep them", "Look after the server"
+
+generate.register(app, _MAKE)
+app.add_typer(batches.app, name="batch", rich_help_panel=_MAKE)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=_MAKE)
+search.register(app, _FIND)
+images.register(app, _FIND)
+browser.register(app, _FIND)
+doctor.register(app, _OPERATE)
+account.register(app, _OPERATE)
+app.add_typer(workers.app, name="workers", rich_help_panel=_OPERATE)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_OPERATE)

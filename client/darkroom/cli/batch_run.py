@@ -68,11 +68,11 @@ def submit_once(cli: Cli, source: Path, folder: Path, options: dict[str, Any]) -
 def _check(state: BatchState, source: Path, mark: str, server: str) -> None:
     if state.fingerprint != mark:
         raise CliError(
-            f"{state.folder} holds the batch of {state.source} as it was with other content or "
+            f"{state.folder} holds another batch: {state.source} with other content or other "
             f"options{f' ({state.batch_id})' if state.batch_id else ''}.",
             ExitCode.USAGE,
-            f"Give another --out for {source.name} as it is now; or run it with the same options "
-            "as before to go on.",
+            f"To go on, run it as it was run before. For {source.name} as it is now, give "
+            "another --out.",
         )
     if state.server != server:
         raise CliError(

@@ -75,7 +75,7 @@ class BatchView:
         table.add_column(no_wrap=True)
         table.add_column(overflow="ellipsis", no_wrap=True)
         for result in self._latest:
-            what = ", ".join(str(seed) for seed in result.seeds)
+            what = f"seed {', '.join(str(seed) for seed in result.seeds)}"
             if result.error is not None:
                 what = f"{result.error.code}: {result.error.message or ''}"
             table.add_row(
@@ -116,10 +116,11 @@ def _head(batch: "Batch") -> "RenderableType":
     if batch.paused and not batch.is_final:
         told.append(f"go on: darkroom batch resume {batch.id}")
     line = Table.grid(padding=(0, 2, 0, 0))
+    line.add_column(no_wrap=True, min_width=len(batch.id))
     line.add_row(
         f"[bold]{batch.id}[/]",
         state_markup(state),
-        ProgressBar(total=1.0, completed=batch.fraction, width=28),
+        ProgressBar(total=1.0, completed=batch.fraction, width=24),
         "  ".join(told),
     )
     return line

@@ -14,7 +14,7 @@ from darkroom.cli.output import Column
 from darkroom.cli.words import ago, plural, short, state_markup
 
 if TYPE_CHECKING:
-    from darkroom import Batch, BatchDryRun
+    from darkroom import Batch, BatchDryRun, BatchError
 
 app = typer.Typer(no_args_is_help=True, help="Thousands of prompts at once, into a folder.")
 
@@ -229,6 +229,19 @@ def _show(cli: Cli, batch: "Batch") -> None:
         ],
         batch,
     )
+
+
+@command(app, "errors", examples=["darkroom batch errors batch_… --json"])
+def errors(cli: Cli, batch: BatchId) -> None:
+    """Everything wrong with a batch: bad lines, then jobs without success."""
+    columns: list[Column[BatchError]] = [
+        Column("line", lambda each: each.line, right=True),
+        Column("name", lambda each: each.custom_id),
+        Column("where", lambda each: each.pointer or each.job_id),
+        Column("code", lambda each: each.code),
+        Column("message", lambda each: each.message, wrap=True),
+    ]
+    cli.output.rows(cli.client.batches.errors(batch), columns, nothing="Nothing is wrong.")
 
 
 @command(app, "pause")

@@ -80,6 +80,6 @@ def _open(url: str) -> bool:
     return has_display and webbrowser.open(url)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the tree."""
-    command(app, "open", examples=["darkroom open", "darkroom open img_…"])(open_)
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the tree, in that panel of its help."""
+    command(app, "open", panel=panel, examples=["darkroom open", "darkroom open img_…"])(open_)

@@ -19,6 +19,8 @@ _SKEW_FAULT = 240.0
 """Seconds; five minutes make every webhook's signature too old."""
 _LAG_WARNING = 30.0
 """Seconds without a heartbeat, of which there should be one every ten."""
+_GPUS = ("NVIDIA", "Tesla", "GeForce", "Quadro", "AMD Instinct", "AMD Radeon")
+"""How the names of CUDA and ROCm devices begin."""
 _NEARLY = 0.9
 _LATE = 60.0
 """Seconds that the front of the queue may wait for workers that are ready."""
@@ -174,14 +176,21 @@ def _check_models(client: "Client") -> Iterator[Check]:
         devices = sorted({worker.device or "an unknown device" for worker in workers})
         finding = f"{model.name} is served by {plural(len(workers), 'worker')} on "
         yield Check("models", "ok", finding + ", ".join(devices))
-    devices = sorted({w.device or "" for model in models for w in model.workers or ()})
-    if devices and all(device.startswith("cpu") for device in devices):
+    devices = {worker.device for model in models for worker in model.workers or ()}
+    if devices and not any(device and device.startswith(_GPUS) for device in devices):
+        finding = f"no worker is on a GPU that this program knows ({', '.join(map(str, devices))})"
         advice = "Fine for trying it out. For speed, start a worker where there is a CUDA device."
-        yield Check("GPU", "warning", "all pictures are made on CPUs", advice)
+        yield Check("GPU", "warning", finding, advice)
 
 
 def _check_workers(client: "Client") -> Iterator[Check]:
-    workers = client.workers.list().all()
+    from darkroom import NotFound
+
+    try:
+        workers = client.workers.list().all()
+    except NotFound:
+        yield Check("workers", "warning", "the server is older than this program and cannot tell")
+        return
     for worker in workers:
         yield _judge(worker)
     alive = [worker for worker in workers if worker.state != "away"]

@@ -91,21 +91,19 @@ class Cli:
 
 
 def command(
-    app: typer.Typer, name: str, *, examples: Sequence[str] = ()
+    app: typer.Typer, name: str, *, panel: str | None = None, examples: Sequence[str] = ()
 ) -> Callable[[Function], Function]:
-    """Register a function as a command of that name; `examples` end its help page."""
+    """Register a function as a command of that name; `examples` end its help page.
+
+    `panel` is where it stands in the list of commands.
+    """
 
     def register(function: Function) -> Function:
         epilog = "\n\n".join(f"[dim]$[/] {_escaped(example)}" for example in examples) or None
-        app.command(name, epilog=epilog)(_exposed(function))
-        EXAMPLES[function.__module__, function.__name__] = tuple(examples)
+        app.command(name, epilog=epilog, rich_help_panel=panel)(_exposed(function))
         return function
 
     return register
-
-
-EXAMPLES: dict[tuple[str, str], tuple[str, ...]] = {}
-"""(module, function) -> examples, for the generated pages."""
 
 
 def _escaped(text: str) -> str:

@@ -69,6 +69,6 @@ def _tell(cli: Cli, check: Check) -> None:
     cli.output.out.print(line, soft_wrap=False)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the tree."""
-    command(app, "doctor")(doctor)
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the tree, in that panel of its help."""
+    command(app, "doctor", panel=panel)(doctor)

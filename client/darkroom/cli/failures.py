@@ -127,12 +127,19 @@ def _of_system(error: Exception) -> Failure | None:
 
 
 def _of_problem(error: "ApiError") -> Failure:
+    from darkroom.errors import BatchRejected
+
     fallback = ExitCode.UNAVAILABLE if error.status > 500 else ExitCode.INVALID
     advice = _ADVICE.get(error.code)
     if advice is None and error.status > 500:
         advice = "Try again in a moment; `darkroom doctor` says which part is missing."
     if error.retry_after and error.status == 429:
         advice = f"Wait {error.retry_after:.0f} s. {advice or ''}".rstrip()
+    if isinstance(error, BatchRejected) and error.batch_id:
+        advice = (
+            "Correct the lines and run it again, or run the good ones with --on-error skip. "
+            f"All errors: darkroom batch errors {error.batch_id}"
+        )
     errors = [(each.pointer or each.parameter or "", each.message) for each in error.errors]
     said = error.detail or error.title or f"HTTP {error.status}"
     if len(errors) == 1 and said == f"{errors[0][0]}: {errors[0][1]}":

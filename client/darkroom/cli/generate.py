@@ -9,7 +9,7 @@ from darkroom.cli.command import Cli, command
 from darkroom.cli.exits import ExitCode
 from darkroom.cli.failures import CliError
 from darkroom.cli.following import follow
-from darkroom.cli.live import JobView
+from darkroom.cli.live import JobView, wants_previews
 from darkroom.cli.options import (
     Model,
     Out,
@@ -88,6 +88,7 @@ def generate(
         session_id=session,
         metadata=pairs(metadata) if metadata else None,
         output_format=format_name,
+        previews=True if not detach and wants_previews(cli.output, preview) else None,
     )
     handle = cli.client.jobs.submit(prompt, **options)
     if detach:
@@ -167,9 +168,8 @@ def _present(cli: Cli, job: "Job", files: list[dict[str, Any]], preview: Preview
         cli.output.document({"job": job, "files": files})
         return
     way = choose(preview, cli.output.err)
-    for file in files:
-        if file["path"] is not None and way is not Preview.OFF:
-            show(Path(file["path"]).read_bytes(), way, cli.output.err)
+    if way is not Preview.OFF:
+        show([Path(f["path"]).read_bytes() for f in files if f["path"]], way, cli.output.err)
     columns: list[Column[dict[str, Any]]] = [
         Column("file", lambda file: file["path"]),
         Column("seed", lambda file: file["seed"], right=True),
@@ -185,11 +185,12 @@ def _present(cli: Cli, job: "Job", files: list[dict[str, Any]], preview: Preview
         cli.output.note(f"[dim]{made} in {took}, after {waited} in the queue · {job.id}[/]")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the tree."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the command to the tree, in that panel of its help."""
     command(
         app,
         "generate",
+        panel=panel,
         examples=[
             'darkroom generate "purple mountains at sunset, a lake" --seed 2 --n 4 --out pictures',
             'darkroom generate "the same in winter" --init photo.png --strength 0.6',

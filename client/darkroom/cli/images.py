@@ -115,16 +115,18 @@ def save(
         path = cli.client.images.save(name, out)
         saved.append({"image_id": name, "path": str(path)})
         if way is not Preview.OFF:
-            show(path.read_bytes(), way, cli.output.err)
+            show([path.read_bytes()], way, cli.output.err)
         if not cli.output.as_json:
             cli.output.text(str(path))
     if cli.output.as_json:
         cli.output.document(saved)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the tree."""
-    command(app, "reproduce", examples=["darkroom reproduce img_…"])(reproduce)
-    command(app, "inspect", examples=["darkroom inspect picture.png"])(inspect)
-    command(app, "star", examples=["darkroom star img_…", "darkroom star --remove img_…"])(star)
-    command(app, "save", examples=["darkroom save img_… --out pictures"])(save)
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the commands to the tree, in that panel of its help."""
+    command(app, "reproduce", panel=panel, examples=["darkroom reproduce img_…"])(reproduce)
+    command(app, "inspect", panel=panel, examples=["darkroom inspect picture.png"])(inspect)
+    command(
+        app, "star", panel=panel, examples=["darkroom star img_…", "darkroom star --remove img_…"]
+    )(star)
+    command(app, "save", panel=panel, examples=["darkroom save img_… --out pictures"])(save)

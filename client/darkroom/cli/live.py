@@ -4,12 +4,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from darkroom.cli.output import Output
-from darkroom.cli.pictures import Preview, choose, half_blocks
+from darkroom.cli.pictures import Preview, can_move, choose, half_blocks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
     from rich.progress import Progress, TaskID
+
+
+def wants_previews(output: Output, preview: Preview) -> bool:
+    """Whether previews of the work would be seen."""
+    return output.is_live and can_move(choose(preview, output.err), output.err)
 
 
 class JobView:
@@ -21,11 +26,7 @@ class JobView:
         self._images = images
         self._fractions: dict[int, float] = {}
         self._preview: RenderableType | None = None
-        # While it is drawn again and again a preview must be text: half blocks, on any terminal
-        # that has the colours.
-        way = choose(preview, output.err)
-        has_colours = output.is_live and output.err.color_system == "truecolor"
-        self.wants_previews = way is not Preview.OFF and has_colours
+        self.wants_previews = wants_previews(output, preview)
         self._said: str | None = None
         self._live: Live | None = None
         self._bar: Progress | None = None

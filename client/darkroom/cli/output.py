@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -115,7 +116,7 @@ class Output:
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, value in told:
-            table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+            table.add_row(name, Text(flat(value)))
         self.out.print(table, soft_wrap=False)
 
     def _table(self, rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
@@ -148,6 +149,8 @@ def flat(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return str(plain(value))
     return " ".join(str(value).split())
 
 

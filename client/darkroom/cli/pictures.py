@@ -11,7 +11,7 @@ https://iterm2.com/documentation-images.html.
 import base64
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -52,23 +52,49 @@ def choose(asked: Preview, console: "Console", environ: Mapping[str, str] = os.e
     return Preview.BLOCKS if console.color_system == "truecolor" else Preview.OFF
 
 
-def show(data: bytes, way: Preview, console: "Console") -> None:
-    """Print an image file's content. Without Pillow, or for a damaged file, nothing is shown."""
+def can_move(way: Preview, console: "Console") -> bool:
+    """Whether pictures can be drawn again and again: that takes half blocks, which are text."""
+    return way is not Preview.OFF and console.color_system == "truecolor"
+
+
+def show(files: Sequence[bytes], way: Preview, console: "Console") -> None:
+    """Print image files' contents, side by side as far as the terminal is wide.
+
+    Without Pillow, or for a damaged file, nothing is shown.
+    """
     if way is Preview.OFF:
         return
     if way is Preview.BLOCKS:
-        blocks = half_blocks(data)
-        if blocks is not None:
-            console.print(blocks)
+        from rich.columns import Columns
+
+        drawn = [blocks for data in files if (blocks := half_blocks(data)) is not None]
+        console.print(Columns(drawn, padding=(0, 2)), soft_wrap=False)
         return
-    picture = _opened(data)
-    if picture is None:
-        return
-    png = io.BytesIO()
-    picture.save(png, "PNG", compress_level=1)
-    sequence = _kitty(png.getvalue()) if way is Preview.KITTY else _iterm2(png.getvalue())
-    console.file.write(f"{sequence}\n")
+    pictures = [picture for data in files if (picture := _opened(data)) is not None]
+    for row in _rows(pictures, max(1, console.width // _MAX_COLUMNS)):
+        png = _strip(row)
+        sequence = _kitty(png) if way is Preview.KITTY else _iterm2(png)
+        console.file.write(f"{sequence}\n")
     console.file.flush()
+
+
+def _rows(pictures: "Sequence[Image]", length: int) -> "Iterator[Sequence[Image]]":
+    for start in range(0, len(pictures), length):
+        yield pictures[start : start + length]
+
+
+def _strip(pictures: "Sequence[Image]") -> bytes:
+    """Pictures of one job, which have one size, as one PNG with clear gaps."""
+    from PIL import Image
+
+    width, height = pictures[0].size
+    gap = width // 32
+    strip = Image.new("RGBA", (len(pictures) * (width + gap) - gap, height), (0, 0, 0, 0))
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * (width + gap), 0))
+    png = io.BytesIO()
+    strip.save(png, "PNG", compress_level=1)
+    return png.getvalue()
 
 
 def half_blocks(data: bytes, columns: int = _MAX_COLUMNS, rows: int = _MAX_ROWS) -> "Text | None":
@@ -84,12 +110,13 @@ def half_blocks(data: bytes, columns: int = _MAX_COLUMNS, rows: int = _MAX_ROWS)
     width = max(1, round(picture.width * scale))
     height = max(2, 2 * round(picture.height * scale / 2))
     pixels: Any = picture.resize((width, height)).load()
-    drawn = Text(no_wrap=True, end="")
+    drawn = Text(no_wrap=True)
     for y in range(0, height, 2):
         for x in range(width):
             top, bottom = Color.from_rgb(*pixels[x, y]), Color.from_rgb(*pixels[x, y + 1])
             drawn.append("▀", Style(color=top, bgcolor=bottom))
-        drawn.append("\n")
+        if y + 2 < height:
+            drawn.append("\n")
     return drawn
 
 

@@ -145,15 +145,18 @@ def recommend(
     cli.output.rows(found, columns, nothing="There is nothing to recommend yet.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the tree."""
+def register(app: typer.Typer, panel: str) -> None:
+    """Add the commands to the tree, in that panel of its help."""
     command(
         app,
         "search",
+        panel=panel,
         examples=[
             'darkroom search "mountains in the evening" --starred',
             "darkroom search --like img_…",
         ],
     )(search)
-    command(app, "history", examples=["darkroom history default", "darkroom history"])(history)
-    command(app, "recommend", examples=['darkroom recommend "a lake"'])(recommend)
+    command(app, "history", panel=panel, examples=["darkroom history default", "darkroom history"])(
+        history
+    )
+    command(app, "recommend", panel=panel, examples=['darkroom recommend "a lake"'])(recommend)
