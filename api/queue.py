@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -17,8 +17,12 @@ from shared import telemetry
 from shared.jobs.models import Job
 from shared.logging import get_logger
 from shared.metrics.dependencies import REDIS_ERRORS
-from shared.queue import names
-from shared.queue.publish import publish_deliveries, publish_embedding, publish_job
+from shared.queue.publish import (
+    publish_deliveries,
+    publish_embedding,
+    publish_job,
+    publish_picture,
+)
 
 _log = get_logger(__name__)
 T = TypeVar("T")
@@ -105,11 +109,31 @@ class JobPublisher:
         Raises:
             RedisDown: the request did not reach the queue.
         """
+        await self._ask(publish_embedding, model, text, reply_key, seconds)
+
+    async def ask_for_picture_embedding(
+        self, model: str, picture_key: str, reply_key: str, seconds: float
+    ) -> None:
+        """The same for a picture that lies in Redis.
+
+        Raises:
+            RedisDown: the request did not reach the queue.
+        """
+        await self._ask(publish_picture, model, picture_key, reply_key, seconds)
+
+    async def _ask(
+        self,
+        publish: Callable[[Celery, str, str, str, float], None],
+        model: str,
+        asked: str,
+        reply_key: str,
+        seconds: float,
+    ) -> None:
         if self._circuit.is_open:
             raise RedisDown
         loop = asyncio.get_running_loop()
         sent = loop.run_in_executor(
-            self._threads, publish_embedding, self._app, model, text, reply_key, seconds
+            self._threads, publish, self._app, model, asked, reply_key, seconds
         )
         try:
             await asyncio.wait_for(sent, seconds)

@@ -4,13 +4,14 @@ from alembic import context
 from sqlalchemy import create_engine, pool
 
 from migrations.metadata import target_metadata
-from shared.search.index import INDEX_PREFIX
+from shared.search.index import PICTURES, PROMPTS
 from shared.settings import get_settings, with_driver
 
 
 def _is_declared(name: str | None, kind: str, _parents: object) -> bool:
     """False for indexes that follow from the settings: those of the embedding models."""
-    return not (kind == "index" and name is not None and name.startswith(INDEX_PREFIX))
+    of_models = (PROMPTS.prefix, PICTURES.prefix)
+    return not (kind == "index" and name is not None and name.startswith(of_models))
 
 
 def run() -> None:

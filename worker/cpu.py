@@ -1,5 +1,7 @@
 """Start a CPU worker: the dispatcher, query embeddings, webhooks, housekeeping."""
 
+from typing import Protocol
+
 from celery import signals
 
 from shared.database import open_engine, session_factory
@@ -19,13 +21,16 @@ from worker.delivery_duties import DeliveryDuties
 from worker.dispatcher import Dispatcher
 from worker.draining import Drain, forgetting
 from worker.duties import JobDuties
+from worker.embed_pictures import PictureKeeper
 from worker.embed_query import EmbeddingModels, register_embed
+from worker.eta_keeper import EtaKeeper
 from worker.feeder import BulkFeeder
 from worker.identity import take_name
 from worker.intake import Intake
 from worker.leftovers import Leftovers
 from worker.metrics.backlog import BacklogMetrics
 from worker.metrics.process import WorkerMetrics
+from worker.picture_embedder import load_picture_model
 from worker.reembed import EmbeddingKeeper
 from worker.retention import Retention
 from worker.tasks import register_deliver
@@ -48,7 +53,8 @@ def run_cpu_worker(settings: Settings) -> None:
     deliverer = Deliverer(settings, database, storage, hints)
     register_deliver(app, deliverer)
     models = EmbeddingModels(settings)
-    register_embed(app, models, client)
+    picture_model = load_picture_model(settings)
+    register_embed(app, models, picture_model, client)
     backlog = BacklogMetrics(load_catalog(settings.models_file), database)
     duties = [
         *backlog.duties,
@@ -62,8 +68,22 @@ def run_cpu_worker(settings: Settings) -> None:
     tasks = TasksInHand()
     drain = Drain(settings, database, client, lambda: identity.name, lambda: tasks.count == 0)
     dispatcher = Dispatcher(settings, engine, duties, lambda: not drain.rests)
-    keeper = EmbeddingKeeper(settings, engine, database, models, lambda: dispatcher.leads)
-    feeder = BulkFeeder(database, client, app, lambda: dispatcher.leads)
+    keepers: list[_Keeper] = [
+        BulkFeeder(database, client, app, lambda: dispatcher.leads),
+        EtaKeeper(database, client, lambda: dispatcher.leads),
+        EmbeddingKeeper(settings, engine, database, models, lambda: dispatcher.leads),
+    ]
+    if picture_model is not None:
+        keepers.append(
+            PictureKeeper(
+                settings,
+                engine,
+                database,
+                storage,
+                model=picture_model,
+                leads=lambda: dispatcher.leads,
+            )
+        )
     announcement = Announcement(
         settings,
         client,
@@ -87,8 +107,8 @@ def run_cpu_worker(settings: Settings) -> None:
     metrics = MetricsListener(settings, backlog, WorkerMetrics(announcement.facts))
     metrics.start()
     dispatcher.start()
-    feeder.start()
-    keeper.start()
+    for keeper in keepers:
+        keeper.start()
     announcement.start()
     drain.start(announcement.renew)
     intake = Intake()
@@ -98,8 +118,8 @@ def run_cpu_worker(settings: Settings) -> None:
     try:
         consume(app, identity.name, queues, _THREADS)
     finally:
-        keeper.close()
-        feeder.close()
+        for keeper in keepers:
+            keeper.close()
         dispatcher.close()
         deliverer.close()
         announcement.close()
@@ -108,6 +128,13 @@ def run_cpu_worker(settings: Settings) -> None:
         identity.close()
         storage.close()
         engine.dispose()
+
+
+class _Keeper(Protocol):
+    """A thread that works while its process leads."""
+
+    def start(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class TasksInHand:

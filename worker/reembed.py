@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.logging import get_logger
 from shared.search import embeddings
-from shared.search.index import create_index, drop_index, index_name, list_indexes
+from shared.search.index import PROMPTS
 from shared.settings import Settings
 from worker.embed_query import EmbeddingModels
 
@@ -76,20 +76,20 @@ class EmbeddingKeeper:
         Raises:
             SQLAlchemyError: the database is away, or busy with another index.
         """
-        wanted = {index_name(self._model, self._dimensions)}
+        wanted = {PROMPTS.name(self._model, self._dimensions)}
         with self._database.begin() as session:
-            wanted |= {index_name(*row) for row in session.execute(embeddings.list_models())}
-            known = {row.relname: row.indisvalid for row in session.execute(list_indexes())}
+            wanted |= {PROMPTS.name(*row) for row in session.execute(embeddings.list_models())}
+            known = {row.relname: row.indisvalid for row in session.execute(PROMPTS.list())}
         broken = {name for name, valid in known.items() if not valid}
-        own = index_name(self._model, self._dimensions)
+        own = PROMPTS.name(self._model, self._dimensions)
         if own in known and not broken and not known.keys() - wanted:
             return
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for name in (known.keys() - wanted) | broken:
-                connection.execute(drop_index(name))
+                connection.execute(PROMPTS.drop(name))
                 log.info("embedding_index_dropped", index=name)
             if own not in known or own in broken:
-                connection.execute(create_index(self._model, self._dimensions, concurrently=True))
+                connection.execute(PROMPTS.create(self._model, self._dimensions, concurrently=True))
                 log.info("embedding_index_made", index=own)
 
     def embed_some(self) -> int:

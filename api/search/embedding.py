@@ -91,13 +91,18 @@ class QueryVectors:
 
 async def _fetch(held: Resources, model: str, digest: str, text: str) -> QueryVector:
     try:
-        packed = await _cached(held, names.embedding_key(model, digest))
+        packed = await cached_vector(held, names.embedding_key(model, digest))
         return unpack(model, packed or await _ask(held, model, text))
     except RedisDown:
-        raise _unavailable("Redis, through which workers are asked, is not available.") from None
+        raise redis_is_away() from None
 
 
-async def _cached(held: Resources, key: str) -> str | None:
+async def cached_vector(held: Resources, key: str) -> str | None:
+    """What was embedded before, packed.
+
+    Raises:
+        RedisDown: it cannot be asked.
+    """
     if held.circuit.is_open:
         raise RedisDown
     known = await held.circuit.call(held.redis.get(key))
@@ -107,6 +112,16 @@ async def _cached(held: Resources, key: str) -> str | None:
 async def _ask(held: Resources, model: str, text: str) -> str:
     reply_key = names.embedded_key(uuid4().hex)
     await held.publisher.ask_for_embedding(model, text, reply_key, PATIENCE)
+    return await read_reply(held, reply_key)
+
+
+async def read_reply(held: Resources, reply_key: str) -> str:
+    """The packed vector that a CPU worker was asked for.
+
+    Raises:
+        Problem: 503: nobody answered in time, or there is no vector; with the reason.
+        RedisDown: Redis is away.
+    """
     try:
         reply = await held.blocking_redis.blpop([reply_key], timeout=PATIENCE)
     except (RedisError, OSError, TimeoutError) as error:
@@ -125,6 +140,11 @@ def unpack(model: str, packed: str) -> QueryVector:
     raw = base64.b64decode(packed)
     numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
     return QueryVector(model, len(numbers), embeddings.to_text(numbers))
+
+
+def redis_is_away() -> Problem:
+    """503: nobody can be asked."""
+    return _unavailable("Redis, through which workers are asked, is not available.")
 
 
 def _unavailable(reason: str) -> Problem:

@@ -8,7 +8,7 @@ from api.auth import SearchRead
 from api.bodies import FILE_SCHEMA, body_schema, json_body, read_file
 from api.deps import Res
 from api.problems import responses
-from api.search import service
+from api.search import likeness, service
 from api.search.parameters import After, AskedFilters, HitLimit, MinScore, Text
 from api.search.schemas import Hit, LikeThis
 from api.wire import Page, json_answer
@@ -80,6 +80,8 @@ async def read_likeness(request: Request, principal: SearchRead) -> Any:
             "malformed_json",
             "image_refused",
             "prompt_unknown",
+            "decoder_unavailable",
+            "storage_unavailable",
         ),
     },
     openapi_extra=_body(),
@@ -88,20 +90,22 @@ async def like(
     *,
     held: Res,
     principal: SearchRead,
-    likeness: Annotated[Any, Depends(read_likeness)],
+    given: Annotated[Any, Depends(read_likeness)],
     filters: AskedFilters,
     min_score: MinScore = None,
     limit: HitLimit = 20,
     after: After = None,
 ) -> Response:
-    """Pictures whose prompts mean what this picture's does, without the picture itself.
+    """Pictures like this one, without the picture itself.
 
-    Give `image_id` in JSON, or a picture made by Darkroom in the multipart field `file`: its
-    prompt is on record or in its receipt. Filters and pages are query parameters, as with GET.
+    Give `image_id` in JSON, or a picture in the multipart field `file`. Where the operator has
+    configured an image-text model, pixels are compared and any picture will do. Otherwise prompts
+    are: the file must have been made by Darkroom, so that its prompt is on record or in its
+    receipt. Filters and pages are query parameters, as with GET.
     """
     asked = service.Asked("", filters, limit, after, min_score)
-    if isinstance(likeness, LikeThis):
-        page = await service.like_image(held, principal, likeness.image_id, asked)
+    if isinstance(given, LikeThis):
+        page = await likeness.like_image(held, principal, given.image_id, asked)
     else:
-        page = await service.like_file(held, principal, likeness, asked)
+        page = await likeness.like_file(held, principal, given, asked)
     return json_answer(page)

@@ -24,9 +24,12 @@ class Hit(AnswerModel):
 
     score: float = Field(
         description="0 to 1: 0.55 × similarity, 0.2 × share of the query's words, and 0.25 where "
-        "the phrase as it stands, or every rare word of it, is in the prompt."
+        "the phrase as it stands, or every rare word of it, is in the prompt. Where pixels are "
+        "compared: the similarity, 0 where it is negative or not known yet."
     )
-    similarity: float = Field(description="Cosine of the two texts' embeddings, -1 to 1.")
+    similarity: float = Field(
+        description="Cosine of the two embeddings, of texts or of pictures, -1 to 1."
+    )
     prompt: str
     image: Image
     made_with: MadeWith

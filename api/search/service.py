@@ -1,30 +1,21 @@
 """The rules of search: embed, choose how to look, and go through the pages."""
 
-import asyncio
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette.datastructures import UploadFile
 
 from api.auth import Principal
-from api.deps import Resources, parse_id
+from api.deps import Resources
 from api.images import service as images
-from api.images.inspect import receipt_of
-from api.jobs.schemas import MAX_PROMPT
 from api.metrics.families import timed_search
-from api.problems import Problem
 from api.search import cursor
 from api.search.cursor import Cursor, Phase
 from api.search.schemas import Hit, MadeWith
-from api.uploads.service import refused
 from api.wire import Page
 from shared.gallery import models as rows
-from shared.gallery import statements as gallery
-from shared.images import ImageRefused
 from shared.search import statements
 from shared.search.filters import Filters
 from shared.search.fusion import DECIMALS
@@ -86,6 +77,11 @@ async def search(held: Resources, principal: Principal, asked: Asked) -> Page[Hi
         Problem: 422 for a cursor of another search, 503 when the text cannot be embedded.
     """
     found, next_cursor = await find(held, principal, asked)
+    return page_of(held, found, next_cursor)
+
+
+def page_of(held: Resources, found: Sequence[Found], next_cursor: str | None) -> Page[Hit]:
+    """The wire form of a page."""
     return Page(
         data=[_present(held, entry) for entry in found],
         has_more=next_cursor is not None,
@@ -121,53 +117,6 @@ async def find(
         return page, None
     last = Cursor(page[-1].phase, page[-1].position, lexical)
     return page, cursor.encode(last, words, *scope)
-
-
-async def like_image(
-    held: Resources, principal: Principal, image_id: str, asked: Asked
-) -> Page[Hit]:
-    """Pictures whose prompts fit the prompt of one that is here; without that one.
-
-    Raises:
-        Problem: 404, and as `search`.
-    """
-    row_id = parse_id("img", image_id, "image")
-    async with held.tenant_transaction(principal) as session:
-        statement = gallery.get_image(principal.tenant_id, row_id)
-        row = (await session.scalars(statement)).one_or_none()
-    if row is None:
-        raise Problem("not_found", "There is no image with this id.")
-    return await search(held, principal, _like(asked, row))
-
-
-async def like_file(
-    held: Resources, principal: Principal, file: UploadFile, asked: Asked
-) -> Page[Hit]:
-    """The same for a file: one of the tenant's pictures, or any with a receipt.
-
-    Raises:
-        Problem: 422 when it is no picture, or nobody knows its prompt; and as `search`.
-    """
-    data = await file.read(held.settings.max_upload_bytes + 1)
-    digest = hashlib.sha256(data).hexdigest()
-    async with held.tenant_transaction(principal) as session:
-        statement = gallery.find_image_by_file(principal.tenant_id, digest).limit(1)
-        row = (await session.scalars(statement)).one_or_none()
-    if row is not None:
-        return await search(held, principal, _like(asked, row))
-    try:
-        receipt = await asyncio.to_thread(receipt_of, data)
-    except ImageRefused as refusal:
-        raise refused(refusal) from None
-    prompt = receipt.get("prompt") if receipt is not None else None
-    if not isinstance(prompt, str) or not prompt.strip() or "\0" in prompt:
-        raise Problem("prompt_unknown")
-    return await search(held, principal, replace(asked, text=prompt[:MAX_PROMPT]))
-
-
-def _like(asked: Asked, row: rows.Image) -> Asked:
-    filters = replace(asked.filters, without_image=row.id)
-    return replace(asked, text=row.receipt["prompt"], filters=filters)
 
 
 async def _words(
@@ -217,6 +166,11 @@ async def _read(
     wanted: int,
 ) -> list[Found]:
     result: Sequence[Any] = (await session.execute(_PAGES[phase](question, wanted, after))).all()
+    return entries(phase, result)
+
+
+def entries(phase: Phase, result: Sequence[Any]) -> list[Found]:
+    """Rows of `Hits` as entries."""
     return [
         Found(phase, image, prompt, prompt_id, score, similarity)
         for image, prompt, prompt_id, score, similarity in result

@@ -14,8 +14,10 @@ from shared.images.intake import ByteStream
 from shared.storage import upload_key
 
 
-async def clean_image(held: Resources, source: bytes | ByteStream) -> CleanImage:
-    """Check and re-encode a client's picture, in a thread.
+async def clean_image(
+    held: Resources, source: bytes | ByteStream, fit_side: int | None = None
+) -> CleanImage:
+    """Check and re-encode a client's picture, in a thread; scaled down to fit, if need be.
 
     Raises:
         ImageRefused: the file is at fault.
@@ -23,7 +25,7 @@ async def clean_image(held: Resources, source: bytes | ByteStream) -> CleanImage
     """
     limits = ImageLimits(max_bytes=held.settings.max_upload_bytes)
     try:
-        return await asyncio.to_thread(sanitize_image, source, limits)
+        return await asyncio.to_thread(sanitize_image, source, limits, fit_side)
     except ImageDecoderUnavailable:
         raise Problem("decoder_unavailable") from None
 

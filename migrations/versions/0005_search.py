@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from migrations.walls import lower_wall, raise_wall
-from shared.search.index import INDEX_PREFIX, create_index
+from shared.search.index import PROMPTS
 from shared.tenancy.wall import ROLE, TENANT
 
 revision: str = "0005"
@@ -52,7 +52,7 @@ def upgrade() -> None:
         postgresql_using="gin",
         postgresql_ops={"metadata": "jsonb_path_ops"},
     )
-    op.execute(create_index(_MODEL, _DIMENSIONS, concurrently=False))
+    op.execute(PROMPTS.create(_MODEL, _DIMENSIONS, concurrently=False))
     op.create_table(
         "doomed_objects",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
@@ -115,7 +115,7 @@ def _drop_embedding_indexes() -> None:
     connection = op.get_bind()
     names = connection.scalars(
         sa.text("SELECT relname FROM pg_class WHERE relkind = 'i' AND starts_with(relname, :own)"),
-        {"own": INDEX_PREFIX},
+        {"own": PROMPTS.prefix},
     ).all()
     for name in names:
         op.drop_index(name, table_name="prompts")

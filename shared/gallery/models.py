@@ -122,6 +122,22 @@ class Image(Base):
     created_at: Mapped[CreatedAt]
 
 
+class ImageVector(Base):
+    """What an image-text model sees in a picture; there where the operator configured one."""
+
+    __tablename__ = "image_vectors"
+    # One HNSW index for each model stands beside this one; see `shared.search.index`.
+    __table_args__ = (Index("ix_image_vectors_embedding_model", "embedding_model", "image_id"),)
+
+    image_id: Mapped[UUID] = mapped_column(
+        ForeignKey("images.id", ondelete="CASCADE"), primary_key=True
+    )
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    embedding: Mapped[list[float] | None] = mapped_column(Vector)
+    """Unit vector; null: the picture's file is not there or cannot be read."""
+    embedding_model: Mapped[str] = mapped_column(Text)
+
+
 class Upload(Base):
     """A picture that a client sent, cleaned and re-encoded, to start img2img from."""
 

@@ -2,10 +2,11 @@
 
 `shared.images.intake` runs this file by its path in a fresh interpreter, one process per image
 (it says why), so it imports the standard library and Pillow only. Its one argument is a JSON
-object: `format`, `min_side`, `max_side`, `max_metadata_bytes`, `memory_bytes`, `cpu_seconds` and
-`output_bytes`. Its answer is one line of JSON, `{"width": …, "height": …}`, followed by the PNG,
-or `{"refused": code, "detail": …}` alone. A process that ends without an answer was stopped by
-its own limits or by a crash in a decoder.
+object: `format`, `min_side`, `max_side`, `max_metadata_bytes`, `memory_bytes`, `cpu_seconds`,
+`output_bytes`, and `fit_side`: null, or the square in pixels that the picture is to fit into. Its
+answer is one line of JSON, `{"width": …, "height": …}`, followed by the PNG, or
+`{"refused": code, "detail": …}` alone. A process that ends without an answer was stopped by its own
+limits or by a crash in a decoder.
 """
 
 import io
@@ -157,6 +158,8 @@ def clean(source: BinaryIO, limits: dict[str, Any]) -> Image.Image:
     turn = _TURNS.get(exif_orientation(exif))
     if turn is not None:
         rgb = rgb.transpose(turn)
+    if limits["fit_side"] is not None:
+        rgb.thumbnail((limits["fit_side"], limits["fit_side"]))
     rgb.info = {}
     return rgb
 

@@ -88,13 +88,16 @@ class ByteStream(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def sanitize_image(source: bytes | ByteStream, limits: ImageLimits | None = None) -> CleanImage:
+def sanitize_image(
+    source: bytes | ByteStream, limits: ImageLimits | None = None, fit_side: int | None = None
+) -> CleanImage:
     """Decode one PNG, JPEG or WebP from a user and encode its pixels anew.
 
     EXIF orientation is applied; transparency is laid over white; grey, palette, CMYK and 16-bit
     images become 8-bit RGB; small RGB colour profiles are converted to sRGB and all others
     dropped. Everything else of the file is gone, so what may hide behind or between the pixels
-    (a second file, scripts, a place name) is never stored or served.
+    (a second file, scripts, a place name) is never stored or served. With `fit_side` a larger
+    picture is scaled down to fit into a square of so many pixels.
 
     Raises a kind of `ImageRefused` when the file is at fault, and `ImageDecoderUnavailable` when
     no decoder could be had.
@@ -112,7 +115,7 @@ def sanitize_image(source: bytes | ByteStream, limits: ImageLimits | None = None
     if not _decoders.acquire(timeout=limits.queue_s):
         raise ImageDecoderUnavailable("All image decoders are busy.")
     try:
-        return _decode(data, header, limits)
+        return _decode(data, header, limits, fit_side)
     finally:
         _decoders.release()
 
@@ -131,7 +134,7 @@ def _read_bounded(source: bytes | ByteStream, max_bytes: int) -> bytes:
     return data
 
 
-def _decode(data: bytes, header: Header, limits: ImageLimits) -> CleanImage:
+def _decode(data: bytes, header: Header, limits: ImageLimits, fit_side: int | None) -> CleanImage:
     """Run the decoder on `data` and read its answer."""
     request = {
         "format": header.format,
@@ -141,6 +144,7 @@ def _decode(data: bytes, header: Header, limits: ImageLimits) -> CleanImage:
         "memory_bytes": limits.decoder_memory_bytes,
         "cpu_seconds": limits.decoder_cpu_s,
         "output_bytes": limits.max_output_bytes,
+        "fit_side": fit_side,
     }
     try:
         # Files rather than pipes: the decoder's limit on file size then bounds its answer, and a

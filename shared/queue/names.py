@@ -27,6 +27,8 @@ key or queue                          type    holds                        made 
 ``darkroom:eta``                      string  rates and queues for ETAs    ledger (dispatcher)
                                               (JSON, expires)
 ``darkroom:embedding:<model>:<hash>`` string  a query's embedding          the embed queue
+``darkroom:picture:<request>``        string  a small PNG to embed         the client's retry
+                                              (base64, expires)
 ``darkroom:embedded:<request>``       list    the answer to one request    the client's retry
                                               to embed (expires)
 ``darkroom:limits:…``                 string  requests of a key in this    nothing; a lost minute
@@ -40,6 +42,7 @@ from shared.ids import to_wire
 
 GENERATE_TASK = "darkroom.generate"
 EMBED_TASK = "darkroom.embed"
+EMBED_PICTURE_TASK = "darkroom.embed_picture"
 DELIVER_TASK = "darkroom.deliver"
 
 EMBED_QUEUE = "embed"
@@ -94,6 +97,11 @@ def loading_key(model: str) -> str:
 def embedding_key(model: str, text_sha256: str) -> str:
     """A cached query embedding."""
     return f"darkroom:embedding:{model}:{text_sha256}"
+
+
+def picture_key(request: str) -> str:
+    """Where a picture lies that a CPU worker is asked to embed."""
+    return f"darkroom:picture:{request}"
 
 
 def embedded_key(request: str) -> str:

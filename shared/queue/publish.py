@@ -111,6 +111,24 @@ def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
         )
 
 
+def publish_picture(
+    app: Celery, model: str, picture_key: str, reply_key: str, seconds: float
+) -> None:
+    """Ask a CPU worker for the embedding of the picture at `picture_key`; see `publish_embedding`.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    app.send_task(
+        names.EMBED_PICTURE_TASK,
+        args=[model, picture_key, reply_key],
+        queue=names.EMBED_QUEUE,
+        expires=seconds,
+        retry=False,
+        ignore_result=True,
+    )
+
+
 def publish_embedding(app: Celery, model: str, text: str, reply_key: str, seconds: float) -> None:
     """Ask a CPU worker for a text's embedding; it pushes its answer to the list `reply_key`.
 

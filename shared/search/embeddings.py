@@ -58,6 +58,11 @@ def get_embedding(tenant_id: UUID, prompt_id: UUID) -> Select[str, str, int]:
     ).where(Prompt.tenant_id == tenant_id, Prompt.id == prompt_id)
 
 
+def dimensions_of(vector: str) -> int:
+    """The length of a vector in pgvector's form."""
+    return vector.count(",") + 1
+
+
 def to_text(vector: Sequence[float]) -> str:
     """pgvector's form of a vector."""
     return f"[{','.join(map(repr, vector))}]"

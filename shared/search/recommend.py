@@ -10,7 +10,7 @@ from shared.gallery.models import Image, Prompt
 from shared.jobs.models import Job
 from shared.search import fusion
 from shared.search.fusion import QueryVector
-from shared.search.index import nearest_by_index
+from shared.search.index import PROMPTS
 
 NEAR = 60
 _COMPLETING = 20
@@ -34,7 +34,7 @@ def near(tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool) -> Sele
             .where(Prompt.tenant_id == tenant_id, literal_column(where))
             .order_by(order)
             .limit(NEAR)
-            for where, order in (nearest_by_index(v.model, v.dimensions, v.text) for v in vectors)
+            for where, order in (PROMPTS.nearest(v.model, v.dimensions, v.text) for v in vectors)
         ]
         statement = statement.where(or_(*(Prompt.id.in_(leg) for leg in legs)))
     return statement.order_by(similarity.desc(), Prompt.id.desc()).limit(NEAR)

@@ -37,7 +37,7 @@ from shared.gallery.models import Image, Prompt
 from shared.search import fusion
 from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
-from shared.search.index import nearest_by_index
+from shared.search.index import PROMPTS
 from shared.search.lexical import Lexical, tsquery_of
 
 EXACT_UP_TO = 20_000
@@ -93,6 +93,13 @@ def prepare(tenant_id: UUID, filters: Filters) -> Select[int, float, str, str, s
     return select(
         select(func.count()).select_from(found).scalar_subquery(),
         size.scalar_subquery(),
+        *how_indexes_are_searched(),
+    )
+
+
+def how_indexes_are_searched() -> tuple[ColumnElement[str], ColumnElement[str], ColumnElement[str]]:
+    """Settings of the transaction, as columns of a query that is made anyway."""
+    return (
         func.set_config("hnsw.ef_search", str(CANDIDATES), True),
         # Go on behind a filter until there are enough; the order is put right afterwards.
         func.set_config("hnsw.iterative_scan", "relaxed_order", True),
@@ -215,7 +222,7 @@ def _nearest(question: Question) -> CompoundSelect[UUID]:
 
 def nearest_by_model(question: Question, vector: QueryVector) -> Select[UUID]:
     """The nearest prompts by one model's index, nearest first."""
-    is_of_model, near = nearest_by_index(vector.model, vector.dimensions, vector.text)
+    is_of_model, near = PROMPTS.nearest(vector.model, vector.dimensions, vector.text)
     statement = select(Prompt.id.label("id")).where(
         Prompt.tenant_id == question.tenant_id, literal_column(is_of_model)
     )

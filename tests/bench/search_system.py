@@ -13,7 +13,7 @@ from shared.search import fusion, statements
 from shared.search.embeddings import to_text
 from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
-from shared.search.index import create_index, index_name
+from shared.search.index import PROMPTS
 from shared.search.lexical import Lexical, weigh
 from tests.bench.caption_vectors import embed_captions
 from tests.bench.row import Row, make_row, percentile
@@ -69,7 +69,7 @@ def fill(system: System, count: int) -> Library:
     system.stack.callback(engine.dispose)
     embedder = Embedder(system.settings)
     with engine.begin() as connection:
-        connection.execute(text(f"DROP INDEX {index_name(MODEL, DIMENSIONS)}"))
+        connection.execute(text(f"DROP INDEX {PROMPTS.name(MODEL, DIMENSIONS)}"))
     captions = [one.text for one in distinct_captions(count)]
     for start, vectors in embed_captions(embedder, captions):
         portion = captions[start : start + len(vectors)]
@@ -81,7 +81,7 @@ def fill(system: System, count: int) -> Library:
     started = time.monotonic()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("SET maintenance_work_mem = '2GB'"))
-        connection.execute(create_index(MODEL, DIMENSIONS, concurrently=False))
+        connection.execute(PROMPTS.create(MODEL, DIMENSIONS, concurrently=False))
         seconds = time.monotonic() - started
         connection.execute(text("VACUUM ANALYZE prompts, images"))
     return Library(system, engine, embedder, count, seconds)
@@ -90,7 +90,7 @@ def fill(system: System, count: int) -> Library:
 def index_bytes(library: Library) -> int:
     """Size of the embedding index on disk."""
     with library.engine.connect() as connection:
-        name = index_name(MODEL, DIMENSIONS)
+        name = PROMPTS.name(MODEL, DIMENSIONS)
         return int(connection.scalar(text(f"SELECT pg_relation_size('{name}')")) or 0)
 
 

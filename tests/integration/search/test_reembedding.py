@@ -11,7 +11,7 @@ from migrations.commands import upgrade
 from shared.database import open_engine, session_factory
 from shared.gallery import models as rows
 from shared.search import embeddings
-from shared.search.index import index_name, list_indexes
+from shared.search.index import PROMPTS
 from shared.settings import Settings
 from shared.tenancy import statements as tenancy
 from tests.integration.search.gallery import any_vector, insert_image
@@ -19,7 +19,7 @@ from worker import reembed
 from worker.reembed import EmbeddingKeeper
 
 FORMER = "it's-a:former/model"
-PROMPTS = 10
+COUNT = 10
 
 
 class Models:
@@ -55,7 +55,7 @@ def counts(database: sessionmaker[Session]) -> dict[str, int]:
 def indexes(database: sessionmaker[Session]) -> set[str]:
     """The valid indexes of embedding models."""
     with database() as session:
-        return {name for name, valid in session.execute(list_indexes()) if valid}
+        return {name for name, valid in session.execute(PROMPTS.list()) if valid}
 
 
 def test_it_goes_on_where_it_was_stopped(
@@ -71,16 +71,16 @@ def test_it_goes_on_where_it_was_stopped(
 
     with database.begin() as session:
         tenant = session.scalars(tenancy.ensure_tenant("t")).one()
-        for number in range(PROMPTS):
+        for number in range(COUNT):
             vector = any_vector(number, 8)
             insert_image(session, tenant, f"prompt {number}", vector, model=FORMER)
     former = {"embedding_model": FORMER, "embedding_dimensions": 8}
     keeper(other_settings.model_copy(update=former)).tend_indexes()
-    assert indexes(database) == {index_name(FORMER, 8)}
+    assert indexes(database) == {PROMPTS.name(FORMER, 8)}
 
     first = keeper()
     first.tend_indexes()
-    assert indexes(database) == {index_name(FORMER, 8), index_name(used, 384)}
+    assert indexes(database) == {PROMPTS.name(FORMER, 8), PROMPTS.name(used, 384)}
     assert first.embed_some() == 4
     assert counts(database) == {FORMER: 6, used: 4}
     with database() as session:
@@ -89,7 +89,7 @@ def test_it_goes_on_where_it_was_stopped(
 
     second = keeper()
     assert [second.embed_some() for _ in range(3)] == [4, 2, 0]
-    assert counts(database) == {used: PROMPTS}
+    assert counts(database) == {used: COUNT}
     second.tend_indexes()
-    assert indexes(database) == {index_name(used, 384)}
+    assert indexes(database) == {PROMPTS.name(used, 384)}
     engine.dispose()

@@ -1,0 +1,144 @@
+"""The rules of searching with a picture: by its pixels where a model sees them, else by its prompt.
+
+Which of the two, the operator decides (`DARKROOM_PICTURE_MODEL`).
+"""
+
+import asyncio
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from starlette.datastructures import UploadFile
+
+from api.auth import Principal
+from api.deps import Resources
+from api.images import service as images
+from api.images.inspect import receipt_of
+from api.jobs.schemas import MAX_PROMPT
+from api.problems import Problem
+from api.search import cursor, service
+from api.search.cursor import Cursor, Phase
+from api.search.picture_vector import FIT_SIDE, vector_of_picture
+from api.search.schemas import Hit
+from api.search.service import Asked, Found, page_of
+from api.uploads.intake import clean_image
+from api.uploads.service import refused
+from api.wire import Page
+from shared.gallery import models as rows
+from shared.gallery import statements as gallery
+from shared.images import ImageRefused
+from shared.search import likeness, statements
+from shared.search.embeddings import dimensions_of
+from shared.search.fusion import QueryVector
+from shared.search.lexical import Lexical
+from shared.search.likeness import Likeness
+from shared.search.statements import Hits, Position
+
+_PAGES: dict[Phase, Callable[[Likeness, int, Position | None], Hits]] = {
+    Phase.FEW: likeness.page_of_few,
+    Phase.MANY: likeness.page_of_many,
+    Phase.REST: likeness.page_of_rest,
+}
+
+
+async def like_image(
+    held: Resources, principal: Principal, image_id: str, asked: Asked
+) -> Page[Hit]:
+    """Pictures like one that is here, without that one.
+
+    Raises:
+        Problem: 404, 422 for a cursor of another search, 503 when nobody can embed.
+    """
+    row = await images.find(held, principal, image_id)
+    if held.settings.picture_model is None:
+        return await service.search(held, principal, _with_prompt_of(row, asked))
+    vector = await _vector_of(held, principal, row, held.settings.picture_model)
+    others = replace(asked, filters=replace(asked.filters, without_image=row.id))
+    return await _search(held, principal, vector, others)
+
+
+async def like_file(
+    held: Resources, principal: Principal, file: UploadFile, asked: Asked
+) -> Page[Hit]:
+    """The same for a file: any picture where pixels are compared, else one with a known prompt.
+
+    Raises:
+        Problem: 422 when it is no picture, or nobody knows its prompt; and as `like_image`.
+    """
+    data = await file.read(held.settings.max_upload_bytes + 1)
+    if held.settings.picture_model is not None:
+        try:
+            clean = await clean_image(held, io.BytesIO(data), FIT_SIDE)
+        except ImageRefused as refusal:
+            raise refused(refusal) from None
+        vector = await vector_of_picture(held, held.settings.picture_model, clean.data)
+        return await _search(held, principal, vector, asked)
+    row = await _known(held, principal, data)
+    if row is not None:
+        return await service.search(held, principal, _with_prompt_of(row, asked))
+    try:
+        receipt = await asyncio.to_thread(receipt_of, data)
+    except ImageRefused as refusal:
+        raise refused(refusal) from None
+    prompt = receipt.get("prompt") if receipt is not None else None
+    if not isinstance(prompt, str) or not prompt.strip() or "\0" in prompt:
+        raise Problem("prompt_unknown")
+    return await service.search(held, principal, replace(asked, text=prompt[:MAX_PROMPT]))
+
+
+async def _known(held: Resources, principal: Principal, data: bytes) -> rows.Image | None:
+    digest = hashlib.sha256(data).hexdigest()
+    async with held.tenant_transaction(principal) as session:
+        statement = gallery.find_image_by_file(principal.tenant_id, digest).limit(1)
+        return (await session.scalars(statement)).one_or_none()
+
+
+def _with_prompt_of(row: rows.Image, asked: Asked) -> Asked:
+    filters = replace(asked.filters, without_image=row.id)
+    return replace(asked, text=row.receipt["prompt"], filters=filters)
+
+
+async def _vector_of(
+    held: Resources, principal: Principal, row: rows.Image, model: str
+) -> QueryVector:
+    """The picture's own vector; made now if the workers have not come to it yet."""
+    async with held.tenant_transaction(principal) as session:
+        statement = likeness.vector_of(principal.tenant_id, row.id, model)
+        known = (await session.scalars(statement)).one_or_none()
+    if known is not None:
+        return QueryVector(model, dimensions_of(known), known)
+    small = await images.read_object(held, row.thumbnail_s3_key)
+    return await vector_of_picture(held, model, small.body)
+
+
+async def _search(
+    held: Resources, principal: Principal, vector: QueryVector, asked: Asked
+) -> Page[Hit]:
+    question = Likeness(principal.tenant_id, asked.filters, vector, asked.min_score)
+    seen = hashlib.sha256(vector.text.encode()).hexdigest()
+    scope = ("pictures", vector.model, seen, *asked.scope(principal))
+    async with held.tenant_transaction(principal, service.SECONDS) as session:
+        prepared = await session.execute(likeness.prepare(principal.tenant_id, asked.filters))
+        position: Position | None = None
+        if asked.after is not None:
+            begun = cursor.decode(asked.after, (), *scope)
+            phase, position = begun.phase, begun.position
+        else:
+            few = prepared.one()[0] <= statements.EXACT_UP_TO
+            phase = Phase.FEW if few else Phase.MANY
+
+        async def read(phase: Phase, after: Position | None, wanted: int) -> list[Found]:
+            found: Any = await session.execute(_PAGES[phase](question, wanted, after))
+            return service.entries(phase, found.all())
+
+        wanted = asked.limit + 1
+        found = await read(phase, position, wanted)
+        if phase is Phase.MANY and len(found) < wanted:
+            found += await read(Phase.REST, None, wanted - len(found))
+    page = found[: asked.limit]
+    if len(found) <= asked.limit:
+        return page_of(held, page, None)
+    last = Cursor(page[-1].phase, page[-1].position, Lexical())
+    return page_of(held, page, cursor.encode(last, (), *scope))

@@ -1,0 +1,42 @@
+"""The vector of a picture that is searched with: cached in Redis, or made by a CPU worker."""
+
+import base64
+import contextlib
+import hashlib
+from uuid import uuid4
+
+from api.deps import Resources
+from api.queue import RedisDown
+from api.search.embedding import PATIENCE, cached_vector, read_reply, redis_is_away, unpack
+from shared.queue import names
+from shared.search.fusion import QueryVector
+
+FIT_SIDE = 512
+"""Pixels of a side: more than the largest image-text models look at, and small in Redis."""
+_KEPT_SECONDS = 30
+
+
+async def vector_of_picture(held: Resources, model: str, data: bytes) -> QueryVector:
+    """What the image-text model sees in a small picture that was decoded, or made, by Darkroom.
+
+    Raises:
+        Problem: 503 when Redis or the CPU workers cannot say, with the reason.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        packed = await cached_vector(held, names.embedding_key(model, digest))
+        return unpack(model, packed or await _ask(held, model, data))
+    except RedisDown:
+        raise redis_is_away() from None
+
+
+async def _ask(held: Resources, model: str, data: bytes) -> str:
+    request = uuid4().hex
+    key, reply_key = names.picture_key(request), names.embedded_key(request)
+    await held.circuit.call(held.redis.set(key, base64.b64encode(data), ex=_KEPT_SECONDS))
+    try:
+        await held.publisher.ask_for_picture_embedding(model, key, reply_key, PATIENCE)
+        return await read_reply(held, reply_key)
+    finally:
+        with contextlib.suppress(RedisDown):  # it expires anyway
+            await held.circuit.call(held.redis.delete(key))
