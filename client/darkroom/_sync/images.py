@@ -153,22 +153,33 @@ class Images:
         answer: dict[str, Any] = self._transport.json(Request("GET", f"{_path(image)}/receipt"))
         return answer
 
-    def reproduce(self, image: "str | Identified", *, timeout: float | None = None) -> Reproduction:
+    def reproduce(
+        self,
+        image: "str | Identified",
+        *,
+        job: "str | Identified | None" = None,
+        timeout: float | None = None,
+    ) -> Reproduction:
         """Make the picture again and compare; waits until that is done.
+
+        Args:
+            image: the picture or its id.
+            job: go on with this job, which was begun for it before.
+            timeout: seconds; None: as long as it takes.
 
         Raises:
             StillRunning: `timeout` seconds were over first. Ask again: it goes on.
             NotReproducible: the model or the initial image is not there any more.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        job: str | None = None
+        going_on = None if job is None else wire.id_of(job)
         while True:
             left = _LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             wait = max(0, min(_LONGEST_WAIT, round(left)))
             asked = Request(
                 "POST",
                 f"{_path(image)}/reproduce",
-                wire.query({"job": job}),
+                wire.query({"job": going_on}),
                 headers={"Prefer": f"wait={wait}"},
                 repeatable=True,  # no second job is begun while one is unfinished
                 waits=wait,
@@ -179,7 +190,7 @@ class Images:
                 return result
             if deadline is not None and time.monotonic() >= deadline:
                 raise StillRunning(result.job)
-            job = result.job.id
+            going_on = result.job.id
 
     def inspect(self, file: FileSource) -> Inspection:
         """What a picture made by Darkroom says of itself; nothing of it is kept."""

@@ -19,7 +19,7 @@ from darkroom.decoding import decode
 from darkroom.errors import NoAnswer, StillRunning, not_succeeded
 from darkroom.types.events import JobChanged, JobEvent, decode_event
 from darkroom.types.images import Deleted, Image, Upload
-from darkroom.types.jobs import Job, JobStatus
+from darkroom.types.jobs import Job, JobStatus, StreamTicket
 from darkroom.types.requests import InitImage, JobOptions
 
 if TYPE_CHECKING:
@@ -280,6 +280,8 @@ class Jobs:
             opened = replace(asked, headers=reader.headers, patience=self._patience(None))
             try:
                 with self._transport.stream(opened) as response:
+                    if response.status_code == 204:
+                        return  # the event to go on behind was the last
                     for told in httpx2.EventSource(response):
                         event = reader.read(told)
                         if event is not None:
@@ -291,6 +293,12 @@ class Jobs:
                 if reader.quiet_seconds > self._transport.configuration.patience:
                     raise
             sleep(reader.pause())
+
+    def stream_ticket(self, job: "str | Identified") -> StreamTicket:
+        """A URL that follows the job without a key, for a browser."""
+        # Twice is harmless: a ticket that nobody uses.
+        asked = Request("POST", f"{_path(job)}/stream-ticket", repeatable=True)
+        return decode(StreamTicket, self._transport.json(asked))
 
     def images(self, job: "str | Identified") -> Pages[Image]:
         """The finished pictures in the order of the seeds."""

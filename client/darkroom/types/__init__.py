@@ -56,6 +56,7 @@ from darkroom.types.jobs import (
     Queued,
     Reproduction,
     Running,
+    StreamTicket,
     Succeeded,
 )
 from darkroom.types.requests import (
@@ -154,6 +155,7 @@ __all__ = [
     "SearchFilters",
     "ServingWorker",
     "Session",
+    "StreamTicket",
     "Succeeded",
     "TenantSecret",
     "Upload",

@@ -180,6 +180,16 @@ class Job(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamTicket(Document):
+    """A way to a job's events that needs no key, for an `EventSource` in a browser."""
+
+    url: str = field(repr=False)
+    """To be used as it is, and kept out of logs."""
+    expires_at: datetime
+    """A stream that is open then ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reproduction(Document):
     """A picture made again and compared.
 

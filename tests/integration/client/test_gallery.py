@@ -1,0 +1,116 @@
+"""Search, history, recommendations, keys and health through the client."""
+
+import asyncio
+import itertools
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import darkroom
+from darkroom import AsyncClient, Client
+from tests.processes import ApiProcess, WorkerProcess
+
+PROMPTS = ("a lighthouse at dusk", "a lighthouse in fog", "a bowl of soup")
+
+
+@pytest.fixture(scope="module")
+def gallery(
+    api: ApiProcess, generate_worker: WorkerProcess, cpu_worker: WorkerProcess, key: str
+) -> list[darkroom.Picture]:
+    """Three pictures in a session of their own."""
+    with Client(api.url, key) as client:
+        handles = [
+            client.jobs.submit(prompt, session_id="coast", metadata={"n": str(number)}, seed=number)
+            for number, prompt in enumerate(PROMPTS)
+        ]
+        return [handle.result()[0] for handle in handles]
+
+
+def test_search_by_meaning_with_filters(client: Client, gallery: list[darkroom.Picture]) -> None:
+    hits = list(client.search("lighthouse", session_id="coast", page_size=1))
+    assert len(hits) == 3
+    assert {hits[0].prompt, hits[1].prompt} == set(PROMPTS[:2])
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    [soup] = client.search("food", session_id="coast", metadata={"n": "2"})
+    assert soup.image.id == gallery[2].id
+    since = datetime.now(UTC) + timedelta(hours=1)
+    assert client.search("lighthouse", created_after=since).take(5) == []
+
+
+def test_more_like_this(client: Client, gallery: list[darkroom.Picture], tmp_path: Path) -> None:
+    near = client.images.bind(gallery[0]).similar(session_id="coast").take(1)
+    assert near[0].image.id == gallery[1].id
+    path = client.images.save(gallery[0], tmp_path)
+    by_file = client.images.similar(path, session_id="coast").take(3)
+    assert gallery[1].id in [hit.image.id for hit in by_file]
+    assert client.images.bind(near[0].image).bytes() == client.images.download(gallery[1])
+
+
+def test_history_and_sessions(client: Client, gallery: list[darkroom.Picture]) -> None:
+    assert client.sessions.get("coast").images == 3
+    assert "coast" in [session.id for session in client.sessions.list(page_size=1)]
+    newest = [image.id for image in client.sessions.images("coast", page_size=2)]
+    assert set(newest) == {picture.id for picture in gallery}
+    best = client.sessions.images("coast", "soup").take(1)[0]
+    assert best.id == gallery[2].id
+    assert best.score
+    client.generate("a throw-away", session_id="throw-away")
+    assert client.sessions.delete("throw-away").images == 1
+
+
+def test_recommendations(client: Client, gallery: list[darkroom.Picture]) -> None:
+    found = client.prompts.recommend("a lightho", limit=5)
+    assert found[0].prompt in PROMPTS[:2]
+    assert found[0].image is not None
+    assert found[0].reason
+    assert len(client.prompts.recommend(limit=50)) > len(client.prompts.recommend(limit=2)) == 2
+
+
+def test_a_list_can_be_gone_on_with(client: Client, gallery: list[darkroom.Picture]) -> None:
+    pages = list(itertools.islice(client.jobs.list(page_size=1).pages(), 3))
+    assert all(len(page.data) == 1 for page in pages)
+    rest = client.jobs.list(page_size=1, after=pages[0].next_cursor).take(2)
+    assert [job.id for job in rest] == [pages[1].data[0].id, pages[2].data[0].id]
+    with pytest.raises(darkroom.MalformedCursor):
+        client.jobs.list(after="nonsense").page()
+
+
+def test_the_service_itself(client: Client, key: str) -> None:
+    assert client.health.live().status == "ok"
+    assert client.health.ready().redis == "ok"
+    assert client.health.root().name == "darkroom"
+    assert client.health.problem("not_found").status == 404
+    assert abs(client.health.clock_skew() or 0) < 5
+    models = {model.name: model for model in client.models.list()}
+    assert models["sim"].served
+    assert models["sim"].workers
+    usage = client.usage()
+    assert usage.key_id == key.split("_")[1]
+    assert usage.gpu_seconds_per_day.limit is None
+
+
+def test_a_wrong_key_is_said_to_be_that(api: ApiProcess) -> None:
+    async def ask() -> None:
+        async with AsyncClient(api.url, "drk_k3v8e0x9m5q7_wrong") as client:
+            await client.models.list().page()
+
+    with pytest.raises(darkroom.Unauthenticated):
+        asyncio.run(ask())
+    client = Client(api.url, "drk_k3v8e0x9m5q7_wrong")
+    with client, pytest.raises(darkroom.Unauthenticated) as refused:
+        client.usage()
+    assert "wrong" not in str(refused.value)
+
+
+def test_keys(client: Client) -> None:
+    made = client.keys.create("a reader", scopes=["jobs:read"], quotas={"concurrent_jobs": 2})
+    assert made.quotas is not None
+    assert made.quotas.concurrent_jobs == 2
+    assert made.key not in repr(made)
+    with Client(client.url, made.key) as reader:
+        assert reader.usage().concurrent_jobs.limit == 2
+        with pytest.raises(darkroom.InsufficientScope):
+            reader.jobs.submit("a cat")
+    assert made.id in [key.id for key in client.keys.list(page_size=1)]
+    client.keys.revoke(made)
