@@ -22,6 +22,7 @@ from api.deps import Resources
 from api.gallery.routes import router as gallery
 from api.health.routes import router as health
 from api.images.routes import router as images
+from api.jobs.estimates import Estimates
 from api.jobs.fetching import ImageFetcher
 from api.jobs.routes import router as jobs
 from api.keys.routes import router as keys
@@ -145,6 +146,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     circuit = Circuit()
     publisher = JobPublisher(celery_app(settings), circuit)
     storage = Storage(settings)
+    roster = WorkerRoster(quick, circuit)
     fetcher = ImageFetcher(settings)
     try:
         yield Resources(
@@ -155,7 +157,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             blocking_redis=blocking,
             circuit=circuit,
             publisher=publisher,
-            roster=WorkerRoster(quick, circuit),
+            roster=roster,
             storage=storage,
             fetcher=fetcher,
             keys=KeyCache(),
@@ -165,6 +167,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             vectors=QueryVectors(),
         )
     finally:
+            estimates=Estimates(quick, circuit, roster),
         publisher.close()
         fetcher.close()
         storage.close()

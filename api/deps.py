@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from api.auth import KeyCache, Principal
+    from api.jobs.estimates import Estimates
     from api.jobs.fetching import ImageFetcher
     from api.search.embedding import QueryVectors
     from api.usage.admission import Spent
@@ -62,6 +63,7 @@ class Resources:
     pressure: "Pressure"
     spent: "Spent"
     vectors: "QueryVectors"
+    estimates: "Estimates"
     streams: "Counter[str]" = field(default_factory=Counter)
     """Open event streams by key."""
 

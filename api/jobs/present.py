@@ -1,6 +1,7 @@
 """Rows of the ledger as the job that clients see."""
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,6 +9,7 @@ from datetime import datetime
 from api.jobs.schemas import (
     Attempt,
     ErrorInfo,
+    Eta,
     Job,
     JobImage,
     JobLinks,
@@ -34,6 +36,7 @@ def present_job(
     attempts: Sequence[rows.JobAttempt] = (),
     progress: Progress | None = None,
     queue_position: int | None = None,
+    eta: Eta | None = None,
 ) -> Job:
     """The wire form of a job. URLs are signed here; nothing is asked of S3."""
     job_id = to_wire("job", job.id)
@@ -59,7 +62,7 @@ def present_job(
         images=[present_image(image, storage) for image in images],
         progress=progress if job.state == JobState.RUNNING else _final_progress(job),
         queue_position=queue_position,
-        eta=estimate_finish(job, queue_position),
+        eta=eta,
         cancel_requested=job.cancel_requested,
         attempts=[_attempt(attempt) for attempt in attempts],
         error=_error(job.error_code, job.error_message),
@@ -99,7 +102,7 @@ def etag_of(job: Job) -> str:
     facts = (
         job.progress.model_dump() if job.progress else None,
         job.queue_position,
-        job.eta,
+        _coarse(job.eta),
         [image.starred for image in job.images],
         int(time.time() // _URL_REFRESH) if job.images else None,
     )
@@ -107,9 +110,13 @@ def etag_of(job: Job) -> str:
     return f'W/"{job.sequence}-{digest}"'
 
 
-def estimate_finish(job: rows.Job, queue_position: int | None) -> datetime | None:  # noqa: ARG001
-    """When the job will be done, once there is evidence to say it from; None until then."""
-    return None
+def _coarse(eta: Eta | None) -> tuple[int, int] | None:
+    """An estimate moves a little with every look; a tag follows it in steps of about a quarter."""
+    if eta is None:
+        return None
+    left = eta.p50.timestamp() - time.time()
+    step = 1 << max(0, math.ceil(math.log2(max(left / 4, 1))))
+    return step, int(eta.p50.timestamp() // step)
 
 
 def _final_progress(job: rows.Job) -> Progress | None:

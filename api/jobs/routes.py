@@ -12,7 +12,14 @@ from api.bodies import body_schema, json_body
 from api.deps import Res
 from api.jobs import service
 from api.jobs.present import etag_of
-from api.jobs.schemas import SUBMISSION_EXAMPLES, Job, JobImage, JobStateName, JobSubmission
+from api.jobs.schemas import (
+    SUBMISSION_EXAMPLES,
+    Job,
+    JobDryRun,
+    JobImage,
+    JobStateName,
+    JobSubmission,
+)
 from api.jobs.streaming import open_stream
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
@@ -51,6 +58,10 @@ def parse_wait(request: Request) -> int | None:
     status_code=202,
     response_class=Response,
     responses={
+        200: {
+            "model": JobDryRun,
+            "description": "With `dry_run`: what it would be. Nothing was made or kept.",
+        },
         202: {
             "model": Job,
             "description": "Accepted: the job is in the ledger and will not be lost.",
@@ -92,10 +103,15 @@ async def submit(
         Header(description="1 to 255 printable characters; a retry gets the original answer."),
     ] = None,
     prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
+    dry_run: Annotated[
+        bool, Query(description="Check it, and say its cost and ETA, without submitting it.")
+    ] = False,
 ) -> Response:
     """Accepts a job in milliseconds; its seeds are in the answer, before the pictures exist."""
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise Problem("malformed_idempotency_key")
+    if dry_run:
+        return json_answer(await service.dry_run(held, principal, asked))
     accepted = await service.submit(held, principal, asked, idempotency_key)
     headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
     if accepted.row is None:

@@ -202,6 +202,13 @@ class Job(AnswerModel):
     kind: Literal["txt2img", "img2img"]
     state: JobStateName
     sequence: int = Field(description="Counts the transitions; grows with every one.")
+class Eta(AnswerModel):
+    """When a job will be done, by what such jobs took of late and what is before it."""
+
+    p50: UtcTime = Field(description="Half of such jobs are done by then.")
+    p90: UtcTime = Field(description="Nine of ten such jobs are done by then.")
+
+
     model: str
     session_id: str
     batch_id: str | None
@@ -221,7 +228,10 @@ class Job(AnswerModel):
     queue_position: int | None = Field(
         description="Queued jobs that go first; null unless queued, and null in lists."
     )
-    eta: UtcTime | None
+    eta: Eta | None = Field(
+        description="Null once it has ended, without evidence of such jobs, while no live worker "
+        "has the model warm, and in lists."
+    )
     cancel_requested: bool
     attempts: list[Attempt]
     error: ErrorInfo | None
@@ -241,6 +251,25 @@ SUBMISSION_EXAMPLES: dict[str, Any] = {
         "num_images": 4,
         "steps": 25,
         "session_id": "shapes",
+class JobDryRun(AnswerModel):
+    """What a submission would be; nothing was kept, and nothing is promised."""
+
+    valid: Literal[True] = Field(description="A request that breaks a rule gets its problem.")
+    kind: Literal["txt2img", "img2img"]
+    model: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    strength: float | None
+    num_images: int
+    seeds: list[int] | None = Field(description="Null: they would be drawn at the submission.")
+    cost: int = Field(description="Width × height × steps × images, the unit of quotas.")
+    eta: Eta | None = Field(description="If it were submitted now. Null without evidence.")
+    warnings: list[JobWarning]
+
+
     },
     "image to image": {
         "prompt": "the same scene at night",

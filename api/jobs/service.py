@@ -13,16 +13,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.events import announce, read_progress
+from api.jobs.estimates import present_eta
 from api.jobs.init_images import InitImage, resolve_init_image
 from api.jobs.planning import Plan, plan_job
 from api.jobs.present import present_job
-from api.jobs.schemas import Job, JobSubmission, Progress
+from api.jobs.schemas import Eta, Job, JobDryRun, JobSubmission, JobWarning, Progress
 from api.problems import Problem, not_found
-from api.usage.admission import Work, admit
+from api.usage.admission import Work, admit, check_kind
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
 from shared import telemetry
 from shared.batches import statements as batches
+from shared.eta import statements as evidence
+from shared.eta.work import Work as ImageWork
+from shared.eta.work import work_of
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.ids import new_id
@@ -71,6 +75,8 @@ async def submit(
             return replay
     init_image = await resolve_init_image(held, principal, asked.init_image)
     warnings = await _warnings(held, plan)
+    work = _images_of(plan)
+    estimate = await held.estimates.of_new(work)
     columns = _columns(
         held=held,
         principal=principal,
@@ -79,6 +85,7 @@ async def submit(
         init_image=init_image,
         warnings=warnings,
     )
+    columns["estimate"] = estimate.as_json() if estimate is not None else None
     async with held.tenant_transaction(principal) as session:
         if idempotency_key is not None:
             taken = statements.reserve_idempotency_key(
@@ -91,16 +98,57 @@ async def submit(
         if init_image is not None and init_image.new_upload is not None:
             await session.execute(gallery.insert_upload(init_image.new_upload))
         row, position = await insert_job(held, session, principal, columns)
-        shown = _present(held, row, queue_position=position)
+        shown = _present(held, row, queue_position=position, eta=present_eta(estimate))
         accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
         if idempotency_key is not None:
             kept = {"body": accepted.body, "location": accepted.location}
             await session.execute(
                 statements.store_idempotent_answer(principal.tenant_id, idempotency_key, 202, kept)
             )
+    held.estimates.accepted(work)
     await held.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
     return accepted
+
+
+async def dry_run(held: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
+    """What a submission would be, and when it would be done; an initial image is not looked at.
+
+    Raises:
+        Problem: the request breaks a rule, or the key may not have such pictures made.
+    """
+    plan = plan_job(asked, held.catalog, held.settings)
+    check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
+    is_drawn = asked.seed is None and asked.seeds is None
+    return JobDryRun(
+        valid=True,
+        kind=plan.kind,
+        model=plan.model,
+        width=plan.width,
+        height=plan.height,
+        steps=plan.steps,
+        guidance_scale=plan.guidance_scale,
+        scheduler=plan.scheduler,
+        strength=plan.strength,
+        num_images=len(plan.seeds),
+        seeds=None if is_drawn else plan.seeds,
+        cost=plan.cost,
+        eta=present_eta(await held.estimates.of_new(_images_of(plan))),
+        warnings=[JobWarning(**warning) for warning in await _warnings(held, plan)],
+    )
+
+
+def _images_of(plan: Plan) -> ImageWork:
+    """The plan's pictures, as estimates see them."""
+    return work_of(
+        model=plan.model,
+        width=plan.width,
+        height=plan.height,
+        steps=plan.steps,
+        strength=plan.strength,
+        guidance_scale=plan.guidance_scale,
+        images=len(plan.seeds),
+    )
 
 
 async def insert_job(
@@ -128,14 +176,20 @@ def _work_of(job: dict[str, Any]) -> Work:
 async def get(held: Resources, principal: Principal, job_id: str) -> Job:
     """A tenant's job with its images, attempts, progress and place in the queue."""
     row_id = parse_id("job", job_id, "job")
-    position = None
+    position, paused = None, False
     async with held.tenant_transaction(principal) as session:
         row = await _find(session, principal, row_id)
         images = (await session.scalars(gallery.list_images_of_jobs([row_id]))).all()
         attempts = (await session.scalars(statements.list_attempts([row_id]))).all()
         if row.state == JobState.QUEUED:
             position = (await session.scalars(statements.count_ahead(row))).one()
+            if row.batch_id is not None:
+                paused = (await session.scalars(evidence.is_paused(row.batch_id))).one()
     progress = await _progress(held, row)
+    estimate = None
+    if row.finished_at is None and not paused:
+        fraction = progress.fraction if progress is not None else None
+        estimate = await held.estimates.of_job(row, position=position, fraction=fraction)
     return _present(
         held,
         row,
@@ -143,6 +197,7 @@ async def get(held: Resources, principal: Principal, job_id: str) -> Job:
         attempts=attempts,
         progress=progress,
         queue_position=position,
+        eta=present_eta(estimate),
     )
 
 
@@ -321,6 +376,7 @@ def _present(
     attempts: Sequence[rows.JobAttempt] = (),
     progress: Progress | None = None,
     queue_position: int | None = None,
+    eta: Eta | None = None,
 ) -> Job:
     return present_job(
         row,
@@ -330,4 +386,5 @@ def _present(
         attempts=attempts,
         progress=progress,
         queue_position=queue_position,
+        eta=eta,
     )

@@ -65,7 +65,7 @@ async def admit(held: Resources, session: AsyncSession, principal: Principal, wo
             up; 503 when the system's ceiling is reached or a quota cannot be checked.
     """
     quotas = principal.quotas
-    _check_kind(quotas, work)
+    check_kind(quotas, work)
     if quotas.requests_per_minute is not None and not principal.rate_is_known:
         raise Problem("quota_unavailable", "The key's request rate cannot be checked just now.")
     if quotas.limit_the_queue:
@@ -73,7 +73,12 @@ async def admit(held: Resources, session: AsyncSession, principal: Principal, wo
     await held.pressure.check(held, work.cost)
 
 
-def _check_kind(quotas: Quotas, work: Work) -> None:
+def check_kind(quotas: Quotas, work: Work) -> None:
+    """Return if the key may have such work done at all.
+
+    Raises:
+        Problem: 403 for a model or a size that the key may not use.
+    """
     if quotas.models is not None and not work.models <= set(quotas.models):
         allowed = ", ".join(quotas.models) or "no model"
         raise Problem("model_not_allowed", f"This key may use {allowed}.")

@@ -1,0 +1,166 @@
+"""When jobs will be done, from the dispatcher's snapshot in Redis, read at most once a second."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from api.jobs.schemas import Eta
+from api.queue import Circuit, RedisDown
+from api.workers.roster import WorkerRoster
+from shared.eta.estimate import Ahead, estimate_queued, estimate_running, servers
+from shared.eta.snapshot import Snapshot
+from shared.eta.work import Estimate, Work, work_of
+from shared.jobs.models import Job
+from shared.jobs.state import JobState
+from shared.queue.names import BULK, ETA, INTERACTIVE
+
+_FRESH_SECONDS = 1.0
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A snapshot, and when it was made by this process's clock."""
+
+    snapshot: Snapshot
+    at: float
+
+
+class Estimates:
+    """What this process knows about the queue; answers None where there is no evidence.
+
+    Between two snapshots what this process accepts is added; other processes' share is not.
+    """
+
+    def __init__(self, redis: Redis, circuit: Circuit, roster: WorkerRoster) -> None:
+        self._redis = redis
+        self._circuit = circuit
+        self._roster = roster
+        self._measured: _Measured | None = None
+        self._fresh_until = 0.0
+        self._lock = asyncio.Lock()
+        self._accepted: deque[tuple[float, str, int, float]] = deque(maxlen=_REMEMBERED)
+
+    async def of_new(self, work: Work, lane: str = INTERACTIVE) -> Estimate | None:
+        """Of a job that would be submitted now."""
+        measured, fleet = await self._look(), await self._roster.workers()
+        if measured is None or fleet is None:
+            return None
+        found = servers(measured.snapshot, fleet, work)
+        if found is None:
+            return None
+        ahead = Ahead.of_all(measured.snapshot.load(work.model, lane))
+        for at, model, images, cost in self._accepted:
+            if at > measured.at and model == work.model:
+                ahead = ahead.plus(images, cost)
+        age = time.monotonic() - measured.at
+        return estimate_queued(measured.snapshot, found, work, ahead, age=age)
+
+    def accepted(self, work: Work) -> None:
+        """A job was accepted; the next snapshot will have it."""
+        entry = (time.monotonic(), work.model, work.images, work.cost * work.images)
+        self._accepted.append(entry)
+
+    async def of_job(
+        self, job: Job, *, position: int | None, fraction: float | None
+    ) -> Estimate | None:
+        """Of a job as it stands.
+
+        Args:
+            job: its row.
+            position: queued jobs before it; None unless it is queued.
+            fraction: how much of it is done; None unless it runs.
+        """
+        measured, fleet = await self._look(), await self._roster.workers()
+        if measured is None or fleet is None:
+            return None
+        snapshot, work = measured.snapshot, work_of_job(job)
+        found = servers(snapshot, fleet, work)
+        if found is None:
+            return None
+        if job.state == JobState.RUNNING:
+            return estimate_running(
+                snapshot, found, work, fraction=fraction or 0.0, left_of_promise=_promise_left(job)
+            )
+        if job.state != JobState.QUEUED:
+            return None
+        lane = BULK if job.lane == BULK else INTERACTIVE
+        ahead = Ahead.of_position(snapshot.load(job.model, lane), position or 0)
+        estimate = estimate_queued(snapshot, found, work, ahead)
+        return _not_before(estimate, job.not_before)
+
+    async def _look(self) -> _Measured | None:
+        if time.monotonic() < self._fresh_until:
+            return self._measured
+        async with self._lock:
+            if time.monotonic() >= self._fresh_until:
+                self._measured = await self._ask()
+                self._fresh_until = time.monotonic() + _FRESH_SECONDS
+        return self._measured
+
+    async def _ask(self) -> _Measured | None:
+        if self._circuit.is_open:
+            return None
+        try:
+            text, left = await self._circuit.call(self._read())
+        except RedisDown:
+            return None
+        if text is None:
+            return None
+        try:
+            snapshot = Snapshot.model_validate_json(text)
+        except ValidationError:
+            return None  # of another version's dispatcher, during an upgrade
+        # Its age by Redis's own clock: what is not left of its time has passed.
+        return _Measured(snapshot, time.monotonic() - (snapshot.ttl_seconds - left / 1000))
+
+    async def _read(self) -> tuple[str | None, int]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.get(ETA)
+            pipeline.pttl(ETA)
+            text, left = await pipeline.execute()
+        return text, left
+
+
+def work_of_job(job: Job) -> Work:
+    """The work of a job in the ledger."""
+    return work_of(
+        model=job.model,
+        width=job.width,
+        height=job.height,
+        steps=job.steps,
+        strength=job.strength,
+        guidance_scale=job.guidance_scale,
+        images=len(job.seeds),
+    )
+
+
+def present_eta(estimate: Estimate | None) -> Eta | None:
+    """The estimate as times."""
+    if estimate is None:
+        return None
+    now = datetime.now(UTC)
+    return Eta(p50=now + timedelta(seconds=estimate.p50), p90=now + timedelta(seconds=estimate.p90))
+
+
+def _promise_left(job: Job) -> float:
+    """Of what was estimated at the submission, as far as this process's clock can tell."""
+    if job.estimate is None:
+        return 0.0
+    elapsed = (datetime.now(UTC) - job.created_at).total_seconds()
+    return max(0.0, Estimate.from_json(job.estimate).point - elapsed)
+
+
+def _not_before(estimate: Estimate, moment: datetime | None) -> Estimate:
+    """A job that failed pauses before its next attempt."""
+    pause = (moment - datetime.now(UTC)).total_seconds() if moment is not None else 0.0
+    if pause <= 0:
+        return estimate
+    return Estimate(
+        estimate.point + pause, estimate.p50 + pause, estimate.p90 + pause, estimate.waits
+    )

@@ -1,0 +1,136 @@
+"""The estimate itself: rows of live workers as servers, work before the job, experience on top.
+
+Images wait for a row, in the order of their jobs; each holds its row for as long as its kind takes
+on that device. Work that is under way is half done on average. What this leaves out (sizes that
+take turns, uploads, jobs to come that go first) is what `calibration` corrects.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared.eta.snapshot import Load, Snapshot
+from shared.eta.work import Estimate, Work
+from shared.fleet.announcement import WorkerAnnouncement
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What goes before a job."""
+
+    queued_images: float = 0.0
+    queued_cost: float = 0.0
+    running_images: float = 0.0
+    running_cost: float = 0.0
+
+    @classmethod
+    def of_all(cls, load: Load) -> "Ahead":
+        """Everything that is unfinished: a job that is submitted now."""
+        return cls(load.queued_images, load.queued_cost, load.running_images, load.running_cost)
+
+    @classmethod
+    def of_position(cls, load: Load, position: int) -> "Ahead":
+        """The running work and so many queued jobs of the usual kind."""
+        share = position / load.queued_jobs if load.queued_jobs else 0.0
+        return cls(
+            load.queued_images * share,
+            load.queued_cost * share,
+            load.running_images,
+            load.running_cost,
+        )
+
+    def plus(self, images: float, cost: float) -> "Ahead":
+        """And this, queued."""
+        return Ahead(
+            self.queued_images + images,
+            self.queued_cost + cost,
+            self.running_images,
+            self.running_cost,
+        )
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The rows that can make such an image now."""
+
+    rows: int
+    row_seconds: float
+    """Of one such image, the average over the rows."""
+    cost_per_second: float
+    """Pixels × steps × images that all rows together get done in a second."""
+
+
+def servers(snapshot: Snapshot, fleet: Iterable[WorkerAnnouncement], work: Work) -> Servers | None:
+    """The live workers with the model warm and with evidence; None if there are none."""
+    rows, images_per_second, cost_per_second = 0, 0.0, 0.0
+    for worker in fleet:
+        model = worker.warm(work.model)
+        if model is None or worker.device is None:
+            continue
+        seconds = snapshot.row_seconds(work, worker.device)
+        pace = snapshot.pace(work.model, worker.device)
+        if seconds is None or pace is None:
+            continue
+        count = model.rows or 1
+        rows += count
+        images_per_second += count / max(seconds, 1e-6)
+        cost_per_second += count / max(pace, 1e-15)
+    if rows == 0:
+        return None
+    return Servers(rows, rows / images_per_second, cost_per_second)
+
+
+def estimate_queued(
+    snapshot: Snapshot, found: Servers, work: Work, ahead: Ahead, *, age: float = 0.0
+) -> Estimate:
+    """Until a job that has not begun is done.
+
+    Args:
+        snapshot: what was measured.
+        found: the rows that there are.
+        work: the job.
+        ahead: what goes before it, as of `age` seconds ago.
+        age: the time since; what was ahead then has gone on meanwhile.
+    """
+    rows = found.rows
+    others = ahead.running_images + ahead.queued_images
+    if others + work.images <= rows:
+        wait = 0.0
+    elif others < 1:
+        wait = (math.ceil(work.images / rows) - 1) * found.row_seconds
+    else:
+        begun = min(ahead.running_images, rows)
+        left = (
+            ahead.running_cost * (0.5 * begun + ahead.running_images - begun) / ahead.running_images
+            if ahead.running_images
+            else 0.0
+        )
+        own = work.cost * (work.images - 1)
+        wait = max(0.0, (ahead.queued_cost + left) / found.cost_per_second - age)
+        wait += own / found.cost_per_second
+    return _corrected(snapshot, work.model, wait + found.row_seconds, waits=wait > 0)
+
+
+def estimate_running(
+    snapshot: Snapshot, found: Servers, work: Work, *, fraction: float, left_of_promise: float
+) -> Estimate:
+    """Until a job that a worker holds is done.
+
+    Args:
+        snapshot: what was measured.
+        found: the rows that there are.
+        work: the job.
+        fraction: how much of it is done; 0 while it waits for a row of its worker's.
+        left_of_promise: seconds that are left of what was estimated at its submission.
+    """
+    rounds = math.ceil(work.images / found.rows)
+    if fraction > 0:
+        left = found.row_seconds * rounds * (1 - fraction)
+    else:
+        left = max(found.row_seconds * rounds, left_of_promise)
+    return _corrected(snapshot, work.model, left, waits=False)
+
+
+def _corrected(snapshot: Snapshot, model: str, point: float, *, waits: bool) -> Estimate:
+    factors = snapshot.factors_of(model, waits=waits)
+    return Estimate(point, point * factors.p50, point * factors.p90, waits)

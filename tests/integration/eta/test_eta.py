@@ -1,0 +1,144 @@
+"""Estimates over HTTP, learnt from real jobs; a dry run leaves nothing behind."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.ids import from_wire
+from shared.jobs.models import Job
+from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
+
+SECONDS = 0.5
+"""Of a picture of 10 steps on the model `steady`."""
+
+
+@pytest.fixture(scope="module")
+def http(
+    environment: dict[str, str], api_key: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx2.Client]:
+    """A client of an API with these tests' models; a GPU worker and a CPU worker run."""
+    own = {
+        **environment,
+        "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
+    }
+    logs = tmp_path_factory.mktemp("eta")
+    api = ApiProcess(own, free_port(), api_key, logs / "api.log")
+    gpu = WorkerProcess(
+        {**own, "DARKROOM_WORKER_NAME": "eta-gpu"},
+        ["generate", "--model", "steady"],
+        logs / "gpu.log",
+    )
+    cpu = WorkerProcess({**own, "DARKROOM_WORKER_NAME": "eta-cpu"}, ["cpu"], logs / "cpu.log")
+    with api, gpu, cpu:
+        yield api.http
+
+
+def submit(http: httpx2.Client, **fields: Any) -> dict[str, Any]:
+    body = {"prompt": "a red circle", "model": "steady", **fields}
+    answer = http.post("/v1/jobs", json=body)
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def ask(http: httpx2.Client, **fields: Any) -> httpx2.Response:
+    """A dry run."""
+    body = {"prompt": "a red circle", "model": "steady", **fields}
+    return http.post("/v1/jobs", params={"dry_run": "1"}, json=body)
+
+
+def seconds_until(moment: str) -> float:
+    return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
+
+
+@pytest.fixture(scope="module")
+def evidence(http: httpx2.Client) -> None:
+    """Some finished jobs, and the snapshot that has learnt of them."""
+    for _ in range(3):
+        job = submit(http)
+        answer = http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"}).json()
+        assert answer["state"] == "succeeded"
+    wait_until(lambda: ask(http).json()["eta"], 30, "an estimate")
+
+
+def test_without_evidence_nothing_is_said(http: httpx2.Client) -> None:
+    answer = ask(http, model="nobodys").json()
+    assert (answer["valid"], answer["eta"]) == (True, None)
+    assert [warning["code"] for warning in answer["warnings"]] == ["model_not_served"]
+
+
+def test_a_dry_run_says_what_it_would_be_and_makes_nothing(
+    http: httpx2.Client, evidence: None, database: sessionmaker[Session]
+) -> None:
+    def jobs() -> int:
+        with database() as session:
+            return session.scalar(select(func.count()).select_from(Job)) or 0
+
+    before = jobs()
+    answer = ask(http, seed=7, num_images=3, steps=20, width=128)
+    assert answer.status_code == 200
+    said = answer.json()
+    assert said["cost"] == 128 * 64 * 20 * 3
+    assert (said["num_images"], said["seeds"]) == (3, [7, 8, 9])
+    assert ask(http).json()["seeds"] is None
+    assert said["eta"]["p50"] <= said["eta"]["p90"]
+    refused = ask(http, steps=501)
+    assert (refused.status_code, refused.json()["code"]) == (422, "validation_failed")
+    assert jobs() == before
+
+
+def test_more_work_takes_longer(http: httpx2.Client, evidence: None) -> None:
+    short, long = ask(http).json()["eta"], ask(http, steps=100).json()["eta"]
+    many = ask(http, num_images=8).json()["eta"]
+    assert 0 < seconds_until(short["p50"]) < 20 * SECONDS
+    assert seconds_until(long["p50"]) > 5 * seconds_until(short["p50"])
+    assert seconds_until(many["p50"]) > 2 * seconds_until(short["p50"])
+
+
+def test_a_job_has_an_eta_until_it_ends(
+    http: httpx2.Client, evidence: None, database: sessionmaker[Session]
+) -> None:
+    jobs = [submit(http, steps=40) for _ in range(12)]  # 12 seconds for two rows
+    first, last = (http.get(f"/v1/jobs/{jobs[i]['id']}").json() for i in (0, -1))
+    assert last["eta"]["p50"] < last["eta"]["p90"]
+    assert seconds_until(last["eta"]["p50"]) > seconds_until(first["eta"]["p50"])
+    wait_until(
+        lambda: http.get(f"/v1/jobs/{jobs[0]['id']}").json()["state"] == "running", 30, "a start"
+    )
+    assert http.get(f"/v1/jobs/{jobs[0]['id']}").json()["eta"] is not None
+    with database() as session:
+        row = session.get_one(Job, from_wire("job", jobs[-1]["id"]))
+    assert row.estimate is not None
+    assert row.estimate["waits"]
+    assert row.estimate["p50"] > SECONDS
+    for job in jobs:
+        http.post(f"/v1/jobs/{job['id']}/cancel")
+    ended = wait_until(
+        lambda: job if (job := http.get(f"/v1/jobs/{jobs[0]['id']}").json())["finished_at"] else 0,
+        30,
+        "the end",
+    )
+    assert ended["eta"] is None
+    assert all(job["eta"] is None for job in http.get("/v1/jobs").json()["data"])
+
+
+def test_a_tag_does_not_follow_every_moment_of_an_estimate(
+    http: httpx2.Client, evidence: None
+) -> None:
+    """Or no poll of a job that runs would ever be answered 304."""
+    job = submit(http, steps=400)
+    path = f"/v1/jobs/{job['id']}"
+    wait_until(lambda: http.get(path).json()["eta"], 30, "an estimate")
+
+    def unchanged() -> bool:
+        tag = http.get(path).headers["ETag"]
+        return http.get(path, headers={"If-None-Match": tag}).status_code == 304
+
+    wait_until(unchanged, 15, "a poll without news")
+    http.post(f"{path}/cancel")

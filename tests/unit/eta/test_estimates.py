@@ -1,0 +1,171 @@
+"""The model of the queue, rates from attempts, and quantiles that cover what they say."""
+
+import random
+from datetime import UTC, datetime
+
+import pytest
+
+from shared.eta.calibration import Calibration, Outcome, quantile
+from shared.eta.estimate import Ahead, estimate_queued, estimate_running, servers
+from shared.eta.rates import Finished, RateBook
+from shared.eta.snapshot import Load, Snapshot
+from shared.eta.work import Estimate, Work, work_of
+from shared.fleet.announcement import AnnouncedModel, WorkerAnnouncement
+
+GPU = "a GPU"
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def work(steps: int = 10, images: int = 1, width: int = 64) -> Work:
+    return Work("m", width, 64, steps, guided=True, images=images)
+
+
+def worker(rows: int = 4, **fields: object) -> WorkerAnnouncement:
+    model = AnnouncedModel(name="m", rows=rows)
+    said = {"name": "w", "state": "ready", "device": GPU, "models": (model,), "started_at": NOW}
+    return WorkerAnnouncement.model_validate({**said, **fields})
+
+
+def snapshot(*attempts: Finished, loads: tuple[Load, ...] = ()) -> Snapshot:
+    book = RateBook()
+    book.learn(attempts)
+    return Snapshot(rates=book.rates(), paces=book.paces(), loads=loads)
+
+
+def finished(seconds: float, steps: int = 10, rows: int = 4) -> Finished:
+    """An attempt that had its device to itself."""
+    return Finished(work(steps), GPU, rows, gpu_seconds=seconds, run_seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("gpu_seconds", "run_seconds"),
+    [(2.0, 2.0), (0.5, 6.0), (1.0, 2.0)],
+    ids=["alone", "in a full batch, after a wait", "beside another"],
+)
+def test_the_time_in_a_row_is_found_whatever_the_load(
+    gpu_seconds: float, run_seconds: float
+) -> None:
+    assert Finished(work(), GPU, 4, gpu_seconds, run_seconds).row_seconds == pytest.approx(2.0)
+
+
+def test_strength_shortens_a_schedule() -> None:
+    def asked(strength: float | None, guidance_scale: float = 5.0) -> Work:
+        return work_of(
+            model="m",
+            width=64,
+            height=64,
+            steps=10,
+            strength=strength,
+            guidance_scale=guidance_scale,
+            images=1,
+        )
+
+    assert (asked(0.5).steps, asked(None).steps) == (5, 10)
+    assert asked(None).guided
+    assert not asked(None, guidance_scale=1.0).guided
+
+
+def test_what_was_never_made_is_scaled_from_what_was() -> None:
+    known = snapshot(finished(2.0))
+    assert known.row_seconds(work(), GPU) == pytest.approx(2.0)
+    assert known.row_seconds(work(steps=20), GPU) == pytest.approx(4.0)
+    assert known.row_seconds(work(width=128), GPU) == pytest.approx(4.0)
+    assert known.row_seconds(work(), "another GPU") is None
+
+
+def test_only_workers_that_can_begin_now_count() -> None:
+    known = snapshot(finished(2.0))
+    found = servers(known, [worker(), worker(rows=2)], work())
+    assert found is not None
+    assert found.rows == 6
+    assert found.row_seconds == pytest.approx(2.0)
+    cold = AnnouncedModel.model_validate({"name": "m", "state": "cold"})
+    for nobody in (worker(state="draining"), worker(models=(cold,)), worker(device="other")):
+        assert servers(known, [nobody], work()) is None
+
+
+def point(ahead: Ahead, *, images: int = 1, rows: int = 4, age: float = 0.0) -> float:
+    known = snapshot(finished(2.0))
+    asked = work(images=images)
+    found = servers(known, [worker(rows=rows)], asked)
+    assert found is not None
+    return estimate_queued(known, found, asked, ahead, age=age).point
+
+
+def test_a_free_row_means_no_wait() -> None:
+    cost = work().cost
+    assert point(Ahead()) == pytest.approx(2.0)
+    assert point(Ahead(running_images=3, running_cost=3 * cost)) == pytest.approx(2.0)
+
+
+def test_many_images_take_turns() -> None:
+    assert point(Ahead(), images=4) == pytest.approx(2.0)
+    assert point(Ahead(), images=5) == pytest.approx(4.0)
+
+
+def test_the_queue_is_waited_for() -> None:
+    cost = work().cost
+    busy = Ahead(running_images=4, running_cost=4 * cost)
+    assert point(busy) == pytest.approx(1.0 + 2.0)  # half of what runs is left
+    queued = busy.plus(8, 8 * cost)
+    assert point(queued) == pytest.approx(1.0 + 4.0 + 2.0)
+    assert point(queued, age=2.0) == pytest.approx(3.0 + 2.0)
+    assert point(queued, rows=8) < point(queued)
+
+
+def test_a_position_is_that_share_of_the_queue() -> None:
+    load = Load(model="m", lane="interactive", queued_jobs=10, queued_images=40, queued_cost=4000.0)
+    ahead = Ahead.of_position(load, 5)
+    assert (ahead.queued_images, ahead.queued_cost) == (20, 2000.0)
+
+
+def test_bulk_work_waits_for_interactive_work() -> None:
+    lanes = tuple(
+        Load(model="m", lane=lane, queued_jobs=1, queued_images=1, queued_cost=1.0)
+        for lane in ("interactive", "bulk")
+    )
+    known = snapshot(finished(2.0), loads=lanes)
+    assert known.load("m", "interactive").queued_jobs == 1
+    assert known.load("m", "bulk").queued_jobs == 2
+
+
+def test_a_running_job_gets_nearer_its_end() -> None:
+    known = snapshot(finished(2.0))
+    found = servers(known, [worker()], work())
+    assert found is not None
+    half = estimate_running(known, found, work(), fraction=0.5, left_of_promise=9.0)
+    assert half.point == pytest.approx(1.0)
+    waiting = estimate_running(known, found, work(), fraction=0.0, left_of_promise=9.0)
+    assert waiting.point == pytest.approx(9.0)
+
+
+def test_the_conformal_rank() -> None:
+    assert quantile(range(1, 100), 0.9) == 90
+    assert quantile(range(1, 10), 0.9) == 9
+    assert quantile([3.0], 0.5) == 3.0
+
+
+@pytest.mark.parametrize("bias", [0.4, 1.0, 3.0])
+def test_quantiles_cover_what_they_say_however_wrong_the_model_is(bias: float) -> None:
+    random_ = random.Random(7)
+    calibration = Calibration()
+    told = []
+    for job in range(1200):
+        factors = next(iter(calibration.factors()), None)
+        p50, p90 = (factors.p50, factors.p90) if factors else (1.0, 1.5)
+        truth = bias * random_.lognormvariate(0, 0.4)
+        estimate = Estimate(1.0, p50, p90, waits=False)
+        calibration.learn([Outcome("m", estimate, truth)])
+        if job >= 200:
+            told.append((truth <= p50, truth <= p90))
+    assert sum(hit for hit, _ in told) / len(told) == pytest.approx(0.5, abs=0.06)
+    assert sum(hit for _, hit in told) / len(told) == pytest.approx(0.9, abs=0.04)
+    quality = calibration.quality()
+    assert quality is not None
+    assert quality.covered_p90 == pytest.approx(0.9, abs=0.08)
+    assert 0 < quality.relative_error < 1
+
+
+def test_an_estimate_survives_the_ledger() -> None:
+    estimate = Estimate(1.5, 1.6, 2.5, waits=True)
+    assert Estimate.from_json(estimate.as_json()) == estimate
