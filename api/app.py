@@ -121,9 +121,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         images,
         uploads,
         models,
+        workers,
         webhooks,
         keys,
-        workers,
         usage,
         batches,
         outputs,
@@ -144,9 +144,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     quick = _redis(settings, socket_timeout=0.2, connections=32)
     blocking = _redis(settings, socket_timeout=5, connections=_BLOCKING_CONNECTIONS)
     circuit = Circuit()
+    roster = WorkerRoster(quick, circuit)
     publisher = JobPublisher(celery_app(settings), circuit)
     storage = Storage(settings)
-    roster = WorkerRoster(quick, circuit)
     fetcher = ImageFetcher(settings)
     try:
         yield Resources(
@@ -165,9 +165,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             pressure=Pressure(settings.max_queued_cost),
             spent=Spent(),
             vectors=QueryVectors(),
+            estimates=Estimates(quick, circuit, roster),
         )
     finally:
-            estimates=Estimates(quick, circuit, roster),
         publisher.close()
         fetcher.close()
         storage.close()

@@ -195,13 +195,6 @@ class JobWarning(AnswerModel):
     message: str
 
 
-class Job(AnswerModel):
-    """A job as it stands. What does not apply is null."""
-
-    id: str
-    kind: Literal["txt2img", "img2img"]
-    state: JobStateName
-    sequence: int = Field(description="Counts the transitions; grows with every one.")
 class Eta(AnswerModel):
     """When a job will be done, by what such jobs took of late and what is before it."""
 
@@ -209,6 +202,13 @@ class Eta(AnswerModel):
     p90: UtcTime = Field(description="Nine of ten such jobs are done by then.")
 
 
+class Job(AnswerModel):
+    """A job as it stands. What does not apply is null."""
+
+    id: str
+    kind: Literal["txt2img", "img2img"]
+    state: JobStateName
+    sequence: int = Field(description="Counts the transitions; grows with every one.")
     model: str
     session_id: str
     batch_id: str | None
@@ -244,13 +244,6 @@ class Eta(AnswerModel):
     links: JobLinks
 
 
-SUBMISSION_EXAMPLES: dict[str, Any] = {
-    "text to image": {"prompt": "a red circle on a white background", "seed": 7},
-    "four variations": {
-        "prompt": "a blue square above a yellow triangle",
-        "num_images": 4,
-        "steps": 25,
-        "session_id": "shapes",
 class JobDryRun(AnswerModel):
     """What a submission would be; nothing was kept, and nothing is promised."""
 
@@ -270,6 +263,13 @@ class JobDryRun(AnswerModel):
     warnings: list[JobWarning]
 
 
+SUBMISSION_EXAMPLES: dict[str, Any] = {
+    "text to image": {"prompt": "a red circle on a white background", "seed": 7},
+    "four variations": {
+        "prompt": "a blue square above a yellow triangle",
+        "num_images": 4,
+        "steps": 25,
+        "session_id": "shapes",
     },
     "image to image": {
         "prompt": "the same scene at night",
