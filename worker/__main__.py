@@ -31,6 +31,8 @@ def main() -> int:
     arguments = parser.parse_args()
     # Model code is never fetched or run from a checkpoint.
     os.environ["DIFFUSERS_DISABLE_CUSTOM_CODE"] = "1"
+    # Libraries draw bars while they load; a line of the log is an event.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         settings = get_settings()
         configure_logging(settings)

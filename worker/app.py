@@ -1,13 +1,18 @@
 """Run Celery's own worker inside this process, on the threads pool."""
 
 import signal
+import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from celery import Celery, signals
+from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
 
 from worker.acknowledge import forgive
+
+_say = celery_worker.safe_say
 
 
 def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None:
@@ -16,6 +21,7 @@ def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None
     Blocks. On a signal no more is taken; the call returns when the tasks in hand have ended.
     """
     forgive(app)
+    celery_worker.safe_say = _say_no_farewell
     # Ctrl-C reaches the whole process group; Celery must treat it like SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Celery warns root because of pickled messages; this broker carries JSON alone.
@@ -32,6 +38,13 @@ def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None
             "--without-mingle",
         ]
     )
+
+
+def _say_no_farewell(message: str, stream: Any = sys.__stderr__) -> None:
+    """Celery announces its end on stdout, where a reader of logs expects events; what it writes to
+    stderr (its threads' stacks, at SIGUSR1) somebody has asked for."""
+    if stream is not sys.__stdout__:
+        _say(message, stream)
 
 
 @signals.setup_logging.connect

@@ -1,0 +1,1 @@
+"""Grafana's dashboards: defined in `definitions`, written by `python -m deploy.grafana`."""

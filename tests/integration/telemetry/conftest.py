@@ -1,0 +1,112 @@
+"""A whole system that is observed: API, GPU worker and CPU worker, with traces and metrics on.
+
+It has a database and a Redis of its own, so that no other test's processes take its jobs.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
+from migrations.commands import upgrade
+from tests.integration.telemetry.collector import Collector
+from tests.processes import ApiProcess, Process, WorkerProcess, free_port
+
+TOKEN = "a-token-of-the-operator"
+_REDIS_DATABASE = "7"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The running system."""
+
+    collector: Collector
+    api: ApiProcess
+    generate: WorkerProcess
+    cpu: WorkerProcess
+    redis: "redis.Redis"
+
+    def scrape(self, process: Process, token: str | None = TOKEN) -> httpx2.Response:
+        """A process's `/metrics`."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        base = process.url if isinstance(process, ApiProcess) else _metrics_url(process)
+        return httpx2.get(f"{base}/metrics", headers=headers, trust_env=False, timeout=20)
+
+    def samples(self, process: Process) -> list[Sample]:
+        """Every sample of a process."""
+        answer = self.scrape(process)
+        assert answer.status_code == 200, answer.text
+        families = text_string_to_metric_families(answer.text)
+        return [sample for family in families for sample in family.samples]
+
+    def value(self, process: Process, name: str, **labels: str) -> float | None:
+        """The sum of the samples with this name and these labels; None where there are none."""
+        found = [
+            sample.value
+            for sample in self.samples(process)
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(found) if found else None
+
+
+def _metrics_url(worker: Process) -> str:
+    said = [event for event in log_events(worker) if event["event"] == "metrics_listen"]
+    return f"http://127.0.0.1:{said[-1]['port']}"
+
+
+@pytest.fixture(scope="session")
+def observed(
+    servers: EmbeddedServers, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Observed]:
+    """The system, for all tests of this folder."""
+    url = servers.postgres.create_database("observed")
+    upgrade(url)
+    key = create_key(url, tenant="observed", name="observed", scopes=["jobs", "images", "search"])
+    logs = tmp_path_factory.mktemp("observed")
+    with Collector() as collector:
+        own = {
+            **environment,
+            "DARKROOM_DATABASE_URL": url,
+            "DARKROOM_REDIS_URL": _other_database(environment["DARKROOM_REDIS_URL"]),
+            "DARKROOM_LOG_FORMAT": "json",
+            "DARKROOM_TRACING": "true",
+            "DARKROOM_METRICS_PORT": str(free_port()),
+            "DARKROOM_METRICS_TOKEN": TOKEN,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        api = ApiProcess(own, free_port(), key, logs / "api.log")
+        generate = WorkerProcess(own, ["generate", "--model", "sim"], logs / "generate.log")
+        cpu = WorkerProcess(own, ["cpu"], logs / "cpu.log")
+        started: list[Process] = []
+        try:
+            for process in (api, generate, cpu):
+                process.start()
+                started.append(process)
+            for ready in (api, generate, cpu):
+                ready.wait_ready()
+            with redis.Redis.from_url(own["DARKROOM_REDIS_URL"]) as client:
+                yield Observed(collector, api, generate, cpu, client)
+        finally:
+            api.http.close()
+            for process in started:
+                process.stop()
+    # To the last line of their end.
+    assert all(log_events(process) for process in (generate, cpu))
+
+
+def _other_database(redis_url: str) -> str:
+    return f"{redis_url.rpartition('/')[0]}/{_REDIS_DATABASE}"
+
+
+def log_events(process: Process) -> list[dict[str, Any]]:
+    """The log of a process, whose every line must be one event."""
+    return [json.loads(line) for line in process.log.read_text("utf-8").splitlines()]
