@@ -111,7 +111,7 @@ def _state(key: "Key") -> str:
 )
 def create_key(
     cli: Cli,
-    name: Annotated[str, typer.Argument(help="What it is for; shown in lists.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for; shown in lists.")],
     scope: Annotated[
         list[str], typer.Option(help="jobs, images, search, batches, webhooks, admin; `:read`.")
     ],

@@ -33,7 +33,9 @@ def run(
     cli: Cli,
     file: Annotated[
         Path,
-        typer.Argument(exists=True, dir_okay=False, readable=True, help="JSONL or CSV, or .gz."),
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, readable=True, help="JSONL or CSV, or .gz."
+        ),
     ],
     *,
     out: Annotated[

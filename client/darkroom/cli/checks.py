@@ -11,7 +11,7 @@ from darkroom.cli.words import ago, plural, size, span
 if TYPE_CHECKING:
     from darkroom import Client, Worker
 
-State = Literal["ok", "warning", "fault"]
+State = Literal["ok", "warning", "fault", "unknown"]
 
 _SKEW_WARNING = 5.0
 """Seconds; URLs of pictures and times in the output begin to mislead."""
@@ -63,7 +63,7 @@ def _guarded(name: str, look: Look, client: "Client") -> Iterator[Check]:
     try:
         yield from look(client)
     except Forbidden as error:
-        yield Check(name, "warning", f"not looked at: {error.detail or error.title}")
+        yield Check(name, "unknown", f"not looked at: {error.detail or error.title}")
     except DarkroomError as error:
         failure = explain(error)
         advice = failure.advice if failure else None
@@ -101,7 +101,7 @@ def _check_reachable(client: "Client") -> Check:
 def _check_clock(client: "Client") -> Iterator[Check]:
     skew = client.health.clock_skew()
     if skew is None:
-        yield Check("clock", "warning", "the server does not tell its time")
+        yield Check("clock", "unknown", "the server does not tell its time")
         return
     distance = abs(skew)
     if distance <= _SKEW_WARNING:
@@ -176,9 +176,9 @@ def _check_models(client: "Client") -> Iterator[Check]:
         devices = sorted({worker.device or "an unknown device" for worker in workers})
         finding = f"{model.name} is served by {plural(len(workers), 'worker')} on "
         yield Check("models", "ok", finding + ", ".join(devices))
-    devices = {worker.device for model in models for worker in model.workers or ()}
-    if devices and not any(device and device.startswith(_GPUS) for device in devices):
-        finding = f"no worker is on a GPU that this program knows ({', '.join(map(str, devices))})"
+    places = sorted({w.device or "an unknown device" for m in models for w in m.workers or ()})
+    if places and not any(place.startswith(_GPUS) for place in places):
+        finding = f"pictures are made on {', '.join(places)}: no GPU that this program knows"
         advice = "Fine for trying it out. For speed, start a worker where there is a CUDA device."
         yield Check("GPU", "warning", finding, advice)
 
@@ -189,7 +189,7 @@ def _check_workers(client: "Client") -> Iterator[Check]:
     try:
         workers = client.workers.list().all()
     except NotFound:
-        yield Check("workers", "warning", "the server is older than this program and cannot tell")
+        yield Check("workers", "unknown", "the server is older than this program and cannot tell")
         return
     for worker in workers:
         yield _judge(worker)

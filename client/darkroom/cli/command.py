@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from darkroom.cli.exits import ExitCode
 from darkroom.cli.output import Output
@@ -128,10 +129,29 @@ def _exposed(function: Callable[..., None]) -> Callable[..., None]:
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
     run.__name__ = function.__name__
     run.__module__ = function.__module__
-    run.__doc__ = function.__doc__
+    run.__doc__ = _unwrapped(inspect.getdoc(function) or "")
+    for parameter in [*parameters, *shared]:
+        _name_value(parameter.annotation)
     run.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in [*parameters, *shared]}
     return run
+
+
+def _unwrapped(text: str) -> str:
+    """Paragraphs of one line each: the terminal knows its own width."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _name_value(annotation: Any) -> None:
+    """Say `N` for a number and nothing for a switch, where an option names no value of its own."""
+    kind, *details = get_args(annotation) or (None,)
+    for detail in details:
+        if isinstance(detail, OptionInfo) and detail.metavar is None:
+            kinds = set(get_args(kind)) or {kind}
+            if bool in kinds:
+                detail.metavar = ""
+            elif kinds & {int, float}:
+                detail.metavar = "N"
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

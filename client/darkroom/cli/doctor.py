@@ -11,7 +11,7 @@ from darkroom.cli.words import plural, state_markup
 
 _PATIENCE = 8.0
 """Seconds for each answer: a doctor that waits long is no help."""
-_SIGNS = {"ok": "✓", "warning": "!", "fault": "✗"}
+_SIGNS = {"ok": "✓", "warning": "!", "fault": "✗", "unknown": "·"}
 
 
 def doctor(cli: Cli) -> None:

@@ -73,7 +73,7 @@ def words_of(job: "Job") -> str:
         told = "queued"
         if job.queue_position:
             told += f", {plural(job.queue_position, 'job')} before it"
-        return f"{told}, done {ago(job.eta)}" if job.eta else told
+        return f"{told}, done {ago(job.eta.p50)}" if job.eta else told
     if job.state == "running" and job.cancel_requested:
         return "being canceled"
     return job.state

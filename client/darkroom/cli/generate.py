@@ -32,7 +32,7 @@ _REFERENCES = ("img_", "upl_", "https://", "http://", "data:")
 
 def generate(
     cli: Cli,
-    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to show.")],
     *,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What not to show.")] = None,
     seed: Annotated[

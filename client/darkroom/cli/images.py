@@ -51,7 +51,10 @@ def reproduce(cli: Cli, image: ImageId, timeout: Timeout = None) -> None:
 def inspect(
     cli: Cli,
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A picture file.")
+        Path,
+        typer.Argument(
+            metavar="FILE", exists=True, dir_okay=False, readable=True, help="A picture file."
+        ),
     ],
 ) -> None:
     """Read the receipt in a file: how Darkroom made it, and whether it is one of yours."""

@@ -132,7 +132,9 @@ def watch(
 @command(app, "submit", examples=['darkroom jobs submit \'{"prompt": "a lake", "seed": 7}\''])
 def submit(
     cli: Cli,
-    body: Annotated[str, typer.Argument(help="JSON of POST /v1/jobs, or - for stdin.")],
+    body: Annotated[
+        str, typer.Argument(metavar="BODY", help="JSON of POST /v1/jobs, or - for stdin.")
+    ],
 ) -> None:
     """Submit a job as JSON, e.g. what `inspect` gave, and do not wait. Stdout gets its id."""
     try:

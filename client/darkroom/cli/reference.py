@@ -60,6 +60,7 @@ def _contents(commands: list[tuple[str, Any, Any]]) -> str:
 
 def _page(name: str, found: Any, context: Any) -> str:
     usage = " ".join(found.collect_usage_pieces(context))
+    usage = usage.replace("{", "").replace("}", "")
     parts = [f"### {name}\n", f"    {name} {usage}\n", f"{_plain(found.help)}\n"]
     arguments = [each for each in found.params if each.param_type_name == "argument"]
     options = [
@@ -80,13 +81,23 @@ def _options(parameters: list[Any], context: Any) -> str:
     for parameter in parameters:
         record = parameter.get_help_record(context)
         if record is not None:
-            lines.append(f"| `{_cell(record[0])}` | {_cell(_plain(record[1]))} |")
+            told = f"{_plain(record[1])} {_default(parameter)}"
+            lines.append(f"| `{_cell(record[0])}` | {_cell(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def _default(parameter: Any) -> str:
+    value = parameter.default
+    if value in (None, False) or callable(value):
+        return ""
+    return f"Default: `{getattr(value, 'value', value)}`."
 
 
 def _exit_codes() -> str:
     lines = ["| code | name | |", "|---|---|---|"]
-    lines += [f"| {code.value} | `{code.name.lower()}` | {code.meaning} |" for code in ExitCode]
+    lines += [
+        f"| {code.value} | `{code.name.lower()}` | {_cell(code.meaning)} |" for code in ExitCode
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 def search(
     cli: Cli,
-    query: Annotated[str | None, typer.Argument(help="What the picture's prompt means.")] = None,
+    query: Annotated[
+        str | None, typer.Argument(metavar="QUERY", help="What the picture's prompt means.")
+    ] = None,
     *,
     like: Annotated[
         str | None,
@@ -87,7 +89,9 @@ def history(
     cli: Cli,
     session: Annotated[
         str | None,
-        typer.Argument(help="Without one: the sessions.", autocompletion=complete_session),
+        typer.Argument(
+            metavar="SESSION", help="Without one: the sessions.", autocompletion=complete_session
+        ),
     ] = None,
     query: Annotated[
         str | None, typer.Option("--query", "-q", help="By meaning, best first.")
@@ -130,7 +134,9 @@ def _list_sessions(cli: Cli, limit: int) -> None:
 
 def recommend(
     cli: Cli,
-    query: Annotated[str | None, typer.Argument(help="A prompt, which may be half typed.")] = None,
+    query: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="A prompt, which may be half typed.")
+    ] = None,
     session: Session = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=50, help="So many.")] = 8,
 ) -> None:

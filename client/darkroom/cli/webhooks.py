@@ -11,10 +11,10 @@ from darkroom.cli.exits import ExitCode
 from darkroom.cli.failures import CliError
 from darkroom.cli.options import Limit, given, moment
 from darkroom.cli.output import Column
-from darkroom.cli.receiver import Received, Receiver
 from darkroom.cli.words import ago, short, state_markup
 
 if TYPE_CHECKING:
+    from darkroom.cli.receiver import Received, Receiver
     from darkroom.types.webhooks import Delivery, Endpoint
 
 app = typer.Typer(no_args_is_help=True, help="Be told when something happens; see what was told.")
@@ -66,7 +66,9 @@ def listen(
             cli.output.note(f"[dim]{endpoint.id} is removed.[/]")
 
 
-def _open(port: int) -> Receiver:
+def _open(port: int) -> "Receiver":
+    from darkroom.cli.receiver import Receiver
+
     try:
         return Receiver(port)
     except OSError as error:
@@ -88,7 +90,7 @@ def _verifier(secret: str) -> Any:
     return check
 
 
-def _print_events(cli: Cli, receiver: Receiver, count: int | None) -> None:
+def _print_events(cli: Cli, receiver: "Receiver", count: int | None) -> None:
     shown = 0
     while count is None or shown < count:
         received = receiver.arrivals.get()
@@ -101,7 +103,7 @@ def _print_events(cli: Cli, receiver: Receiver, count: int | None) -> None:
             shown += 1
 
 
-def _print_event(cli: Cli, received: Received) -> None:
+def _print_event(cli: Cli, received: "Received") -> None:
     event: Mapping[str, Any] = received.event or {}
     if cli.output.as_json:
         cli.output.line(event)
@@ -145,7 +147,7 @@ def _coloured(state: str) -> str:
 @command(app, "add", examples=["darkroom webhooks add https://example.com/hooks -e job.succeeded"])
 def add(
     cli: Cli,
-    url: Annotated[str, typer.Argument(help="https, port 443 or 80.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="https, port 443 or 80.")],
     event: EventNames = None,
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
 ) -> None:
@@ -159,7 +161,9 @@ def add(
 
 
 @command(app, "remove")
-def remove(cli: Cli, endpoint: Annotated[str, typer.Argument(help="whe_…")]) -> None:
+def remove(
+    cli: Cli, endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="whe_…")]
+) -> None:
     """Remove a receiver, with the log of what was sent to it."""
     cli.client.webhooks.endpoints.delete(endpoint)
     if cli.output.as_json:

@@ -18,6 +18,7 @@ _COLOURS = {
     "expired": "yellow",
     "canceled": "yellow",
     "draining": "yellow",
+    "unknown": "dim",
     "failed": "red",
     "fault": "red",
 }

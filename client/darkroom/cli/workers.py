@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Workers of all tenants. Needs the scope operator.")
 
-WorkerName = Annotated[str, typer.Argument(metavar="WORKER", autocompletion=complete_worker)]
+WorkerName = Annotated[
+    str, typer.Argument(metavar="WORKER", help="Its name.", autocompletion=complete_worker)
+]
 
 
 @command(app, "list")

@@ -1,0 +1,109 @@
+"""Every way to fail has an exit code, plain words, and what to do."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from darkroom import ConfigurationError, NoAnswer, StillRunning, errors
+from darkroom.cli.exits import ExitCode
+from darkroom.cli.failures import CliError, explain
+from darkroom.cli.output import Output
+
+EXIT_OF_STATUS = {
+    400: ExitCode.INVALID,
+    401: ExitCode.AUTH,
+    403: ExitCode.AUTH,
+    404: ExitCode.NOT_FOUND,
+    405: ExitCode.INVALID,
+    409: ExitCode.CONFLICT,
+    413: ExitCode.INVALID,
+    422: ExitCode.INVALID,
+    429: ExitCode.LIMIT,
+    500: ExitCode.INTERNAL,
+    502: ExitCode.UNAVAILABLE,
+    503: ExitCode.UNAVAILABLE,
+}
+
+
+def problem(status: int, code: str = "some_code") -> errors.ApiError:
+    document = {
+        "code": code,
+        "title": "A title",
+        "detail": "What is wrong.",
+        "request_id": "r1",
+        "errors": [{"pointer": "/steps", "code": "too_big", "message": "Too big."}],
+    }
+    return errors.api_error(status, document, {}, 7.0)
+
+
+@pytest.mark.parametrize(("status", "expected"), EXIT_OF_STATUS.items())
+def test_each_status_has_its_exit_code(status: int, expected: ExitCode) -> None:
+    failure = explain(problem(status))
+    assert failure is not None
+    assert failure.exit_code is expected
+    assert (failure.message, failure.request_id) == ("What is wrong.", "r1")
+
+
+def test_a_limit_says_how_long_to_wait() -> None:
+    failure = explain(problem(429, "rate_limited"))
+    assert failure is not None
+    assert failure.advice is not None
+    assert failure.advice.startswith("Wait 7 s.")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConfigurationError("no address"), ExitCode.USAGE),
+        (NoAnswer("silence"), ExitCode.UNAVAILABLE),
+        (errors.UnexpectedAnswer("a web page"), ExitCode.UNAVAILABLE),
+        (CliError("no such thing", ExitCode.NOT_FOUND), ExitCode.NOT_FOUND),
+        (FileNotFoundError(2, "No such file", "x.png"), ExitCode.USAGE),
+        (KeyError("a bug"), ExitCode.INTERNAL),
+    ],
+)
+def test_each_cause_has_its_exit_code(error: Exception, expected: ExitCode) -> None:
+    failure = explain(error)
+    assert failure is not None
+    assert failure.exit_code is expected
+    if not isinstance(error, CliError):
+        assert failure.advice
+
+
+def test_a_wait_that_was_too_short_is_no_failure_of_the_job() -> None:
+    class Waiting:
+        id, state = "job_1", "running"
+
+    failure = explain(StillRunning(Waiting()))  # type: ignore[arg-type]
+    assert failure is not None
+    assert failure.exit_code is ExitCode.TIMEOUT
+
+
+def report(error: Exception, *, as_json: bool) -> str:
+    output = Output(as_json=as_json)
+    said = io.StringIO()
+    output.err = Console(file=said, width=200)
+    failure = explain(error)
+    assert failure is not None
+    failure.report(output)
+    return said.getvalue()
+
+
+def test_the_report_has_code_fields_advice_and_request_id() -> None:
+    said = report(problem(422, "validation_failed"), as_json=False)
+    for part in ("What is wrong.", "(validation_failed)", "/steps Too big.", "Request id: r1"):
+        assert part in said
+
+
+def test_the_report_does_not_take_words_for_markup() -> None:
+    assert "[red]x[/red]" in report(CliError("[red]x[/red]", ExitCode.USAGE), as_json=False)
+
+
+def test_the_report_for_programs_is_one_json_document() -> None:
+    said = json.loads(report(problem(404, "not_found"), as_json=True))["error"]
+    assert said["code"] == "not_found"
+    assert said["exit_code"] == 4
+    assert said["status"] == 404
+    assert said["errors"] == [{"where": "/steps", "message": "Too big."}]
