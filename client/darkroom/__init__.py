@@ -7,12 +7,12 @@ had from here, too: `darkroom.NotFound`, `darkroom.Job`.
 
 from darkroom import errors, types, webhooks
 from darkroom._async.client import AsyncClient
+from darkroom._async.handles import AsyncJobHandle
 from darkroom._async.images import AsyncPicture
-from darkroom._async.jobs import AsyncJobHandle
 from darkroom._async.pages import AsyncPage, AsyncPages
 from darkroom._sync.client import Client
+from darkroom._sync.handles import JobHandle
 from darkroom._sync.images import Picture
-from darkroom._sync.jobs import JobHandle
 from darkroom._sync.pages import Page, Pages
 from darkroom.errors import (
     ApiError,
@@ -100,6 +100,7 @@ from darkroom.types import (
     EndpointWithSecret,
     ErrorInfo,
     Estimate,
+    Eta,
     Expired,
     Failed,
     FileSource,
@@ -114,6 +115,7 @@ from darkroom.types import (
     Inspection,
     Job,
     JobChanged,
+    JobDryRun,
     JobEvent,
     JobMetrics,
     JobOptions,
@@ -195,6 +197,7 @@ __all__ = [
     "EndpointWithSecret",
     "ErrorInfo",
     "Estimate",
+    "Eta",
     "Expired",
     "Failed",
     "FieldError",
@@ -218,6 +221,7 @@ __all__ = [
     "Job",
     "JobCanceled",
     "JobChanged",
+    "JobDryRun",
     "JobEvent",
     "JobExpired",
     "JobFailed",

@@ -81,7 +81,7 @@ class AsyncPicture(Image):
         return await self._images.delete(self)
 
     def similar(self, **filters: Unpack[SearchFilters]) -> AsyncPages[Hit]:
-        """Pictures whose prompts mean what this one's does, best first."""
+        """Pictures like this one, best first."""
         return self._images.similar(self, **filters)
 
     async def thumbnail(self) -> _Bytes:
@@ -219,10 +219,12 @@ class AsyncImages:
         after: str | None = None,
         **filters: Unpack[SearchFilters],
     ) -> AsyncPages[Hit]:
-        """Pictures whose prompts mean what this one's does, best first, without itself.
+        """Pictures like this one, best first, without itself.
+
+        By pixels where the service has a model that sees them, else by what prompts mean.
 
         Args:
-            image: a picture, its id, or the file of one that Darkroom made.
+            image: a picture, its id, or a file; where prompts are compared, one that Darkroom made.
             page_size: entries to fetch at a time, 1 to 100.
             after: where to go on: the `next_cursor` of a page.
             filters: see `SearchFilters`.

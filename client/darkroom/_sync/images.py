@@ -82,7 +82,7 @@ class Picture(Image):
         return self._images.delete(self)
 
     def similar(self, **filters: Unpack[SearchFilters]) -> Pages[Hit]:
-        """Pictures whose prompts mean what this one's does, best first."""
+        """Pictures like this one, best first."""
         return self._images.similar(self, **filters)
 
     def thumbnail(self) -> _Bytes:
@@ -218,10 +218,12 @@ class Images:
         after: str | None = None,
         **filters: Unpack[SearchFilters],
     ) -> Pages[Hit]:
-        """Pictures whose prompts mean what this one's does, best first, without itself.
+        """Pictures like this one, best first, without itself.
+
+        By pixels where the service has a model that sees them, else by what prompts mean.
 
         Args:
-            image: a picture, its id, or the file of one that Darkroom made.
+            image: a picture, its id, or a file; where prompts are compared, one that Darkroom made.
             page_size: entries to fetch at a time, 1 to 100.
             after: where to go on: the `next_cursor` of a page.
             filters: see `SearchFilters`.

@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -11,15 +11,17 @@ import httpx2
 
 from darkroom import wire
 from darkroom._sync.concurrency import in_thread, sleep
+from darkroom._sync.handles import JobHandle
 from darkroom._sync.images import Images, Picture
 from darkroom._sync.pages import Pages
 from darkroom._sync.transport import Request, Transport
 from darkroom._sync.uploads import Uploads
 from darkroom.decoding import decode
 from darkroom.errors import NoAnswer, StillRunning, not_succeeded
-from darkroom.types.events import JobChanged, JobEvent, decode_event
+from darkroom.resuming import EventReader
+from darkroom.types.events import JobEvent
 from darkroom.types.images import Deleted, Image, Upload
-from darkroom.types.jobs import Job, JobStatus, StreamTicket
+from darkroom.types.jobs import Job, JobDryRun, StreamTicket
 from darkroom.types.requests import InitImage, JobOptions
 
 if TYPE_CHECKING:
@@ -27,121 +29,8 @@ if TYPE_CHECKING:
 
 _HOLD_SECONDS = 30
 """For which one answer is held while waiting; then it is asked again."""
-_REOPEN_SECONDS = 0.2
-_LONGEST_REOPEN_SECONDS = 5.0
-
-
-@dataclass
-class _Reader:
-    """Where a client is in a job's events, over all connections."""
-
-    position: str | None
-    """The id of the newest event."""
-    sequence: int = -1
-    """Of the newest snapshot."""
-    is_over: bool = False
-    failures: int = 0
-    """Connections that ended since the last event."""
-    heard: float = field(default_factory=time.monotonic)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What a connection is opened with."""
-        resumed = {} if self.position is None else {"Last-Event-ID": self.position}
-        return {"Accept": "text/event-stream", **resumed}
-
-    @property
-    def quiet_seconds(self) -> float:
-        """Since the last event. Every connection begins with one, so more means trouble."""
-        return time.monotonic() - self.heard
-
-    def read(self, told: httpx2.ServerSentEvent) -> JobEvent | None:
-        """The event; None if it is known already, or of a kind that is not known."""
-        self.failures, self.heard = 0, time.monotonic()
-        self.position = told.id or self.position
-        event = decode_event(told.event, told.id, told.data)
-        if isinstance(event, JobChanged):
-            if event.job.sequence <= self.sequence:
-                return None  # a snapshot of what is known already
-            self.sequence = event.job.sequence
-            self.is_over = event.job.is_final
-        return event
-
-    def pause(self) -> float:
-        """Seconds until the next connection."""
-        self.failures += 1
-        return min(_REOPEN_SECONDS * 2.0 ** min(self.failures - 1, 8), _LONGEST_REOPEN_SECONDS)
-
-
-class JobHandle:
-    """One job, whatever becomes of it: `client.jobs.submit(…)` or `client.jobs.handle(id)`."""
-
-    def __init__(self, jobs: "Jobs", job_id: str, job: Job | None = None) -> None:
-        self._jobs = jobs
-        self.id = job_id
-        self._last = job
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.id!r}, {self._last.state if self._last else '…'})"
-
-    @property
-    def job(self) -> Job:
-        """The job as it was last heard of; asks nothing.
-
-        Raises:
-            LookupError: nothing was heard of it yet: `refresh()`.
-        """
-        if self._last is None:
-            raise LookupError(f"Nothing is known of {self.id} yet: call refresh().")
-        return self._last
-
-    def refresh(self) -> Job:
-        """The job as it stands."""
-        return self._note(self._jobs.get(self.id))
-
-    def status(self) -> JobStatus:
-        """`Queued(position, eta)`, `Running(progress, …)`, `Succeeded(images)`, `Failed(error)`,
-        `Canceled()` or `Expired()`."""
-        return (self.refresh()).status
-
-    def events(
-        self, *, previews: bool | None = None, after: str | None = None
-    ) -> Generator[JobEvent, None]:
-        """What happens, as it happens; see `client.jobs.events`."""
-        for event in self._jobs.events(self.id, previews=previews, after=after):
-            if isinstance(event, JobChanged):
-                self._note(event.job)
-            yield event
-
-    def wait(self, timeout: float | None = None) -> Job:
-        """The job once it has ended, in whatever way; see `client.jobs.wait`."""
-        return self._note(self._jobs.wait(self.id, timeout))
-
-    def result(self, timeout: float | None = None) -> list[Picture]:
-        """Wait, and get the pictures in the order of the seeds.
-
-        Raises:
-            JobFailed, JobCanceled, JobExpired: there are none; `error.job` says why.
-            StillRunning: `timeout` seconds were over first.
-        """
-        job = self.wait(timeout)
-        return list(self._jobs.pictures(job))
-
-    def cancel(self) -> Job:
-        """Cancel it: at once when queued, within a denoising step when running."""
-        return self._note(self._jobs.cancel(self.id))
-
-    def retry(self) -> Job:
-        """Queue it again after it failed, expired or was canceled, with the same seeds."""
-        return self._note(self._jobs.retry(self.id))
-
-    def delete(self) -> Deleted:
-        """Delete it with its pictures, for good, once it has ended."""
-        return self._jobs.delete(self.id)
-
-    def _note(self, job: Job) -> Job:
-        self._last = job
-        return job
+_NOT_SENT = "data:image/png;base64,"
+"""Stands for a file where only its presence matters."""
 
 
 class Jobs:
@@ -185,6 +74,25 @@ class Jobs:
         )
         job = decode(Job, self._transport.json(asked))
         return JobHandle(self, job.id, job)
+
+    def dry_run(self, prompt: str, **options: Unpack[JobOptions]) -> JobDryRun:
+        """Check a submission, and say its cost and when it would be done; submits nothing.
+
+        An initial image is not looked at, so a file is not sent.
+
+        Raises:
+            ValidationFailed: `errors` says which field breaks which rule.
+            ModelNotAllowed, SizeNotAllowed: the key may not have such pictures made.
+        """
+        fields = {**options, "prompt": prompt}
+        given = options.get("init_image")
+        if isinstance(given, Image | Upload):
+            fields["init_image"] = given.id
+        elif given is not None and not isinstance(given, str):
+            fields["init_image"] = _NOT_SENT
+        query = wire.query({"dry_run": True})
+        asked = Request("POST", "/v1/jobs", query, json=wire.body(fields), repeatable=True)
+        return decode(JobDryRun, self._transport.json(asked))
 
     def handle(self, job: "str | Identified") -> JobHandle:
         """The handle of a job that was submitted before. Asks nothing."""
@@ -275,7 +183,7 @@ class Jobs:
             NoAnswer: the service was away for longer than the client's `patience`.
         """
         asked = Request("GET", f"{_path(job)}/events", wire.query({"previews": previews}))
-        reader = _Reader(after)
+        reader = EventReader(after)
         while True:
             opened = replace(asked, headers=reader.headers, patience=self._patience(None))
             try:

@@ -58,6 +58,16 @@ class JobWarning(Document):
     message: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Eta(Document):
+    """When a job will be done, by what such jobs took of late and what is before it."""
+
+    p50: datetime
+    """Half of such jobs are done by then."""
+    p90: datetime
+    """Nine of ten such jobs are done by then."""
+
+
 @dataclass(frozen=True)
 class Queued:
     """Waits for a worker. Left by a claim, a cancellation or a deadline."""
@@ -65,7 +75,7 @@ class Queued:
     is_final: ClassVar[bool] = False
     position: int | None
     """Queued jobs that go first; None where that was not asked, as in lists."""
-    eta: datetime | None
+    eta: Eta | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Running:
 
     is_final: ClassVar[bool] = False
     progress: Progress | None
-    eta: datetime | None
+    eta: Eta | None
     cancel_requested: bool
 
 
@@ -148,7 +158,8 @@ class Job(Document):
     images: tuple[Image, ...] = ()
     progress: Progress | None = None
     queue_position: int | None = None
-    eta: datetime | None = None
+    eta: Eta | None = None
+    """None once it has ended, in lists, and without evidence to say it from."""
     cancel_requested: bool = False
     attempts: tuple[Attempt, ...] = ()
     error: ErrorInfo | None = None
@@ -177,6 +188,29 @@ class Job(Document):
             "expired": Expired(),
         }
         return states.get(self.state) or OtherState(self.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDryRun(Document):
+    """What a submission would be; nothing was kept, and nothing is promised."""
+
+    valid: bool
+    kind: str
+    model: str
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    strength: float | None = None
+    num_images: int
+    seeds: tuple[int, ...] | None = None
+    """None: they would be drawn at the submission."""
+    cost: int
+    """Width × height × steps × images, the unit of quotas."""
+    eta: Eta | None = None
+    """If it were submitted now; None without evidence."""
+    warnings: tuple[JobWarning, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "workers.resume": lambda c: c.workers.resume("gpu-0"),
 }
 ALSO: dict[str, Callable[[Any], Any]] = {
+    "jobs.submit": lambda c: c.jobs.dry_run("a cat", seed=1, init_image=b"file"),
     "batches.create": lambda c: c.batches.submit(file=("a.csv", b"prompt\na cat"), priority=3),
     "jobs.get": lambda c: c.jobs.get("job_1"),
 }
