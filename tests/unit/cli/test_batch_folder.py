@@ -1,0 +1,122 @@
+"""A batch's folder: every picture once, whatever interrupts, and names that cannot collide."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darkroom.cli.batch_folder import RESULTS, BatchFolder
+from darkroom.cli.batch_state import NAME, BatchState, fingerprint
+from darkroom.cli.exits import ExitCode
+from darkroom.cli.failures import CliError
+from darkroom.decoding import decode
+from darkroom.types.batches import BatchResult
+
+
+def result(custom_id: str, line: int = 1, *, seeds: tuple[int, ...] = (7,)) -> BatchResult:
+    images: list[dict[str, Any]] = [
+        {
+            "id": f"img_{custom_id}{place}".replace("/", "-").rjust(12, "0"),
+            "seed": seed,
+            "width": 8,
+            "height": 8,
+            "content_type": "image/png",
+            "bytes": 3,
+            "sha256": hashlib.sha256(b"abc").hexdigest(),
+            "url": "https://example.com",
+        }
+        for place, seed in enumerate(seeds)
+    ]
+    return decode(
+        BatchResult,
+        {
+            "custom_id": custom_id,
+            "line": line,
+            "job_id": f"job_{custom_id}",
+            "state": "succeeded",
+            "seeds": list(seeds),
+            "images": images,
+            "error": None,
+            "finished_at": "2026-11-22T10:00:00Z",
+        },
+    )
+
+
+def take(folder: BatchFolder, given: BatchResult) -> list[str]:
+    paths = folder.names(given)
+    for path in paths.values():
+        path.write_bytes(b"abc")
+    folder.record(given, paths)
+    return [path.name for path in paths.values()]
+
+
+def test_names_are_those_of_the_archive(tmp_path: Path) -> None:
+    assert take(BatchFolder(tmp_path), result("hat-1")) == ["hat-1_7.png"]
+
+
+@pytest.mark.parametrize("given", [["A", "a"], ["a/b", "a_b"], ["../x", "x"], ["…", "?"]])
+def test_different_lines_have_different_files(tmp_path: Path, given: list[str]) -> None:
+    folder = BatchFolder(tmp_path)
+    names = [take(folder, result(custom_id, line))[0] for line, custom_id in enumerate(given)]
+    assert len({name.lower() for name in names}) == len(given)
+    assert all((tmp_path / name).parent == tmp_path for name in names)
+
+
+def test_a_seed_that_a_line_has_twice_makes_two_files(tmp_path: Path) -> None:
+    assert len(set(take(BatchFolder(tmp_path), result("twin", seeds=(7, 7))))) == 2
+
+
+def test_what_was_recorded_is_known_to_the_next_run(tmp_path: Path) -> None:
+    given = result("hat-1")
+    names = take(BatchFolder(tmp_path), given)
+    again = BatchFolder(tmp_path)
+    assert again.has(given)
+    assert again.pictures == 1
+    assert [path.name for path in again.names(given).values()] == names
+    (tmp_path / names[0]).unlink()
+    assert not again.has(given)
+
+
+def test_a_line_that_a_crash_cut_off_is_forgotten(tmp_path: Path) -> None:
+    folder = BatchFolder(tmp_path)
+    take(folder, result("one", 1))
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write('{"custom_id": "tw')
+    again = BatchFolder(tmp_path)
+    take(again, result("two", 2))
+    assert BatchFolder(tmp_path).pictures == 2
+
+
+def test_in_the_end_the_record_is_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    folder = BatchFolder(tmp_path)
+    for line in (3, 1, 2):
+        take(folder, result(f"line-{line}", line))
+    take(folder, result("line-1", 1))
+    folder.settle()
+    lines = [json.loads(line) for line in (tmp_path / RESULTS).read_text().splitlines()]
+    assert [line["line"] for line in lines] == [1, 2, 3]
+
+
+def test_the_state_survives_and_keeps_its_key(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('"a hat"\n')
+    mark = fingerprint(source, {"priority": 3})
+    state = BatchState.new(tmp_path, source, mark, "http://server")
+    assert BatchState.read(tmp_path) == state
+    after = state.with_batch("batch_1")
+    assert BatchState.read(tmp_path) == after
+    assert after.idempotency_key == state.idempotency_key
+    assert mark != fingerprint(source, {"priority": 4})
+    after.forget()
+    assert BatchState.read(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}'])
+def test_a_state_that_cannot_be_read_is_not_overwritten(tmp_path: Path, text: str) -> None:
+    (tmp_path / NAME).write_text(text)
+    with pytest.raises(CliError) as caught:
+        BatchState.read(tmp_path)
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert (tmp_path / NAME).read_text() == text
