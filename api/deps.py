@@ -124,8 +124,8 @@ def _unavailable(reason: str) -> Problem:
     return Problem("database_unavailable", "The database did not answer in time.")
 
 
-def resources(request: Request) -> Resources:
-    """The process's resources."""
+async def resources(request: Request) -> Resources:
+    """The process's resources. Async, or FastAPI would send every request through a thread."""
     held: Resources = request.app.state.resources
     return held
 

@@ -1,5 +1,8 @@
 """Connections to Postgres: one driver, the same statements, async in the API, sync in workers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -36,14 +39,20 @@ _READ_ONLY = "25006"
 """SQLSTATE of a write to a standby: what a failover looks like from a client that came early."""
 
 
-def open_engine(settings: Settings, pool_size: int | None = None) -> Engine:
-    """A pooled synchronous engine, for workers and commands."""
+def open_engine(
+    settings: Settings, pool_size: int | None = None, *, pre_ping: bool = True
+) -> Engine:
+    """A pooled synchronous engine, for workers and commands.
+
+    `pre_ping` asks at each transaction whether the connection still lives, at the price of a round
+    trip. Who tries again after an outage anyway can do without.
+    """
     engine = create_engine(
         settings.database_url.get_secret_value(),
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=30,
-        pool_pre_ping=True,
+        pool_pre_ping=pre_ping,
         connect_args=_CONNECT_ARGS,
     )
     watch_database(engine)
@@ -67,6 +76,14 @@ def open_async_engine(settings: Settings) -> AsyncEngine:
 def session_factory(engine: Engine) -> sessionmaker[Session]:
     """Sessions whose objects stay readable after the commit."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def one_statement(database: sessionmaker[Session]) -> Iterator[Session]:
+    """A session whose every statement is a transaction of its own: one round trip, not three."""
+    with database() as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
 
 
 def is_outage(error: BaseException) -> bool:

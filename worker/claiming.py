@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.database import is_outage
+from shared.database import is_outage, one_statement
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.logging import get_logger
@@ -64,7 +64,7 @@ def _claim(worker: WorkerProcess, job_id: UUID, *, suspect: bool) -> Job | None:
     while worker.claims:
         statement = statements.claim(job_id, worker.name, worker.device, lease, suspect=suspect)
         try:
-            with worker.database.begin() as session:
+            with one_statement(worker.database) as session:
                 job = session.scalars(statement).one_or_none()
                 if job is None and unanswered:
                     own = statements.find_own_claim(job_id, worker.name)
@@ -80,7 +80,7 @@ def _find_suspect(worker: WorkerProcess, job_id: UUID) -> Job | None:
     pauses = _pauses()
     while worker.claims:
         try:
-            with worker.database.begin() as session:
+            with one_statement(worker.database) as session:
                 return session.scalars(statements.find_suspect(job_id)).one_or_none()
         except SQLAlchemyError as error:
             _wait_out(error, next(pauses))

@@ -12,8 +12,10 @@ from typing import Any
 from uuid import UUID
 
 from PIL import Image
+from sqlalchemy import Select
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.database import one_statement
 from shared.gallery import statements as gallery
 from shared.ids import new_id, to_wire
 from shared.jobs import statements as ledger
@@ -166,27 +168,26 @@ class _Prompt:
         """Embed the prompt if the tenant has never used it, before the commit takes its lock."""
         if self._embedding is not None:
             return
-        with database.begin() as session:
-            known = self._find(session)
+        with one_statement(database) as session:
+            known = session.scalars(self._known()).one_or_none()
         if known is None:
             [self._embedding] = self._embedder.embed([self._job.prompt])
 
     def row_id(self, session: Session) -> UUID:
         """Its id, inside the commit."""
-        known = self._find(session) if self._embedding is None else None
-        if known is not None:
-            return known
-        if self._embedding is None:  # retention has removed it since
+        if self._embedding is None:
+            known = session.scalars(self._known(locked=True)).one_or_none()
+            if known is not None:
+                return known
+            # Retention has removed it since.
             [self._embedding] = self._embedder.embed([self._job.prompt])
         made = gallery.ensure_prompt(
             self._job.tenant_id, self._job.prompt, self._embedding, self._embedder.model_name
         )
         return session.scalars(made).one()
 
-    def _find(self, session: Session) -> UUID | None:
-        # Locked against removal for as long as this transaction lasts.
-        known = gallery.find_prompt(self._job.tenant_id, self._job.prompt)
-        return session.scalars(known.with_for_update(read=True, key_share=True)).one_or_none()
+    def _known(self, *, locked: bool = False) -> Select[UUID]:
+        return gallery.find_prompt(self._job.tenant_id, self._job.prompt, locked=locked)
 
 
 def _put(storage: Storage, key: str, body: bytes, content_type: str, lease: Lease) -> None:

@@ -51,7 +51,8 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         ModelUnavailable: a checkpoint cannot be served; nothing was consumed.
         SQLAlchemyError: the ledger cannot be reached at the start.
     """
-    engine = open_engine(settings, pool_size=_CONNECTIONS)
+    # Claims and commits are tried again after an outage, so they need not ask beforehand.
+    engine = open_engine(settings, pool_size=_CONNECTIONS, pre_ping=False)
     identity = take_name(engine, settings.worker_name, "generate")
     database = session_factory(engine)
     client = redis_client(settings)

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, bindparam, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.sql.dml import Insert, ReturningInsert
+from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.gallery.models import Image, Prompt, Upload
 
@@ -17,11 +18,22 @@ def text_sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
-def find_prompt(tenant_id: UUID, text: str) -> Select[UUID]:
-    """The id of a prompt that is already known, embedding and all."""
-    return select(Prompt.id).where(
-        Prompt.tenant_id == tenant_id, Prompt.text_sha256 == text_sha256(text)
+def find_prompt(tenant_id: UUID, text: str, *, locked: bool = False) -> Select[UUID]:
+    """The id of a prompt that is already known, embedding and all.
+
+    `locked`: it cannot be removed before the transaction ends.
+    """
+    return _find_prompt(locked).params(given_tenant=tenant_id, given_sha256=text_sha256(text))
+
+
+@cache
+def _find_prompt(locked: bool) -> Select[UUID]:
+    """Built once: every job's commit asks, and building takes longer than asking."""
+    statement = select(Prompt.id).where(
+        Prompt.tenant_id == bindparam("given_tenant", type_=Prompt.tenant_id.type),
+        Prompt.text_sha256 == bindparam("given_sha256", type_=Prompt.text_sha256.type),
     )
+    return statement.with_for_update(read=True, key_share=True) if locked else statement
 
 
 def ensure_prompt(
@@ -43,9 +55,28 @@ def ensure_prompt(
     ).returning(Prompt.id)
 
 
-def insert_images(images: Sequence[dict[str, Any]]) -> Insert:
-    """All of a job's images at once."""
-    return insert(Image).values(images)
+def insert_images(images: Sequence[dict[str, Any]]) -> Select[UUID]:
+    """All of a job's images at once, which have the same columns; gives their ids."""
+    values = {
+        f"given_{number}_{name}": value
+        for number, image in enumerate(images)
+        for name, value in image.items()
+    }
+    return _insert_images(len(images), tuple(images[0])).params(values)
+
+
+@cache
+def _insert_images(count: int, columns: tuple[str, ...]) -> Select[UUID]:
+    """Built once, as `_find_prompt` is; a SELECT around it, since INSERTs take no parameters."""
+    rows = [
+        {
+            name: bindparam(f"given_{number}_{name}", type_=getattr(Image, name).type)
+            for name in columns
+        }
+        for number in range(count)
+    ]
+    inserted = insert(Image).values(rows).returning(Image.id).cte("inserted")
+    return select(inserted.c.id)
 
 
 def list_images_of_jobs(job_ids: Iterable[UUID]) -> Select[Image]:
