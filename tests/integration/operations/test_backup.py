@@ -1,0 +1,212 @@
+"""Back up a running system, destroy it, restore into empty servers: pictures, hashes, search."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import create_engine, text
+
+from deploy.backup import BackupFailed, key_of, path_of, restore, save, verify
+from deploy.bootstrap import ensure_bucket
+from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
+from migrations.commands import upgrade
+from shared.queue.names import INTERACTIVE, generate_queue
+from shared.settings import Settings
+from shared.storage import Storage
+from shared.tenancy.scopes import RESOURCES
+from tests.conftest import MODELS
+from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
+
+
+class Place:
+    """A database, a Redis database and a bucket of their own on the tests' servers."""
+
+    def __init__(self, servers: EmbeddedServers, name: str, redis_database: int) -> None:
+        self.name = name
+        self._servers = servers
+        self.environment = {
+            **servers.environment(),
+            "DARKROOM_DATABASE_URL": servers.postgres.create_database(name),
+            "DARKROOM_REDIS_URL": servers.redis_url.removesuffix("/0") + f"/{redis_database}",
+            "DARKROOM_S3_BUCKET": name.replace("_", "-"),
+            "DARKROOM_MODELS_FILE": str(MODELS),
+            "DARKROOM_LOG_FORMAT": "console",
+        }
+        self.settings = Settings(
+            **{
+                key.removeprefix("DARKROOM_").lower(): value
+                for key, value in self.environment.items()
+            }
+        )
+        self.url = self.settings.database_url.get_secret_value()
+
+    def destroy(self) -> None:
+        """No table, no object."""
+        self._servers.postgres.drop_database(self.name)
+        storage = Storage(self.settings)
+        storage.delete(storage.list_keys(""))
+        storage.close()
+
+
+@pytest.fixture
+def source(servers: EmbeddedServers) -> Iterator[Place]:
+    """A migrated place with an empty bucket."""
+    place = Place(servers, "backup_source", 1)
+    ensure_bucket(place.settings)
+    upgrade(place.url)
+    yield place
+    servers.postgres.drop_database(place.name)
+
+
+@pytest.fixture
+def target(servers: EmbeddedServers) -> Iterator[Place]:
+    """Nothing at all but empty servers."""
+    place = Place(servers, "backup_target", 2)
+    yield place
+    servers.postgres.drop_database(place.name)
+
+
+@contextmanager
+def running(place: Place, key: str, folder: Path, *roles: str) -> Iterator[ApiProcess]:
+    """The API and workers of these roles."""
+    folder.mkdir()
+    with ExitStack() as stack:
+        for role in roles:
+            stack.enter_context(WorkerProcess(place.environment, [role], folder / f"{role}.log"))
+        api = ApiProcess(place.environment, free_port(), key, folder / "api.log")
+        yield stack.enter_context(api)
+
+
+def search(api: ApiProcess, query: str) -> list[dict[str, Any]]:
+    """The hits, once the worker that embeds queries has loaded its model."""
+
+    def found() -> Any:
+        answer = api.http.get("/v1/search", params={"q": query})
+        return answer.json()["data"] if answer.status_code == 200 else None
+
+    hits: list[dict[str, Any]] = wait_until(found, 60, "the search")
+    return hits
+
+
+def submit(api: ApiProcess, prompt: str, *, wait: int = 60) -> dict[str, Any]:
+    """A job that must succeed, or only be accepted."""
+    body = {"prompt": prompt, "session_id": "kept", "seed": 5}
+    answer = api.http.post(
+        "/v1/jobs", json=body, headers={"Prefer": f"wait={wait}"} if wait else {}
+    )
+    assert answer.status_code in (200, 202), answer.text
+    job: dict[str, Any] = answer.json()
+    assert not wait or job["state"] == "succeeded", job
+    return job
+
+
+def test_what_was_saved_comes_back(source: Place, target: Place, tmp_path: Path) -> None:
+    key = create_key(source.url, tenant="archive", name="archive", scopes=RESOURCES)
+    backup = tmp_path / "backup"
+    prompts = ("a red lighthouse", "two green boats")
+    with running(source, key, tmp_path / "before", "generate") as api:
+        pictures = [submit(api, prompt)["images"][0] for prompt in prompts]
+        # It goes on working while it is backed up: more pictures come in the middle.
+        busy = threading.Thread(target=lambda: [submit(api, f"boat {n}", wait=0) for n in range(8)])
+        busy.start()
+        manifest = save(source.settings, backup)
+        busy.join()
+    assert manifest["objects"] >= 2 * len(pictures)
+    source.destroy()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.backup", "restore", str(backup)],
+        env={**os.environ, **target.environment},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == manifest
+    found = verify(target.settings, read=True)
+    assert found["missing"] == found["different"] == []
+    assert found["read"] >= len(pictures)
+
+    with running(
+        target, key, tmp_path / "after", "generate", "cpu"
+    ) as api:  # the old key still opens
+        for prompt, picture in zip(prompts, pictures, strict=True):
+            shown = api.http.get(f"/v1/images/{picture['id']}").json()
+            body = api.client(None).get(shown["url"]).content
+            assert hashlib.sha256(body).hexdigest() == picture["sha256"]
+            hits = search(api, prompt)
+            assert hits[0]["prompt"] == prompt
+            assert hits[0]["image"]["id"] == picture["id"]
+        # Row-level security came along; and what waited waits in Redis again, by the ledger.
+        waiting = submit(api, "a new one", wait=0)
+        assert waiting["state"] == "queued"
+        queue = generate_queue("sim", INTERACTIVE)
+        client = redis.Redis.from_url(target.settings.redis_url.get_secret_value())
+        wait_until(lambda: client.llen(queue) >= _unfinished(target.url), 60, "the queue")
+        client.close()
+
+
+@pytest.mark.parametrize("key", ["s/job/1/00.png", "../../etc/passwd", "./a", "a/../b"])
+def test_no_key_leads_out_of_the_backup(key: str, tmp_path: Path) -> None:
+    path = path_of(tmp_path, key)
+    assert tmp_path in path.resolve().parents
+    assert key_of(tmp_path, path) == key
+
+
+def test_a_second_backup_copies_what_is_new(source: Place, tmp_path: Path) -> None:
+    storage = Storage(source.settings)
+    storage.put("s/job/1/00.png", b"first", "image/png")
+    first = save(source.settings, tmp_path / "backup")
+    storage.put("s/job/2/00.png", b"second", "image/png")
+    second = save(source.settings, tmp_path / "backup")
+    storage.close()
+    assert (first["objects_new"], second["objects_new"], second["objects"]) == (1, 1, 2)
+
+
+def test_a_damaged_backup_and_a_full_database_are_refused(
+    source: Place, target: Place, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    save(source.settings, backup)
+    with pytest.raises(BackupFailed, match="not empty"):
+        restore(source.settings, backup)
+    with (backup / "database.dump").open("ab") as dump:
+        dump.write(b"x")
+    with pytest.raises(BackupFailed, match="not the dump"):
+        restore(target.settings, backup)
+
+
+def test_verify_names_what_is_missing(source: Place) -> None:
+    engine = create_engine(source.url)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (gen_random_uuid(), 'v')"))
+        connection.execute(
+            text(
+                "INSERT INTO uploads (id, tenant_id, width, height, content_type, bytes, sha256,"
+                " s3_key) SELECT gen_random_uuid(), id, 64, 64, 'image/png', 1, 'x', 'lost.png'"
+                " FROM tenants"
+            )
+        )
+    engine.dispose()
+    assert verify(source.settings, read=False)["missing"] == ["lost.png"]
+
+
+def _unfinished(url: str) -> int:
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            statement = text("SELECT count(*) FROM jobs WHERE finished_at IS NULL")
+            return int(connection.scalar(statement) or 0)
+    finally:
+        engine.dispose()
