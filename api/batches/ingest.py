@@ -140,8 +140,12 @@ async def keep_refusal(
 
 async def _ensure_sessions(session: AsyncSession, tenant_id: UUID, names: Sequence[str]) -> None:
     for start in range(0, len(names), _SESSIONS_AT_ONCE):
-        some = names[start : start + _SESSIONS_AT_ONCE]
-        await session.execute(statements.ensure_sessions(tenant_id, some))
+        missing = set(names[start : start + _SESSIONS_AT_ONCE])
+        while missing:
+            # One that is deleted just now is missing once more, and made anew.
+            await session.execute(statements.ensure_sessions(tenant_id, sorted(missing)))
+            held = await session.scalars(statements.hold_sessions(tenant_id, sorted(missing)))
+            missing -= set(held)
 
 
 async def _copy_jobs(session: AsyncSession, found: Validated) -> None:

@@ -103,6 +103,7 @@ async def delete_session(held: Resources, principal: Principal, session_id: str)
         gone = _Gone()
         portions.append(gone)
         async with held.tenant_transaction(principal, _SECONDS) as session:
+            await session.execute(deletion.keep_out_of_session(principal.tenant_id, session_id))
             statement = deletion.lock_session(principal.tenant_id, session_id)
             if (await session.scalars(statement)).one_or_none() is None:
                 raise not_found("session")

@@ -85,6 +85,16 @@ def ensure_sessions(tenant_id: UUID, session_ids: Sequence[str]) -> Insert:
     return pg_insert(Session).values(rows).on_conflict_do_nothing()
 
 
+def hold_sessions(tenant_id: UUID, session_ids: Sequence[str]) -> Select[str]:
+    """Those of the sessions that are there, which nobody can delete until the transaction ends."""
+    return (
+        select(Session.id)
+        .where(Session.tenant_id == tenant_id, Session.id.in_(session_ids))
+        .order_by(Session.id)
+        .with_for_update(read=True, key_share=True)
+    )
+
+
 def insert_file(file: dict[str, Any]) -> ReturningInsert[BatchFile]:
     """A file that was sent ahead."""
     return insert(BatchFile).values(**file).returning(BatchFile)

@@ -7,13 +7,26 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, Update, delete, exists, func, select, update
+from sqlalchemy import (
+    Delete,
+    Select,
+    Text,
+    Update,
+    Uuid,
+    delete,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from shared.gallery.models import DoomedObject, Image, Prompt, Session
 from shared.jobs.models import Job
+from shared.jobs.statements import session_lock
 
 
 def star(tenant_id: UUID, image_id: UUID, starred: bool) -> ReturningUpdate[Image]:
@@ -106,8 +119,14 @@ def list_jobs(tenant_id: UUID, session_id: str, limit: int) -> Select[UUID]:
     )
 
 
+def keep_out_of_session(tenant_id: UUID, session_id: str) -> Select[None]:
+    """Wait for submissions into the session, and let none begin until the transaction ends."""
+    number = session_lock(literal(tenant_id, Uuid), literal(session_id, Text))
+    return select(func.pg_advisory_xact_lock(number))
+
+
 def lock_session(tenant_id: UUID, session_id: str) -> Select[str]:
-    """The session, so that no job can be added to it until the transaction ends."""
+    """The session, against batches that are taken in: they hold its row."""
     return (
         select(Session.id)
         .where(Session.tenant_id == tenant_id, Session.id == session_id)

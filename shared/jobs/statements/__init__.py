@@ -12,6 +12,7 @@ from shared.jobs.statements.accept import (
     forget_idempotency_keys,
     insert_job,
     reserve_idempotency_key,
+    session_lock,
     store_idempotent_answer,
 )
 from shared.jobs.statements.claims import (
@@ -94,6 +95,7 @@ __all__ = [
     "reserve_idempotency_key",
     "retry",
     "retry_batch",
+    "session_lock",
     "store_idempotent_answer",
     "succeed",
 ]

@@ -6,13 +6,20 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
     Delete,
     Interval,
     Select,
+    Text,
     Update,
+    Uuid,
     bindparam,
+    cast,
     delete,
+    func,
     insert,
+    literal,
     select,
     update,
 )
@@ -27,9 +34,28 @@ from shared.jobs.state import JobState
 from shared.jobs.statements.parts import NOW, SCAN_TIME, JobRows, ahead_of
 
 
-def ensure_session(tenant_id: UUID, session_id: str) -> Insert:
-    """Make the session on its first use."""
-    return pg_insert(Session).values(tenant_id=tenant_id, id=session_id).on_conflict_do_nothing()
+def ensure_session(
+    tenant_id: UUID | BindParameter[UUID], session_id: str | BindParameter[str]
+) -> Insert:
+    """Make the session on its first use, and let nobody delete it until the transaction ends.
+
+    A row that is there already is not locked by this, and a job put into it would break over its
+    deletion; so whoever deletes a session waits for `session_lock`, as this does.
+    """
+    tenant, name = _typed(tenant_id, Uuid), _typed(session_id, Text)
+    held = func.pg_advisory_xact_lock_shared(session_lock(tenant, name)).table_valued("held")
+    row = select(tenant, name).select_from(held)
+    statement = pg_insert(Session).from_select(["tenant_id", "id"], row)
+    return statement.on_conflict_do_nothing()
+
+
+def session_lock(tenant: ColumnElement[UUID], name: ColumnElement[str]) -> ColumnElement[int]:
+    """The number of a session's advisory lock: shared to add to it, exclusive to delete it."""
+    return func.hashtextextended(cast(tenant, Text) + name, 0)
+
+
+def _typed(value: Any, kind: Any) -> ColumnElement[Any]:
+    return cast(value if isinstance(value, BindParameter) else literal(value, kind), kind)
 
 
 def insert_job(job: dict[str, Any]) -> JobRows:

@@ -1,8 +1,11 @@
 """Stars and deletions: rows, objects and vectors go, and the answer says what went."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from threading import Barrier
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -146,3 +149,30 @@ def test_what_storage_did_not_take_is_swept(
     assert storage.list_keys("swept/") == ["swept/job_12/1/00.png"]
     with database() as session:
         assert session.execute(deletion.list_doomed(timedelta(0), 10)).all() == []
+
+
+def test_a_session_that_is_deleted_while_jobs_come_into_it(team: Team) -> None:
+    """Neither side breaks: each submission is accepted, each deletion done or refused."""
+    rounds, submitters = 12, 3
+    start = Barrier(submitters + 1)
+
+    def submit(_: int) -> list[int]:
+        codes = []
+        with httpx2.Client(base_url=team.http.base_url, headers=team.http.headers) as http:
+            for _round in range(rounds):
+                start.wait(30)
+                body = {"prompt": "a boat", **JOB, "session_id": "brief"}
+                answer = http.post("/v1/jobs", json=body)
+                codes.append(answer.status_code)
+                http.post(f"/v1/jobs/{answer.json().get('id')}/cancel")
+        return codes
+
+    deletions: list[int] = []
+    with ThreadPoolExecutor(submitters) as threads:
+        submissions = [threads.submit(submit, number) for number in range(submitters)]
+        for _ in range(rounds):
+            start.wait(30)
+            deletions += [team.http.delete("/v1/sessions/brief").status_code for _ in range(4)]
+        codes = [code for submission in submissions for code in submission.result()]
+    assert codes == [202] * (rounds * submitters)
+    assert set(deletions) <= {200, 404, 409}
