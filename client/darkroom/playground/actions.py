@@ -51,6 +51,7 @@ def _again(picture: "Picture") -> None:
 
 def _take_over(picture: "Picture") -> None:
     _fill(picture)
+    notices.keep("The form has its prompt, seed and settings.", kind="good")
     session.open_tab("Generate")
 
 
@@ -69,6 +70,7 @@ def _as_initial(picture: "Picture") -> None:
     form.use_as_initial(picture.id, f"seed {picture.seed}")
     if not st.session_state.get(form.PROMPT):
         st.session_state[form.PROMPT] = picture.prompt
+    notices.keep("The next pictures start from this one.", kind="good")
     session.open_tab("Generate")
 
 

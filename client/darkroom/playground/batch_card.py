@@ -13,7 +13,9 @@ from darkroom.types.batches import Batch
 _SECONDS = 1.0
 _MOST_IN_ZIP = 500
 """Streamlit holds a download in memory; what is larger goes through the command line."""
-_ON_SHEET = 48
+_ON_SHEET = 24
+_COLUMNS = 4
+"""Of the contact sheet: still to be seen on a phone."""
 _MOST_ERRORS = 100
 _COLOURS = {
     "succeeded": "green",
@@ -132,7 +134,7 @@ def _show_results(batch: Batch) -> None:
 @st.cache_data(max_entries=16, show_spinner=False)
 def _contact_sheet(batch_id: str, done: int) -> bytes:
     """A WebP of the first pictures; more of them make a new one."""
-    return connect().batches.contact_sheet(batch_id, limit=min(done, _ON_SHEET))
+    return connect().batches.contact_sheet(batch_id, limit=min(done, _ON_SHEET), columns=_COLUMNS)
 
 
 def _zip(batch_id: str) -> bytes:

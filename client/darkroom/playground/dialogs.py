@@ -111,14 +111,14 @@ def _comparison(picture: "Picture", running: "Future[Reproduction]") -> None:
     left, right = st.columns(2, wrap=False)
     left.image(pictures.content(picture.id), width="stretch", alt=picture.prompt)
     left.caption("On record")
-    with right, notices.in_plain_words():
+    with notices.in_plain_words():
         if not running.done():
-            st.info("Made again from its receipt …", icon=":material/hourglass_top:")
+            right.info("Made again from its receipt …", icon=":material/hourglass_top:")
             return
         result = running.result()
         if result.image is not None:
-            st.image(pictures.content(result.image.id), width="stretch", alt="made again")
-        st.caption("Made again")
+            right.image(pictures.content(result.image.id), width="stretch", alt="made again")
+            right.caption("Made again")
         _verdict(result)
 
 

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from darkroom.playground import dropzone, form, ideas, jobs, notices, running
+from darkroom.playground import dropzone, form, ideas, jobs, notices, running, words
 from darkroom.playground.connection import connect
 
 _RECEIPT_FILE = "receipt-file"
@@ -72,7 +72,7 @@ def _read_receipt() -> None:
 
 def _show_initial() -> None:
     initial: form.Initial | None = st.session_state.get(form.INITIAL)
-    label = "Initial image" if initial is None else f"Initial image: {initial.label}"
+    label = "Initial image" if initial is None else f"Initial image: {words.escape(initial.label)}"
     with st.expander(label, icon=":material/image:", expanded=initial is not None):
         if initial is None:
             dropzone.show(

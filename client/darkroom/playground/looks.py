@@ -5,7 +5,7 @@ import streamlit as st
 _RULES = """
 <style>
 .block-container { padding: 1.4rem 1.5rem 4rem; max-width: 1500px; }
-.st-key-header h3 { padding: 0 0.8rem 0.75rem 0; }
+.st-key-title h3 { padding: 0 0.8rem 0.75rem 0; }
 [data-testid="stImageContainer"] img { border-radius: 0.6rem; }
 [class*="st-key-card-"] button { min-height: 2rem; padding: 0.1rem 0.55rem; }
 [class*="st-key-card-"] button[kind="tertiary"] { padding: 0.1rem 0.2rem; }
@@ -30,7 +30,7 @@ _RULES = """
 
 @media (max-width: 640px) {
   .block-container { padding: 0.9rem 0.9rem 3rem; }
-  .st-key-header div:has(> h3), .st-key-header h3 { display: none; }
+  div:has(> .st-key-title) { display: none; }
   .st-key-generate-grid { grid-template: "ask" auto "show" auto "set" auto / minmax(0, 1fr); }
 }
 </style>

@@ -6,6 +6,7 @@ from typing import Literal
 
 import streamlit as st
 
+import darkroom
 from darkroom.playground.words import explain
 
 _KEPT = "notices"
@@ -16,11 +17,8 @@ def in_plain_words() -> Iterator[None]:
     """Shows an error of the client in place of what could not be drawn."""
     try:
         yield
-    except Exception as error:
-        words = explain(error)
-        if words is None:
-            raise
-        st.error(words, icon=":material/error:")
+    except darkroom.DarkroomError as error:
+        st.error(explain(error), icon=":material/error:")
 
 
 @contextmanager
@@ -28,11 +26,8 @@ def kept_for_the_top() -> Iterator[None]:
     """For callbacks, which cannot draw: the error is shown at the top of the page they lead to."""
     try:
         yield
-    except Exception as error:
-        words = explain(error)
-        if words is None:
-            raise
-        keep(words)
+    except darkroom.DarkroomError as error:
+        keep(explain(error))
 
 
 def keep(words: str, kind: Literal["error", "note", "good"] = "error") -> None:

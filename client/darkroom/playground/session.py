@@ -5,7 +5,7 @@ import re
 
 import streamlit as st
 
-from darkroom.playground import notices
+from darkroom.playground import notices, words
 from darkroom.playground.connection import connect
 
 SESSION = "session"
@@ -36,20 +36,23 @@ def open_tab(name: str) -> None:
 
 def show_header() -> str | None:
     """Draws the title and the session's field; returns the session, or None if it is no name."""
-    if not st.session_state.get(SESSION) and not st.query_params.get(SESSION):
-        st.session_state[SESSION] = new_name()
+    _name_it()
     with st.container(horizontal=True, vertical_alignment="bottom", key="header"):
-        st.markdown("### Darkroom", width="content")
+        with st.container(key="title", width="content"):
+            st.markdown("### Darkroom")
         name = st.text_input(
             "Session",
             key=SESSION,
-            bind="query-params",
             help="Your pictures are kept under this name. The address of this page holds it: "
             "keep the link, and you come back to them.",
             width=225,
         )
-        with st.popover("Sessions", icon=":material/folder_open:"), notices.in_plain_words():
-            _show_others(name)
+        others = st.popover(
+            "Sessions", icon=":material/folder_open:", key="sessions", on_change="rerun"
+        )
+        if others.open:
+            with others, notices.in_plain_words():
+                _show_others(name)
     if not _NAME.fullmatch(name):
         st.error(
             "**This cannot be the name of a session.** Take 1 to 64 letters, digits, dots, "
@@ -60,12 +63,22 @@ def show_header() -> str | None:
     return name
 
 
+def _name_it() -> None:
+    """Takes the name from the address where the page is new, and keeps it there."""
+    state = st.session_state
+    if SESSION not in state:
+        state[SESSION] = st.query_params.get(SESSION)
+    state[SESSION] = state[SESSION] or new_name()  # also where the field was emptied
+    if st.query_params.get(SESSION) != state[SESSION]:
+        st.query_params[SESSION] = state[SESSION]
+
+
 def _show_others(current: str) -> None:
     st.button("New session", icon=":material/add:", on_click=_switch, args=(new_name(),))
     recent = connect().sessions.list(page_size=_RECENT).take(_RECENT)
     for known in recent:
         st.button(
-            f"{known.id} · {known.images} pictures",
+            f"{known.id} · {words.count(known.images, 'picture')}",
             key=f"session-{known.id}",
             type="tertiary",
             disabled=known.id == current,
@@ -76,3 +89,4 @@ def _show_others(current: str) -> None:
 
 def _switch(name: str) -> None:
     st.session_state[SESSION] = name
+    st.session_state["sessions"] = False

@@ -25,7 +25,7 @@ class Watched:
     """Image index → (step, steps)."""
     previews: dict[int, bytes] = field(default_factory=dict)
     """Image index → the newest preview, WebP."""
-    error: Exception | None = None
+    error: darkroom.DarkroomError | None = None
     """Why it can be followed no longer; the job itself may go on."""
     ended: float | None = None
     """By the monotonic clock, when the thread ended."""

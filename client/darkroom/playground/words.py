@@ -84,9 +84,12 @@ _OF_JOBS = {
     "device_lost": "The device failed: try again, and look at the worker's log if it lasts.",
 }
 
+_SAID_BY_ADVICE = frozenset({"not_found", "receipt_missing", "database_unavailable"})
+"""Codes whose advice says all that the server's own words say."""
 
-def explain(error: Exception) -> str | None:
-    """What went wrong and what to do, as Markdown; None for what is no error of the client."""
+
+def explain(error: darkroom.DarkroomError) -> str:
+    """What went wrong and what to do, as Markdown."""
     match error:
         case darkroom.errors.ValidationFailed():
             return f"**Darkroom does not take these settings.** {_broken_rules(error)}"
@@ -102,9 +105,7 @@ def explain(error: Exception) -> str | None:
                 "**Darkroom does not answer.** Is it running? `make run` starts it on this "
                 "machine. What was submitted is safe; this page goes on when it is back."
             )
-        case darkroom.DarkroomError():
-            return f"**That did not work.** {escape(str(error))}"
-    return None
+    return f"**That did not work.** {escape(str(error))}"
 
 
 def _explain_problem(error: darkroom.ApiError) -> str:
@@ -115,9 +116,6 @@ def _explain_problem(error: darkroom.ApiError) -> str:
     )
     number = f"  \n:small[:gray[request {error.request_id}]]" if error.request_id else ""
     return f"**{title}.** {advice}{wait}{said}{number}"
-
-
-_SAID_BY_ADVICE = frozenset({"not_found", "receipt_missing", "database_unavailable"})
 
 
 def _broken_rules(error: darkroom.ApiError) -> str:
