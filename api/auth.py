@@ -87,7 +87,7 @@ async def authenticate(
         raise _unauthenticated()
     if not key.is_live(datetime.now(UTC)):
         raise _unauthenticated()
-    structlog.contextvars.bind_contextvars(tenant=str(key.tenant_id), key_id=key.id)
+    structlog.contextvars.bind_contextvars(tenant_id=str(key.tenant_id), key_id=key.id)
     quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS
     rate_is_known = await count_request(held, request, key.id, quotas)
     return Principal(key.tenant_id, key.id, frozenset(key.scopes), quotas, rate_is_known)

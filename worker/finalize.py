@@ -7,6 +7,7 @@ outage costs no second run.
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -87,7 +88,13 @@ def upload(storage: Storage, executor: Executor, picture: Picture, lease: Lease)
     """
     row, encoded = picture.row, picture.encoded
     thumbnail = executor.submit(
-        _put, storage, row["thumbnail_s3_key"], encoded.thumbnail_webp, "image/webp", lease
+        copy_context().run,  # so that its span and its log lines are the job's
+        _put,
+        storage,
+        row["thumbnail_s3_key"],
+        encoded.thumbnail_webp,
+        "image/webp",
+        lease,
     )
     try:
         _put(storage, row["s3_key"], encoded.body, encoded.content_type, lease)

@@ -42,6 +42,11 @@ class Intake:
         class ThroughGates(InteractiveFirst):
             """`InteractiveFirst` without the queues whose gates are closed."""
 
+            @classmethod
+            def __json__(cls) -> str:
+                """For those who ask a worker for its settings, as Flower does."""
+                return cls.__name__
+
             def consume(self, n: int) -> list[str]:
                 chosen = super().consume(n)
                 open_ones, pause = intake._let_through(chosen)

@@ -12,7 +12,7 @@ from tests.processes import wait_until
 @pytest.fixture(scope="module")
 def job(observed: Observed) -> dict[str, object]:
     """A job that is done, so that there is something to count."""
-    asked = {"prompt": "a counted house", "session_id": "counted", "model": "sim", "seed": [1, 2]}
+    asked = {"prompt": "a counted house", "session_id": "counted", "model": "sim", "seeds": [1, 2]}
     answer = observed.api.http.post("/v1/jobs", json=asked, headers={"Prefer": "wait=30"})
     done: dict[str, object] = answer.json()
     assert done["state"] == "succeeded", done

@@ -122,7 +122,7 @@ def test_a_dashboard_shows_what_is_measured(dashboard: Any) -> None:
     assert asked > 5
 
 
-@pytest.mark.parametrize("alert", alerts(), ids=lambda alert: alert["alert"])
+@pytest.mark.parametrize("alert", list(alerts()), ids=lambda alert: alert["alert"])
 def test_an_alert_can_fire_and_says_what_to_do(alert: dict[str, Any]) -> None:
     assert complaints(alert["expr"], alert["annotations"]["summary"].replace("$labels.", "")) == []
     used = re.findall(r"\$labels\.(\w+)", alert["annotations"]["summary"])
