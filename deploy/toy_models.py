@@ -39,35 +39,24 @@ def build_sd21v(folder: Path, seed: int = 0) -> None:
 
 def build_sdxl(folder: Path, seed: int = 0) -> None:
     """Stable Diffusion XL: two text encoders, time ids, a VAE that asks for float32, Euler."""
-    import torch
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    from diffusers import EulerDiscreteScheduler
 
-    torch.manual_seed(seed)
-    pooled, time_width = 32, 8
-    StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025, force_upcast=True),
-        text_encoder=CLIPTextModel(_text_config()).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(
-            _text_config(hidden_act="gelu", projection_dim=pooled)
-        ).eval(),
-        tokenizer=make_tokenizer(),
-        tokenizer_2=make_tokenizer(),
-        unet=_unet(
-            block_out_channels=_WIDTHS[:3],
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=(2, 4, 4),
-            transformer_layers_per_block=(1, 1, 2),
-            use_linear_projection=True,
-            cross_attention_dim=64,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=time_width,
-            projection_class_embeddings_input_dim=6 * time_width + pooled,
-        ),
-        scheduler=EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1),
-        add_watermarker=False,
-    ).save_pretrained(folder)
+    _build_stable_diffusion_xl(
+        folder,
+        seed,
+        EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1),
+    )
+
+
+def build_turbo(folder: Path, seed: int = 0) -> None:
+    """SDXL Turbo: XL with its schedule, of which one to four steps from the end are enough."""
+    from diffusers import EulerAncestralDiscreteScheduler
+
+    _build_stable_diffusion_xl(
+        folder,
+        seed,
+        EulerAncestralDiscreteScheduler(**_SD_BETAS, timestep_spacing="trailing"),
+    )
 
 
 def build_lcm(folder: Path, seed: int = 0) -> None:
@@ -99,10 +88,43 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd21": build_sd21,
     "sd21v": build_sd21v,
     "sdxl": build_sdxl,
+    "turbo": build_turbo,
     "lcm": build_lcm,
     "pag": build_pag,
 }
 """Family name on the command line -> its builder."""
+
+
+def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any) -> None:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(seed)
+    pooled, time_width = 32, 8
+    StableDiffusionXLPipeline(
+        vae=_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(_text_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(
+            _text_config(hidden_act="gelu", projection_dim=pooled)
+        ).eval(),
+        tokenizer=make_tokenizer(),
+        tokenizer_2=make_tokenizer(),
+        unet=_unet(
+            block_out_channels=_WIDTHS[:3],
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4, 4),
+            transformer_layers_per_block=(1, 1, 2),
+            use_linear_projection=True,
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=time_width,
+            projection_class_embeddings_input_dim=6 * time_width + pooled,
+        ),
+        scheduler=scheduler,
+        add_watermarker=False,
+    ).save_pretrained(folder)
 
 
 def _build_stable_diffusion(

@@ -12,7 +12,7 @@ from worker.engine.unet_backend import UnetBackend, family_of
 
 _DEMO = Path(deploy.__file__).parent / "demo_model" / "checkpoint"
 
-FAMILIES = ("sd15", "sd21", "sd21v", "sdxl", "lcm") + (("demo",) if _DEMO.is_dir() else ())
+FAMILIES = ("sd15", "sd21", "sd21v", "sdxl", "turbo", "lcm") + (("demo",) if _DEMO.is_dir() else ())
 
 
 def folder_of(family: str) -> Path:

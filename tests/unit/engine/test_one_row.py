@@ -49,6 +49,14 @@ def test_latent_consistency_model(changes: dict[str, Any]) -> None:
     assert_equal_to_diffusers("lcm", request(scheduler="lcm", **changes))
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("changes", [{}, {"init_image": START, "strength": 1.0}])
+def test_turbo(steps: int, changes: dict[str, Any]) -> None:
+    asked = request(scheduler="euler-ancestral", guidance_scale=0.0, steps=steps, **changes)
+    assert not toy_backend("turbo", 1).shape_of(asked).guided
+    assert_equal_to_diffusers("turbo", asked)
+
+
 @pytest.mark.parametrize("changes", [{}, FROM_IMAGE])
 def test_without_guidance_one_half_runs(changes: dict[str, Any]) -> None:
     asked = request(guidance_scale=1.0, **changes)
