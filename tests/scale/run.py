@@ -1,0 +1,234 @@
+"""One measurement: N simulated GPU workers against one Postgres, one Redis and one S3 store."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+from sqlalchemy import Engine, insert, text
+from sqlalchemy.orm import Session
+
+from deploy.local.servers import EmbeddedServers
+from migrations.commands import upgrade
+from shared.database import open_engine, session_factory
+from shared.jobs import statements
+from shared.jobs.models import Job
+from shared.logging import configure_logging
+from shared.queue.publish import celery_app, publish_jobs
+from shared.settings import Settings
+from shared.tenancy import statements as tenancy
+from tests.chaos.fleet import Fleet, Worker
+from tests.jobs import job_columns
+from tests.processes import wait_until
+from tests.scale.counters import LockWatch, Meter, Reading
+from worker.dispatcher import Dispatcher
+from worker.duties import JobDuties
+
+_THREADS = 2
+"""Jobs in hand per worker: one on its way to S3 and Postgres while the device makes the next."""
+_SETTLE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What kind of GPU is simulated."""
+
+    name: str
+    catalog: Path
+    jobs_per_second: float
+    """Of one worker, at most; so many jobs are prepared."""
+
+
+REGIMES = {
+    "paced": Regime("paced", Path(__file__).with_name("models.toml"), 1.0),
+    "null": Regime("null", Path(__file__).with_name("models-null.toml"), 250.0),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the table; what is per job is the window's total divided by its jobs."""
+
+    regime: str
+    workers: int
+    seconds: float
+    jobs: int
+    jobs_per_second: float
+    claims_per_second: float
+    missed_claims_per_job: float
+    waiting_for_locks: float
+    """Backends, on average, that waited for a row or an advisory lock."""
+    waiting_inside: float
+    """Backends, on average, that waited for a latch inside Postgres (`LWLock`)."""
+    connections: int
+    active_connections: int
+    transactions_per_job: float
+    rollbacks_per_job: float
+    wal_kilobytes_per_job: float
+    postgres_cpu_ms_per_job: float
+    redis_cpu_ms_per_job: float
+    redis_commands_per_job: float
+    s3_cpu_ms_per_job: float
+    worker_cpu_ms_per_job: float
+    machine_busy: float
+    """Share of this machine's CPU that servers and workers used."""
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
+
+
+class Bed:
+    """Servers, a dispatcher, and the means to start workers."""
+
+    def __init__(self, folder: Path, servers: EmbeddedServers, stack: ExitStack) -> None:
+        self._folder = folder
+        self._servers = servers
+        self._stack = stack
+        self.environment = {
+            **servers.environment(),
+            "DARKROOM_WORKER_THREADS": str(_THREADS),
+            "DARKROOM_LOG_FORMAT": "console",
+        }
+        self.settings = _settings(self.environment, REGIMES["paced"].catalog)
+        # What the dispatcher says of killed workers belongs to no table.
+        configure_logging(self.settings.model_copy(update={"log_level": "error"}))
+        self.engine = open_engine(self.settings, pool_size=6)
+        stack.callback(self.engine.dispose)
+        self.redis = redis.Redis.from_url(servers.redis_url)
+        stack.callback(self.redis.close)
+        self.celery = celery_app(self.settings)
+        database = session_factory(self.engine)
+        with database.begin() as session:
+            self.tenant = session.scalars(tenancy.ensure_tenant("scale")).one()
+        duties = JobDuties(self.settings, database, self.redis, self.celery).duties
+        dispatcher = Dispatcher(self.settings, self.engine, duties)
+        dispatcher.start()
+        stack.callback(dispatcher.close)
+
+    def measure(self, regime: Regime, workers: int, seconds: float) -> Measured:
+        """Start the workers, give them work, look at a window of it, end them."""
+        self._clear()
+        folder = self._folder / f"{regime.name}-{workers}"
+        environment = {**self.environment, "DARKROOM_MODELS_FILE": str(regime.catalog)}
+        with Fleet(folder, environment) as fleet:
+            started = [fleet.start(f"gpu-{n}", wait=False) for n in range(workers)]
+            for worker in started:
+                worker.wait_ready()
+            count = int(workers * regime.jobs_per_second * (seconds + 3 * _SETTLE_SECONDS)) + 20
+            self._accept(regime.name, min(count, int(500 * (seconds + 3 * _SETTLE_SECONDS))))
+            meter = Meter(self.engine, self.redis, self._pids(), [each.pid for each in started])
+            time.sleep(_SETTLE_SECONDS)  # a measurement, not a wait: the first jobs start together
+            missed = _missed_claims(started)
+            with LockWatch(self.engine) as locks:
+                before, begun = meter.read(), time.monotonic()
+                time.sleep(seconds)
+                after, took = meter.read(), time.monotonic() - begun
+            missed = _missed_claims(started) - missed
+        assert after.succeeded < self._accepted, "the work ran out within the window"
+        return _measured(
+            regime.name, workers, took, window=(before, after), locks=locks, missed=missed
+        )
+
+    def _accept(self, model: str, count: int) -> None:
+        with Session(self.engine) as session, session.begin():
+            session.execute(statements.ensure_session(self.tenant, "s1"))
+            columns = [job_columns(self.tenant, model=model, steps=4) for _ in range(count)]
+            session.execute(insert(Job), [{**row, "state": "queued"} for row in columns])
+        publish_jobs(self.celery, (row["id"] for row in columns), model, "interactive")
+        self._accepted = count
+
+    def _clear(self) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text("TRUNCATE jobs, images, prompts, sessions CASCADE"))
+        self.redis.flushall()
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+        wait_until(lambda: self._connections() <= 12, 20, "the end of former workers' sessions")
+
+    def _connections(self) -> int:
+        with self.engine.connect() as connection:
+            found = connection.scalar(text("SELECT count(*) FROM pg_stat_activity"))
+            return int(found or 0) - _background(self.engine)
+
+    @property
+    def postmaster(self) -> int:
+        """Process id of the Postgres server."""
+        return self._servers.postgres.pid
+
+    def _pids(self) -> dict[str, int]:
+        servers = {server.name: server for server in self._servers.all}
+        return {name: server.pid for name, server in servers.items()}
+
+
+def _background(engine: Engine) -> int:
+    with engine.connect() as connection:
+        statement = "SELECT count(*) FROM pg_stat_activity WHERE backend_type <> 'client backend'"
+        return int(connection.scalar(text(statement)) or 0)
+
+
+def _measured(
+    regime: str,
+    workers: int,
+    seconds: float,
+    *,
+    window: tuple[Reading, Reading],
+    locks: LockWatch,
+    missed: int,
+) -> Measured:
+    before, after = window
+    jobs = after.succeeded - before.succeeded
+    per = 1 / max(1, jobs)
+    cpu = {
+        name: getattr(after, name) - getattr(before, name)
+        for name in ("postgres_cpu", "redis_cpu", "s3_cpu", "workers_cpu")
+    }
+    return Measured(
+        regime=regime,
+        workers=workers,
+        seconds=seconds,
+        jobs=jobs,
+        jobs_per_second=jobs / seconds,
+        claims_per_second=(after.claims - before.claims) / seconds,
+        missed_claims_per_job=missed * per,
+        waiting_for_locks=locks.waiting("Lock"),
+        waiting_inside=locks.waiting("LWLock"),
+        connections=locks.connections,
+        active_connections=locks.active,
+        transactions_per_job=(after.transactions - before.transactions) * per,
+        rollbacks_per_job=(after.rollbacks - before.rollbacks) * per,
+        wal_kilobytes_per_job=(after.wal_bytes - before.wal_bytes) / 1024 * per,
+        postgres_cpu_ms_per_job=1000 * cpu["postgres_cpu"] * per,
+        redis_cpu_ms_per_job=1000 * cpu["redis_cpu"] * per,
+        redis_commands_per_job=(after.redis_commands - before.redis_commands) * per,
+        s3_cpu_ms_per_job=1000 * cpu["s3_cpu"] * per,
+        worker_cpu_ms_per_job=1000 * cpu["workers_cpu"] * per,
+        machine_busy=sum(cpu.values()) / seconds / (psutil.cpu_count() or 1),
+    )
+
+
+def _missed_claims(workers: list[Worker]) -> int:
+    return sum(worker.said().count("claim_missed") for worker in workers)
+
+
+def _settings(environment: dict[str, str], catalog: Path) -> Settings:
+    values = {name.removeprefix("DARKROOM_").lower(): each for name, each in environment.items()}
+    return Settings(**values, models_file=catalog)
+
+
+@contextmanager
+def running_bed() -> Iterator[Bed]:
+    """Durable servers, as in production: a commit waits for the disk."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-scale-")))
+        servers = stack.enter_context(EmbeddedServers(folder / "home"))
+        upgrade(servers.database_url)
+        yield Bed(folder, servers, stack)
