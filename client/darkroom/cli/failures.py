@@ -164,8 +164,11 @@ def _of_client(error: "DarkroomError") -> Failure:
     if isinstance(error, errors.JobNotSucceeded):
         return _of_job(error)
     if isinstance(error, errors.StillRunning):
-        advice = "The work goes on; ask again, or `darkroom jobs watch`."
-        return Failure(ExitCode.TIMEOUT, "still_running", str(error), advice)
+        found = error.resource
+        verb = "batch fetch" if found.id.startswith("batch_") else "jobs watch"
+        advice = f"It goes on. Follow it: darkroom {verb} {found.id}"
+        facts = {"id": found.id, "state": found.state}
+        return Failure(ExitCode.TIMEOUT, "still_running", str(error), advice, facts=facts)
     if isinstance(error, errors.NoAnswer):
         advice = "Is the server running, and is this its address? `darkroom doctor` looks."
         return Failure(ExitCode.UNAVAILABLE, "no_answer", str(error), advice)

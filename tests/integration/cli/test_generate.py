@@ -84,17 +84,17 @@ def test_a_job_can_be_left_and_found_again(darkroom: Darkroom, tmp_path: Path) -
 
 
 def test_a_wait_that_is_over_says_so(darkroom: Darkroom) -> None:
-    done = darkroom("generate", "a lake", "--model", NOBODY, "--timeout", "0")
+    done = darkroom("generate", "a lake", "--model", NOBODY, "--timeout", "0", "--json")
     assert done.exit_code == 11
-    job = done.stderr.split("job_")[1].split(":")[0]
-    canceled = darkroom("jobs", "cancel", f"job_{job}", "--json")
+    job = json.loads(done.stderr.splitlines()[-1])["error"]["id"]
+    canceled = darkroom("jobs", "cancel", job, "--json")
     assert json.loads(canceled.stdout)[0]["state"] == "canceled"
-    watched = darkroom("jobs", "watch", f"job_{job}")
+    watched = darkroom("jobs", "watch", job)
     assert watched.exit_code == 9
-    assert f"darkroom jobs retry job_{job}" in watched.stderr
-    retried = darkroom("jobs", "retry", f"job_{job}")
+    assert f"darkroom jobs retry {job}" in watched.stderr
+    retried = darkroom("jobs", "retry", job)
     assert retried.exit_code == 0
-    darkroom("jobs", "cancel", f"job_{job}")
+    darkroom("jobs", "cancel", job)
 
 
 def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(

@@ -1,0 +1,101 @@
+"""Search, history, recommendations, receipts: what was made is found and made again."""
+
+import json
+from itertools import count
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.integration.cli.conftest import Darkroom
+
+SEEDS = count(1000)
+"""A picture of its own for each test: files with the same bytes are one to `inspect`."""
+
+pytestmark = pytest.mark.usefixtures("cpu_worker")
+
+
+@pytest.fixture
+def picture(darkroom: Darkroom) -> dict[str, Any]:
+    """One more picture of the session `finds`."""
+    done = darkroom(
+        *("generate", "a yellow lighthouse", "--seed", str(next(SEEDS))),
+        *("--session", "finds", "--json"),
+    )
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["files"][0]
+    return found
+
+
+def test_a_picture_is_found_by_meaning(darkroom: Darkroom, picture: dict[str, Any]) -> None:
+    done = darkroom(
+        "search", "yellow lighthouse", "--session", "finds", "--seed", str(picture["seed"])
+    )
+    assert done.exit_code == 0, done.stderr
+    assert picture["image_id"] in [line.split("\t")[1] for line in done.stdout.splitlines()]
+    alike = darkroom("search", "--like", picture["path"], "--session", "finds", "--json")
+    assert alike.exit_code == 0, alike.stderr
+    assert all(hit["image"]["session_id"] == "finds" for hit in json.loads(alike.stdout))
+    assert darkroom("search").exit_code == 2
+    nothing = darkroom("search", "lighthouse", "--since", "2999-01-01")
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+
+
+def test_history_lists_sessions_and_their_pictures(
+    darkroom: Darkroom, picture: dict[str, Any]
+) -> None:
+    sessions = [line.split("\t")[0] for line in darkroom("history").stdout.splitlines()]
+    assert "finds" in sessions
+    newest = darkroom("history", "finds", "-n", "1", "--json")
+    assert json.loads(newest.stdout)[0]["id"] == picture["image_id"]
+    assert darkroom("history", "no-such-session").exit_code == 4
+    by_meaning = darkroom("history", "finds", "--query", "lighthouse")
+    assert "a yellow lighthouse" in by_meaning.stdout
+
+
+def test_prompts_are_recommended(darkroom: Darkroom) -> None:
+    done = darkroom("recommend", "a lighth", "-n", "3", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert 1 <= len(json.loads(done.stdout)) <= 3
+
+
+def test_a_picture_says_how_it_was_made_and_is_made_again(
+    darkroom: Darkroom, picture: dict[str, Any]
+) -> None:
+    told = dict(
+        line.split("\t", 1) for line in darkroom("inspect", picture["path"]).stdout.splitlines()
+    )
+    assert (told["prompt"], told["seed"]) == ("a yellow lighthouse", str(picture["seed"]))
+    assert told["image"] == picture["image_id"]
+    body = json.dumps(json.loads(darkroom("inspect", picture["path"], "--json").stdout)["job"])
+    job = darkroom("jobs", "submit", body).stdout.strip()
+    assert darkroom("jobs", "watch", job).exit_code == 0
+    again = darkroom("reproduce", picture["image_id"])
+    assert again.exit_code == 0, again.stderr
+    assert again.stdout.splitlines()[0] == "verdict\tidentical"
+
+
+def test_a_file_without_a_receipt_is_told_apart(darkroom: Darkroom) -> None:
+    Image.new("RGB", (64, 64)).save("plain.png")
+    done = darkroom("inspect", "plain.png")
+    assert done.exit_code == 5
+    assert "receipt_missing" in done.stderr
+
+
+def test_pictures_are_starred_and_saved(darkroom: Darkroom, picture: dict[str, Any]) -> None:
+    image = picture["image_id"]
+    assert json.loads(darkroom("star", image, "--json").stdout)[0]["starred"] is True
+    starred = darkroom("search", "lighthouse", "--starred", "--session", "finds")
+    assert image in starred.stdout
+    assert json.loads(darkroom("star", image, "--remove", "--json").stdout)[0]["starred"] is False
+    saved = darkroom("save", image, "--out", "kept")
+    assert saved.stdout.strip() == f"kept/{image}.png"
+    assert darkroom("save", "img_none").exit_code == 4
+
+
+def test_open_prints_where_to_look(darkroom: Darkroom, picture: dict[str, Any]) -> None:
+    for what, end in (("docs", "/docs"), ("playground", ":8501")):
+        assert darkroom("open", what, "--print").stdout.strip().endswith(end)
+    assert picture["image_id"] not in darkroom("open", "docs", "--print").stdout
+    assert darkroom("open", picture["image_id"], "--print").stdout.startswith("http")
+    assert darkroom("open", "something").exit_code == 2

@@ -1,0 +1,130 @@
+"""`doctor`, `webhooks`, `keys`, `models`, `usage`, `workers`: looking after the server."""
+
+import json
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from darkroom import Client
+from tests.integration.cli.conftest import Darkroom, Program
+from tests.processes import WorkerProcess
+
+pytestmark = pytest.mark.usefixtures("cpu_worker")
+
+
+def checks(answer: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for check in json.loads(answer)["checks"]:
+        found.setdefault(check["name"], []).append(check)
+    return found
+
+
+def test_the_doctor_finds_a_running_system_well(darkroom: Darkroom, client: Client) -> None:
+    client.generate("a lake")
+    done = darkroom("doctor", "--json")
+    found = checks(done.stdout)
+    for name in ("server", "clock", "parts", "key", "queue", "search", "pictures"):
+        assert [check["state"] for check in found[name]] == ["ok"], found[name]
+    assert any("sim is served" in check["finding"] for check in found["models"])
+    kinds = [check["finding"] for check in found["workers"] if check["state"] == "ok"]
+    assert any("(gpu" in finding for finding in kinds)
+    assert any("(cpu" in finding for finding in kinds)
+    unserved = [check for check in found["models"] if check["state"] == "warning"]
+    assert all("worker generate --model" in check["advice"] for check in unserved)
+    assert done.exit_code == (0 if json.loads(done.stdout)["healthy"] else 10)
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(darkroom: Darkroom) -> None:
+    away = darkroom("doctor", "--json", DARKROOM_URL="http://127.0.0.1:9")
+    assert away.exit_code == 10
+    assert "make run" in checks(away.stdout)["server"][0]["advice"]
+    locked = darkroom("doctor", "--json", DARKROOM_API_KEY="drk_wrong_key")
+    assert locked.exit_code == 10
+    assert checks(locked.stdout)["key"][0]["state"] == "fault"
+    nowhere = darkroom("doctor", DARKROOM_URL="", DARKROOM_API_KEY="")
+    assert nowhere.exit_code == 10
+    assert nowhere.stdout.startswith("fault\tsettings\t")
+
+
+def test_events_are_received_verified_and_printed(
+    program: Callable[..., Program], client: Client
+) -> None:
+    listening = program("webhooks", "listen", "--event", "job.succeeded", "--json")
+    listening.wait_for(lambda: "Listening" in listening.stderr, "the receiver")
+    assert len(client.webhooks.endpoints.list().all()) == 1
+    (picture,) = client.generate("a lake")
+    listening.wait_for(lambda: listening.stdout.endswith("\n"), "the event")
+    event = json.loads(listening.stdout.splitlines()[0])
+    assert event["type"] == "job.succeeded"
+    assert event["data"]["id"] == picture.job_id
+    assert listening.end(signal.SIGTERM) == 130
+    assert client.webhooks.endpoints.list().all() == []
+    assert "Traceback" not in listening.stderr
+
+
+def test_listening_ends_after_so_many_events(
+    program: Callable[..., Program], darkroom: Darkroom, client: Client
+) -> None:
+    listening = program("webhooks", "listen", "--count", "1")
+    listening.wait_for(lambda: "Listening" in listening.stderr, "the receiver")
+    job = darkroom("generate", "a lake", "--detach").stdout.strip()
+    assert listening.end() == 0
+    assert listening.stdout.split("\t")[1:3] == ["job.succeeded", job]
+    assert client.webhooks.endpoints.list().all() == []
+
+
+def test_receivers_are_registered_and_what_they_got_is_listed(darkroom: Darkroom) -> None:
+    made = darkroom("webhooks", "add", "http://127.0.0.1:9/x", "-e", "job.canceled", "--json")
+    endpoint = json.loads(made.stdout)
+    assert endpoint["secret"].startswith("whsec_")
+    job = darkroom("generate", "a lake", "--model", "demo", "--detach").stdout.strip()
+    darkroom("jobs", "cancel", job)
+    listed = darkroom("webhooks", "deliveries", "--endpoint", endpoint["id"], "--json")
+    (delivery,) = json.loads(listed.stdout)
+    assert (delivery["event"], delivery["job_id"]) == ("job.canceled", job)
+    again = darkroom("webhooks", "redeliver", delivery["id"])
+    assert again.stdout.startswith(f"delivery\t{delivery['id']}\n")
+    ranged = darkroom("webhooks", "redeliver", endpoint["id"], "--since", "1h", "--all")
+    assert ranged.stdout.startswith("deliveries\t")
+    assert endpoint["id"] in darkroom("webhooks", "endpoints").stdout
+    assert darkroom("webhooks", "remove", endpoint["id"]).exit_code == 0
+    assert darkroom("webhooks", "remove", endpoint["id"]).exit_code == 4
+
+
+def test_keys_are_made_used_and_ended(darkroom: Darkroom) -> None:
+    made = darkroom(
+        *("keys", "create", "a page", "--scope", "jobs:read"), "--quota", "concurrent_jobs=2"
+    )
+    key = made.stdout.strip()
+    assert key.startswith("drk_")
+    assert darkroom("jobs", "list", DARKROOM_API_KEY=key).exit_code == 0
+    refused = darkroom("generate", "a lake", DARKROOM_API_KEY=key)
+    assert refused.exit_code == 3
+    assert "keys create" in refused.stderr
+    usage = dict(
+        line.split("\t") for line in darkroom("usage", DARKROOM_API_KEY=key).stdout.splitlines()
+    )
+    assert usage["jobs at once"] == "0 of 2 used"
+    name = usage["key"]
+    assert name in darkroom("keys", "list").stdout
+    assert darkroom("keys", "revoke", name).exit_code == 0
+    assert darkroom("jobs", "list", DARKROOM_API_KEY=key).exit_code == 3
+
+
+def test_models_and_workers_are_listed(darkroom: Darkroom, generate_worker: WorkerProcess) -> None:
+    rows = [line.split("\t") for line in darkroom("models").stdout.splitlines()]
+    assert rows[0][0] == "sim (default)"
+    assert rows[0][1].startswith("by ")
+    workers = json.loads(darkroom("workers", "list", "--json").stdout)
+    name = next(each["name"] for each in workers if each["kind"] == "gpu")
+    shown = darkroom("workers", "show", name)
+    assert shown.stdout.startswith(f"worker\t{name}\n")
+    try:
+        drained = json.loads(darkroom("workers", "drain", name, "--json").stdout)
+        assert drained["drain"] is not None
+    finally:
+        resumed = json.loads(darkroom("workers", "resume", name, "--json").stdout)
+    assert resumed["drain"] is None
+    assert darkroom("workers", "show", "nobody").exit_code == 4
