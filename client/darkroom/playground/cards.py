@@ -61,7 +61,7 @@ def show_large(found: Sequence[Picture]) -> None:
     with st.container(horizontal=True, gap="small"):
         for picture in stars.still_there(found):
             with st.container(width=_LARGE, key=f"card-large-{picture.id}", gap="small"):
-                st.image(pictures.content(picture.id), width="stretch", alt=picture.prompt)
+                pictures.show(picture.id, picture.prompt)
                 st.caption(f"seed **{picture.seed}** · {picture.width} × {picture.height}")
                 with st.container(horizontal=True, gap="xsmall"):
                     _star(picture, by_name=True)

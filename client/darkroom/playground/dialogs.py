@@ -109,16 +109,18 @@ def _reproduce(picture: "Picture") -> None:
 
 def _comparison(picture: "Picture", running: "Future[Reproduction]") -> None:
     left, right = st.columns(2, wrap=False)
-    left.image(pictures.content(picture.id), width="stretch", alt=picture.prompt)
-    left.caption("On record")
+    with left:
+        pictures.show(picture.id, picture.prompt)
+        st.caption("On record")
     with notices.in_plain_words():
         if not running.done():
             right.info("Made again from its receipt …", icon=":material/hourglass_top:")
             return
         result = running.result()
         if result.image is not None:
-            right.image(pictures.content(result.image.id), width="stretch", alt="made again")
-            right.caption("Made again")
+            with right:
+                pictures.show(result.image.id, "made again")
+                st.caption("Made again")
         _verdict(result)
 
 

@@ -6,6 +6,7 @@ reach the object store, an open page does not outlive its URLs, and everything h
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import streamlit as st
 
@@ -20,6 +21,15 @@ _AT_ONCE = 8
 def content(image_id: str) -> bytes:
     """The picture's file."""
     return connect().images.download(image_id)
+
+
+def show(image_id: str, alt: str) -> None:
+    """Draws the picture, as wide as there is room."""
+    data = content(image_id)
+    # Else Streamlit makes a JPEG of a PNG; this way the file goes to the browser as it is, with
+    # its receipt.
+    as_it_is: Literal["JPEG", "PNG"] = "JPEG" if data.startswith(b"\xff\xd8") else "PNG"
+    st.image(data, width="stretch", alt=alt, output_format=as_it_is)
 
 
 @st.cache_data(max_entries=_KEPT_THUMBNAILS, show_spinner=False)

@@ -80,7 +80,8 @@ def _says(watched: Watched) -> str:
     job = watched.job
     if job.state == "queued":
         ahead = job.queue_position
-        return "Waiting" if not ahead else f"Waiting behind {words.count(ahead, 'job')}"
+        when = f", done in about {words.until(job.eta.p50)}" if job.eta else ""
+        return f"Waiting behind {words.count(ahead, 'job')}{when}" if ahead else f"Waiting{when}"
     if not watched.steps:
         return "Starting"
     done = sum(step == steps for step, steps in watched.steps.values())
