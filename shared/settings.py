@@ -132,6 +132,14 @@ class Settings(BaseSettings):
     """Jobs in hand at once per generate worker; None: enough to keep every row busy."""
     device: str | None = None
     """``cuda:0``, ``cpu``; None: CUDA if there is one."""
+    model_memory: Annotated[int, Field(ge=1)] | None = None
+    """Bytes that the models of a generate worker may take together; those used least recently make
+    room. On a GPU leave room for the pictures in work. None: all stay loaded."""
+    model_stay: timedelta = timedelta(seconds=15)
+    """How long a model that has work is kept although another is waited for; loading one takes
+    seconds, so that shorter turns would be spent on loading."""
+    model_patience: timedelta = timedelta(seconds=20)
+    """How long jobs wait for busy workers that have their model warm before one more loads it."""
 
     # Observability -------------------------------------------------------------------------
     metrics_port: Annotated[int, Field(ge=0, le=65_000)] = 0

@@ -24,12 +24,15 @@ from worker.app import consume
 from worker.bulk_slots import BulkSlots, bulk_limit
 from worker.draining import Drain
 from worker.embedder import Embedder
+from worker.engine import Engine, FaultCallback
 from worker.engine import open_engine as open_image_engine
 from worker.identity import take_name
 from worker.intake import Intake
 from worker.leases import LeaseKeeper
 from worker.metrics.families import MODEL_LOAD_SECONDS
 from worker.metrics.process import WorkerMetrics
+from worker.models.keeper import ModelKeeper
+from worker.models.residency import Residency
 from worker.process import WorkerProcess
 from worker.progress import ProgressReporter
 from worker.progress_webhooks import ProgressWebhooks
@@ -62,6 +65,12 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
     heartbeats = open_engine(settings, pool_size=1)
     leases = LeaseKeeper(settings, session_factory(heartbeats), lambda: identity.name)
     drain = Drain(settings, database, client, lambda: identity.name, lambda: leases.idle)
+    models = Residency(
+        specs,
+        lambda spec: _start_engine(spec, settings.device, worker.device_failed),
+        limit=settings.model_memory,
+        stay=settings.model_stay.total_seconds(),
+    )
     worker = WorkerProcess(
         settings=settings,
         identity=identity,
@@ -74,32 +83,39 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         progress=ProgressReporter(client, hints, ProgressWebhooks(database, hints)),
         uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
         drain_order=drain,
-        specs=specs,
+        models=models,
     )
     announcement = Announcement(settings, client, lambda: identity.name, worker.announcement)
     stop_signals = StopSignals(client, worker.leases)
-    collector = WorkerMetrics(worker.announcement, lambda: worker.engines)
+    keeper = ModelKeeper(
+        models,
+        client,
+        lambda: identity.name,
+        lambda: worker.claims,
+        settings.model_patience.total_seconds(),
+    )
+    collector = WorkerMetrics(worker.announcement, lambda: models.engines)
     metrics = MetricsListener(settings, collector)
     metrics.start()
     worker.state = WorkerState.WARMING
     try:
         _take_back(worker)
         announcement.start()
-        _load(worker, specs)
+        models.changed = announcement.renew
+        models.load_first()
         drain.start(announcement.renew)
         worker.leases.start()
         stop_signals.start()
         _announce_signals(worker, announcement)
         register_generate(worker.celery, worker)
         queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
-        rows = max(engine.model.rows for engine in worker.engines.values())
+        rows = max(engine.model.rows for engine in models.engines.values())
         worker.threads = settings.worker_threads or _threads(rows)
-        intake = Intake()
-        intake.add(lambda _: not drain.rests)
-        BulkSlots(bulk_limit(worker.threads, rows)).attach(intake)
-        intake.attach(app)
+        _gates(models, drain, BulkSlots(bulk_limit(worker.threads, rows))).attach(app)
+        keeper.start()
         consume(app, worker.name, queues, worker.threads)
     finally:
+        keeper.close()
         metrics.close()
         announcement.close()
         stop_signals.close()
@@ -110,24 +126,38 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         engine.dispose()
 
 
-def _load(worker: WorkerProcess, specs: Sequence[ModelSpec]) -> None:
-    """Warm before ready: a real image at every configured size, before the first job."""
-    for spec in specs:
-        engine = open_image_engine(
-            spec, device=worker.settings.device, on_fault=worker.device_failed
-        )
+def _start_engine(spec: ModelSpec, device: str | None, on_fault: FaultCallback) -> Engine:
+    """Warm before ready: a real image at every configured size, before the first job.
+
+    Raises:
+        ModelUnavailable: the checkpoint cannot be served.
+    """
+    engine = open_image_engine(spec, device=device, on_fault=on_fault)
+    try:
         with MODEL_LOAD_SECONDS.labels(spec.name, "load").time():
             engine.load()
         with MODEL_LOAD_SECONDS.labels(spec.name, "warm_up").time():
             report = engine.warm_up()
-        worker.engines[spec.name] = engine
-        log.info(
-            "model_ready",
-            model=spec.name,
-            device=engine.model.device,
-            rows=report.rows,
-            seconds=round(report.seconds, 2),
-        )
+    except BaseException:
+        engine.close()
+        raise
+    log.info(
+        "model_ready",
+        model=spec.name,
+        device=engine.model.device,
+        rows=report.rows,
+        seconds=round(report.seconds, 2),
+    )
+    return engine
+
+
+def _gates(models: Residency, drain: Drain, slots: BulkSlots) -> Intake:
+    """What must hold for a queue before messages are taken from it."""
+    intake = Intake()
+    intake.add(lambda _: not drain.rests)
+    intake.add(models.admits)
+    slots.attach(intake)
+    return intake
 
 
 def _take_back(worker: WorkerProcess) -> None:

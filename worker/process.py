@@ -16,20 +16,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import JobError, StorageUnavailable
-from shared.fleet.announcement import AnnouncedModel, ModelState, WorkerState
+from shared.fleet.announcement import WorkerState
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.jobs.statements import JobRows
 from shared.logging import get_logger
-from shared.model_catalog import ModelSpec
 from shared.queue.publish import publish_job
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.draining import Drain
 from worker.embedder import Embedder
-from worker.engine.interface import Engine
 from worker.identity import Identity
 from worker.leases import LeaseKeeper, StopReason
+from worker.models.residency import Residency
 from worker.progress import ProgressReporter
 
 log = get_logger(__name__)
@@ -56,12 +55,9 @@ class WorkerProcess:
     progress: ProgressReporter
     uploads: ThreadPoolExecutor
     drain_order: Drain
-    specs: Sequence[ModelSpec] = ()
-    """The models that it is to serve."""
+    models: Residency
     threads: int | None = None
     """Jobs that it can have in hand; known once the models are."""
-    engines: dict[str, Engine] = field(default_factory=dict)
-    """By model name; filled before the first job."""
     state: WorkerState = WorkerState.STARTING
     suspects: threading.Semaphore = field(default_factory=threading.Semaphore)
     """Held by the one job in hand that may be what killed a worker (see `worker.claiming`)."""
@@ -70,7 +66,7 @@ class WorkerProcess:
     @property
     def device(self) -> str:
         """The device that the engines run on."""
-        return next((engine.model.device for engine in self.engines.values()), "none")
+        return self.models.device
 
     @property
     def claims(self) -> bool:
@@ -90,21 +86,12 @@ class WorkerProcess:
             "kind": "gpu",
             "state": state,
             "device": self.device,
-            "models": tuple(self._announced(spec) for spec in self.specs),
+            "models": self.models.announced(),
             "jobs": jobs,
             "threads": self.threads,
+            "memory_bytes": self.models.used_bytes,
+            "memory_limit": self.models.limit,
         }
-
-    def _announced(self, spec: ModelSpec) -> AnnouncedModel:
-        engine = self.engines.get(spec.name)
-        if engine is None:
-            return AnnouncedModel(name=spec.name, state=ModelState.WARMING)
-        return AnnouncedModel(
-            name=spec.name,
-            content_hash=engine.model.content_hash,
-            rows=engine.model.rows,
-            sizes=spec.sizes_to_warm,
-        )
 
     @property
     def name(self) -> str:
@@ -184,8 +171,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Stop threads and connections, after the last job."""
-        for engine in self.engines.values():
-            engine.close()
+        self.models.close()
         self.leases.close()
         self.progress.close()
         self.uploads.shutdown(wait=False, cancel_futures=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import telemetry
-from shared.errors import DeviceLost, InternalError, JobError, ModelUnavailable
+from shared.errors import DeviceLost, InternalError, JobError
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.jobs.state import AttemptOutcome
@@ -25,6 +25,7 @@ from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
 from worker.finalize import Picture, commit, develop, upload
 from worker.init_image import load_init_image
 from worker.leases import Lease, StopReason
+from worker.models.residency import NotResident
 from worker.patience import LeaseGone, record_stop, with_ledger, with_storage
 from worker.process import WorkerProcess
 
@@ -113,9 +114,18 @@ def _span(
 
 def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]) -> Job:
     """Make, encode and upload every image, then commit. `pictures` grows as objects are put."""
-    engine = worker.engines.get(job.model)
-    if engine is None:
-        raise ModelUnavailable(f"this worker does not serve the model {job.model}")
+    try:
+        with worker.models.use(job.model) as engine:
+            return _perform_on(engine, worker, job, lease, pictures)
+    except NotResident:
+        # Its message was on its way when the model was unloaded: the job is handed back unharmed.
+        lease.stop(StopReason.RELEASED)
+        raise LeaseGone from None
+
+
+def _perform_on(
+    engine: Engine, worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]
+) -> Job:
     for index, generated in enumerate(_generate(worker, engine, job, lease)):
         with telemetry.span("encode image"):
             picture = develop(job, index, generated)

@@ -145,6 +145,10 @@ class Backend(Protocol[R]):
     def is_fatal(self, error: BaseException) -> bool:
         """Whether the device is beyond use in this process."""
 
+    @property
+    def allocated_bytes(self) -> int | None:
+        """What torch has allocated on the device; None where it does not count. Any thread."""
+
     def release_memory(self) -> None:
         """Give cached device memory back, after an out-of-memory error."""
 

@@ -95,6 +95,11 @@ class Device:
             sign in text for sign in ("CUDA error:", "CUBLAS_STATUS", "CUDNN_STATUS")
         )
 
+    @property
+    def allocated_bytes(self) -> int | None:
+        """What torch holds there for tensors, in this process; None: it does not count."""
+        return None
+
     def release_memory(self) -> None:
         """Give cached blocks back."""
 
@@ -141,6 +146,11 @@ class CudaDevice(Device):
     def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy from page-locked memory without waiting."""
         return tensor.pin_memory().to(self.torch_device, non_blocking=True)
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """All models of the process together."""
+        return torch.cuda.memory_allocated(self.torch_device)
 
     def release_memory(self) -> None:
         """Empty torch's caching allocator."""

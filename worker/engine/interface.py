@@ -112,6 +112,8 @@ class ModelFacts:
     device: str
     rows: int
     """Rows at the model's default size."""
+    memory_bytes: int = 0
+    """What its weights take on the device."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,10 @@ class Engine(Protocol):
     @property
     def model(self) -> ModelFacts:
         """The loaded model."""
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """What torch has allocated on the device, for all engines of the process; None on a CPU."""
 
     @property
     def busy_seconds(self) -> float:

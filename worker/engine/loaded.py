@@ -22,6 +22,8 @@ class LoadedModel:
     device: Device
     content_hash: str
     dtype: str
+    memory_bytes: int
+    """Of the weights of all components."""
 
     def facts(self, family: str, rows: int) -> ModelFacts:
         """The model as it is announced."""
@@ -33,6 +35,7 @@ class LoadedModel:
             dtype=self.dtype,
             device=self.device.name,
             rows=rows,
+            memory_bytes=self.memory_bytes,
         )
 
     def run_facts(
@@ -78,7 +81,23 @@ def load(spec: ModelSpec, device: Device) -> LoadedModel:
             f"Model {spec.name!r} does not fit into the memory of {device.name}."
         ) from error
     _tune(spec, pipeline)
-    return LoadedModel(spec, pipeline, device, content_hash, str(dtype).removeprefix("torch."))
+    return LoadedModel(
+        spec,
+        pipeline,
+        device,
+        content_hash,
+        str(dtype).removeprefix("torch."),
+        _memory_bytes(pipeline),
+    )
+
+
+def _memory_bytes(pipeline: Any) -> int:
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    )
 
 
 def _dtype(spec: ModelSpec, device: Device) -> torch.dtype:

@@ -97,6 +97,11 @@ class StepLoop(Generic[R]):
         return self._backend.model
 
     @property
+    def allocated_bytes(self) -> int | None:
+        """Of the device."""
+        return self._backend.allocated_bytes
+
+    @property
     def busy_seconds(self) -> float:
         """Device seconds so far."""
         return self._turns.account.busy_seconds

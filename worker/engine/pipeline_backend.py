@@ -137,6 +137,11 @@ class PipelineBackend:
         """As the device says."""
         return self._device.is_fatal(error)
 
+    @property
+    def allocated_bytes(self) -> int | None:
+        """As the device says."""
+        return self._device.allocated_bytes
+
     def release_memory(self) -> None:
         """Give cached blocks back."""
         self._device.release_memory()

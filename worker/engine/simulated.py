@@ -44,17 +44,25 @@ class SimulatedSpeed:
     """What each row of the batch, live or padded, adds to a tick."""
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
+    load_seconds: float = 0.0
+    memory_bytes: float = 0.0
+    """What the model pretends to take."""
 
     @classmethod
     def from_source(cls, source: str) -> "SimulatedSpeed":
-        """Parse `simulated:tick=0.02&row=0.005&encode=0&decode=0.01` (each part optional).
+        """Parse `simulated:tick=0.02&row=0.005&encode=0&decode=0.01&load=1&memory=1e9`.
+
+        Each part is optional.
 
         Raises:
             ModelUnavailable: for anything else.
         """
         try:
             parts = dict(parse_qsl(source.removeprefix(SOURCE_PREFIX), strict_parsing=True))
-            values = {f"{name}_seconds": float(text) for name, text in parts.items()}
+            values = {
+                "memory_bytes" if name == "memory" else f"{name}_seconds": float(text)
+                for name, text in parts.items()
+            }
             return cls(**values)
         except (TypeError, ValueError) as error:
             if source == SOURCE_PREFIX:
@@ -99,7 +107,9 @@ class SimulatedBackend:
             dtype="float32",
             device="simulated GPU",
             rows=self._rows,
+            memory_bytes=int(speed.memory_bytes),
         )
+        _sleep(speed.load_seconds)
 
     def warm_up(self) -> WarmUpReport:
         """Make one tick at each configured size."""
@@ -181,6 +191,11 @@ class SimulatedBackend:
         """A clock does not break."""
         del error
         return False
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """Nobody counts."""
+        return None
 
     def release_memory(self) -> None:
         """Nothing to release."""

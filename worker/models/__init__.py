@@ -1,0 +1,1 @@
+"""The models of a worker: which are loaded, which make room, and what is loaded next."""
