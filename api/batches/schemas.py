@@ -193,7 +193,9 @@ class DryRun(AnswerModel):
     images: int
     cost: int = Field(description="Width × height × steps, over all images.")
     estimate: Estimate | None = Field(description="null without evidence.")
-    eta: UtcTime | None = Field(description="If it began now and had the device to itself.")
+    eta: UtcTime | None = Field(
+        description="Even odds, behind what waits now. null without evidence or a live worker."
+    )
     error_count: int
     errors: list[Finding] = Field(description="The first 20.")
 

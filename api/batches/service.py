@@ -4,7 +4,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,6 +18,7 @@ from api.batches.schemas import Batch, BatchItem, DryRun, Estimate, Finding, Ret
 from api.batches.validation import Validated, validate
 from api.deps import Resources, parse_id
 from api.events import announce
+from api.jobs.estimates import present_eta
 from api.problems import Problem, not_found
 from api.usage.admission import Work, admit
 from api.wire import Page, decode_cursor, encode_cursor
@@ -96,6 +96,8 @@ async def estimate(
         asked = statements.recent_speed(principal.tenant_id, sorted(found.models))
         jobs, cost, gpu_seconds = (await session.execute(asked)).one()
     seconds = float(gpu_seconds) * found.cost / float(cost) if jobs else None
+    estimate = await held.estimates.of_batch(found.models, found.cost)
+    eta = present_eta(estimate)
     return DryRun(
         accepted=found.makes_a_batch(submission.options.on_error),
         lines=found.lines,
@@ -106,7 +108,7 @@ async def estimate(
         estimate=None
         if seconds is None
         else Estimate(gpu_seconds=round(seconds, 3), jobs_of_evidence=jobs),
-        eta=None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds),
+        eta=eta.p50 if eta is not None else None,
         error_count=found.report.count,
         errors=[
             Finding(

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +13,14 @@ from redis.asyncio import Redis
 from api.jobs.schemas import Eta
 from api.queue import Circuit, RedisDown
 from api.workers.roster import WorkerRoster
-from shared.eta.estimate import Ahead, estimate_queued, estimate_running, servers
+from shared.eta.estimate import (
+    Ahead,
+    cost_per_second,
+    estimate_many,
+    estimate_queued,
+    estimate_running,
+    servers,
+)
 from shared.eta.snapshot import Snapshot
 from shared.eta.work import Estimate, Work, work_of
 from shared.jobs.models import Job
@@ -60,6 +68,19 @@ class Estimates:
                 ahead = ahead.plus(images, cost)
         age = time.monotonic() - measured.at
         return estimate_queued(measured.snapshot, found, work, ahead, age=age)
+
+    async def of_batch(self, models: Collection[str], cost: float) -> Estimate | None:
+        """Of a batch of these models, its cost spread evenly over them; the slowest counts."""
+        measured, fleet = await self._look(), await self._roster.workers()
+        if measured is None or fleet is None:
+            return None
+        found = []
+        for model in models:
+            speed = cost_per_second(measured.snapshot, fleet, model)
+            if speed is None:
+                return None
+            found.append(estimate_many(measured.snapshot, model, speed, cost / len(models)))
+        return max(found, key=lambda estimate: estimate.p50, default=None)
 
     def accepted(self, work: Work) -> None:
         """A job was accepted; the next snapshot will have it."""

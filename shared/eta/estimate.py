@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from shared.eta.snapshot import Load, Snapshot
 from shared.eta.work import Estimate, Work
 from shared.fleet.announcement import WorkerAnnouncement
+from shared.queue.names import BULK
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,26 @@ def servers(snapshot: Snapshot, fleet: Iterable[WorkerAnnouncement], work: Work)
     if rows == 0:
         return None
     return Servers(rows, rows / images_per_second, cost_per_second)
+
+
+def cost_per_second(
+    snapshot: Snapshot, fleet: Iterable[WorkerAnnouncement], model: str
+) -> float | None:
+    """Pixels × steps × images of the usual kind that all rows get done in a second."""
+    total = 0.0
+    for worker in fleet:
+        warm = worker.warm(model)
+        pace = snapshot.pace(model, worker.device or "")
+        if warm is not None and pace is not None:
+            total += (warm.rows or 1) / max(pace, 1e-15)
+    return total or None
+
+
+def estimate_many(snapshot: Snapshot, model: str, per_second: float, cost: float) -> Estimate:
+    """Until a batch of this cost is done, behind everything that waits now."""
+    load = snapshot.load(model, BULK)
+    waiting = load.queued_cost + load.running_cost / 2
+    return _corrected(snapshot, model, (waiting + cost) / per_second, waits=True)
 
 
 def estimate_queued(

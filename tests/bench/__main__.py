@@ -22,6 +22,7 @@ MODULES = (
     "batch_rows",
     "webhook_rows",
     "search_rows",
+    "eta_rows",
 )
 
 
