@@ -105,6 +105,11 @@ def read_file(source: FileSource) -> tuple[str, bytes]:
     return (Path(name).name if isinstance(name, str) else "file"), source.read()
 
 
+def file_in(path: Path, name: str) -> Path:
+    """The path, or `name` in it if it is a folder; without an extension it is one."""
+    return path / name if path.is_dir() or not (path.suffix or path.is_file()) else path
+
+
 def write_file(path: Path, data: bytes) -> Path:
     """Write a file whole or not at all; folders on the way are made."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ class AsyncPicture(Image):
         return picture
 
     async def save(self, path: str | Path = ".") -> Path:
-        """Write the file; into a folder under its own name. Returns where it is."""
+        """Write the file; into a folder (what has no extension is one) under its own name."""
         return await self._images.save(self, path)
 
     async def receipt(self) -> dict[str, Any]:
@@ -134,12 +134,16 @@ class AsyncImages:
         return data
 
     async def save(self, image: str | Image, path: str | Path = ".") -> Path:
-        """Write the file; into a folder under its own name. Returns where it is."""
+        """Write the file, whole or not at all. Returns where it is.
+
+        Args:
+            image: the picture or its id.
+            path: a file's name; or a folder, where it gets its own name. What has no extension
+                is a folder, and folders are made.
+        """
         known = image if isinstance(image, Image) else await self.get(image)
         data = await self.download(known)
-        target = Path(path)
-        if await in_thread(target.is_dir):
-            target = target / known.file_name
+        target = await in_thread(wire.file_in, Path(path), known.file_name)
         return await in_thread(wire.write_file, target, data)
 
     async def thumbnail(self, image: "str | Identified") -> _Bytes:

@@ -58,7 +58,7 @@ class Picture(Image):
         return picture
 
     def save(self, path: str | Path = ".") -> Path:
-        """Write the file; into a folder under its own name. Returns where it is."""
+        """Write the file; into a folder (what has no extension is one) under its own name."""
         return self._images.save(self, path)
 
     def receipt(self) -> dict[str, Any]:
@@ -135,12 +135,16 @@ class Images:
         return data
 
     def save(self, image: str | Image, path: str | Path = ".") -> Path:
-        """Write the file; into a folder under its own name. Returns where it is."""
+        """Write the file, whole or not at all. Returns where it is.
+
+        Args:
+            image: the picture or its id.
+            path: a file's name; or a folder, where it gets its own name. What has no extension
+                is a folder, and folders are made.
+        """
         known = image if isinstance(image, Image) else self.get(image)
         data = self.download(known)
-        target = Path(path)
-        if in_thread(target.is_dir):
-            target = target / known.file_name
+        target = in_thread(wire.file_in, Path(path), known.file_name)
         return in_thread(wire.write_file, target, data)
 
     def thumbnail(self, image: "str | Identified") -> _Bytes:

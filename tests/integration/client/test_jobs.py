@@ -33,6 +33,7 @@ def test_generate_gives_pictures_with_their_seeds_and_receipts(
     assert hashlib.sha256(data).hexdigest() == first.sha256
     assert first.receipt()["seed"] == 7
     assert first.save(tmp_path / "deep" / "circle.png").read_bytes() == data
+    assert first.save(tmp_path / "new") == tmp_path / "new" / f"{first.id}.png"
     assert first.save(tmp_path) == tmp_path / f"{first.id}.png"
     assert second.thumbnail()[8:12] == b"WEBP"
     assert [entry.name for entry in tmp_path.rglob("*.part")] == []
