@@ -40,7 +40,8 @@ class Playground:
         return parse_qs(urlsplit(self.page.url).query)["session"][0]
 
     def keep(self, name: str) -> None:
-        """Keeps a picture of the page."""
+        """Keeps a picture of the page, drawn to its end."""
+        self.page.locator("[data-test-script-state=notRunning]").wait_for(state="attached")
         self.page.screenshot(path=self._artefacts / f"{name}.png", full_page=True)
 
     def turn_to(self, tab: str) -> None:

@@ -19,7 +19,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
 @pytest.fixture(autouse=True)
 def no_ports_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ports of a developer's own stack must not reach these tests."""
-    for part in ("", "POSTGRES_", "REDIS_", "S3_"):
+    for part in ("", "PLAYGROUND_", "POSTGRES_", "REDIS_", "S3_"):
         monkeypatch.delenv(f"DARKROOM_{part}PORT", raising=False)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -112,7 +113,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Run]:
 
 def free_ports() -> dict[str, str]:
     # Other than the defaults, which a developer's own stack may want meanwhile.
-    return {f"DARKROOM_{part}_PORT": str(choose_port()) for part in ("POSTGRES", "REDIS", "S3")}
+    parts = ("PLAYGROUND", "POSTGRES", "REDIS", "S3")
+    return {f"DARKROOM_{part}_PORT": str(choose_port()) for part in parts}
 
 
 def test_it_ends_its_start_with_a_picture_and_says_where_everything_is(
@@ -134,6 +136,15 @@ def test_it_writes_settings_that_a_shell_can_read_and_nobody_else(stack: Run, po
         assert known[f"DARKROOM_{name}"]
     with stack.api() as api:
         assert api.get("/v1/models").status_code == 200
+
+
+def test_the_playground_answers_where_it_says_and_knows_no_secret_but_the_key(stack: Run) -> None:
+    playground = re.search(r"playground +(http://127\.0\.0\.1:\d+)", stack.said)
+    assert playground is not None
+    assert httpx2.get(f"{playground[1]}/_stcore/health").text == "ok"
+    known = stack.children()["playground"].environ()
+    assert known["DARKROOM_API_KEY"] == stack.settings()["DARKROOM_API_KEY"]
+    assert not {"DARKROOM_DATABASE_URL", "DARKROOM_S3_SECRET_KEY"} & set(known)
 
 
 def test_a_second_start_on_the_same_home_says_so_and_harms_nothing(
@@ -179,7 +190,8 @@ def test_the_data_outlive_a_killed_supervisor_and_sigterm_stops_everything(
         assert not any(process.is_running() for process in orphans.values())
 
         children = again.children()
-        assert {"postgres", "redis", "s3", "api", "worker-generate", "worker-cpu"} == set(children)
+        parts = {"postgres", "redis", "s3", "api", "worker-generate", "worker-cpu", "playground"}
+        assert set(children) == parts
         again.process.send_signal(signal.SIGTERM)
         assert again.process.wait(STOP_SECONDS) == 0
         assert not any(process.is_running() for process in children.values())
