@@ -57,13 +57,13 @@ def run_cpu_worker(settings: Settings) -> None:
     register_embed(app, models, picture_model, client)
     backlog = BacklogMetrics(load_catalog(settings.models_file), database)
     duties = [
-        *backlog.duties,
         *JobDuties(settings, database, client, app).duties,
         *Retention(settings, database, storage).duties,
         *BatchFiles(database, storage).duties,
         *Leftovers(database, storage).duties,
         *DeliveryDuties(database, client, hints).duties,
         forgetting(database),
+        *backlog.duties,
     ]
     tasks = TasksInHand()
     drain = Drain(settings, database, client, lambda: identity.name, lambda: tasks.count == 0)

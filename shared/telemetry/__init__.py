@@ -1,6 +1,6 @@
 """Traces: one from the HTTP request through queue, worker and engine to the webhook.
 
-Off, which is the default, a span costs a comparison, and OpenTelemetry's SDK is not imported. On,
+Off, which is the default, a span costs a comparison, and the tracer is not even imported. On,
 `shared.telemetry.tracing` sends spans by OTLP/HTTP, as the standard `OTEL_*` variables say.
 
 A trace goes from process to process as a W3C `traceparent`: in the header of the request, in the

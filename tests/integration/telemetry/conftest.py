@@ -10,13 +10,16 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
+from shared.database import session_factory
+from shared.settings import with_driver
 from tests.integration.telemetry.collector import Collector
 from tests.processes import ApiProcess, Process, WorkerProcess, free_port
 
@@ -32,7 +35,7 @@ class Observed:
     api: ApiProcess
     generate: WorkerProcess
     cpu: WorkerProcess
-    redis: "redis.Redis"
+    database: sessionmaker[Session]
 
     def scrape(self, process: Process, token: str | None = TOKEN) -> httpx2.Response:
         """A process's `/metrics`."""
@@ -93,10 +96,13 @@ def observed(
                 started.append(process)
             for ready in (api, generate, cpu):
                 ready.wait_ready()
-            with redis.Redis.from_url(own["DARKROOM_REDIS_URL"]) as client:
-                yield Observed(collector, api, generate, cpu, client)
+            engine = create_engine(with_driver(url))
+            yield Observed(collector, api, generate, cpu, session_factory(engine))
+            engine.dispose()
         finally:
             api.http.close()
+            for process in started:
+                process.child.terminate()
             for process in started:
                 process.stop()
     # To the last line of their end.

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from tests.integration.telemetry.conftest import Observed
-from tests.processes import wait_until
+from tests.processes import ApiProcess, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,11 @@ def test_other_paths_of_a_workers_listener_do_not_exist(observed: Observed) -> N
     url = str(observed.scrape(observed.cpu).url)
     assert httpx2.get(url.replace("/metrics", "/"), trust_env=False).status_code == 404
     assert httpx2.post(url, trust_env=False).status_code == 404
+
+
+def test_without_a_token_the_api_tells_direct_neighbours_alone(api: ApiProcess) -> None:
+    assert "darkroom_http_requests_total" in api.client(None).get("/metrics").text
+    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
+        answer = api.client(None).get("/metrics", headers={header: "127.0.0.1"})
+        assert answer.status_code == 404, header
+        assert answer.json()["code"] == "not_found"

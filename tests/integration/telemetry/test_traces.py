@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from shared.tenancy.models import Tenant
 from tests.integration.telemetry.collector import ReceivedSpan
 from tests.integration.telemetry.conftest import Observed
+from tests.jobs import accept
 from tests.processes import wait_until
 from tests.receiver import Receiver
 
@@ -94,22 +97,13 @@ def test_what_a_client_wrote_is_in_no_span(observed: Observed, receiver: Receive
     assert receiver.url not in told
 
 
-def test_a_job_whose_message_was_lost_still_belongs_to_its_trace(
-    observed: Observed, receiver: Receiver
-) -> None:
-    """The ledger keeps the context, and the dispatcher's message has none."""
+def test_a_job_without_a_message_still_belongs_to_its_trace(observed: Observed) -> None:
+    """The ledger keeps the context, and the message that the dispatcher makes for it has none."""
     trace_id = "1234567890abcdef1234567890abcdef"
-    observed.generate.stop()
-    try:
-        answer = observed.api.http.post(
-            "/v1/jobs",
-            json={"prompt": "a lost house", "session_id": "traced", "model": "sim"},
-            headers={"traceparent": f"00-{trace_id}-{CLIENT_SPAN}-01"},
-        )
-        assert answer.status_code == 202
-        assert observed.redis.delete("generate.sim.interactive") == 1
-    finally:
-        observed.generate.start()
-    spans = trace_with(observed, trace_id, {"POST /v1/jobs", "run job", "commit job"})
+    with observed.database.begin() as session:
+        tenant = session.scalars(select(Tenant.id).where(Tenant.name == "observed")).one()
+        accept(session, tenant, traceparent=f"00-{trace_id}-{CLIENT_SPAN}-01")
+    spans = trace_with(observed, trace_id, {"run job", "claim job", "commit job"})
     by_name = {span.name: span for span in spans}
-    assert by_name["run job"].parent_id == by_name["POST /v1/jobs"].span_id
+    assert by_name["run job"].parent_id == CLIENT_SPAN
+    assert by_name["commit job"].parent_id == by_name["run job"].span_id
