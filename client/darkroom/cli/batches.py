@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from darkroom.cli.batch_run import Finished, collect, submit_once
 from darkroom.cli.command import Cli, command
 from darkroom.cli.exits import ExitCode
 from darkroom.cli.options import BatchId, Limit, Session, given, pair
@@ -15,6 +14,7 @@ from darkroom.cli.words import ago, plural, short, state_markup
 
 if TYPE_CHECKING:
     from darkroom import Batch, BatchDryRun, BatchError
+    from darkroom.cli.batch_run import Finished
 
 app = typer.Typer(no_args_is_help=True, help="Thousands of prompts at once, into a folder.")
 
@@ -65,6 +65,8 @@ def run(
     Run it again after whatever stopped it: it goes on with the same batch, and fetches what is
     missing. The folder gets CUSTOM_ID_SEED.png, and results.jsonl with a line for each job.
     """
+    from darkroom.cli.batch_run import collect, submit_once
+
     options = given(
         defaults=_defaults(default) if default else None,
         session_id=session,
@@ -94,6 +96,8 @@ def fetch(
     ],
 ) -> None:
     """Fetch the pictures of a batch that was submitted elsewhere, as they are made."""
+    from darkroom.cli.batch_run import collect
+
     cli.if_interrupted("Run the same command again to fetch the rest.")
     _finish(cli, collect(cli, batch, out))
 
@@ -138,7 +142,7 @@ def _note_errors(cli: Cli, errors: list[tuple[Any, Any, str]], count: int) -> No
         cli.output.note(f"  … and {count - _SHOWN_ERRORS:,} more")
 
 
-def _finish(cli: Cli, done: Finished) -> None:
+def _finish(cli: Cli, done: "Finished") -> None:
     """Say what came of it; exit 9 unless every job became pictures."""
     batch = done.batch
     counts = batch.counts

@@ -38,8 +38,8 @@ def test_every_command_can_answer_in_json() -> None:
         assert "--json" in [name for each in found.params for name in each.opts], found.name
 
 
-def test_help_needs_neither_pictures_nor_live_displays_nor_servers() -> None:
-    heavy = ("PIL", "rich.live", "http.server", "webbrowser", "streamlit")
+def test_help_needs_neither_the_client_nor_pictures_nor_live_displays() -> None:
+    heavy = ("httpx2", "darkroom.types", "PIL", "rich.live", "http.server", "streamlit")
     program = f"import sys, darkroom.cli.app; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
