@@ -117,6 +117,7 @@ def run_cpu_worker(settings: Settings) -> None:
     queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE, names.MAINTENANCE_QUEUE]
     try:
         consume(app, identity.name, queues, _THREADS)
+        drain.fulfil()
     finally:
         for keeper in keepers:
             keeper.close()

@@ -72,10 +72,13 @@ class Drain:
         self._thread.start()
 
     def close(self) -> None:
-        """The worker ends in order: the order is fulfilled."""
+        """Stop asking."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2 * _POLL_SECONDS)
+
+    def fulfil(self) -> None:
+        """The worker was stopped in order, what it was drained for: its successor works."""
         if not self.rests:
             return
         try:

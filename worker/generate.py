@@ -114,6 +114,7 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         _gates(models, drain, BulkSlots(bulk_limit(worker.threads, rows))).attach(app)
         keeper.start()
         consume(app, worker.name, queues, worker.threads)
+        drain.fulfil()
     finally:
         keeper.close()
         metrics.close()

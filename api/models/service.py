@@ -51,6 +51,6 @@ def _present(spec: ModelSpec, workers: list[ServingWorker] | None, is_default: b
         default_guidance_scale=spec.default_guidance_scale,
         default_scheduler=spec.scheduler,
         schedulers=list(SCHEDULERS),
-        served=None if workers is None else bool(workers),
+        served=None if workers is None else any(w.model_state != "broken" for w in workers),
         workers=workers,
     )

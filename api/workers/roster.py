@@ -38,7 +38,7 @@ class WorkerRoster:
         workers = await self.workers()
         if workers is None:
             return None
-        return any(served.name == model for worker in workers for served in worker.models)
+        return any(worker.serves(model) for worker in workers)
 
     async def look(self, name: str | None = None) -> list[tuple[WorkerAnnouncement, float]]:
         """(announcement, seconds since it was made) as of now, in the order of the names.

@@ -91,11 +91,17 @@ class WorkerAnnouncement(BaseModel):
         """Whether a job that is queued now may be taken by it."""
         return self.state in (WorkerState.READY, WorkerState.BUSY)
 
+    def serves(self, model: str) -> bool:
+        """Whether it has the model, warm or to be loaded when it is needed."""
+        return any(m.name == model and m.state is not ModelState.BROKEN for m in self.models)
+
     def warm(self, model: str) -> AnnouncedModel | None:
         """The model, if it is warm here and the worker takes work."""
         if not self.takes_work:
             return None
-        return next((m for m in self.models if m.name == model and m.state == "warm"), None)
+        return next(
+            (m for m in self.models if m.name == model and m.state is ModelState.WARM), None
+        )
 
 
 def parse(texts: Iterable[bytes | str | None]) -> list[WorkerAnnouncement]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import redis
 
 from shared.fleet import roster
-from shared.fleet.announcement import ModelState
+from shared.fleet.announcement import ModelState, WorkerState
 from shared.logging import get_logger
 from shared.queue import names
 from worker.models.residency import Residency
@@ -114,7 +114,8 @@ class ModelKeeper:
         return {
             model.name
             for worker in roster.read(self._redis)
-            if worker.takes_work and worker.name != self._name()
+            if (worker.takes_work or worker.state is WorkerState.WARMING)
+            and worker.name != self._name()
             for model in worker.models
             if model.state in (ModelState.WARM, ModelState.WARMING)
         }

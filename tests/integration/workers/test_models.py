@@ -35,6 +35,10 @@ default_steps = 4
 """
 
 
+OPTIONS = {"model_memory": "100", "model_patience": "PT60S"}
+"""Room for one of the simulated models, and no hurry."""
+
+
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two checkpoints of the same size and different weights."""
@@ -111,8 +115,8 @@ def test_two_models_take_turns_in_the_memory_of_one_and_make_the_same_bytes(
 def test_jobs_wait_together_for_models_that_cannot_be_loaded_together(
     operator: httpx2.Client, start: Start
 ) -> None:
-    models = ("--model", "sim-a", "--model", "sim-b")
-    start("crowded", "generate", *models, model_memory="100")
+    start("left", "generate", "--model", "sim-a", "--model", "sim-b", **OPTIONS)
+    wait_for_state(operator, "left", "ready")
     jobs = [submit(operator, model=name) for _ in range(10) for name in ("sim-a", "sim-b")]
     for job in jobs:
         wait_succeeded(operator, job, 60)
@@ -121,12 +125,9 @@ def test_jobs_wait_together_for_models_that_cannot_be_loaded_together(
 def test_jobs_go_to_the_worker_that_holds_their_model_warm(
     operator: httpx2.Client, start: Start
 ) -> None:
-    operator.post("/v1/workers/crowded/drain")
-    options = {"model_memory": "100", "model_patience": "PT60S"}
-    start("left", "generate", "--model", "sim-a", "--model", "sim-b", **options)
-    right = start("right", "generate", "--model", "sim-b", "--model", "sim-a", **options)
-    for name in ("left", "right"):
-        wait_for_state(operator, name, "ready")
+    wait_succeeded(operator, submit(operator, model="sim-a"))
+    right = start("right", "generate", "--model", "sim-b", "--model", "sim-a", **OPTIONS)
+    wait_for_state(operator, "right", "ready")
     for model, holder in (("sim-a", "left"), ("sim-b", "right")):
         jobs = [submit(operator, model=model) for _ in range(6)]
         took = {wait_succeeded(operator, job)["attempts"][0]["worker"] for job in jobs}
