@@ -12,10 +12,12 @@ import base64
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from standardwebhooks import Webhook
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SECRET_BYTES = 32
 
@@ -42,7 +44,7 @@ def secret_text(secret: bytes) -> str:
 
 def public_key_text(secret: bytes) -> str:
     """The public key of a v1a secret as receivers configure it."""
-    public = Ed25519PrivateKey.from_private_bytes(secret).public_key()
+    public = _private_key(secret).public_key()
     return "whpk_" + base64.b64encode(public.public_bytes_raw()).decode("ascii")
 
 
@@ -63,5 +65,12 @@ def _sign(event_id: str, moment: datetime, body: bytes, key: SigningKey) -> str:
     if key.scheme == "v1":
         return Webhook(key.secret).sign(event_id, moment, body.decode("utf-8"))
     signed = b"%s.%d.%s" % (event_id.encode("ascii"), int(moment.timestamp()), body)
-    signature = Ed25519PrivateKey.from_private_bytes(key.secret).sign(signed)
+    signature = _private_key(key.secret).sign(signed)
     return "v1a," + base64.b64encode(signature).decode("ascii")
+
+
+def _private_key(secret: bytes) -> "Ed25519PrivateKey":
+    # Imported late: the library takes 10 MB, and most processes never sign with this scheme.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return Ed25519PrivateKey.from_private_bytes(secret)
