@@ -81,7 +81,7 @@ class BatchView:
             table.add_row(
                 short(result.custom_id, 30), state_markup(result.state), Text(what, style="dim")
             )
-        return Group(_head(batch), _counts(batch, self._saved), table)
+        return Group(_head(batch), _counts(batch, self._saved), _pace(batch), table)
 
     def __enter__(self) -> Self:
         if self._output.is_live:
@@ -108,22 +108,28 @@ def _head(batch: "Batch") -> "RenderableType":
     from rich.table import Table
 
     state = "paused" if batch.paused and not batch.is_final else batch.state
-    told = [f"{batch.fraction:.0%}"]
-    if batch.rate is not None and not batch.is_final:
-        told.append(f"{batch.rate.jobs_per_second:.1f} jobs/s")
-    if batch.eta is not None and not batch.is_final:
-        told.append(f"done {ago(batch.eta)}")
-    if batch.paused and not batch.is_final:
-        told.append(f"go on: darkroom batch resume {batch.id}")
     line = Table.grid(padding=(0, 2, 0, 0))
     line.add_column(no_wrap=True, min_width=len(batch.id))
     line.add_row(
         f"[bold]{batch.id}[/]",
         state_markup(state),
         ProgressBar(total=1.0, completed=batch.fraction, width=24),
-        "  ".join(told),
+        f"{batch.fraction:.0%}",
     )
     return line
+
+
+def _pace(batch: "Batch") -> str:
+    if batch.is_final:
+        return ""
+    if batch.paused:
+        return f"[yellow]It is paused; to go on: darkroom batch resume {batch.id}[/]"
+    told = []
+    if batch.rate is not None:
+        told.append(f"{batch.rate.jobs_per_second:.1f} jobs/s")
+    if batch.eta is not None:
+        told.append(f"done {ago(batch.eta)}")
+    return f"[dim]{' · '.join(told)}[/]" if told else ""
 
 
 def _counts(batch: "Batch", saved: int) -> str:

@@ -207,7 +207,8 @@ def _check_workers(client: "Client") -> Iterator[Check]:
 
 
 def _judge(worker: "Worker") -> Check:
-    told = f"{worker.name} ({worker.kind or 'away'}{f', {worker.device}' if worker.device else ''})"
+    device = f", {worker.device}" if worker.device not in (None, worker.kind) else ""
+    told = f"{worker.name} ({worker.kind or 'away'}{device})"
     if worker.state in ("away", "draining"):
         advice = f"`darkroom workers resume {worker.name}` lets it take work again."
         rest = "is away, and told to rest" if worker.state == "away" else "is draining"
