@@ -7,6 +7,7 @@ for all of them.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +22,9 @@ from shared.eta import statements
 from shared.eta.calibration import Calibration, Outcome
 from shared.eta.rates import Finished, RateBook
 from shared.eta.snapshot import Load, Snapshot
-from shared.eta.work import Estimate, work_of
+from shared.eta.throughput import ThroughputMeter
+from shared.eta.work import Estimate, Work, work_of
+from shared.fleet import roster
 from shared.jobs.state import JobState
 from shared.logging import get_logger
 from shared.queue.names import ETA
@@ -85,6 +88,7 @@ class EtaKeeper:
         """Another process may have led meanwhile."""
         self._book = RateBook()
         self._calibration = Calibration()
+        self._meter = ThroughputMeter()
         self._seen: dict[UUID, datetime] = {}
         self._looked: datetime | None = None
 
@@ -111,14 +115,19 @@ class EtaKeeper:
             SQLAlchemyError: the ledger cannot be reached.
             redis.RedisError: Redis cannot be reached.
         """
-        self._learn()
+        before, done = self._looked, self._learn()
         started = time.monotonic()
         loads = self._measure()
         spent = time.monotonic() - started
+        if before is not None and self._looked is not None:
+            self._meter.looked(
+                (self._looked - before).total_seconds(), done, _waiting(loads), self._rows()
+            )
         snapshot = Snapshot(
             rates=self._book.rates(),
             paces=self._book.paces(),
             factors=self._calibration.factors(),
+            throughputs=self._meter.throughputs(),
             loads=loads,
             ttl_seconds=max(_TTL_SECONDS, 5 * pause, 5 * spent / _SHARE),
         )
@@ -126,7 +135,17 @@ class EtaKeeper:
         self._redis.set(ETA, snapshot.model_dump_json(), px=ttl)
         return snapshot
 
-    def _learn(self) -> None:
+    def _rows(self) -> dict[str, int]:
+        """Of the live workers, by the models that are warm there."""
+        rows: Counter[str] = Counter()
+        for worker in roster.read(self._redis):
+            for model in worker.models:
+                if worker.warm(model.name) is not None:
+                    rows[model.name] += model.rows or 1
+        return rows
+
+    def _learn(self) -> dict[str, tuple[int, float]]:
+        """Learn from the attempts that ended since the last time: (jobs, cost) by model."""
         now = datetime.now(UTC)
         first = self._looked is None
         since = now - _FIRST_LOOK if self._looked is None else self._looked - _OVERLAP
@@ -149,6 +168,12 @@ class EtaKeeper:
             COVERAGE.labels("0.5").set(quality.covered_p50)
             COVERAGE.labels("0.9").set(quality.covered_p90)
             RELATIVE_ERROR.set(quality.relative_error)
+        done: dict[str, tuple[int, float]] = {}
+        for row in fresh:
+            jobs, cost = done.get(row.model, (0, 0.0))
+            work = _work(row)
+            done[row.model] = (jobs + 1, cost + work.cost * work.images)
+        return done
 
     def _measure(self) -> tuple[Load, ...]:
         with self._database.begin() as session:
@@ -177,7 +202,15 @@ def _outcome(row: Any) -> Outcome:
     return Outcome(row.model, Estimate.from_json(row.estimate), row.total_seconds)
 
 
-def _work(row: Any) -> Any:
+def _waiting(loads: tuple[Load, ...]) -> Counter[str]:
+    """Queued jobs by model."""
+    waiting: Counter[str] = Counter()
+    for load in loads:
+        waiting[load.model] += load.queued_jobs
+    return waiting
+
+
+def _work(row: Any) -> Work:
     return work_of(
         model=row.model,
         width=row.width,

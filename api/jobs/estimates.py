@@ -15,14 +15,17 @@ from api.queue import Circuit, RedisDown
 from api.workers.roster import WorkerRoster
 from shared.eta.estimate import (
     Ahead,
+    Rows,
     cost_per_second,
     estimate_many,
     estimate_queued,
     estimate_running,
+    rows_of,
     servers,
 )
 from shared.eta.snapshot import Snapshot
 from shared.eta.work import Estimate, Work, work_of
+from shared.fleet.announcement import WorkerAnnouncement
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
 from shared.queue.names import BULK, ETA, INTERACTIVE
@@ -52,14 +55,16 @@ class Estimates:
         self._measured: _Measured | None = None
         self._fresh_until = 0.0
         self._lock = asyncio.Lock()
+        self._fleet: tuple[WorkerAnnouncement, ...] | None = None
+        self._rows: dict[str, Rows] = {}
         self._accepted: deque[tuple[float, str, int, float]] = deque(maxlen=_REMEMBERED)
 
     async def of_new(self, work: Work, lane: str = INTERACTIVE) -> Estimate | None:
         """Of a job that would be submitted now."""
-        measured, fleet = await self._look(), await self._roster.workers()
-        if measured is None or fleet is None:
+        measured = await self._look()
+        if measured is None:
             return None
-        found = servers(measured.snapshot, fleet, work)
+        found = servers(measured.snapshot, await self._rows_of(work.model), work)
         if found is None:
             return None
         ahead = Ahead.of_all(measured.snapshot.load(work.model, lane))
@@ -71,12 +76,13 @@ class Estimates:
 
     async def of_batch(self, models: Collection[str], cost: float) -> Estimate | None:
         """Of a batch of these models, its cost spread evenly over them; the slowest counts."""
-        measured, fleet = await self._look(), await self._roster.workers()
-        if measured is None or fleet is None:
+        measured = await self._look()
+        if measured is None:
             return None
         found = []
         for model in models:
-            speed = cost_per_second(measured.snapshot, fleet, model)
+            rows = await self._rows_of(model)
+            speed = cost_per_second(measured.snapshot, rows, model)
             if speed is None:
                 return None
             found.append(estimate_many(measured.snapshot, model, speed, cost / len(models)))
@@ -97,11 +103,11 @@ class Estimates:
             position: queued jobs before it; None unless it is queued.
             fraction: how much of it is done; None unless it runs.
         """
-        measured, fleet = await self._look(), await self._roster.workers()
-        if measured is None or fleet is None:
+        measured = await self._look()
+        if measured is None:
             return None
         snapshot, work = measured.snapshot, work_of_job(job)
-        found = servers(snapshot, fleet, work)
+        found = servers(snapshot, await self._rows_of(job.model), work)
         if found is None:
             return None
         if job.state == JobState.RUNNING:
@@ -114,6 +120,15 @@ class Estimates:
         ahead = Ahead.of_position(snapshot.load(job.model, lane), position or 0)
         estimate = estimate_queued(snapshot, found, work, ahead)
         return _not_before(estimate, job.not_before)
+
+    async def _rows_of(self, model: str) -> Rows:
+        """Of the live workers; counted once for each reading of the roster."""
+        fleet = await self._roster.workers()
+        if fleet is not self._fleet:
+            self._fleet, self._rows = fleet, {}
+        if model not in self._rows:
+            self._rows[model] = rows_of(fleet or (), model)
+        return self._rows[model]
 
     async def _look(self) -> _Measured | None:
         if time.monotonic() < self._fresh_until:

@@ -6,7 +6,8 @@ take turns, uploads, jobs to come that go first) is what `calibration` corrects.
 """
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shared.eta.snapshot import Load, Snapshot
@@ -61,37 +62,46 @@ class Servers:
     """Pixels × steps × images that all rows together get done in a second."""
 
 
-def servers(snapshot: Snapshot, fleet: Iterable[WorkerAnnouncement], work: Work) -> Servers | None:
-    """The live workers with the model warm and with evidence; None if there are none."""
-    rows, images_per_second, cost_per_second = 0, 0.0, 0.0
+Rows = Mapping[str, int]
+"""Rows of one model on each device, of all workers together."""
+
+
+def rows_of(fleet: Iterable[WorkerAnnouncement], model: str) -> Rows:
+    """Where the model is warm and taken."""
+    found: Counter[str] = Counter()
     for worker in fleet:
-        model = worker.warm(work.model)
-        if model is None or worker.device is None:
-            continue
-        seconds = snapshot.row_seconds(work, worker.device)
-        pace = snapshot.pace(work.model, worker.device)
+        warm = worker.warm(model)
+        if warm is not None and worker.device is not None:
+            found[worker.device] += warm.rows or 1
+    return found
+
+
+def servers(snapshot: Snapshot, rows_there: Rows, work: Work) -> Servers | None:
+    """Those rows that there is evidence of; None if there are none."""
+    rows, images_per_second, cost_per_second = 0, 0.0, 0.0
+    for device, count in rows_there.items():
+        seconds = snapshot.row_seconds(work, device)
+        pace = snapshot.pace(work.model, device)
         if seconds is None or pace is None:
             continue
-        count = model.rows or 1
         rows += count
         images_per_second += count / max(seconds, 1e-6)
         cost_per_second += count / max(pace, 1e-15)
     if rows == 0:
         return None
-    return Servers(rows, rows / images_per_second, cost_per_second)
+    measured = snapshot.throughput(work.model, rows)
+    return Servers(rows, rows / images_per_second, measured or cost_per_second)
 
 
-def cost_per_second(
-    snapshot: Snapshot, fleet: Iterable[WorkerAnnouncement], model: str
-) -> float | None:
+def cost_per_second(snapshot: Snapshot, rows_there: Rows, model: str) -> float | None:
     """Pixels × steps × images of the usual kind that all rows get done in a second."""
     total = 0.0
-    for worker in fleet:
-        warm = worker.warm(model)
-        pace = snapshot.pace(model, worker.device or "")
-        if warm is not None and pace is not None:
-            total += (warm.rows or 1) / max(pace, 1e-15)
-    return total or None
+    for device, count in rows_there.items():
+        pace = snapshot.pace(model, device)
+        if pace is not None:
+            total += count / max(pace, 1e-15)
+    measured = snapshot.throughput(model, sum(rows_there.values()))
+    return measured or total or None
 
 
 def estimate_many(snapshot: Snapshot, model: str, per_second: float, cost: float) -> Estimate:

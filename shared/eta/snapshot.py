@@ -22,6 +22,17 @@ class Load(BaseModel):
     running_cost: float = 0.0
 
 
+class Throughput(BaseModel):
+    """What a model's workers got done lately while jobs waited for them, whatever held them up."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    cost_per_second: float
+    rows: int
+    """Of all of its live workers together, then."""
+
+
 class Snapshot(BaseModel):
     """Everything that an estimate needs apart from the job and the roster."""
 
@@ -30,6 +41,7 @@ class Snapshot(BaseModel):
     rates: tuple[Rate, ...] = ()
     paces: tuple[Pace, ...] = ()
     factors: tuple[Factors, ...] = ()
+    throughputs: tuple[Throughput, ...] = ()
     loads: tuple[Load, ...] = ()
     ttl_seconds: float = 0.0
     """For how long it stands, from the moment it was made."""
@@ -48,6 +60,17 @@ class Snapshot(BaseModel):
         """Seconds per pixel and step; None without evidence."""
         return next(
             (pace.seconds for pace in self.paces if (pace.model, pace.device) == (model, device)),
+            None,
+        )
+
+    def throughput(self, model: str, rows: int) -> float | None:
+        """Cost per second, scaled to the rows there are now; None where nothing waited of late."""
+        return next(
+            (
+                seen.cost_per_second * rows / seen.rows
+                for seen in self.throughputs
+                if seen.model == model and seen.rows
+            ),
             None,
         )
 

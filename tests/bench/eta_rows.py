@@ -19,10 +19,10 @@ from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
 from tests.processes import ApiProcess
 
-_TEACHING = 80
+_TEACHING = 100
 _MEASURED = 320
-_JOBS_PER_SECOND = 4.0
-"""With bursts about four fifths of what the GPU can do: 8 rows of 40 ms a step."""
+_JOBS_PER_SECOND = 2.5
+"""With the bursts 3.6: two thirds of what 8 rows of 40 ms a step can do."""
 _BURST_EVERY = 40
 _BURST = 12
 _SEED = 20260131

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 import pytest
 
 from shared.eta.calibration import Calibration, Outcome, quantile
-from shared.eta.estimate import Ahead, estimate_queued, estimate_running, servers
+from shared.eta.estimate import Ahead, estimate_queued, estimate_running, rows_of, servers
 from shared.eta.rates import Finished, RateBook
 from shared.eta.snapshot import Load, Snapshot
+from shared.eta.throughput import ThroughputMeter
 from shared.eta.work import Estimate, Work, work_of
 from shared.fleet.announcement import AnnouncedModel, WorkerAnnouncement
 
@@ -75,19 +76,19 @@ def test_what_was_never_made_is_scaled_from_what_was() -> None:
 
 def test_only_workers_that_can_begin_now_count() -> None:
     known = snapshot(finished(2.0))
-    found = servers(known, [worker(), worker(rows=2)], work())
+    found = servers(known, rows_of([worker(), worker(rows=2)], "m"), work())
     assert found is not None
     assert found.rows == 6
     assert found.row_seconds == pytest.approx(2.0)
     cold = AnnouncedModel.model_validate({"name": "m", "state": "cold"})
     for nobody in (worker(state="draining"), worker(models=(cold,)), worker(device="other")):
-        assert servers(known, [nobody], work()) is None
+        assert servers(known, rows_of([nobody], "m"), work()) is None
 
 
 def point(ahead: Ahead, *, images: int = 1, rows: int = 4, age: float = 0.0) -> float:
     known = snapshot(finished(2.0))
     asked = work(images=images)
-    found = servers(known, [worker(rows=rows)], asked)
+    found = servers(known, rows_of([worker(rows=rows)], "m"), asked)
     assert found is not None
     return estimate_queued(known, found, asked, ahead, age=age).point
 
@@ -131,7 +132,7 @@ def test_bulk_work_waits_for_interactive_work() -> None:
 
 def test_a_running_job_gets_nearer_its_end() -> None:
     known = snapshot(finished(2.0))
-    found = servers(known, [worker()], work())
+    found = servers(known, rows_of([worker()], "m"), work())
     assert found is not None
     half = estimate_running(known, found, work(), fraction=0.5, left_of_promise=9.0)
     assert half.point == pytest.approx(1.0)
@@ -169,3 +170,23 @@ def test_quantiles_cover_what_they_say_however_wrong_the_model_is(bias: float) -
 def test_an_estimate_survives_the_ledger() -> None:
     estimate = Estimate(1.5, 1.6, 2.5, waits=True)
     assert Estimate.from_json(estimate.as_json()) == estimate
+
+
+def test_what_was_done_while_jobs_waited_counts_more_than_what_should_be_possible() -> None:
+    meter = ThroughputMeter()
+    for waiting in (5, 5, 0, 5, *[5] * 20):
+        meter.looked(1.0, {"m": (2, 100.0)}, {"m": waiting}, {"m": 4})
+    (seen,) = meter.throughputs()
+    assert seen.cost_per_second == pytest.approx(100.0)
+    known = snapshot(finished(2.0)).model_copy(update={"throughputs": (seen,)})
+    assert known.throughput("m", rows=8) == pytest.approx(200.0)
+    found = servers(known, {GPU: 4}, work())
+    assert found is not None
+    assert found.cost_per_second == pytest.approx(100.0)
+
+
+def test_an_idle_time_is_no_evidence_of_speed() -> None:
+    meter = ThroughputMeter()
+    for _ in range(50):
+        meter.looked(1.0, {"m": (2, 100.0)}, {"m": 0}, {"m": 4})
+    assert meter.throughputs() == ()
