@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.scale.model import Costs, Fleet, loads
+from tests.processes import PROJECT
 from tests.scale.run import REGIMES, running_bed
 from tests.scale.scans import scan_costs
+from tests.scale.tables import put_into, tables
 
 DEFAULT_WORKERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_FILE = Path(".darkroom/scale.json")
+DOCS = PROJECT / "docs" / "scaling.md"
 
 
 def main() -> int:
@@ -46,8 +48,10 @@ def main() -> int:
                 scans = scan_costs(bed)
                 _write(options.file, rows, scans)
     rows.sort(key=lambda row: (row["regime"], row["workers"]))
-    _print_rows(rows)
-    _print_model(rows, scans)
+    found = tables(rows, scans)
+    print("\n".join(found.values()))
+    if options.docs:
+        put_into(DOCS, found)
     return 0
 
 
@@ -59,6 +63,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=12.0, help="of each window")
     parser.add_argument("--file", type=Path, default=DEFAULT_FILE)
     parser.add_argument("--fresh", action="store_true", help="measure everything anew")
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/scaling.md")
     return parser.parse_args()
 
 
@@ -79,58 +84,6 @@ def _write(file: Path, rows: list[dict[str, Any]], scans: dict[str, float]) -> N
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"rows": rows, "scans": scans}, indent=2) + "\n", "utf-8")
     partial.replace(file)
-
-
-_COLUMNS = {
-    "regime": "GPU",
-    "workers": "workers",
-    "jobs_per_second": "jobs/s",
-    "missed_claims_per_job": "missed claims/job",
-    "waiting_for_locks": "waiting for locks",
-    "waiting_inside": "for latches",
-    "connections": "connections",
-    "postgres_cpu_ms_per_job": "Postgres ms/job",
-    "redis_cpu_ms_per_job": "Redis ms/job",
-    "redis_commands_per_job": "Redis commands/job",
-    "wal_kilobytes_per_job": "WAL kB/job",
-    "transactions_per_job": "transactions/job",
-    "machine_busy": "machine busy",
-    "load_average_before": "load before",
-}
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    """Markdown, as docs/scaling.md has it."""
-    print("| " + " | ".join(_COLUMNS.values()) + " |")
-    print("|" + "---|" * len(_COLUMNS))
-    for row in rows:
-        cells = (row.get(name, "") for name in _COLUMNS)
-        shown = (f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
-        print("| " + " | ".join(shown) + " |")
-
-
-def _print_model(rows: list[dict[str, Any]], scans: dict[str, float]) -> None:
-    paced = [row for row in rows if row["regime"] == "paced"]
-    if not paced or not scans:
-        return
-    costs = Costs.from_measurements(max(paced, key=lambda row: row["workers"]), scans)
-    print("\n| GPUs | pictures/s each | " + " | ".join(_NAMES.values()) + " |")
-    print("|" + "---|" * (2 + len(_NAMES)))
-    for gpus, rate in ((10, 1.0), (100, 1.0), (1000, 0.1), (1000, 1.0), (1000, 5.0)):
-        found = loads(costs, Fleet(gpus=gpus, pictures_per_second=rate))
-        cells = " | ".join(f"{found[name]:.3g}" for name in _NAMES)
-        print(f"| {gpus} | {rate:g} | {cells} |")
-
-
-_NAMES = {
-    "jobs_per_second": "jobs/s",
-    "postgres_cores": "Postgres cores",
-    "postgres_connections": "connections",
-    "wal_megabytes_per_second": "WAL MB/s",
-    "redis_share_of_a_core": "Redis, share of its core",
-    "redis_commands_per_second": "Redis commands/s",
-    "dispatcher_share_of_a_round": "dispatcher, share of a round",
-}
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class ComposedStack:
     def wait_healthy(self, *services: str) -> None:
         """Wait as `depends_on: service_healthy` does."""
         for service in services:
-            wait_until(lambda name=service: self.is_healthy(name), 60, f"health of {service}")
+            wait_until(lambda name=service: self.is_healthy(name), 150, f"health of {service}")
 
     def command(self, service: str) -> list[str]:
         """The image's entry point and the service's command, or the image's own."""

@@ -35,7 +35,7 @@ def test_from_nothing_to_a_picture(stack: ComposedStack) -> None:
 
     workers = [stack.start("cpu-worker"), stack.start("generate-worker-cpu")]
     api = stack.start("api")
-    stack.wait_healthy("api")
+    stack.wait_healthy("api", "cpu-worker", "generate-worker-cpu")
     headers = {"Authorization": f"Bearer {stack.api_key}", "Prefer": "wait=60"}
     with httpx2.Client(base_url=stack.url, timeout=70, trust_env=False) as client:
         answer = client.post("/v1/jobs", json={"prompt": "a lighthouse"}, headers=headers)

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
 from deploy.docker.healthy import is_healthy
+from deploy.docker.metadata import write_metadata
 from deploy.docker.prune import prune
 from deploy.docker.requirements import requirements
 from tests.processes import PROJECT
@@ -98,6 +100,16 @@ def test_pruning_leaves_what_the_api_reads(tmp_path: Path) -> None:
     prune(tmp_path)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(kept)
+
+
+def test_an_image_knows_its_version(tmp_path: Path) -> None:
+    write_metadata(PROJECT / "pyproject.toml", tmp_path)
+    [found] = distributions(name="darkroom-server", path=[str(tmp_path)])
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert found.version == project["version"]
+    for name in ("api", "worker", "playground"):
+        text = (DEPLOY / f"Dockerfile.{name}").read_text("utf-8")
+        assert "python /build/metadata.py /build/pyproject.toml /packages" in text
 
 
 def test_the_api_is_started_with_its_own_connection_class() -> None:

@@ -1,0 +1,105 @@
+"""The tables of docs/scaling.md, from the measured rows: printed, and put between their markers."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.scale.model import Budget, Costs, Fleet, largest_fleet, loads
+
+_MEASURED = {
+    "regime": "GPU",
+    "workers": "workers",
+    "jobs_per_second": "jobs/s",
+    "missed_claims_per_job": "missed claims/job",
+    "waiting_for_locks": "waiting for locks",
+    "waiting_inside": "for latches",
+    "connections": "connections",
+    "postgres_cpu_ms_per_job": "Postgres ms/job",
+    "redis_cpu_ms_per_job": "Redis ms/job",
+    "redis_commands_per_job": "Redis commands/job",
+    "worker_cpu_ms_per_job": "worker ms/job",
+    "transactions_per_job": "transactions/job",
+    "wal_kilobytes_per_job": "WAL kB/job",
+    "machine_busy": "machine busy",
+    "load_average_before": "load before",
+}
+_LOADS = {
+    "jobs_per_second": "jobs/s",
+    "postgres_cores": "Postgres cores",
+    "postgres_connections": "connections",
+    "wal_megabytes_per_second": "WAL MB/s",
+    "redis_share_of_a_core": "Redis, share of its core",
+    "redis_commands_per_second": "Redis commands/s",
+    "dispatcher_share_of_a_round": "dispatcher, share of a round",
+}
+_FLEETS = ((10, 1.0), (100, 1.0), (1000, 0.1), (1000, 1.0), (1000, 5.0))
+_RATES = (0.1, 1.0, 5.0)
+
+
+def tables(rows: Sequence[Mapping[str, Any]], scans: Mapping[str, float]) -> dict[str, str]:
+    """By name: `measured`, and if a paced row and the scans are there, `model` and `stops`."""
+    found = {"measured": _table(_MEASURED.values(), ([row[n] for n in _MEASURED] for row in rows))}
+    paced = [row for row in rows if row["regime"] == "paced"]
+    if paced and scans:
+        costs = Costs.from_measurements(max(paced, key=lambda row: row["workers"]), scans)
+        found["model"] = _model(costs)
+        found["stops"] = _stops(costs)
+    return found
+
+
+def put_into(page: Path, found: Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    text = page.read_text("utf-8")
+    for name, table in found.items():
+        place = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        text, count = place.subn(lambda old, new=table: f"{old[1]}{new}{old[2]}", text)
+        if count != 1:
+            raise ValueError(f"{page} has no one place for the table {name}")
+    page.write_text(text, "utf-8")
+
+
+def _model(costs: Costs) -> str:
+    rows = []
+    for gpus, rate in _FLEETS:
+        found = loads(costs, Fleet(gpus=gpus, pictures_per_second=rate))
+        rows.append([gpus, rate, *(found[name] for name in _LOADS)])
+    return _table(["GPUs", "pictures/s each", *_LOADS.values()], rows)
+
+
+def _stops(costs: Costs) -> str:
+    rows = []
+    for rate in _RATES:
+        for budget, kind in (
+            (Budget(), "as it is"),
+            (Budget(postgres_connections=float("inf")), "with connections pooled"),
+        ):
+            gpus, part = largest_fleet(costs, rate, budget)
+            rows.append([rate, kind, gpus, gpus * rate, part.replace("_", " ")])
+    return _table(["pictures/s of a GPU", "", "GPUs", "jobs/s", "what gives way first"], rows)
+
+
+def _table(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
+    names = list(head)
+    lines = [_line(names), "|" + "---|" * len(names)]
+    lines += [_line([_cell(cell) for cell in row]) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits = 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}" if abs(value) >= 0.005 else f"{value:.0e}"
