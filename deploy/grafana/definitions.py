@@ -190,6 +190,30 @@ QUEUE = Dashboard(
             ],
         ),
         Row(
+            "Estimates",
+            [
+                Panel(
+                    "Jobs done by their estimate",
+                    "percentunit",
+                    [Line("max by (quantile) (darkroom_eta_coverage_ratio)", "{{quantile}}")],
+                    help="Perfect is the quantile itself: half of them by p50, nine in ten by p90.",
+                ),
+                Panel(
+                    "Error of the estimate",
+                    "percentunit",
+                    [Line("max(darkroom_eta_relative_error_ratio)", "median")],
+                ),
+                Panel(
+                    "Actual over estimated time",
+                    "none",
+                    [
+                        Line(_quantile(0.5, "darkroom_eta_actual_to_estimated_ratio"), "p50"),
+                        Line(_quantile(0.9, "darkroom_eta_actual_to_estimated_ratio"), "p90"),
+                    ],
+                ),
+            ],
+        ),
+        Row(
             "Dispatcher",
             [
                 Panel(

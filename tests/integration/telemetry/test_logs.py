@@ -2,10 +2,14 @@
 
 from uuid import UUID
 
+import pytest
+
 from shared.ids import from_wire
 from tests.integration.telemetry.conftest import Observed, log_events
 from tests.processes import wait_until
 from tests.receiver import Receiver
+
+pytestmark = pytest.mark.timeout(600)  # the first test waits for three processes to start
 
 
 def test_a_request_is_found_again_in_the_lines_of_its_job(observed: Observed) -> None:

@@ -8,6 +8,8 @@ import pytest
 from tests.integration.telemetry.conftest import Observed
 from tests.processes import ApiProcess, wait_until
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for three processes to start
+
 
 @pytest.fixture(scope="module")
 def job(observed: Observed) -> dict[str, object]:

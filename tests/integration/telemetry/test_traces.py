@@ -13,6 +13,8 @@ from tests.jobs import accept
 from tests.processes import wait_until
 from tests.receiver import Receiver
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for three processes to start
+
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CLIENT_SPAN = "00f067aa0ba902b7"
 

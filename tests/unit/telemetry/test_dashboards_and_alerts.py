@@ -1,9 +1,11 @@
 """Dashboards, alerts and the autoscaler ask for nothing but what the code measures."""
 
+import importlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,12 +13,9 @@ import yaml
 from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
 
-from api.metrics import families as of_api
 from deploy.grafana.__main__ import file_of, text_of
 from deploy.grafana.definitions import DASHBOARDS
-from shared.metrics import dependencies, jobs
 from shared.model_catalog import load_catalog
-from worker.metrics import families as of_worker
 from worker.metrics.backlog import BacklogMetrics
 from worker.metrics.process import WorkerMetrics
 
@@ -37,6 +36,15 @@ _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"[^"]*"')
 _GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
 
 
+def modules_with_metrics() -> Iterator[ModuleType]:
+    """Every module of the API and the workers that makes a metric."""
+    for package in ("api", "shared", "worker"):
+        for path in (PROJECT / package).rglob("*.py"):
+            if "from prometheus_client import" in path.read_text("utf-8"):
+                parts = path.relative_to(PROJECT).with_suffix("").parts
+                yield importlib.import_module(".".join(parts).removesuffix(".__init__"))
+
+
 def measured() -> dict[str, set[str]]:
     """Every series' name and its labels, from the code."""
     found: dict[str, set[str]] = {}
@@ -46,7 +54,7 @@ def measured() -> dict[str, set[str]]:
             le = {"le"} if suffix == "_bucket" else set()
             found[f"{name}{suffix}"] = labels | le
 
-    for module in (of_api, of_worker, jobs, dependencies):
+    for module in modules_with_metrics():
         for metric in vars(module).values():
             if isinstance(metric, MetricWrapperBase):
                 add(metric._name, metric._type, set(metric._labelnames))
