@@ -130,6 +130,5 @@ ACTIONS = {
         dialogs.open_delete,
     ),
 }
-OF_RESULTS = ("again", "vary", "initial", "receipt", "reproduce")
 OF_SEARCH = ("take", "like", "again", "vary", "initial", "receipt", "reproduce")
 OF_HISTORY = (*OF_SEARCH, "delete")

@@ -10,7 +10,7 @@ import darkroom
 from darkroom.playground import actions, pictures, stars, words
 from darkroom.playground.actions import ACTIONS
 
-_SMALL, _LARGE = 170, 332
+_SMALL, _LARGE = 170, 304
 """Pixels of a card's width; two small ones fit on a phone."""
 
 
@@ -64,17 +64,24 @@ def show_large(found: Sequence[Picture]) -> None:
                 pictures.show(picture.id, picture.prompt)
                 st.caption(f"seed **{picture.seed}** · {picture.width} × {picture.height}")
                 with st.container(horizontal=True, gap="xsmall"):
+                    # In this order they fill their rows.
+                    _buttons(picture, "again", "vary")
                     _star(picture, by_name=True)
+                    _buttons(picture, "initial", "reproduce", "receipt")
                     _download(picture, by_name=True)
-                    for action in actions.OF_RESULTS:
-                        st.button(
-                            ACTIONS[action].label,
-                            key=f"{action}-{picture.id}",
-                            icon=ACTIONS[action].icon,
-                            help=ACTIONS[action].help,
-                            on_click=actions.act,
-                            args=(action, picture),
-                        )
+
+
+def _buttons(picture: Picture, *names: str) -> None:
+    for name in names:
+        action = ACTIONS[name]
+        st.button(
+            action.label,
+            key=f"{name}-{picture.id}",
+            icon=action.icon,
+            help=action.help,
+            on_click=actions.act,
+            args=(name, picture),
+        )
 
 
 def show_small(found: Sequence[Picture], offered: Sequence[str]) -> None:
@@ -117,7 +124,7 @@ def _star(picture: Picture, *, by_name: bool) -> None:
         key=f"star-{picture.id}",
         icon=icon if by_name else None,
         help=f"{name}. Stars lift a prompt among the ideas, and Search can ask for them.",
-        type="tertiary",
+        type="secondary" if by_name else "tertiary",
         on_click=stars.turn,
         args=(picture, not starred),
     )
@@ -133,6 +140,6 @@ def _download(picture: Picture, *, by_name: bool) -> None:
         key=f"download-{picture.id}",
         icon=icon if by_name else None,
         help=None if by_name else "Download the picture; its receipt is inside.",
-        type="tertiary",
+        type="secondary" if by_name else "tertiary",
         on_click="ignore",
     )

@@ -25,8 +25,10 @@ def show(session_id: str) -> None:
             with st.expander("Model, size, steps, guidance", icon=":material/tune:"):
                 form.show_settings()
             _show_receipt_file()
-        with st.container(key="generate-show"):
-            running.show(found)
+        with st.container(key="generate-newest"):
+            running.show_newest(found)
+        with st.container(key="generate-earlier"):
+            running.show_earlier(found)
 
 
 def _show_buttons(session_id: str) -> None:

@@ -16,20 +16,26 @@ _PREVIEW = 200
 """Pixels of a preview's width."""
 
 
-def show(found: Sequence[Job]) -> None:
-    """Draws the session's jobs, newest first."""
+def show_newest(found: Sequence[Job]) -> None:
+    """Draws the jobs that wait or run, or what came of the newest."""
     active = [job for job in found if not job.is_final]
     # A fragment is drawn alone: nothing that the user does elsewhere is disturbed.
     st.fragment(_show_active, run_every=_SECONDS if active else None)(active)
-    for job in found:
-        if job.is_final:
-            _show_ended(job)
+    if found and not active:
+        _show_ended(found[0])
     if not found:
         st.info(
             "Your pictures appear here. Describe one and press **Generate**; **Ideas** helps when "
             "you have none.",
             icon=":material/photo_library:",
         )
+
+
+def show_earlier(found: Sequence[Job]) -> None:
+    """Draws what came of the jobs that `show_newest` leaves out."""
+    ended = [job for job in found if job.is_final]
+    for job in ended[1:] if len(ended) == len(found) else ended:
+        _show_ended(job)
 
 
 def _show_active(active: list[Job]) -> None:
