@@ -25,6 +25,7 @@ from api.images.routes import router as images
 from api.jobs.estimates import Estimates
 from api.jobs.fetching import ImageFetcher
 from api.jobs.routes import router as jobs
+from api.jobs.stream_routes import router as streams
 from api.keys.routes import router as keys
 from api.keys.service import require_live_key
 from api.metrics.middleware import RequestObserver
@@ -118,6 +119,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health,
         metrics,
         jobs,
+        streams,
         images,
         uploads,
         models,

@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 from api.deps import Res, Resources
 from api.problems import Problem
 from api.usage.rates import count_request
-from shared.keys import ParsedKey, matches, parse_key
+from shared.keys import matches, parse_key
 from shared.quotas import NO_QUOTAS, Quotas
 from shared.tenancy import statements as tenancy
 from shared.tenancy.models import ApiKey
@@ -26,11 +26,15 @@ _CACHE_SECONDS = 5.0
 _CACHE_SIZE = 4096
 _TOUCH_EVERY = timedelta(minutes=1)
 
-_bearer = HTTPBearer(
+bearer = HTTPBearer(
     auto_error=False,
     scheme_name="ApiKey",
     description="`Authorization: Bearer drk_…`. `make run` prints the first key.",
 )
+
+
+Proof = Callable[[ApiKey | None], bool]
+"""Whether a request comes from whoever holds this key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +79,42 @@ class KeyCache:
 
 
 async def authenticate(
-    request: Request, held: Res, _: Annotated[object, Security(_bearer)] = None
+    request: Request, held: Res, _: Annotated[object, Security(bearer)] = None
 ) -> Principal:
     """The principal of the request's bearer token; 401 without a live one."""
     scheme, _separator, token = request.headers.get("authorization", "").partition(" ")
     parsed = parse_key(token.strip()) if scheme.lower() == "bearer" else None
     if parsed is None:
-        raise _unauthenticated()
-    key = held.keys.get(parsed.id) or await _look_up(held, parsed)
-    if not matches(key.secret_hash if key else None, parsed) or key is None:
-        raise _unauthenticated()
-    if not key.is_live(datetime.now(UTC)):
-        raise _unauthenticated()
+        raise unauthenticated()
+    return await prove(
+        held, request, parsed.id, lambda key: matches(key.secret_hash if key else None, parsed)
+    )
+
+
+async def prove(held: Resources, request: Request, key_id: str, proof: Proof) -> Principal:
+    """The principal of a live key, if the request proves that its holder sent it; else 401.
+
+    `proof` is also asked about None, so that a key that does not exist takes as long.
+    """
+    key = held.keys.get(key_id) or await _look_up(held, key_id, proof)
+    if not proof(key) or key is None or not key.is_live(datetime.now(UTC)):
+        raise unauthenticated()
     structlog.contextvars.bind_contextvars(tenant_id=str(key.tenant_id), key_id=key.id)
     quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS
     rate_is_known = await count_request(held, request, key.id, quotas)
     return Principal(key.tenant_id, key.id, frozenset(key.scopes), quotas, rate_is_known)
 
 
-async def _look_up(held: Resources, parsed: ParsedKey) -> ApiKey | None:
+async def find_live_key(held: Resources, key_id: str) -> ApiKey | None:
+    """The key of a request that was let in, as it is now or was within the last seconds."""
+    key = held.keys.get(key_id) or await _look_up(held, key_id, lambda _: True)
+    return key if key is not None and key.is_live(datetime.now(UTC)) else None
+
+
+async def _look_up(held: Resources, key_id: str, proof: Proof) -> ApiKey | None:
     async with held.transaction() as session:
-        key = (await session.scalars(tenancy.find_key(parsed.id))).one_or_none()
-        if key is None or not matches(key.secret_hash, parsed):
+        key = (await session.scalars(tenancy.find_key(key_id))).one_or_none()
+        if key is None or not proof(key):
             return None
         await session.execute(tenancy.touch_key(key.id, _TOUCH_EVERY))
         session.expunge(key)
@@ -104,10 +122,13 @@ async def _look_up(held: Resources, parsed: ParsedKey) -> ApiKey | None:
     return key
 
 
-def _unauthenticated() -> Problem:
+def unauthenticated(
+    detail: str = "The API key is missing, malformed, unknown, revoked or expired.",
+) -> Problem:
+    """401, which says nothing of why."""
     return Problem(
         "unauthenticated",
-        "The API key is missing, malformed, unknown, revoked or expired.",
+        detail,
         headers={"WWW-Authenticate": 'Bearer realm="darkroom"'},
     )
 

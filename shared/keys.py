@@ -29,9 +29,10 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _KEY = re.compile(
     rf"{PREFIX}_([0-9A-Za-z]{{{ID_LENGTH}}})_[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
 )
-# Wider than a key: what was cut off, mistyped or run together is masked as well.
+# Wider than a key: what was cut off, mistyped or run together is masked as well. So are stream
+# tickets (`drt_…`), which are good for one job's events.
 _LOOKS_LIKE_A_KEY = re.compile(
-    rf"{PREFIX}_(?:([0-9A-Za-z]{{{ID_LENGTH}}})_[0-9A-Za-z_-]+|[0-9A-Za-z_-]{{20,}})", re.IGNORECASE
+    rf"(dr[kt])_(?:([0-9A-Za-z]{{{ID_LENGTH}}})_[0-9A-Za-z_-]+|[0-9A-Za-z_-]{{20,}})", re.IGNORECASE
 )
 _NO_HASH = bytes(hashlib.sha256().digest_size)
 
@@ -86,12 +87,13 @@ def matches(stored_hash: bytes | None, parsed: ParsedKey) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` with the secret of every key in it masked; the public id stays, to search logs by."""
+    """`text` with the secret of every key and ticket masked; the public id stays, to search by."""
     return _LOOKS_LIKE_A_KEY.sub(_mask, text)
 
 
 def _mask(match: re.Match[str]) -> str:
-    return f"{PREFIX}_{match[1]}_[redacted]" if match[1] else f"{PREFIX}_[redacted]"
+    kind = match[1].lower()
+    return f"{kind}_{match[2]}_[redacted]" if match[2] else f"{kind}_[redacted]"
 
 
 def _random(length: int) -> str:

@@ -1,8 +1,10 @@
 """HTTP of what came of a batch: results, errors, archive, contact sheet."""
 
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
 from api.auth import Principal
@@ -13,6 +15,7 @@ from api.batches.routes import BatchesRead, BatchId
 from api.batches.service import find
 from api.deps import Res, Resources, parse_id
 from api.problems import Problem, responses
+from api.streams import stream_slot, while_key_lives
 from shared.batches.models import Batch
 from shared.errors import StorageUnavailable
 
@@ -22,23 +25,32 @@ _JSONL = "application/jsonl"
 _READ = ("insufficient_scope", "not_found", "database_unavailable", "validation_failed")
 
 
+Follow = Annotated[
+    bool, Query(description="Stay and send results as they come, until the batch ends.")
+]
+
+
+async def _slot_while_following(
+    held: Res, principal: BatchesRead, follow: Follow = True
+) -> AsyncIterator[None]:
+    """An answer that stays open is one of the key's streams."""
+    async with stream_slot(held, principal) if follow else nullcontext():
+        yield
+
+
 @router.get(
     "/{batch_id}/results",
     operation_id="batches.results",
     summary="Stream a batch's results",
     response_class=StreamingResponse,
+    dependencies=[Depends(_slot_while_following)],
     responses={
         200: {"content": {_JSONL: {}}, "description": "A JSON object for each job that ended."},
-        **responses(*_READ),
+        **responses(*_READ, "too_many_streams"),
     },
 )
 async def results(
-    held: Res,
-    principal: BatchesRead,
-    batch_id: BatchId,
-    follow: Annotated[
-        bool, Query(description="Stay and send results as they come, until the batch ends.")
-    ] = True,
+    held: Res, principal: BatchesRead, batch_id: BatchId, follow: Follow = True
 ) -> Response:
     """`custom_id`, `line`, `job_id`, `state`, `seeds`, `images` with URLs and receipts, `error`.
 
@@ -46,7 +58,9 @@ async def results(
     minutes at most, with empty lines when there is nothing new.
     """
     batch = await _find(held, principal, batch_id)
-    lines = stream_results(held, principal, batch.id, follow=follow)
+    lines = while_key_lives(
+        held, principal, stream_results(held, principal, batch.id, follow=follow)
+    )
     return StreamingResponse(lines, media_type=_JSONL)
 
 

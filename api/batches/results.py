@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -34,7 +34,7 @@ _UNSUCCESSFUL = (JobState.FAILED, JobState.EXPIRED, JobState.CANCELED)
 
 async def stream_results(
     held: Resources, principal: Principal, batch_id: UUID, *, follow: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """A line for each job that has ended, in the order of the ends.
 
     With `follow` it goes on while the batch runs, for ten minutes at most; an empty line every

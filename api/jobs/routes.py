@@ -1,11 +1,9 @@
 """HTTP of jobs."""
 
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from fastapi.sse import EventSourceResponse
 
 from api.auth import JobsRead, JobsWrite
 from api.bodies import body_schema, json_body
@@ -20,7 +18,6 @@ from api.jobs.schemas import (
     JobStateName,
     JobSubmission,
 )
-from api.jobs.streaming import open_stream
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
 from api.usage.admission import REFUSALS
@@ -30,8 +27,6 @@ from shared.ids import from_wire, to_wire
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 MAX_WAIT = 60
-MAX_STREAMS_PER_KEY = 64
-"""Per process; each holds a connection to Redis and a socket."""
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,6})\"?\s*", re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _POLL_AFTER = "1"
@@ -237,61 +232,6 @@ async def retry(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
     """Queues a failed, expired or canceled job again, with the same seeds and no deadlines."""
     job = await service.retry(held, principal, job_id)
     return json_answer(job, 202, {"Location": job.links.self, "Retry-After": _POLL_AFTER})
-
-
-async def stream_slot(held: Res, principal: JobsRead) -> AsyncIterator[None]:
-    """Counts an event stream against its key for as long as its answer lasts."""
-    if held.streams[principal.key_id] >= MAX_STREAMS_PER_KEY:
-        raise Problem("too_many_streams", headers={"Retry-After": "10"})
-    held.streams[principal.key_id] += 1
-    try:
-        yield
-    finally:
-        held.streams[principal.key_id] -= 1
-
-
-@router.get(
-    "/{job_id}/events",
-    operation_id="jobs.events",
-    summary="Follow a job's events",
-    response_class=Response,
-    dependencies=[Depends(stream_slot)],
-    responses={
-        200: {
-            "description": (
-                "Server-sent events: `job` (the whole job: first, at each transition, and last), "
-                "`progress`, `preview`, `image`. The stream ends with the job."
-            ),
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        },
-        **responses("insufficient_scope", "not_found", "too_many_streams", "database_unavailable"),
-    },
-)
-async def events(
-    *,
-    held: Res,
-    principal: JobsRead,
-    job_id: JobId,
-    last_event_id: Annotated[
-        str | None, Header(description="Resume after this event; browsers send it by themselves.")
-    ] = None,
-    resume_after: Annotated[
-        str | None,
-        Query(alias="last_event_id", description="The same, for clients without headers."),
-    ] = None,
-    previews: Annotated[
-        bool | None,
-        Query(description="true: ask for previews of a job not yet running; false: leave out."),
-    ] = None,
-) -> Response:
-    """A snapshot first, then what happens. An id that cannot be resumed from gets a snapshot."""
-    if previews:
-        await service.request_previews(held, principal, job_id)
-    stream = await open_stream(
-        held, principal, job_id, last_event_id or resume_after, previews is not False
-    )
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(stream, headers=headers)
 
 
 @router.get(

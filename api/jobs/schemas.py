@@ -188,6 +188,13 @@ class JobLinks(AnswerModel):
     images: str
 
 
+class StreamTicket(AnswerModel):
+    """A way to a job's events that needs no key."""
+
+    url: str = Field(description="Give it to `EventSource` as it is; keep it out of logs.")
+    expires_at: UtcTime = Field(description="A stream that is open then ends.")
+
+
 class JobWarning(AnswerModel):
     """Something the client should know, although the job was accepted."""
 

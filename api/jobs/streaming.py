@@ -7,9 +7,9 @@ or has lost its entries, the stream goes on with snapshots from the ledger.
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastapi.sse import format_sse_event
 from redis.exceptions import RedisError
@@ -29,10 +29,11 @@ _LEDGER_SECONDS = 5.0
 """How often an idle stream looks at the ledger, for an end that no event told of."""
 _LEDGER_SECONDS_ALONE = 1.0
 """The same while Redis is away."""
-_LIFE_SECONDS = 900.0
+LIFE_SECONDS = 900.0
 """Then the stream ends and the client comes back with Last-Event-ID; a deploy need not wait."""
 _RETRY_MS = 1000
-_ENTRY_ID = re.compile(r"\d{1,18}-\d{1,18}")
+_EVENT_ID = re.compile(r"(\d{1,18}-\d{1,18})(?:\.(\d{1,18}))?")
+"""A position in Redis's stream; after it the sequence of a job that has ended."""
 
 
 @dataclass
@@ -44,15 +45,16 @@ class _Reader:
     job_id: str
     position: str
     """The Redis id of the newest entry that the client has or need not have."""
+    with_previews: bool
+    ends_at: float
+    """`time.monotonic()`; the client comes back then, if it may."""
     sequence: int = -1
     """Of the newest snapshot sent."""
     ended: bool = False
-    with_previews: bool = True
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def is_over(self) -> bool:
-        return self.ended or time.monotonic() - self.started > _LIFE_SECONDS
+        return self.ended or time.monotonic() > self.ends_at
 
     async def snapshot(self) -> bytes | None:
         """The job as an event, or None if the client has seen it in this state."""
@@ -66,9 +68,14 @@ class _Reader:
         return format_sse_event(
             event="job",
             data_str=job.model_dump_json(),
-            id=None if self.position == START else self.position,
+            id=self._id_of(job),
             retry=_RETRY_MS,
         )
+
+    def _id_of(self, job: Job) -> str | None:
+        if self.ended:
+            return f"{self.position}.{job.sequence}"
+        return None if self.position == START else self.position
 
     async def translate(self, event: StreamEvent) -> bytes | None:
         """One entry of the stream as an event, or None if it says nothing new."""
@@ -89,22 +96,30 @@ async def open_stream(
     principal: Principal,
     job_id: str,
     last_event_id: str | None,
+    *,
     with_previews: bool,
-) -> AsyncIterator[bytes]:
-    """Events in SSE form, beginning with what the client has missed.
+    seconds: float,
+) -> AsyncGenerator[bytes, None] | None:
+    """Events in SSE form for so many seconds at most, beginning with what the client has missed.
+
+    None: the client has seen how the job ended, and nothing is to come.
 
     Raises:
         Problem: 404 for an unknown job, 503 when Postgres is away.
     """
-    position, resumes = await _starting_point(held, job_id, last_event_id)
+    asked = _EVENT_ID.fullmatch(last_event_id or "")
+    position, resumes = await _starting_point(held, job_id, asked[1] if asked else None)
     # Read after the position was taken: the snapshot then holds all that came before it.
     job = await service.get(held, principal, job_id)
-    reader = _Reader(held, principal, job_id, position, with_previews=with_previews)
+    if asked and asked[2] == str(job.sequence) and job.state in TERMINAL_STATES:
+        return None
+    ends_at = time.monotonic() + min(seconds, LIFE_SECONDS)
+    reader = _Reader(held, principal, job_id, position, with_previews, ends_at)
     return _stream(reader, None if resumes else job)
 
 
 async def _starting_point(
-    held: Resources, job_id: str, last_event_id: str | None
+    held: Resources, job_id: str, last_entry_id: str | None
 ) -> tuple[str, bool]:
     """Where to read on, and whether the client has seen everything before that."""
     row_id = parse_id("job", job_id, "job")
@@ -112,11 +127,11 @@ async def _starting_point(
     if known is None:
         return START, False
     oldest, newest = known
-    if last_event_id is None or not _ENTRY_ID.fullmatch(last_event_id):
+    if last_entry_id is None:
         return newest, False
-    if not _order(oldest) <= _order(last_event_id) < _order(newest):
+    if not _order(oldest) <= _order(last_entry_id) < _order(newest):
         return newest, False  # Entries are gone, the id was never given out, or nothing is new.
-    return last_event_id, True
+    return last_entry_id, True
 
 
 def _order(entry_id: str) -> tuple[int, int]:
@@ -124,7 +139,7 @@ def _order(entry_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number)
 
 
-async def _stream(reader: _Reader, first: Job | None) -> AsyncIterator[bytes]:
+async def _stream(reader: _Reader, first: Job | None) -> AsyncGenerator[bytes, None]:
     if first is not None:
         yield reader.show(first)
     while not reader.is_over:

@@ -12,12 +12,12 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.jobs.routes import MAX_STREAMS_PER_KEY
+from api.streams import MAX_STREAMS_PER_KEY
 from shared.queue.names import events_key
 from tests.integration.api.conftest import Relays, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem
-from tests.integration.api.test_polling import claim, succeed, tell
+from tests.integration.api.test_polling import claim, fail, succeed, tell
 from tests.processes import ApiProcess, wait_until
 
 Submit = Callable[..., dict[str, Any]]
@@ -64,7 +64,10 @@ def following(
 def story(
     submit: Submit, database: Ledger, redis_client: "redis.Redis"
 ) -> tuple[dict[str, Any], list[str]]:
-    """A finished job and the ids of its events: running, 2 steps, a preview, an image, the end."""
+    """A finished job and the ids of its events: running, 2 steps, a preview, an image, the end.
+
+    The last one carries the job's sequence, too: who has it has seen the end.
+    """
     job = submit()
     claim(database, job)
     ids = [tell(redis_client, job, "job", state="running", sequence=1)]
@@ -75,7 +78,7 @@ def story(
     ids.append(tell(redis_client, job, "preview", **preview))
     ids.append(tell(redis_client, job, "image", id="img_x", index=0))
     succeed(database, job)
-    ids.append(tell(redis_client, job, "job", state="succeeded", sequence=2))
+    ids.append(tell(redis_client, job, "job", state="succeeded", sequence=2) + ".2")
     return job, ids
 
 
@@ -124,8 +127,38 @@ def test_a_reader_that_has_all_but_no_end_gets_the_end(
     http: httpx2.Client, story: tuple[dict[str, Any], list[str]]
 ) -> None:
     job, ids = story
-    with following(http, job, ids[-1]) as events:
+    with following(http, job, ids[-1].removesuffix(".2")) as events:
         assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+def test_a_reader_that_has_the_end_is_told_to_stay_away(
+    http: httpx2.Client,
+    story: tuple[dict[str, Any], list[str]],
+    redis_client: "redis.Redis",
+) -> None:
+    """A browser's EventSource comes back for ever unless it gets a 204."""
+    job, ids = story
+    last = {"Last-Event-ID": ids[-1]}
+    assert http.get(job["links"]["events"], headers=last).status_code == 204
+    redis_client.delete(events_key(uuid_of(job)))
+    assert http.get(job["links"]["events"], headers=last).status_code == 204
+    with following(http, job) as events:
+        [again] = events
+    last = {"Last-Event-ID": str(again.id)}
+    assert http.get(job["links"]["events"], headers=last).status_code == 204
+
+
+def test_an_end_that_was_undone_is_followed_again(
+    http: httpx2.Client, submit: Submit, database: Ledger
+) -> None:
+    job = submit()
+    claim(database, job)
+    fail(database, job)
+    with following(http, job) as events:
+        [end] = events
+    http.post(f"{job['links']['self']}/retry")
+    with following(http, job, end.id) as events:
+        assert next(events).data["state"] == "queued"
 
 
 def test_trimmed_entries_are_made_up_for_by_the_snapshot(
@@ -162,6 +195,24 @@ def test_a_cancellation_is_told(http: httpx2.Client, submit: Submit) -> None:
     with following(http, job) as events:
         next(events)
         http.post(job["links"]["cancel"])
+        assert [event.data["state"] for event in events] == ["canceled"]
+
+
+def make_batch(http: httpx2.Client) -> dict[str, Any]:
+    """A batch of one job that nobody will run."""
+    answer = http.post("/v1/batches", json={"items": ["a blue square"]})
+    assert answer.status_code == 202, answer.text
+    batch: dict[str, Any] = answer.json()
+    return batch
+
+
+def test_the_cancellation_of_its_batch_is_told(http: httpx2.Client) -> None:
+    """No event is written for each of 50,000 jobs: a stream finds it in the ledger."""
+    batch = make_batch(http)
+    [job] = http.get(f"/v1/batches/{batch['id']}/items").json()["data"]
+    with following(http, job) as events:
+        assert next(events).data["state"] == "queued"
+        assert http.post(f"/v1/batches/{batch['id']}/cancel").status_code == 200
         assert [event.data["state"] for event in events] == ["canceled"]
 
 
@@ -228,11 +279,19 @@ def test_a_key_may_not_hold_every_stream(
     headers = {"Authorization": f"Bearer {key}"}
     with ExitStack() as stack:
         many = stack.enter_context(httpx2.Client(headers=headers, limits=limits, trust_env=False))
-        streams = [stack.enter_context(following(many, job)) for _ in range(MAX_STREAMS_PER_KEY)]
+        results = f"/v1/batches/{make_batch(fresh)['id']}/results"
+        results = str(fresh.base_url.join(results))
+        following_results = stack.enter_context(many.stream("GET", results))
+        assert following_results.status_code == 200
+        streams = [
+            stack.enter_context(following(many, job)) for _ in range(MAX_STREAMS_PER_KEY - 1)
+        ]
         assert {next(events).type for events in streams} == {"job"}
-        refused = many.get(job["links"]["events"])
-        check_problem(refused, 429, "too_many_streams")
-        assert int(refused.headers["retry-after"]) > 0
+        for one_too_many in (job["links"]["events"], results):
+            refused = many.get(one_too_many)
+            check_problem(refused, 429, "too_many_streams")
+            assert int(refused.headers["retry-after"]) > 0
+        assert many.get(results, params={"follow": "false"}).status_code == 200
     wait_until(lambda: _can_follow(fresh, job), 15, "a slot to become free")
 
 

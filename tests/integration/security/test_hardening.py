@@ -1,6 +1,7 @@
 """What no single request shows: logs, headers, CORS, and what refuses to start."""
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
 from shared.keys import parse_key
+from shared.logging import configure_logging
 from shared.settings import Settings
 from tests.processes import PROJECT, ApiProcess, free_port, wait_until
 from tests.unit.images.hostile import encode
@@ -41,6 +43,32 @@ def test_a_log_shows_who_asked_but_no_secret(guarded: ApiProcess) -> None:
     assert f"drk_{key.id}_[redacted]" in done
     assert secret not in done
     assert secret[:20] not in done
+
+
+def test_a_log_shows_no_ticket(guarded: ApiProcess) -> None:
+    http = guarded.http
+    job = http.post("/v1/jobs", json={"prompt": "x"}).json()
+    http.post(f"/v1/jobs/{job['id']}/cancel")
+    url = http.post(f"/v1/jobs/{job['id']}/stream-ticket").json()["url"]
+    ticket = url.partition("?ticket=")[2]
+    with guarded.client(None) as nobody:
+        assert nobody.get(url).status_code == 200
+        nobody.get(f"/v1/jobs/{ticket}", params={"ticket": ticket})
+        nobody.get(f"/v1/{ticket}")
+    done = wait_until(
+        lambda: (
+            log if f"/v1/drt_{ticket.split('_')[1]}" in (log := _after(guarded, http)) else None
+        ),
+        what="the log",
+    )
+    assert ticket.split("_", 3)[3] not in done
+
+
+def test_no_line_is_written_of_a_request_with_its_query(settings: Settings) -> None:
+    """uvicorn's access log would have tickets in it."""
+    configure_logging(settings.model_copy(update={"log_level": "debug"}))
+    assert not logging.getLogger("uvicorn.access").isEnabledFor(logging.INFO)
+    configure_logging(settings)
 
 
 def _after(guarded: ApiProcess, http: httpx2.Client) -> str:
