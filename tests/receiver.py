@@ -52,6 +52,9 @@ class Request(BaseHTTPRequestHandler):
         """Take the body, remember it, behave."""
         length = int(self.headers.get("content-length", "0"))
         body = self.rfile.read(length)
+        if len(body) < length:
+            self.close_connection = True
+            return  # The sender went away before it had said all: nothing was received.
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.received = Received(self.path, headers, body, time.monotonic())
         receiver = self.server.receiver

@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from shared.webhooks.models import WebhookDelivery, WebhookEndpoint
 from shared.webhooks.schedule import GAPS, JITTER
 from tests.integration.webhooks.conftest import Hooks
 from tests.processes import WorkerProcess, wait_until
-from tests.receiver import Behaviour, Receiver, answer, drip, hang, reset
+from tests.receiver import Behaviour, Receiver, Request, answer, drip, hang, reset
 from tests.unit.outbound.servers import Authority
 
 pytestmark = pytest.mark.usefixtures("delivery_worker")
@@ -264,13 +263,38 @@ def test_a_slow_receiver_delays_nobody_else(hooks: Hooks) -> None:
 
 def test_many_events_go_out_at_once_but_never_too_many(hooks: Hooks) -> None:
     jobs = [hooks.queue() for _ in range(6 * AT_ONCE)]
-    with Receiver(lambda request: (time.sleep(0.2), request.reply(200))[1]) as receiver:
+    is_full = threading.Event()
+
+    def wait_for_company(request: Request) -> None:
+        if receiver.in_flight >= AT_ONCE:
+            is_full.set()
+        is_full.wait(0.5)  # less than the worker's patience
+        request.reply(200)
+
+    with Receiver(wait_for_company) as receiver:
         hooks.register(receiver.url)
         with hooks.database.begin() as session:  # All at the same moment, and without a hint.
             for job in jobs:
                 session.scalars(statements.cancel(hooks.tenant, job.id)).one()
         receiver.wait(len(jobs))
         assert 1 < receiver.most_in_flight <= AT_ONCE
+
+
+def test_a_line_of_a_batch_can_bring_its_own_receiver(hooks: Hooks) -> None:
+    with Receiver() as receiver:
+        line = {"prompt": "a red circle", "webhook": {"url": receiver.url}}
+        body = {"items": [line, {"prompt": "a blue square"}], "defaults": {"model": "demo"}}
+        batch = hooks.http.post("/v1/batches", json=body).json()
+        path = f"/v1/batches/{batch['id']}"
+        first, second = hooks.http.get(f"{path}/items").json()["data"]
+        hooks.http.post(f"{path}/cancel")
+        wait_until(lambda: hooks.http.get(path).json()["finished_at"], 30, "the end")
+        [request] = receiver.wait()
+        assert request.message["data"]["id"] == first["id"]
+        assert request.message["data"]["batch_id"] == batch["id"]
+        assert hooks.deliveries(job_id=second["id"]) == []
+        secret = hooks.http.get("/v1/webhook-secret").json()["secret"]
+        Webhook(secret).verify(request.body, dict(request.headers))
 
 
 def test_both_secrets_sign_after_a_rotation(hooks: Hooks) -> None:

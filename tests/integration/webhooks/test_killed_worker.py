@@ -1,0 +1,92 @@
+"""A CPU worker is killed in the middle of a request: another sends it again, under the same id."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+from sqlalchemy import func, select, update
+
+from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
+from migrations.commands import upgrade
+from shared.database import open_engine, session_factory
+from shared.ids import to_wire
+from shared.jobs import statements
+from shared.queue.publish import celery_app, publish_deliveries
+from shared.settings import Settings
+from shared.tenancy.models import ApiKey
+from shared.webhooks.models import WebhookAttempt, WebhookDelivery
+from tests.integration.webhooks.conftest import Hooks
+from tests.processes import WorkerProcess, wait_until
+from tests.receiver import Receiver, answer, hang
+
+
+@dataclass
+class Alone:
+    """A ledger and a queue that no other worker of the tests looks into."""
+
+    hooks: Hooks
+    environment: dict[str, str]
+
+
+@pytest.fixture
+def alone(
+    servers: EmbeddedServers, environment: dict[str, str], settings: Settings
+) -> Iterator[Alone]:
+    """A database of its own, and Redis's database 1."""
+    url = servers.postgres.create_database("killed_worker")
+    upgrade(url)
+    create_key(url, tenant="hooks", name="hooks", scopes=["jobs"])
+    redis_url = environment["DARKROOM_REDIS_URL"].removesuffix("/0") + "/1"
+    own = Settings.model_validate(
+        {**settings.model_dump(), "database_url": url, "redis_url": redis_url}
+    )
+    engine = open_engine(own)
+    database = session_factory(engine)
+    with database.begin() as session:
+        tenant = session.scalars(select(ApiKey.tenant_id)).one()
+    changed = {"DARKROOM_DATABASE_URL": url, "DARKROOM_REDIS_URL": redis_url}
+    hooks = Hooks(httpx2.Client(), database, celery_app(own), tenant)
+    yield Alone(hooks, {**environment, **changed})
+    engine.dispose()
+    servers.postgres.drop_database("killed_worker")
+
+
+def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
+    alone: Alone, tmp_path: Path
+) -> None:
+    hooks, released = alone.hooks, threading.Event()
+    with Receiver(hang(released)) as receiver:
+        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
+        job = hooks.queue(webhook=webhook)
+        with WorkerProcess(alone.environment, ["cpu"], tmp_path / "first.log") as first:
+            with hooks.database.begin() as session:
+                canceled = session.scalars(statements.cancel(hooks.tenant, job.id)).one()
+                made = list(canceled.webhook_deliveries or ())
+            publish_deliveries(hooks.celery, made)
+            receiver.wait(1)
+            first.kill()
+        with hooks.database.begin() as session:
+            delivery = session.scalars(select(WebhookDelivery)).one()
+            assert (delivery.id, delivery.state, delivery.attempts) == (made[0], "pending", 1)
+            assert session.scalar(select(func.count()).select_from(WebhookAttempt)) == 0
+            past = func.clock_timestamp() - timedelta(seconds=1)
+            session.execute(update(WebhookDelivery).values(lease_until=past))
+        receiver.behaviour = answer(200)
+        with WorkerProcess(alone.environment, ["cpu"], tmp_path / "second.log"):
+            wait_until(lambda: _state(hooks) == "succeeded", 60, "the delivery")
+        released.set()
+    assert len(receiver.received) == 2
+    assert {request.id for request in receiver.received} == {to_wire("evt", delivery.event_id)}
+    with hooks.database.begin() as session:
+        [recorded] = session.scalars(select(WebhookAttempt)).all()
+        assert (recorded.number, recorded.status) == (2, 200)
+
+
+def _state(hooks: Hooks) -> str:
+    with hooks.database.begin() as session:
+        return session.scalars(select(WebhookDelivery.state)).one()
