@@ -61,7 +61,8 @@ def _show_running(watched: Watched) -> None:
         with notices.in_plain_words():
             raise watched.error
     if watched.ended is not None and not job.is_final:
-        st.button("Put away", key=f"away-{job.id}", on_click=jobs.put_away, args=(job.id,))
+        if st.button("Put away", key=f"away-{job.id}", on_click=jobs.put_away, args=(job.id,)):
+            st.rerun()
         return
     st.button(
         "Stopping …" if job.cancel_requested else "Cancel",

@@ -103,7 +103,7 @@ def explain(error: darkroom.DarkroomError) -> str:
         case darkroom.errors.NoAnswer():
             return (
                 "**Darkroom does not answer.** Is it running? `make run` starts it on this "
-                "machine. What was submitted is safe; this page goes on when it is back."
+                "machine. What was submitted is safe; reload the page when it is back."
             )
     return f"**That did not work.** {escape(str(error))}"
 
