@@ -150,7 +150,7 @@ class _Poller:
         while not self._stop.wait(_POLL_SECONDS):
             try:
                 self._view.update(self._client.batches.get(self._batch_id))
-            except DarkroomError:
+            except (DarkroomError, RuntimeError):  # RuntimeError: the client has been closed
                 continue  # whoever reads the results notices, and says so
 
     def __enter__(self) -> None:

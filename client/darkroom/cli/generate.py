@@ -22,10 +22,10 @@ from darkroom.cli.options import (
 )
 from darkroom.cli.output import Column
 from darkroom.cli.pictures import Preview, choose, show
-from darkroom.cli.words import milliseconds, plural
+from darkroom.cli.words import ago, milliseconds, plural
 
 if TYPE_CHECKING:
-    from darkroom import Job, JobHandle
+    from darkroom import Job, JobDryRun, JobHandle
 
 _REFERENCES = ("img_", "upl_", "https://", "http://", "data:")
 
@@ -67,6 +67,9 @@ def generate(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Only submit; stdout gets the job's id.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check it, say when it would be done; submit nothing.")
+    ] = False,
 ) -> None:
     """Make pictures from a prompt, and save them.
 
@@ -90,6 +93,9 @@ def generate(
         output_format=format_name,
         previews=True if not detach and wants_previews(cli.output, preview) else None,
     )
+    if dry_run:
+        _show_dry_run(cli, cli.client.jobs.dry_run(prompt, **options))
+        return
     handle = cli.client.jobs.submit(prompt, **options)
     if detach:
         say_submitted(cli, handle)
@@ -111,6 +117,26 @@ def _initial(text: str) -> Any:
             ExitCode.USAGE,
         )
     return Path(text)
+
+
+def _show_dry_run(cli: Cli, found: "JobDryRun") -> None:
+    cli.output.facts(
+        [
+            ("model", found.model),
+            ("size", f"{found.width}×{found.height}"),
+            ("steps", found.steps),
+            ("guidance", f"{found.guidance_scale:g}"),
+            ("scheduler", found.scheduler),
+            ("strength", found.strength),
+            ("pictures", found.num_images),
+            ("pixel-steps", found.cost),
+            ("done", f"probably {ago(found.eta.p50)}" if found.eta else None),
+        ],
+        found,
+    )
+    if not cli.output.as_json:
+        for warning in found.warnings:
+            cli.output.note(f"[yellow]Note:[/] {warning.message} [dim]({warning.code})[/]")
 
 
 def say_submitted(cli: Cli, handle: "JobHandle") -> None:

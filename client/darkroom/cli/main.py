@@ -18,11 +18,14 @@ def run() -> None:
             f"The command line needs {' and '.join(missing)}: pip install 'darkroom[cli]'\n"
         )
         raise SystemExit(ExitCode.USAGE)
-    from darkroom.cli.app import app
-
     # Being told to stop is like Ctrl-C: clean up, and say how to go on.
     signal.signal(signal.SIGTERM, _interrupt)
-    app(prog_name="darkroom")
+    try:
+        from darkroom.cli.app import app
+
+        app(prog_name="darkroom")
+    except KeyboardInterrupt:  # before a command has begun
+        raise SystemExit(ExitCode.INTERRUPTED) from None
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

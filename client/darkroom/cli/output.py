@@ -5,6 +5,7 @@ heading and never cut. `--json` gets the API's own objects, and nothing else.
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Row = TypeVar("Row")
+
+_BREAKS = re.compile(r"[\t\r\n\v\f]+")
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def flat(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return str(plain(value))
-    return " ".join(str(value).split())
+    return _BREAKS.sub(" ", str(value))
 
 
 def _write(words: str) -> None:

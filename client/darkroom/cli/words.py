@@ -31,12 +31,14 @@ def state_markup(state: str) -> str:
 
 
 def ago(moment: datetime | None) -> str:
-    """How long ago, in one unit; nothing for None."""
+    """How long ago, or how long until then; nothing for None."""
     if moment is None:
         return ""
     seconds = (datetime.now(UTC) - moment).total_seconds()
-    if seconds < 0:
+    if seconds < -1:
         return f"in {span(-seconds)}"
+    if seconds < 0:
+        return "any moment"
     return "just now" if seconds < 2 else f"{span(seconds)} ago"
 
 

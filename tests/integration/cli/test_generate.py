@@ -83,6 +83,13 @@ def test_a_job_can_be_left_and_found_again(darkroom: Darkroom, tmp_path: Path) -
     assert [each["id"] for each in json.loads(listed.stdout)] == [job]
 
 
+def test_a_dry_run_submits_nothing(darkroom: Darkroom) -> None:
+    done = darkroom("generate", "a lake", "--n", "2", "--session", "dry", "--dry-run")
+    told = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert (told["model"], told["pictures"]) == ("sim", "2")
+    assert darkroom("jobs", "list", "--session", "dry").stdout == ""
+
+
 def test_a_wait_that_is_over_says_so(darkroom: Darkroom) -> None:
     done = darkroom("generate", "a lake", "--model", NOBODY, "--timeout", "0", "--json")
     assert done.exit_code == 11

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from typer.main import get_command
 
+from darkroom.cli import main
 from darkroom.cli.app import app
 from darkroom.cli.reference import write
 from tests.processes import PROJECT
@@ -45,3 +47,13 @@ def test_help_needs_neither_the_client_nor_pictures_nor_live_displays() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_without_its_libraries_the_program_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "NEEDS", ("a_library_that_nobody_has",))
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 2
+    assert "pip install 'darkroom[cli]'" in capsys.readouterr().err
