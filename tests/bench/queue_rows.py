@@ -18,6 +18,8 @@ from tests.processes import ApiProcess, Process, wait_until
 _ROUND_TRIPS = 100
 _WARM_UP = 20
 _DRAINED = 300
+_NOOPS = 1500
+"""More, because they are drained in a moment."""
 _REPEATS = 5
 _THREADS = 10
 
@@ -65,7 +67,7 @@ def _rate(system: System, worker: Process, noop: Process) -> Iterator[Row]:
     ratios = []
     ours = []
     for _ in range(_REPEATS):
-        noops = _DRAINED / _drain_noops(system, noop)
+        noops = _NOOPS / _drain_noops(system, noop)
         jobs = _DRAINED / _drain_jobs(system, worker)
         ours.append(jobs)
         ratios.append(jobs / noops)
@@ -91,11 +93,11 @@ def _drain_jobs(system: System, worker: Process) -> float:
 
 def _drain_noops(system: System, noop: Process) -> float:
     noop.send(signal.SIGSTOP)
-    for _ in range(_DRAINED):
+    for _ in range(_NOOPS):
         _publish_noop(system, reply=True)
     started = time.monotonic()
     noop.send(signal.SIGCONT)
-    wait_until(lambda: system.redis.llen(REPLY_LIST) >= _DRAINED, 60, "the no-ops")
+    wait_until(lambda: system.redis.llen(REPLY_LIST) >= _NOOPS, 60, "the no-ops")
     seconds = time.monotonic() - started
     system.redis.delete(REPLY_LIST)
     return seconds

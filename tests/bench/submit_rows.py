@@ -1,6 +1,7 @@
-"""What a submission costs: requests a second against a no-op of the same app, and its tail."""
+"""What a submission costs: requests a second against no-ops of the same app, and its tail."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.bench.http_load import at_rate, prepare_post, saturate
 from tests.bench.row import Row, make_row, percentile
@@ -19,27 +20,34 @@ _BODY = {
 
 
 def rows() -> Iterator[Row]:
-    """Rate as a ratio, p50 alone, p99 at half of the saturated rate."""
+    """Rate as a ratio to two no-ops, p50 alone, p99 at half of the saturated rate, memory."""
     with running_system() as system:
         api = _api(system)
         submit = prepare_post(api.url, "/v1/jobs", system.key, _BODY)
-        noop = prepare_post(api.url, "/noop", system.key, _BODY)
-        saturate(api.url, submit, _CONNECTIONS, 100)
-        saturate(api.url, noop, _CONNECTIONS, 100)
-        ratios, rates = [], []
+        bare = prepare_post(api.url, "/noop", system.key, _BODY)
+        checked = prepare_post(api.url, "/noop/checked", system.key, _BODY)
+        for request in (submit, bare, checked):
+            saturate(api.url, request, _CONNECTIONS, 100)
+        rates, to_bare, to_checked = [], [], []
         for _ in range(_REPEATS):
-            bare = saturate(api.url, noop, _CONNECTIONS, _REQUESTS)
-            ours = saturate(api.url, submit, _CONNECTIONS, _REQUESTS)
-            ratios.append(ours.rate / bare.rate)
-            rates.append(ours.rate)
-        yield make_row(
-            "submissions/s",
-            ratios,
-            unit="of baseline",
-            goal=0.25,
-            better="higher",
-            baseline=f"no-op POST of the same app; ours {percentile(rates, 0.5):.0f}/s",
-        )
+            of_bare = saturate(api.url, bare, _CONNECTIONS, _REQUESTS).rate
+            ours = saturate(api.url, submit, _CONNECTIONS, _REQUESTS).rate
+            of_checked = saturate(api.url, checked, _CONNECTIONS, _REQUESTS).rate
+            rates.append(ours)
+            to_bare.append(ours / of_bare)
+            to_checked.append(ours / of_checked)
+        for name, ratios, what in (
+            ("submissions/s", to_bare, "no-op POST of the same app"),
+            ("submissions/s beyond key and body", to_checked, "no-op POST that checks both, too"),
+        ):
+            yield make_row(
+                name,
+                ratios,
+                unit="of baseline",
+                goal=0.25,
+                better="higher",
+                baseline=f"{what}; ours {percentile(rates, 0.5):.0f}/s",
+            )
         alone = [
             percentile(saturate(api.url, submit, 1, 100).latencies, 0.5) * 1000
             for _ in range(_REPEATS)
@@ -66,6 +74,14 @@ def rows() -> Iterator[Row]:
             better="lower",
             baseline=f"{half:.0f} submissions/s, synchronous commit",
         )
+        yield make_row(
+            "memory of the API after all that",
+            [_resident_megabytes(api)],
+            unit="MB",
+            goal=150,
+            better="lower",
+            baseline="none: resident, one process",
+        )
 
 
 def _api(system: System) -> ApiProcess:
@@ -77,3 +93,10 @@ def _api(system: System) -> ApiProcess:
         factory="tests.bench.noop_api:create_app",
     )
     return system.stack.enter_context(api)
+
+
+def _resident_megabytes(api: ApiProcess) -> float:
+    for line in Path(f"/proc/{api.child.pid}/status").read_text("ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not tell the resident memory of a process")
