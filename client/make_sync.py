@@ -16,7 +16,7 @@ _RULES = (
     (r"\bAsync([A-Z])", r"\1"),
     (r"\bdarkroom\._async\b", "darkroom._sync"),
     (r"\b__a(enter|exit|iter)__", r"__\1__"),
-    (r"\ba(close|read|iter_bytes|iter_lines)\b", r"\1"),
+    (r"\ba(close|closing|read|iter_bytes|iter_lines)\b", r"\1"),
     (r"\basynccontextmanager\b", "contextmanager"),
 )
 _IDIOMS = "I,SIM117,UP028,C416"

@@ -1,6 +1,7 @@
 """A handle for one job, from its submission to its pictures."""
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from darkroom._async.images import AsyncPicture
@@ -47,10 +48,12 @@ class AsyncJobHandle:
         self, *, previews: bool | None = None, after: str | None = None
     ) -> AsyncGenerator[JobEvent, None]:
         """What happens, as it happens; see `client.jobs.events`."""
-        async for event in self._jobs.events(self.id, previews=previews, after=after):
-            if isinstance(event, JobChanged):
-                self._note(event.job)
-            yield event
+        # Who stops listening gives the connection back at once.
+        async with aclosing(self._jobs.events(self.id, previews=previews, after=after)) as events:
+            async for event in events:
+                if isinstance(event, JobChanged):
+                    self._note(event.job)
+                yield event
 
     async def wait(self, timeout: float | None = None) -> Job:
         """The job once it has ended, in whatever way; see `client.jobs.wait`."""

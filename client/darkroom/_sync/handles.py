@@ -2,6 +2,7 @@
 """A handle for one job, from its submission to its pictures."""
 
 from collections.abc import Generator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from darkroom._sync.images import Picture
@@ -48,10 +49,12 @@ class JobHandle:
         self, *, previews: bool | None = None, after: str | None = None
     ) -> Generator[JobEvent, None]:
         """What happens, as it happens; see `client.jobs.events`."""
-        for event in self._jobs.events(self.id, previews=previews, after=after):
-            if isinstance(event, JobChanged):
-                self._note(event.job)
-            yield event
+        # Who stops listening gives the connection back at once.
+        with closing(self._jobs.events(self.id, previews=previews, after=after)) as events:
+            for event in events:
+                if isinstance(event, JobChanged):
+                    self._note(event.job)
+                yield event
 
     def wait(self, timeout: float | None = None) -> Job:
         """The job once it has ended, in whatever way; see `client.jobs.wait`."""

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from darkroom import AsyncClient, Client
+from darkroom import AsyncClient, Client, EmbeddingUnavailable
 from deploy.tenants import create_key
 from shared.settings import Settings
 from tests.conftest import EVERY_SCOPE
-from tests.processes import ApiProcess, WorkerProcess
+from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +31,18 @@ def async_client(
 ) -> Callable[[], AsyncClient]:
     """Opens a client of the same system inside of an event loop."""
     return lambda: AsyncClient(api.url, key)
+
+
+@pytest.fixture(scope="session")
+def searchable(api: ApiProcess, cpu_worker: WorkerProcess, key: str) -> None:
+    """The CPU worker has loaded the embedding model."""
+
+    def answers() -> bool:
+        try:
+            client.search("warm").page()
+        except EmbeddingUnavailable:
+            return False
+        return True
+
+    with Client(api.url, key) as client:
+        wait_until(answers, 90, "the embedding model")

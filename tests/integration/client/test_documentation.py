@@ -27,7 +27,7 @@ _SET_UP = ("make run", "pip install", "uvicorn", ".venv/bin/activate")
 
 @pytest.fixture(scope="module")
 def surroundings(
-    api: ApiProcess, generate_worker: WorkerProcess, cpu_worker: WorkerProcess, settings: Settings
+    api: ApiProcess, generate_worker: WorkerProcess, searchable: None, settings: Settings
 ) -> dict[str, str]:
     """The environment of a reader with a running system and a tenant that has nothing yet."""
     url = settings.database_url.get_secret_value()

@@ -16,7 +16,7 @@ PROMPTS = ("a lighthouse at dusk", "a lighthouse in fog", "a bowl of soup")
 
 @pytest.fixture(scope="module")
 def gallery(
-    api: ApiProcess, generate_worker: WorkerProcess, cpu_worker: WorkerProcess, key: str
+    api: ApiProcess, generate_worker: WorkerProcess, searchable: None, key: str
 ) -> list[darkroom.Picture]:
     """Three pictures in a session of their own."""
     with Client(api.url, key) as client:
