@@ -1,8 +1,12 @@
 """The model of many GPUs: multiplication, and the first part that gives way."""
 
+from pathlib import Path
+
 import pytest
 
+from tests.processes import PROJECT
 from tests.scale.model import Budget, Costs, Fleet, largest_fleet, loads
+from tests.scale.tables import put_into, tables
 
 COSTS = Costs(
     postgres_ms_per_job=5.0,
@@ -66,3 +70,39 @@ def test_costs_come_from_what_was_measured() -> None:
     costs = Costs.from_measurements(row, scans)
     assert costs.connections_per_worker == 4
     assert costs.dispatcher_ms_per_thousand_queued == 2
+
+
+def test_the_tables_go_between_their_markers(tmp_path: Path) -> None:
+    row = {
+        "regime": "paced",
+        "workers": 32,
+        "jobs_per_second": 31.9,
+        "missed_claims_per_job": 0.0,
+        "waiting_for_locks": 0.0,
+        "waiting_inside": 0.001,
+        "connections": 131,
+        "postgres_cpu_ms_per_job": 2.0,
+        "redis_cpu_ms_per_job": 0.3,
+        "redis_commands_per_job": 22.5,
+        "worker_cpu_ms_per_job": 20.0,
+        "transactions_per_job": 4.4,
+        "wal_kilobytes_per_job": 4.4,
+        "machine_busy": 0.6,
+        "load_average_before": 0.1,
+    }
+    scans = {
+        "dispatcher_empty_ms": 10.0,
+        "dispatcher_full_ms": 50.0,
+        "dispatcher_queued_jobs": 20_000.0,
+        "heartbeat_cpu_ms": 0.4,
+    }
+    page = tmp_path / "scaling.md"
+    page.write_text((PROJECT / "docs" / "scaling.md").read_text("utf-8"), "utf-8")
+    found = tables([row], scans)
+    put_into(page, found)
+    put_into(page, found)  # again changes nothing
+    text = page.read_text("utf-8")
+    assert text.count("| paced | 32 | 31.9 | 0 | 0 |") == 1
+    assert "postgres connections" in found["stops"]
+    with pytest.raises(ValueError, match="no one place"):
+        put_into(page, {"elsewhere": ""})
