@@ -8,8 +8,15 @@ from tests.chaos.ledger_machine import LedgerMachine
 
 
 def test_random_histories(ledger: sessionmaker[Session]) -> None:
+    histories = 0
+
     class Machine(LedgerMachine):
         database = ledger
+
+        def teardown(self) -> None:
+            nonlocal histories
+            histories += 1
+            super().teardown()
 
     run_state_machine_as_test(
         Machine,
@@ -21,3 +28,5 @@ def test_random_histories(ledger: sessionmaker[Session]) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    # Each history asserts after every step that the ledger is as the model expects.
+    assert histories >= 25

@@ -1,7 +1,6 @@
 """The step loop with its threads, over a simulated GPU."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from shared.errors import InvalidInput, ModelUnavailable
 from shared.model_catalog import ModelSpec
+from tests.processes import wait_until
 from tests.unit.engine.toys import request
 from worker.engine import Canceled, EngineClosed, StepUpdate, open_engine
 from worker.engine.simulated import SimulatedEngine, SimulatedSpeed
@@ -89,8 +89,7 @@ def test_cancel_takes_one_image_back_and_leaves_its_neighbour(engine: SimulatedE
 
 def test_an_interactive_image_pauses_bulk_and_bulk_goes_on(engine: SimulatedEngine) -> None:
     bulk = [engine.submit(request(seed=seed, steps=60, lane="bulk")) for seed in range(2)]
-    while engine.counters.ticks < 5:
-        time.sleep(0.001)
+    wait_until(lambda: engine.counters.ticks >= 5, LIMIT, "the fifth tick")
     first = engine.submit(request(seed=9, steps=5)).future.result(LIMIT)
     assert not any(ticket.future.done() for ticket in bulk)
     assert engine.counters.pauses == 1
@@ -103,9 +102,7 @@ def test_steps_are_told_seldom_and_the_last_one_always() -> None:
     engine = engine_of(rows=1, tick=0.002)
     steps = Steps()
     engine.submit(request(steps=100, previews=True), steps).future.result(LIMIT)
-    deadline = time.monotonic() + LIMIT
-    while steps.updates[-1].step < 100 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_until(lambda: steps.updates[-1].step == 100, LIMIT, "the last step")
     assert [update.step for update in steps.updates] == sorted({u.step for u in steps.updates})
     assert steps.updates[-1].step == 100
     assert steps.updates[-1].steps == 100
