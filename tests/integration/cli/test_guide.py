@@ -29,6 +29,7 @@ def pattern(printed: str) -> str:
     return ".*?".join(re.escape(part) for part in printed.strip().split("…"))
 
 
+@pytest.mark.timeout(420)  # thirty starts of the program, one after the other
 @pytest.mark.usefixtures("cpu_worker")
 def test_the_examples_do_what_they_say(environ: dict[str, str], tmp_path: Path) -> None:
     examples = list(_EXAMPLE.finditer((PROJECT / "docs" / "cli.md").read_text("utf-8")))
@@ -48,7 +49,7 @@ def test_the_examples_do_what_they_say(environ: dict[str, str], tmp_path: Path) 
         cwd=work,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
