@@ -47,13 +47,15 @@ def chromium() -> Iterator[Browser]:
 def address(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The playground's URL in a stack that was started with `make run`'s command."""
     folder = tmp_path_factory.mktemp("stack")
+    # Not the settings of a developer's shell or of this run's other servers.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
     ports = {f"DARKROOM_{part}PORT": str(choose_port()) for part in _PARTS}
     output = folder / "output"
     with output.open("wb") as file:
         stack = subprocess.Popen(
             [sys.executable, "-m", "deploy.local", "run"],
             cwd=PROJECT,
-            env={**os.environ, "DARKROOM_HOME": str(folder / "home"), **ports},
+            env={**clean, "DARKROOM_HOME": str(folder / "home"), **ports},
             stdout=file,
             stderr=file,
             stdin=subprocess.DEVNULL,
