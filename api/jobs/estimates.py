@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from api.jobs.planning import Plan
 from api.jobs.schemas import Eta
 from api.queue import Circuit, RedisDown
 from api.workers.roster import WorkerRoster
@@ -173,6 +174,19 @@ def work_of_job(job: Job) -> Work:
         strength=job.strength,
         guidance_scale=job.guidance_scale,
         images=len(job.seeds),
+    )
+
+
+def work_of_plan(plan: Plan) -> Work:
+    """The work of a job that is not in the ledger."""
+    return work_of(
+        model=plan.model,
+        width=plan.width,
+        height=plan.height,
+        steps=plan.steps,
+        strength=plan.strength,
+        guidance_scale=plan.guidance_scale,
+        images=len(plan.seeds),
     )
 
 

@@ -9,6 +9,7 @@ from api.auth import JobsRead, JobsWrite
 from api.bodies import body_schema, json_body
 from api.deps import Res
 from api.jobs import service
+from api.jobs.dry_run import dry_run as make_dry_run
 from api.jobs.present import etag_of
 from api.jobs.schemas import (
     SUBMISSION_EXAMPLES,
@@ -106,7 +107,7 @@ async def submit(
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise Problem("malformed_idempotency_key")
     if dry_run:
-        return json_answer(await service.dry_run(held, principal, asked))
+        return json_answer(await make_dry_run(held, principal, asked))
     accepted = await service.submit(held, principal, asked, idempotency_key)
     headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
     if accepted.row is None:

@@ -13,20 +13,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.events import announce, read_progress
-from api.jobs.estimates import present_eta
+from api.jobs.estimates import present_eta, work_of_plan
 from api.jobs.init_images import InitImage, resolve_init_image
 from api.jobs.planning import Plan, plan_job
 from api.jobs.present import present_job
-from api.jobs.schemas import Eta, Job, JobDryRun, JobSubmission, JobWarning, Progress
+from api.jobs.schemas import Eta, Job, JobSubmission, Progress
 from api.problems import Problem, not_found
-from api.usage.admission import Work, admit, check_kind
+from api.usage.admission import Work, admit
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
 from shared import telemetry
 from shared.batches import statements as batches
 from shared.eta import statements as evidence
-from shared.eta.work import Work as ImageWork
-from shared.eta.work import work_of
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.ids import new_id
@@ -74,8 +72,8 @@ async def submit(
         if replay is not None:
             return replay
     init_image = await resolve_init_image(held, principal, asked.init_image)
-    warnings = await _warnings(held, plan)
-    work = _images_of(plan)
+    warnings = await plan_warnings(held, plan)
+    work = work_of_plan(plan)
     estimate = await held.estimates.of_new(work)
     columns = _columns(
         held=held,
@@ -109,46 +107,6 @@ async def submit(
     await held.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
     return accepted
-
-
-async def dry_run(held: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
-    """What a submission would be, and when it would be done; an initial image is not looked at.
-
-    Raises:
-        Problem: the request breaks a rule, or the key may not have such pictures made.
-    """
-    plan = plan_job(asked, held.catalog, held.settings)
-    check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
-    is_drawn = asked.seed is None and asked.seeds is None
-    return JobDryRun(
-        valid=True,
-        kind=plan.kind,
-        model=plan.model,
-        width=plan.width,
-        height=plan.height,
-        steps=plan.steps,
-        guidance_scale=plan.guidance_scale,
-        scheduler=plan.scheduler,
-        strength=plan.strength,
-        num_images=len(plan.seeds),
-        seeds=None if is_drawn else plan.seeds,
-        cost=plan.cost,
-        eta=present_eta(await held.estimates.of_new(_images_of(plan))),
-        warnings=[JobWarning(**warning) for warning in await _warnings(held, plan)],
-    )
-
-
-def _images_of(plan: Plan) -> ImageWork:
-    """The plan's pictures, as estimates see them."""
-    return work_of(
-        model=plan.model,
-        width=plan.width,
-        height=plan.height,
-        steps=plan.steps,
-        strength=plan.strength,
-        guidance_scale=plan.guidance_scale,
-        images=len(plan.seeds),
-    )
 
 
 async def insert_job(
@@ -325,7 +283,8 @@ def _fingerprint(operation: str, asked: JobSubmission) -> bytes:
     return hashlib.sha256("\n".join((operation, body, metadata)).encode()).digest()
 
 
-async def _warnings(held: Resources, plan: Plan) -> list[dict[str, str]]:
+async def plan_warnings(held: Resources, plan: Plan) -> list[dict[str, str]]:
+    """What the client should know, although the job is accepted."""
     if await held.roster.serves(plan.model) is not False:
         return []
     message = "No live worker serves this model; the job waits until one does."

@@ -1,0 +1,40 @@
+"""What a submission would be, without making it."""
+
+from api.auth import Principal
+from api.deps import Resources
+from api.jobs.estimates import present_eta, work_of_plan
+from api.jobs.planning import plan_job
+from api.jobs.schemas import JobDryRun, JobSubmission, JobWarning
+from api.jobs.service import plan_warnings
+from api.usage.admission import Work, check_kind
+
+
+async def dry_run(held: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
+    """The submission with every choice made, its cost and its ETA.
+
+    An initial image is not looked at, and quotas that are freed as jobs end are not asked: both may
+    be otherwise a moment later.
+
+    Raises:
+        Problem: the request breaks a rule, or the key may not have such pictures made.
+    """
+    plan = plan_job(asked, held.catalog, held.settings)
+    check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
+    estimate = await held.estimates.of_new(work_of_plan(plan))
+    is_drawn = asked.seed is None and asked.seeds is None
+    return JobDryRun(
+        valid=True,
+        kind=plan.kind,
+        model=plan.model,
+        width=plan.width,
+        height=plan.height,
+        steps=plan.steps,
+        guidance_scale=plan.guidance_scale,
+        scheduler=plan.scheduler,
+        strength=plan.strength,
+        num_images=len(plan.seeds),
+        seeds=None if is_drawn else plan.seeds,
+        cost=plan.cost,
+        eta=present_eta(estimate),
+        warnings=[JobWarning(**warning) for warning in await plan_warnings(held, plan)],
+    )
