@@ -8,6 +8,7 @@ from pathlib import Path
 APP = Path(__file__).with_name("app.py")
 DEFAULT_PORT = 8501
 LOOPBACK = "127.0.0.1"
+LOCAL_NAMES = ("localhost", LOOPBACK)
 
 
 def main() -> None:
@@ -15,6 +16,10 @@ def main() -> None:
     arguments = _parse()
     command = [sys.executable, "-m", "streamlit", "run", str(APP)]
     command += [f"--server.port={arguments.port}", f"--server.address={arguments.address}"]
+    # Another name in the Host header is a strange page that has its own name lead here (DNS
+    # rebinding), and would use the key.
+    command += [f"--server.allowedHosts={name}" for name in (*LOCAL_NAMES, *arguments.host)]
+    command += [f"--browser.serverAddress={name}" for name in arguments.host[:1]]
     os.execv(sys.executable, command)  # noqa: S606  # becoming that server is all there is to do
 
 
@@ -30,6 +35,13 @@ def _parse() -> argparse.Namespace:
         "--address",
         default=LOOPBACK,
         help=f"default: {LOOPBACK}; whoever reaches another one uses your API key",
+    )
+    parser.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which browsers reach it, beside localhost; may be repeated",
     )
     return parser.parse_args()
 
