@@ -1,6 +1,7 @@
 """What is read before and after a window: CPU of each server, commands, transactions, locks."""
 
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ _SAMPLE_SECONDS = 0.1
 class Reading:
     """Totals at one moment; the difference of two is a window."""
 
+    at: float
+    """Monotonic time at which jobs and claims were counted."""
     postgres_cpu: float
     redis_cpu: float
     s3_cpu: float
@@ -52,7 +55,9 @@ class Meter:
             succeeded = connection.scalar(
                 text("SELECT count(*) FROM jobs WHERE state = 'succeeded'")
             )
+            at = time.monotonic()
         return Reading(
+            at=at,
             postgres_cpu=cpu_of_tree(self._pids["postgres"]),
             redis_cpu=_cpu(self._pids["redis"]),
             s3_cpu=_cpu(self._pids["s3"]),

@@ -129,19 +129,21 @@ class Bed:
             time.sleep(_SETTLE_SECONDS)  # a measurement, not a wait: the first jobs start together
             missed = _missed_claims(started)
             with LockWatch(self.engine) as locks:
-                before, begun = meter.read(), time.monotonic()
+                before = meter.read()
                 time.sleep(seconds)
-                after, took = meter.read(), time.monotonic() - begun
+                after = meter.read()
             missed = _missed_claims(started) - missed
         assert after.succeeded < self._accepted, "the work ran out within the window"
-        return _measured(
-            regime.name, workers, took, window=(before, after), locks=locks, missed=missed
-        )
+        return _measured(regime.name, workers, window=(before, after), locks=locks, missed=missed)
 
     def _accept(self, model: str, count: int) -> None:
         with Session(self.engine) as session, session.begin():
             session.execute(statements.ensure_session(self.tenant, "s1"))
-            columns = [job_columns(self.tenant, model=model, steps=4) for _ in range(count)]
+            # Prompts of their own: a shared one is a row that every commit would wait for.
+            columns = [
+                job_columns(self.tenant, model=model, steps=4, prompt=f"picture number {n}")
+                for n in range(count)
+            ]
             session.execute(insert(Job), [{**row, "state": "queued"} for row in columns])
         publish_jobs(self.celery, (row["id"] for row in columns), model, "interactive")
         self._accepted = count
@@ -178,13 +180,13 @@ def _background(engine: Engine) -> int:
 def _measured(
     regime: str,
     workers: int,
-    seconds: float,
     *,
     window: tuple[Reading, Reading],
     locks: LockWatch,
     missed: int,
 ) -> Measured:
     before, after = window
+    seconds = after.at - before.at
     jobs = after.succeeded - before.succeeded
     per = 1 / max(1, jobs)
     cpu = {
