@@ -57,5 +57,5 @@ def test_a_page_of_another_name_that_leads_here_is_refused(port: int) -> None:
 
 
 def test_no_other_interface_listens(port: int) -> None:
-    with pytest.raises(OSError, match="refused|assign|unreachable|timed out"):
+    with pytest.raises(OSError, match=r"refused|assign|unreachable|timed out"):
         socket.create_connection(("127.0.0.2", port), timeout=5).close()
