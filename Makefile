@@ -61,6 +61,9 @@ bench-gpu: install ## Measure on a CUDA device; needs no network
 bench-search: install ## Measure search among a million prompts; takes half an hour or more
 	@$(BIN)/python -m tests.bench.search_million
 
+scale: install ## Measure up to 32 simulated workers against one Postgres and Redis
+	@$(BIN)/python -m tests.scale
+
 demo-model: install ## Train the demo model on this machine, or go on where it stopped
 	@# Without these, half of the time goes into page faults of large temporary tensors.
 	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=500000000 \
@@ -75,4 +78,4 @@ lock: install ## Write constraints.txt from what is installed
 clean: ## Remove the virtual environment and caches; data under .darkroom/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
-.PHONY: help install run smoke client lint test proof chaos fuzz bench bench-gpu bench-search demo-model demo-eval lock clean
+.PHONY: help install run smoke client lint test proof chaos fuzz bench bench-gpu bench-search scale demo-model demo-eval lock clean
