@@ -63,7 +63,7 @@ def test_without_redis_a_job_is_accepted(
     def is_published_again() -> bool:
         fresh = http.post("/v1/jobs", json=JOB).json()
         newest: Any = redis_client.lindex(queue, 0)
-        return str(from_wire("job", fresh["id"])).encode() in newest
+        return newest is not None and str(from_wire("job", fresh["id"])).encode() in newest
 
     wait_until(is_published_again, 15, "publishing to go on")
 
