@@ -314,13 +314,13 @@ def test_many_readers_see_the_same(
     def read() -> None:
         with lone_api.client(lone_api.key) as client, following(client, job) as events:
             next(events)
-            ready.wait()
+            ready.wait(30)
             seen.append([event.type for event in events])
 
     readers = [threading.Thread(target=read) for _ in range(5)]
     for reader in readers:
         reader.start()
-    ready.wait()
+    ready.wait(30)
     claim(database, job)
     tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0.125)
     succeed(database, job)

@@ -1,10 +1,11 @@
 """The second wall: a statement that forgets its tenant still sees and changes that tenant alone."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 from uuid import UUID
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
@@ -162,72 +163,31 @@ def test_it_ends_with_its_transaction(
     run(alone, look)
 
 
-class StoppedAtWait:
-    """Await a coroutine until it waits for the nth time; cancel it there, before or after what it
-    waits for has come, and whenever it waits again. True: it was cancelled; False: it came to its
-    end before."""
-
-    def __init__(self, work: Coroutine[Any, Any, Any], n: int, is_answered: bool) -> None:
-        self._work = work
-        self._n = n
-        self._is_answered = is_answered
-
-    def __await__(self) -> Generator[Any, None, bool]:
-        for _ in range(self._n):
-            try:
-                waits_for = self._work.send(None)
-            except StopIteration:
-                return False
-            yield waits_for
-        try:
-            waits_for = self._work.send(None)
-            if self._is_answered:
-                yield waits_for
-            while True:
-                if waits_for is not None:
-                    waits_for._asyncio_future_blocking = False  # nobody waits for it after all
-                waits_for = self._work.throw(asyncio.CancelledError())
-                yield  # let others go on: what tidies up may insist on its end
-        except StopIteration:
-            return False
-        except asyncio.CancelledError:
-            return True
-
-
 def test_who_leaves_on_the_way_in_takes_the_connection_along(
-    settings: Settings, principals: tuple[Principal, Principal]
+    settings: Settings, principals: tuple[Principal, Principal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that goes away cancels its stream wherever it is, also between what was asked of
     Postgres and the answer; the next to use the connection must not meet that answer."""
     alone = settings.model_copy(update={"database_pool_size": 1})
     leaver, stayer = principals
-    has_entered = asyncio.Event()
-
-    async def enter(held: Resources) -> None:
-        async with held.tenant_transaction(leaver):
-            has_entered.set()
-            await asyncio.Event().wait()
 
     async def backend(held: Resources) -> int:
         async with held.tenant_transaction(stayer) as session:
-            asked = text("SELECT pg_backend_pid(), current_setting('darkroom.tenant')")
-            pid, tenant = (await session.execute(asked)).one()
-        assert tenant == str(stayer.tenant_id)
-        return int(pid)
+            return int((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
 
-    async def leave_everywhere(held: Resources) -> int:
+    async def leave(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async def look(held: Resources) -> None:
         before = await backend(held)
-        for number in range(100):
-            wait, is_answered = divmod(number, 2)
-            assert await StoppedAtWait(enter(held), wait, bool(is_answered))
-            if has_entered.is_set():
-                return number
-            after = await backend(held)
-            assert after != before, (wait, is_answered)
-            before = after
-        raise AssertionError("it waits for ever")
+        assert await backend(held) == before
+        with monkeypatch.context() as patched:
+            patched.setattr(psycopg.AsyncConnection, "execute", leave)
+            with pytest.raises(asyncio.CancelledError):
+                await tenants_in(held, leaver, "sessions")
+        assert await backend(held) != before
 
-    assert run(alone, leave_everywhere) >= 2
+    run(alone, look)
 
 
 def test_a_lost_connection_costs_one_request_not_the_pool(
