@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ from shared.queue.names import BULK, ETA, INTERACTIVE
 
 _FRESH_SECONDS = 1.0
 _REMEMBERED = 10_000
+"""Jobs of a model: while nobody measures, nobody says what can be forgotten."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,37 @@ class _Measured:
 
     snapshot: Snapshot
     at: float
+
+
+@dataclass
+class Acceptances:
+    """The jobs of one model that this process has accepted lately, with their sums.
+
+    Sums, because every submission asks: adding up anew would take the longer the busier it is.
+    """
+
+    images: int = 0
+    cost: float = 0.0
+    _jobs: deque[tuple[float, int, float]] = field(default_factory=deque)
+    """(when, images, cost), the oldest first."""
+
+    def add(self, at: float, images: int, cost: float) -> None:
+        """A job was accepted at this moment."""
+        self._jobs.append((at, images, cost))
+        self.images += images
+        self.cost += cost
+        if len(self._jobs) > _REMEMBERED:
+            self._drop()
+
+    def forget_until(self, at: float) -> None:
+        """What was accepted by then, a snapshot has counted."""
+        while self._jobs and self._jobs[0][0] <= at:
+            self._drop()
+
+    def _drop(self) -> None:
+        _, images, cost = self._jobs.popleft()
+        self.images -= images
+        self.cost -= cost
 
 
 class Estimates:
@@ -58,7 +90,7 @@ class Estimates:
         self._lock = asyncio.Lock()
         self._fleet: tuple[WorkerAnnouncement, ...] | None = None
         self._rows: dict[str, Rows] = {}
-        self._accepted: deque[tuple[float, str, int, float]] = deque(maxlen=_REMEMBERED)
+        self._accepted: dict[str, Acceptances] = {}
 
     async def of_new(self, work: Work, lane: str = INTERACTIVE) -> Estimate | None:
         """Of a job that would be submitted now."""
@@ -69,9 +101,10 @@ class Estimates:
         if found is None:
             return None
         ahead = Ahead.of_all(measured.snapshot.load(work.model, lane))
-        for at, model, images, cost in self._accepted:
-            if at > measured.at and model == work.model:
-                ahead = ahead.plus(images, cost)
+        accepted = self._accepted.get(work.model)
+        if accepted is not None:
+            accepted.forget_until(measured.at)
+            ahead = ahead.plus(accepted.images, accepted.cost)
         age = time.monotonic() - measured.at
         return estimate_queued(measured.snapshot, found, work, ahead, age=age)
 
@@ -91,8 +124,8 @@ class Estimates:
 
     def accepted(self, work: Work) -> None:
         """A job was accepted; the next snapshot will have it."""
-        entry = (time.monotonic(), work.model, work.images, work.cost * work.images)
-        self._accepted.append(entry)
+        known = self._accepted.setdefault(work.model, Acceptances())
+        known.add(time.monotonic(), work.images, work.cost * work.images)
 
     async def of_job(
         self, job: Job, *, position: int | None, fraction: float | None
