@@ -5,6 +5,7 @@ measured. Both go to Redis as one snapshot, which every API process reads: the l
 for all of them.
 """
 
+import math
 import threading
 import time
 from collections import Counter
@@ -40,7 +41,8 @@ _FIRST_ATTEMPTS = 2_000
 """…and how much of it it takes."""
 _OVERLAP = timedelta(seconds=30)
 """An image's id is older than its commit, and of another clock: what was seen is seen again."""
-_AT_ONCE = 1_000
+_A_SECOND = 1_000
+"""Attempts taken into account for each second since the last look, at most."""
 _TTL_SECONDS = 15.0
 
 RATIO = Histogram(
@@ -148,8 +150,11 @@ class EtaKeeper:
         """Learn from the attempts that ended since the last time: (jobs, cost) by model."""
         now = datetime.now(UTC)
         first = self._looked is None
-        since = now - _FIRST_LOOK if self._looked is None else self._looked - _OVERLAP
-        limit = _FIRST_ATTEMPTS if first else _AT_ONCE
+        if self._looked is None:
+            since, limit = now - _FIRST_LOOK, _FIRST_ATTEMPTS
+        else:
+            since = self._looked - _OVERLAP
+            limit = math.ceil(_A_SECOND * max(1.0, (now - self._looked).total_seconds()))
         with self._database.begin() as session:
             rows = session.execute(statements.list_finished(since, limit)).all()
         fresh = [row for row in reversed(rows) if row.image_id not in self._seen]

@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Float, Integer, Select, cast, func, or_, select
+from sqlalchemy import BigInteger, Float, Integer, Select, and_, cast, func, or_, select
+from sqlalchemy.orm import aliased
 
 from shared.batches.models import Batch
 from shared.gallery.models import Image
@@ -14,15 +15,17 @@ from shared.jobs.state import JobState
 
 
 def list_finished(since: datetime, limit: int) -> Select[Any]:
-    """Attempts that made their first image since then, newest first.
+    """Attempts that made their last image since then, newest first.
 
-    A row has `image_id`, the job's settings, `rows`, `device`, `gpu_seconds` of that image,
-    `run_seconds`, `total_seconds` and the `estimate` of the submission. Images' ids begin with
-    the time of their making, by the worker's clock, so that their index serves.
+    A row has `image_id` (of the last), the job's settings, `rows`, `device` and `gpu_seconds` of
+    the first image, `run_seconds`, `total_seconds` and the `estimate` of the submission. Images'
+    ids begin with the time of their making, by the worker's clock, so that their index serves; the
+    last one is made just before the commit, the first one perhaps minutes earlier.
     """
+    first, last = aliased(Image), aliased(Image)
     return (
         select(
-            Image.id.label("image_id"),
+            last.id.label("image_id"),
             Job.model,
             Job.width,
             Job.height,
@@ -30,21 +33,22 @@ def list_finished(since: datetime, limit: int) -> Select[Any]:
             Job.strength,
             Job.guidance_scale,
             func.cardinality(Job.seeds).label("images"),
-            cast(Image.receipt["rows"].astext, Integer).label("rows"),
-            Image.receipt["device"].astext.label("device"),
-            Image.gpu_seconds,
+            cast(first.receipt["rows"].astext, Integer).label("rows"),
+            first.receipt["device"].astext.label("device"),
+            first.gpu_seconds,
             _seconds(Job.started_at, Job.finished_at).label("run_seconds"),
             _seconds(Job.created_at, Job.finished_at).label("total_seconds"),
             Job.estimate,
         )
-        .join(Job, Job.id == Image.job_id)
+        .join(Job, Job.id == last.job_id)
+        .join(first, and_(first.job_id == Job.id, first.index == 0))
         .where(
-            Image.id >= earliest_id_at(since),
-            Image.index == 0,
-            Job.attempt == Image.attempt,
+            last.id >= earliest_id_at(since),
+            last.index == func.cardinality(Job.seeds) - 1,
+            Job.attempt == last.attempt,
             Job.state == JobState.SUCCEEDED,
         )
-        .order_by(Image.id.desc())
+        .order_by(last.id.desc())
         .limit(limit)
     )
 

@@ -1,0 +1,56 @@
+"""What estimates are learnt from: no attempt is passed by, however long it took."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.eta.statements import list_finished
+from shared.gallery import statements as gallery
+from shared.ids import earliest_id_at
+from shared.jobs import statements
+from tests.jobs import accept
+
+LEASE = timedelta(minutes=1)
+
+
+def test_a_job_is_evidence_when_it_ends_not_when_its_first_image_was_made(
+    ledger: sessionmaker[Session], tenant: UUID
+) -> None:
+    now = datetime.now(UTC)
+    made_at = [now - timedelta(minutes=5), now - timedelta(seconds=1)]
+    with ledger.begin() as session:
+        job = accept(session, tenant, seeds=[7, 8])
+        session.scalars(statements.claim(job.id, "w", "gpu", LEASE)).one()
+        session.scalars(statements.succeed(job.id, 1, 5.0)).one()
+        embedding = [1.0] + [0.0] * 383
+        prompt = gallery.ensure_prompt(tenant, job.prompt, embedding, "m")
+        prompt_id = session.scalars(prompt).one()
+        rows: list[dict[str, Any]] = [
+            {
+                "id": earliest_id_at(at),
+                "tenant_id": tenant,
+                "job_id": job.id,
+                "session_id": job.session_id,
+                "prompt_id": prompt_id,
+                "index": index,
+                "attempt": 1,
+                "seed": 7 + index,
+                "width": 64,
+                "height": 64,
+                "content_type": "image/png",
+                "bytes": 1,
+                "sha256": "0" * 64,
+                "s3_key": f"evidence/{job.id}/{index}",
+                "thumbnail_s3_key": f"evidence/{job.id}/{index}.webp",
+                "receipt": {"rows": 4, "device": "gpu"},
+                "gpu_seconds": 2.0 + index,
+            }
+            for index, at in enumerate(made_at)
+        ]
+        session.execute(gallery.insert_images(rows))
+    with ledger() as session:
+        found = session.execute(list_finished(now - timedelta(seconds=30), 10)).all()
+    [row] = [row for row in found if row.image_id == rows[1]["id"]]
+    assert (row.images, row.rows, row.gpu_seconds) == (2, 4, 2.0)
