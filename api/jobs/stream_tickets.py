@@ -26,6 +26,8 @@ from shared.tenancy.models import ApiKey
 
 TICKET_LIFE = timedelta(minutes=15)
 """As long as a stream lives; one that ends sooner can be taken up again with the same ticket."""
+_SKEW = timedelta(minutes=1)
+"""By how much the clock of the process that gave a ticket may be ahead."""
 _TICKET = re.compile(r"drt_([0-9A-Za-z]{12})_([0-9]{10,12})_([0-9A-Za-z_-]{43})")
 _REFUSED = "The stream ticket is malformed, has ended, or is not for this job."
 
@@ -73,7 +75,7 @@ async def redeem(held: Resources, request: Request, ticket: str, job_id: str) ->
     key_id, end, offered = match[1], int(match[2]), match[3]
     now = datetime.now(UTC)
     # Whoever holds the key could sign any end; no ticket is worth more than one we would give.
-    if not _seconds(now) < end <= _seconds(now + TICKET_LIFE):
+    if not _seconds(now) < end <= _seconds(now + TICKET_LIFE + _SKEW):
         raise unauthenticated(_REFUSED)
 
     def proof(key: ApiKey | None) -> bool:
