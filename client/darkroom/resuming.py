@@ -1,4 +1,5 @@
-"""Where a client is in a job's events, over all connections. Pure: the sockets are elsewhere."""
+"""What a stream that is taken up again goes by, over all connections. Pure: the sockets are
+elsewhere."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,23 @@ _LONGEST_PAUSE = 5.0
 
 
 @dataclass
+class Outage:
+    """For how long a stream has been broken. A connection on which nothing happens is not."""
+
+    _since: float | None = None
+
+    def is_over(self) -> None:
+        """Something came."""
+        self._since = None
+
+    def outlasts(self, patience: float) -> bool:
+        """A connection broke; whether that has gone on for so many seconds."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since > patience
+
+
+@dataclass
 class EventReader:
     """What has come, and what to ask for when a connection is opened again."""
 
@@ -23,7 +41,7 @@ class EventReader:
     is_over: bool = False
     failures: int = 0
     """Connections that ended since the last event."""
-    heard: float = field(default_factory=time.monotonic)
+    outage: Outage = field(default_factory=Outage)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -31,14 +49,10 @@ class EventReader:
         resumed = {} if self.position is None else {"Last-Event-ID": self.position}
         return {"Accept": "text/event-stream", **resumed}
 
-    @property
-    def quiet_seconds(self) -> float:
-        """Since the last event. Every connection begins with one, so more means trouble."""
-        return time.monotonic() - self.heard
-
     def read(self, told: httpx2.ServerSentEvent) -> JobEvent | None:
         """The event; None if it is known already, or of a kind that is not known."""
-        self.failures, self.heard = 0, time.monotonic()
+        self.failures = 0
+        self.outage.is_over()
         self.position = told.id or self.position
         event = decode_event(told.event, told.id, told.data)
         if isinstance(event, JobChanged):

@@ -12,6 +12,7 @@ from darkroom._async.pages import AsyncPages
 from darkroom._async.transport import AsyncTransport, Request
 from darkroom.decoding import decode
 from darkroom.errors import NoAnswer, StillRunning, UnexpectedAnswer
+from darkroom.resuming import Outage
 from darkroom.types.batches import (
     Batch,
     BatchDryRun,
@@ -168,6 +169,9 @@ class AsyncBatches:
         Args:
             batch: the batch or its id.
             follow: False: only those that have ended by now.
+
+        Raises:
+            NoAnswer: the service was away for longer than the client's `patience`.
         """
         asked = Request(
             "GET",
@@ -176,10 +180,12 @@ class AsyncBatches:
             patience=self._patience,
         )
         seen: set[tuple[str, object]] = set()
+        outage = Outage()
         while True:
             try:
                 async with self._transport.stream(asked) as response:
                     async for line in response.aiter_lines():
+                        outage.is_over()
                         if not line.strip():
                             continue
                         result = decode(BatchResult, _parse(line))
@@ -187,6 +193,8 @@ class AsyncBatches:
                             seen.add(mark)
                             yield result
             except NoAnswer:
+                if outage.outlasts(self._patience):
+                    raise
                 await sleep(_POLL_SECONDS)
                 continue
             # A stream lasts ten minutes at most: only the batch itself says that it is over.

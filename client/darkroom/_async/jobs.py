@@ -201,7 +201,7 @@ class AsyncJobs:
                             return
             except NoAnswer:
                 # It broke: open it again, behind what has come.
-                if reader.quiet_seconds > self._transport.configuration.patience:
+                if reader.outage.outlasts(self._transport.configuration.patience):
                     raise
             await sleep(reader.pause())
 

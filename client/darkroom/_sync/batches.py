@@ -13,6 +13,7 @@ from darkroom._sync.pages import Pages
 from darkroom._sync.transport import Request, Transport
 from darkroom.decoding import decode
 from darkroom.errors import NoAnswer, StillRunning, UnexpectedAnswer
+from darkroom.resuming import Outage
 from darkroom.types.batches import (
     Batch,
     BatchDryRun,
@@ -167,6 +168,9 @@ class Batches:
         Args:
             batch: the batch or its id.
             follow: False: only those that have ended by now.
+
+        Raises:
+            NoAnswer: the service was away for longer than the client's `patience`.
         """
         asked = Request(
             "GET",
@@ -175,10 +179,12 @@ class Batches:
             patience=self._patience,
         )
         seen: set[tuple[str, object]] = set()
+        outage = Outage()
         while True:
             try:
                 with self._transport.stream(asked) as response:
                     for line in response.iter_lines():
+                        outage.is_over()
                         if not line.strip():
                             continue
                         result = decode(BatchResult, _parse(line))
@@ -186,6 +192,8 @@ class Batches:
                             seen.add(mark)
                             yield result
             except NoAnswer:
+                if outage.outlasts(self._patience):
+                    raise
                 sleep(_POLL_SECONDS)
                 continue
             # A stream lasts ten minutes at most: only the batch itself says that it is over.

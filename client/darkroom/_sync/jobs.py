@@ -198,7 +198,7 @@ class Jobs:
                             return
             except NoAnswer:
                 # It broke: open it again, behind what has come.
-                if reader.quiet_seconds > self._transport.configuration.patience:
+                if reader.outage.outlasts(self._transport.configuration.patience):
                     raise
             sleep(reader.pause())
 

@@ -31,7 +31,7 @@ def follow(handle: "JobHandle", view: JobView, timeout: float | None = None) -> 
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         if deadline is not None and time.monotonic() >= deadline:
-            raise StillRunning(handle.job or handle.refresh())
+            raise StillRunning(handle.job)
         try:
             arrived = arrivals.get(timeout=_LOOK_SECONDS)
         except Empty:

@@ -162,8 +162,7 @@ def watch(
         f"Stop it: [bold]darkroom jobs cancel {handle.id}[/]"
     )
     _warn(cli, handle)
-    job = handle.job or handle.refresh()
-    with JobView(cli.output, handle.id, len(job.seeds), preview) as view:
+    with JobView(cli.output, handle.id, len(handle.job.seeds), preview) as view:
         job = follow(handle, view, timeout)
         pictures = cli.client.jobs.pictures(job)
         view.words("saving")
@@ -172,7 +171,7 @@ def watch(
 
 
 def _warn(cli: Cli, handle: "JobHandle") -> None:
-    for warning in handle.job.warnings if handle.job else ():
+    for warning in handle.job.warnings:
         cli.output.note(f"[yellow]Note:[/] {warning.message} [dim]({warning.code})[/]")
 
 

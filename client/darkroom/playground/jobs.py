@@ -28,8 +28,7 @@ def submit(settings: dict[str, Any]) -> None:
     """Submits a job with previews and shows it; for callbacks, since it may leave a notice."""
     session_id = session.current()
     with notices.kept_for_the_top():
-        handle = connect().jobs.submit(**settings, session_id=session_id, previews=True)
-        job = handle.job or handle.refresh()
+        job = connect().jobs.submit(**settings, session_id=session_id, previews=True).job
         _known(session_id)[job.id] = job
         st.session_state[form.SEED] = job.seeds[0]
 
