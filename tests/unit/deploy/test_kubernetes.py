@@ -15,7 +15,7 @@ from kubernetes_validate import utils as schemas
 from deploy.docker.secrets import make_secrets
 from shared.settings import Settings
 from tests.processes import PROJECT
-from tests.unit.deploy.dockerfiles import DEPLOY
+from tests.unit.deploy.dockerfiles import DEPLOY, command_of
 from tests.unit.deploy.keda import SCALED_OBJECT
 from tests.unit.deploy.kustomize import Document, build
 
@@ -118,6 +118,15 @@ def test_ports_are_those_that_the_images_listen_on(name: str) -> None:
         assert container["ports"][0]["containerPort"] == port
         image = container["image"].rpartition("/")[2].partition(":")[0].removeprefix("darkroom-")
         assert f"EXPOSE {port}" in (DEPLOY / f"Dockerfile.{image}").read_text("utf-8")
+
+
+@EACH
+def test_the_playground_knows_a_name_to_be_reached_by(name: str) -> None:
+    [container] = _containers(_one(name, "Deployment", "playground"))
+    own = command_of(DEPLOY / "Dockerfile.playground")
+    *same, host = container["args"]
+    assert same == own
+    assert re.fullmatch(r"--host=[a-z0-9.-]+", host)
 
 
 @EACH
