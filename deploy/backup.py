@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 from sqlalchemy import create_engine, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from deploy.bootstrap import ensure_bucket
 from shared.batches.models import BatchFile
@@ -103,8 +104,12 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
         BackupFailed: the folder is no whole backup, the database has tables, or pg_restore failed.
         StorageUnavailable: S3 cannot be written.
     """
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-    if _sha256(folder / DUMP) != manifest["dump_sha256"]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        wanted = manifest["dump_sha256"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise BackupFailed(f"{folder / MANIFEST} is damaged") from error
+    if _sha256(folder / DUMP) != wanted:
         raise BackupFailed(f"{folder / DUMP} is not the dump that the manifest tells of")
     if _tables(settings):
         raise BackupFailed("the database is not empty; restore into a new one")
@@ -281,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = verify(settings, read=options.read)
         else:
             found = (save if options.command == "save" else restore)(settings, options.folder)
-    except (BackupFailed, StorageUnavailable, ValidationError, OSError) as error:
+    except (BackupFailed, StorageUnavailable, ValidationError, SQLAlchemyError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(found, indent=2))
