@@ -105,11 +105,19 @@ class Drain:
     def _run(self) -> None:
         while not self._closing.is_set():
             try:
-                self._listen()
-            except (redis.RedisError, OSError) as error:
-                log.warning("drain_channel_lost", error=type(error).__name__)
+                self._hear()
+            except Exception:
+                # A thread that ended here would leave the worker deaf to every further order.
+                log.exception("drain_thread_failed")
                 self._closing.wait(_POLL_SECONDS)
-                self._look(told=False)
+
+    def _hear(self) -> None:
+        try:
+            self._listen()
+        except (redis.RedisError, OSError) as error:
+            log.warning("drain_channel_lost", error=type(error).__name__)
+            self._closing.wait(_POLL_SECONDS)
+            self._look(told=False)
 
     def _listen(self) -> None:
         with self._redis.pubsub(  # type: ignore[no-untyped-call]

@@ -91,7 +91,8 @@ class Residency:
     @property
     def engines(self) -> dict[str, Engine]:
         """The loaded ones, by name."""
-        return {name: m.engine for name, m in list(self._models.items()) if m.engine is not None}
+        held = [(name, model.engine) for name, model in self._models.items()]
+        return {name: engine for name, engine in held if engine is not None}
 
     def admits(self, queue: str) -> bool:
         """Whether messages of this queue may be taken: its model is warm."""
