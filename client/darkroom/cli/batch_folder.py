@@ -31,6 +31,8 @@ class BatchFolder:
         self.path = path
         self._results = path / RESULTS
         self._known: dict[str, dict[str, Any]] = self._read()
+        # Counted as they come: it is asked after every job, while other threads record theirs.
+        self._pictures = sum(len(entry["images"]) for entry in self._known.values())
         self._lock = threading.Lock()
         self._names = {
             image["file"].lower(): image["id"]
@@ -41,7 +43,7 @@ class BatchFolder:
     @property
     def pictures(self) -> int:
         """How many are there."""
-        return sum(len(entry["images"]) for entry in self._known.values())
+        return self._pictures
 
     def has(self, result: "BatchResult") -> bool:
         """Whether this end of this job is on record, and its files are still there."""
@@ -79,6 +81,8 @@ class BatchFolder:
             "error": plain(result.error),
         }
         with self._lock:
+            before = self._known.get(result.job_id, {"images": ()})
+            self._pictures += len(entry["images"]) - len(before["images"])
             self._known[result.job_id] = entry
             with self._results.open("a", encoding="utf-8") as file:
                 file.write(_line(entry))

@@ -79,7 +79,9 @@ class BatchView:
             if result.error is not None:
                 what = f"{result.error.code}: {result.error.message or ''}"
             table.add_row(
-                short(result.custom_id, 30), state_markup(result.state), Text(what, style="dim")
+                Text(short(result.custom_id, 30)),
+                state_markup(result.state),
+                Text(what, style="dim"),
             )
         return Group(_head(batch), _counts(batch, self._saved), _pace(batch), table)
 

@@ -136,7 +136,7 @@ def _show_dry_run(cli: Cli, found: "JobDryRun") -> None:
     )
     if not cli.output.as_json:
         for warning in found.warnings:
-            cli.output.note(f"[yellow]Note:[/] {warning.message} [dim]({warning.code})[/]")
+            cli.output.warning(warning.message, warning.code)
 
 
 def say_submitted(cli: Cli, handle: "JobHandle") -> None:
@@ -172,7 +172,7 @@ def watch(
 
 def _warn(cli: Cli, handle: "JobHandle") -> None:
     for warning in handle.job.warnings:
-        cli.output.note(f"[yellow]Note:[/] {warning.message} [dim]({warning.code})[/]")
+        cli.output.warning(warning.message, warning.code)
 
 
 def _save(pictures: Any, out: Path | None) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def inspect(
     cli.output.facts(_told(found), found)
     if not cli.output.as_json:
         for note in found.notes:
-            cli.output.note(f"[yellow]Note:[/] {note}")
+            cli.output.warning(note)
 
 
 def _told(found: "Inspection") -> list[tuple[str, object]]:

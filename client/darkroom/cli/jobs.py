@@ -74,7 +74,7 @@ def show_job(cli: Cli, job: JobId) -> None:
     cli.output.facts(_facts(found), found)
     if not cli.output.as_json:
         for warning in found.warnings:
-            cli.output.note(f"[yellow]Note:[/] {warning.message}")
+            cli.output.warning(warning.message)
 
 
 def _facts(job: "Job") -> list[tuple[str, object]]:

@@ -80,6 +80,14 @@ class Output:
         """A line about what happens, on stderr, with rich's markup."""
         self.err.print(markup)
 
+    def warning(self, message: str, code: str | None = None) -> None:
+        """What the server wants known, on stderr; its words, which may quote a user's, have no
+        markup."""
+        from rich.markup import escape
+
+        about = f" [dim]({code})[/]" if code else ""
+        self.note(f"[yellow]Note:[/] {escape(message)}{about}")
+
     @contextmanager
     def busy(self, words: str) -> Iterator[None]:
         """A sign of life on stderr while something takes its time."""
@@ -95,7 +103,7 @@ class Output:
         if self.as_json:
             self.document(found)
         elif not found:
-            self.note(f"[dim]{nothing}[/]")
+            self.err.print(nothing, style="dim", markup=False)
         elif self.out.is_terminal:
             self._table(found, columns)
         else:

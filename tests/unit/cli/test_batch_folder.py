@@ -79,6 +79,14 @@ def test_what_was_recorded_is_known_to_the_next_run(tmp_path: Path) -> None:
     assert not again.has(given)
 
 
+def test_a_job_that_ends_again_has_its_pictures_counted_once(tmp_path: Path) -> None:
+    folder = BatchFolder(tmp_path)
+    take(folder, result("hat-1", seeds=(7, 8)))
+    take(folder, result("hat-1", seeds=(7, 8)))
+    take(folder, result("hat-2", 2))
+    assert folder.pictures == BatchFolder(tmp_path).pictures == 3
+
+
 def test_a_line_that_a_crash_cut_off_is_forgotten(tmp_path: Path) -> None:
     folder = BatchFolder(tmp_path)
     take(folder, result("one", 1))
