@@ -87,7 +87,9 @@ class EtaKeeper:
         self._thread.join(timeout=10)
 
     def _forget(self) -> None:
-        """Another process may have led meanwhile."""
+        """Another process may have led meanwhile; what this one has measured is not shown on."""
+        COVERAGE.clear()
+        RELATIVE_ERROR.set(math.nan)
         self._book = RateBook()
         self._calibration = Calibration()
         self._meter = ThroughputMeter()
