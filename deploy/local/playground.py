@@ -36,8 +36,12 @@ class Playground(Application):
         """
         port = _choose(home, taken)
         self.url = self.where = f"http://{LOOPBACK}:{port}"
-        # Not the servers' secrets: it is a client like any other.
-        environment = {**os.environ, "DARKROOM_URL": api_url, "DARKROOM_API_KEY": api_key}
+        # Not the servers' secrets, also where the shell has them: it is a client like any other.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("DARKROOM_") or name.startswith("DARKROOM_PLAYGROUND_")
+        } | {"DARKROOM_URL": api_url, "DARKROOM_API_KEY": api_key}
         arguments = ["-m", "darkroom.playground", f"--port={port}"]
         super().__init__(NAME, arguments, home=home, environment=environment)
 
