@@ -41,6 +41,8 @@ from api.problems import (
 )
 from api.prompts.routes import router as prompts
 from api.queue import Circuit, JobPublisher
+from api.queues.depths import QueueDepths
+from api.queues.routes import router as queues
 from api.search.embedding import QueryVectors
 from api.search.routes import router as search
 from api.sessions.routes import router as sessions
@@ -124,6 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         uploads,
         models,
         workers,
+        queues,
         webhooks,
         keys,
         usage,
@@ -168,6 +171,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             spent=Spent(),
             vectors=QueryVectors(),
             estimates=Estimates(quick, circuit, roster),
+            queues=QueueDepths(),
         )
     finally:
         publisher.close()

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from api.auth import KeyCache, Principal
     from api.jobs.estimates import Estimates
     from api.jobs.fetching import ImageFetcher
+    from api.queues.depths import QueueDepths
     from api.search.embedding import QueryVectors
     from api.usage.admission import Spent
     from api.usage.pressure import Pressure
@@ -64,6 +65,7 @@ class Resources:
     spent: "Spent"
     vectors: "QueryVectors"
     estimates: "Estimates"
+    queues: "QueueDepths"
     streams: "Counter[str]" = field(default_factory=Counter)
     """Open event streams by key."""
 

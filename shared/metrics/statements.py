@@ -28,9 +28,13 @@ def count_waiting() -> Select[str, str, int, Any]:
     )
 
 
-def count_running() -> Select[str, int]:
-    """(model, jobs in workers' hands)."""
-    return select(Job.model, func.count()).where(Job.state == JobState.RUNNING).group_by(Job.model)
+def count_running() -> Select[str, str, int]:
+    """(model, lane, jobs in workers' hands)."""
+    return (
+        select(Job.model, Job.lane, func.count())
+        .where(Job.state == JobState.RUNNING)
+        .group_by(Job.model, Job.lane)
+    )
 
 
 def count_deliveries() -> Select[int, Any]:

@@ -65,8 +65,8 @@ class BacklogMetrics(Collector):
         with self._database.begin() as session:
             for model, lane, count, age in session.execute(statements.count_waiting()):
                 measured.waiting[model, lane] = count, float(age)
-            for model, count in session.execute(statements.count_running()):
-                measured.running[model] = count
+            for model, _, count in session.execute(statements.count_running()):
+                measured.running[model] = measured.running.get(model, 0) + count
             pending, age = session.execute(statements.count_deliveries()).one()
             measured.deliveries, measured.oldest_delivery = pending, float(age)
         measured.took = time.monotonic() - now

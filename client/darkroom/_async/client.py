@@ -11,6 +11,7 @@ from darkroom._async.batches import AsyncBatches
 from darkroom._async.images import AsyncImages, AsyncPicture
 from darkroom._async.jobs import AsyncJobs
 from darkroom._async.pages import AsyncPages
+from darkroom._async.queues import AsyncQueues
 from darkroom._async.sessions import AsyncPrompts, AsyncSessions
 from darkroom._async.transport import AsyncTransport, Request
 from darkroom._async.uploads import AsyncUploads
@@ -67,6 +68,7 @@ class AsyncClient:
         self.models = AsyncModels(self._transport)
         self.keys = AsyncKeys(self._transport)
         self.workers = AsyncWorkers(self._transport)
+        self.queues = AsyncQueues(self._transport)
         self.health = AsyncHealthChecks(self._transport)
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from darkroom._sync.batches import Batches
 from darkroom._sync.images import Images, Picture
 from darkroom._sync.jobs import Jobs
 from darkroom._sync.pages import Pages
+from darkroom._sync.queues import Queues
 from darkroom._sync.sessions import Prompts, Sessions
 from darkroom._sync.transport import Request, Transport
 from darkroom._sync.uploads import Uploads
@@ -68,6 +69,7 @@ class Client:
         self.models = Models(self._transport)
         self.keys = Keys(self._transport)
         self.workers = Workers(self._transport)
+        self.queues = Queues(self._transport)
         self.health = HealthChecks(self._transport)
 
     def __repr__(self) -> str:

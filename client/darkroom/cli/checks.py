@@ -1,17 +1,15 @@
 """What `darkroom doctor` looks at: each check says what it found and what to do about it."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from darkroom.cli.findings import Check, Look, State
+from darkroom.cli.queue_checks import check_queues
 from darkroom.cli.words import ago, plural, size, span
 
 if TYPE_CHECKING:
     from darkroom import Client, Worker
-
-State = Literal["ok", "warning", "fault", "unknown"]
 
 _SKEW_WARNING = 5.0
 """Seconds; URLs of pictures and times in the output begin to mislead."""
@@ -22,21 +20,6 @@ _LAG_WARNING = 30.0
 _GPUS = ("NVIDIA", "Tesla", "GeForce", "Quadro", "AMD Instinct", "AMD Radeon")
 """How the names of CUDA and ROCm devices begin."""
 _NEARLY = 0.9
-_LATE = 60.0
-"""Seconds that the front of the queue may wait for workers that are ready."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding. `advice` is None where there is nothing to do."""
-
-    name: str
-    state: State
-    finding: str
-    advice: str | None = None
-
-
-Look = Callable[["Client"], Iterator[Check]]
 
 
 def look_at(client: "Client") -> Iterator[Check]:
@@ -231,24 +214,6 @@ def _judge(worker: "Worker") -> Check:
     return Check("workers", "ok", finding)
 
 
-def _check_queue(client: "Client") -> Iterator[Check]:
-    newest = client.jobs.list(state="queued").take(1)
-    running = client.jobs.list(state="running", page_size=100).page()
-    at_work = f"{len(running.data)}{'+' if running.next_cursor else ''} running"
-    if not newest:
-        yield Check("queue", "ok", f"none of your jobs waits, {at_work}")
-        return
-    job = client.jobs.get(newest[0].id)
-    ahead = "unknown" if job.queue_position is None else f"{job.queue_position:,}"
-    waits = (datetime.now(UTC) - job.created_at).total_seconds()
-    finding = f"{ahead} jobs go before your newest ({job.id}, {ago(job.created_at)}), {at_work}"
-    if waits > _LATE and not running.data and job.batch_id is None:
-        advice = "Nothing of yours runs: is a worker for the model ready, and not draining?"
-        yield Check("queue", "warning", finding, advice)
-    else:
-        yield Check("queue", "ok", finding)
-
-
 def _check_search(client: "Client") -> Iterator[Check]:
     from darkroom import EmbeddingUnavailable
 
@@ -294,7 +259,7 @@ def _check_webhooks(client: "Client") -> Iterator[Check]:
 _WITH_KEY: dict[str, Look] = {
     "models": _check_models,
     "workers": _check_workers,
-    "queue": _check_queue,
+    "queue": check_queues,
     "search": _check_search,
     "pictures": _check_storage,
     "webhooks": _check_webhooks,

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import typer
 
-from darkroom.cli.checks import Check, look_at
+from darkroom.cli.checks import look_at
 from darkroom.cli.command import Cli, command
 from darkroom.cli.exits import ExitCode
+from darkroom.cli.findings import Check
 from darkroom.cli.words import plural, state_markup
 
 _PATIENCE = 8.0

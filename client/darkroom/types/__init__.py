@@ -61,6 +61,7 @@ from darkroom.types.jobs import (
     StreamTicket,
     Succeeded,
 )
+from darkroom.types.queues import QueueDepth
 from darkroom.types.requests import (
     BatchOptions,
     FileSource,
@@ -146,6 +147,7 @@ __all__ = [
     "ProblemType",
     "Progress",
     "ProgressMade",
+    "QueueDepth",
     "Queued",
     "Quotas",
     "Rate",

@@ -25,15 +25,26 @@ def test_the_doctor_finds_a_running_system_well(darkroom: Darkroom, client: Clie
     client.generate("a lake")
     done = darkroom("doctor", "--json")
     found = checks(done.stdout)
-    for name in ("server", "clock", "parts", "key", "queue", "search", "pictures"):
+    for name in ("server", "clock", "parts", "key", "search", "pictures"):
         assert [check["state"] for check in found[name]] == ["ok"], found[name]
     assert any("sim is served" in check["finding"] for check in found["models"])
+    (queue,) = [c for c in found["queue"] if c["finding"].startswith("sim, interactive: ")]
+    assert queue["state"] == "ok"
     kinds = [check["finding"] for check in found["workers"] if check["state"] == "ok"]
     assert any("(gpu" in finding for finding in kinds)
     assert any("(cpu" in finding for finding in kinds)
     unserved = [check for check in found["models"] if check["state"] == "warning"]
     assert all("worker generate --model" in check["advice"] for check in unserved)
     assert done.exit_code == (0 if json.loads(done.stdout)["healthy"] else 10)
+
+
+def test_without_the_operators_scope_the_doctor_looks_at_the_keys_own_jobs(
+    darkroom: Darkroom, api_key: str
+) -> None:
+    found = checks(darkroom("doctor", "--json", DARKROOM_API_KEY=api_key).stdout)
+    (queue,) = found["queue"]
+    assert "running" in queue["finding"]
+    assert "your" in queue["finding"]
 
 
 def test_the_doctor_says_what_is_wrong_and_what_to_do(darkroom: Darkroom) -> None:

@@ -26,8 +26,11 @@ JOB = {"prompt": "a red circle", "model": "sim", "width": 64, "height": 64, "ste
 PUBLIC = {"health.live", "health.ready", "root", "problems.get", "models.list"}
 """The same for everybody."""
 
-OF_THE_OPERATOR = {"workers.list", "workers.get", "workers.drain", "workers.resume"}
-"""Nothing of any tenant's: a tenant's key is refused, whatever its scopes; see test_workers."""
+OF_THE_OPERATOR = {
+    *("workers.list", "workers.get", "workers.drain", "workers.resume"),
+    "queues.list",
+}
+"""Nothing of any one tenant's: a tenant's key is refused, whatever its scopes; see test_workers."""
 
 WITHOUT_PATH_IDS = {
     "jobs.submit": "init_image; see below",

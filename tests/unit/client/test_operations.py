@@ -105,6 +105,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "webhook_deliveries.redeliver": lambda c: c.webhooks.deliveries.redeliver("whd_1"),
     "webhook_secret.get": lambda c: c.webhooks.secret.get(),
     "webhook_secret.rotate": lambda c: c.webhooks.secret.rotate(),
+    "queues.list": lambda c: c.queues.list().page(),
     "workers.list": lambda c: c.workers.list().page(),
     "workers.get": lambda c: c.workers.get("gpu-0"),
     "workers.drain": lambda c: c.workers.drain("gpu-0"),
