@@ -19,7 +19,7 @@ from shared.tenancy.scopes import RESOURCES
 from tests.processes import ApiProcess, WorkerProcess, free_port
 
 MODELS = Path(__file__).parent / "models.toml"
-"""The catalogue of the tests: `sim` on a simulated GPU, `demo` and a toy as real pipelines."""
+"""The catalogue of the tests: `sim` and `held`, simulated, and `demo`, a real pipeline."""
 
 EVERY_SCOPE = RESOURCES
 """But not `operator`, which reaches over tenants."""

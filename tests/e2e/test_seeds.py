@@ -9,7 +9,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.processes import ApiProcess, WorkerProcess
+from tests.processes import ApiProcess, WorkerProcess, wait_until
+
+_END_SECONDS = 300.0
+"""Until a job has ended, on a starved machine and behind what other tests have left."""
 
 PROMPT = "snowy mountains at sunset, a lake"
 
@@ -24,9 +27,22 @@ def generate(studio: ApiProcess, **fields: Any) -> dict[str, Any]:
     body = {"prompt": PROMPT, "model": "demo", "steps": 6, "session_id": "seeds", **fields}
     answer = studio.http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"})
     assert answer.status_code in (200, 202), answer.text
-    job: dict[str, Any] = answer.json()
+    job: dict[str, Any] = ended(studio, answer.json())
     assert job["state"] == "succeeded", job
     return job
+
+
+def ended(studio: ApiProcess, job: dict[str, Any]) -> dict[str, Any]:
+    """The job when it has ended."""
+
+    def look() -> dict[str, Any] | None:
+        answer = studio.http.get(f"/v1/jobs/{job['id']}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return None if found["state"] in ("queued", "running") else found
+
+    found: dict[str, Any] = wait_until(look, _END_SECONDS, f"the end of {job['id']}")
+    return found
 
 
 def content(studio: ApiProcess, image: dict[str, Any]) -> bytes:

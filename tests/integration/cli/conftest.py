@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from tests.conftest import EVERY_SCOPE
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, wait_until
 
 Darkroom = Callable[..., Result]
+
+HELD = "held"
+"""A model that no worker of these tests serves unless one starts it: its jobs stay queued."""
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +58,26 @@ def darkroom(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
     return run
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let children started within take SIGINT.
+
+    A shell without job control has what it starts with `&` ignore SIGINT, and so on down to the
+    program, which would then rightly go on. A handler of this process is not handed down.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Program:
     """`darkroom …` as a process of its own, with its two outputs in files."""
 
     def __init__(self, environ: dict[str, str], folder: Path, arguments: list[str]) -> None:
         self._out, self._err = folder / "stdout", folder / "stderr"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
+        with self._out.open("wb") as out, self._err.open("wb") as err, _interruptible():
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "darkroom.cli", *arguments],
                 env={**os.environ, **environ},
@@ -88,13 +106,13 @@ class Program:
             assert found or self.child.poll() is None, f"it ended:\n{self.stdout}\n{self.stderr}"
             return found
 
-        return wait_until(look, 60, what)
+        return wait_until(look, 120, what)
 
     def end(self, how: signal.Signals | None = None) -> int:
         """Send a signal, if any; the exit code."""
         if how is not None:
             self.child.send_signal(how)
-        return self.child.wait(60)
+        return self.child.wait(180)
 
 
 @pytest.fixture

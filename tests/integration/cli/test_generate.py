@@ -11,11 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from darkroom import Client
-from tests.integration.cli.conftest import Darkroom, Program
+from tests.integration.cli.conftest import HELD, Darkroom, Program
 from tests.processes import ApiProcess
-
-NOBODY = "demo"
-"""A model that no worker of these tests serves: its jobs stay queued."""
 
 
 def test_pictures_land_in_the_folder_and_their_names_on_stdout(
@@ -91,7 +88,7 @@ def test_a_dry_run_submits_nothing(darkroom: Darkroom) -> None:
 
 
 def test_a_wait_that_is_over_says_so(darkroom: Darkroom) -> None:
-    done = darkroom("generate", "a lake", "--model", NOBODY, "--timeout", "0", "--json")
+    done = darkroom("generate", "a lake", "--model", HELD, "--timeout", "0", "--json")
     assert done.exit_code == 11
     job = json.loads(done.stderr.splitlines()[-1])["error"]["id"]
     canceled = darkroom("jobs", "cancel", job, "--json")
@@ -107,15 +104,18 @@ def test_a_wait_that_is_over_says_so(darkroom: Darkroom) -> None:
 def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(
     program: Callable[..., Program], client: Client
 ) -> None:
-    running = program("generate", "a lake", "--model", NOBODY, "--steps", "100", "--n", "16")
-    running.wait_for(lambda: "queued" in running.stderr or "running" in running.stderr, "the job")
-    assert running.end(signal.SIGINT) == 130
-    job = next(word for word in running.stderr.split() if word.startswith("job_")).rstrip(":")
-    assert f"darkroom jobs watch {job}" in running.stderr
-    assert f"darkroom jobs cancel {job}" in running.stderr
-    assert "Traceback" not in running.stderr
-    assert client.jobs.get(job).state in ("queued", "running")
-    client.jobs.cancel(job)
+    running = program("generate", "a lake", "--model", HELD, "--session", "left-alone")
+    try:
+        running.wait_for(lambda: "queued" in running.stderr, "the job")
+        assert running.end(signal.SIGINT) == 130
+        (job,) = client.jobs.list(session_id="left-alone")
+        assert f"darkroom jobs watch {job.id}" in running.stderr
+        assert f"darkroom jobs cancel {job.id}" in running.stderr
+        assert "Traceback" not in running.stderr
+        assert job.state == "queued"
+    finally:
+        for left in client.jobs.list(session_id="left-alone", state="queued"):
+            client.jobs.cancel(left.id)
 
 
 def test_what_the_server_refuses_is_said_in_plain_words(darkroom: Darkroom) -> None:
