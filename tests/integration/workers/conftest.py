@@ -32,7 +32,7 @@ def operator(
     own: dict[str, str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx2.Client]:
     """A client of the API with the operator's key."""
-    url = settings.database_url.get_secret_value()
+    url = own["DARKROOM_DATABASE_URL"]
     key = create_key(url, tenant="fleet", name="operator", scopes=[*RESOURCES, OPERATOR])
     log = tmp_path_factory.mktemp("fleet") / "api.log"
     with ApiProcess(own, free_port(), key, log) as api:
@@ -69,6 +69,17 @@ def wait_for_state(operator: httpx2.Client, name: str, *states: str) -> dict[str
 
     there: dict[str, Any] = wait_until(found, 30, f"{name} in {states}")
     return there
+
+
+def drained(operator: httpx2.Client, name: str) -> dict[str, Any]:
+    """Wait until nothing is in the hands of a draining worker."""
+
+    def looked() -> dict[str, Any] | None:
+        worker = worker_of(operator, name)
+        return worker if worker["drain"]["drained_at"] else None
+
+    worker: dict[str, Any] = wait_until(looked, 30, "empty hands")
+    return worker
 
 
 def submit(operator: httpx2.Client, **fields: Any) -> str:

@@ -1,7 +1,6 @@
 """Workers over HTTP: what they show, who may look, draining and resuming."""
 
 import signal
-from typing import Any
 
 import httpx2
 import pytest
@@ -15,13 +14,14 @@ from shared.settings import Settings
 from shared.tenancy.scopes import RESOURCES
 from tests.integration.workers.conftest import (
     Start,
+    drained,
     job_of,
     submit,
     wait_for_state,
     wait_succeeded,
     worker_of,
 )
-from tests.processes import WorkerProcess, wait_until
+from tests.processes import WorkerProcess
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +29,6 @@ def gpu(operator: httpx2.Client, start: Start) -> WorkerProcess:
     """The worker `gpu`, with both models."""
     worker = start("gpu", "generate", "--model", "quick", "--model", "slow")
     wait_for_state(operator, "gpu", "ready")
-    return worker
-
-
-def drained(operator: httpx2.Client, name: str) -> dict[str, Any]:
-    """Wait until nothing is in the hands of a draining worker."""
-
-    def looked() -> dict[str, Any] | None:
-        worker = worker_of(operator, name)
-        return worker if worker["drain"]["drained_at"] else None
-
-    worker: dict[str, Any] = wait_until(looked, 30, "empty hands")
     return worker
 
 
@@ -145,16 +134,3 @@ def test_a_worker_that_is_away_can_be_resumed_before_it_is_back(
     assert operator.post("/v1/workers/gone/drain").status_code == 200
     assert operator.post("/v1/workers/gone/resume").status_code == 200
     assert operator.post("/v1/workers/gone/resume").status_code == 404
-
-
-def test_a_drained_cpu_worker_does_not_lead_the_dispatcher(
-    operator: httpx2.Client, start: Start
-) -> None:
-    start("helper", "cpu")
-    wait_until(lambda: worker_of(operator, "helper").get("dispatches"), 30, "a leader")
-    operator.post("/v1/workers/helper/drain").raise_for_status()
-    worker = drained(operator, "helper")
-    assert (worker["kind"], worker["state"]) == ("cpu", "draining")
-    wait_until(lambda: not worker_of(operator, "helper")["dispatches"], 30, "the lock's release")
-    operator.post("/v1/workers/helper/resume").raise_for_status()
-    wait_until(lambda: worker_of(operator, "helper")["dispatches"], 30, "a leader again")
