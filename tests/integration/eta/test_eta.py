@@ -151,5 +151,5 @@ def test_a_tag_does_not_follow_every_moment_of_an_estimate(
         tag = http.get(path).headers["ETag"]
         return http.get(path, headers={"If-None-Match": tag}).status_code == 304
 
-    wait_until(unchanged, 15, "a poll without news")
+    assert wait_until(unchanged, 15, "a poll without news")
     http.post(f"{path}/cancel")

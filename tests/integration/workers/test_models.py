@@ -128,8 +128,9 @@ def test_jobs_wait_together_for_models_that_cannot_be_loaded_together(
     start("left", "generate", "--model", "sim-a", "--model", "sim-b", **OPTIONS)
     wait_for_state(operator, "left", "ready")
     jobs = [submit(operator, model=name) for _ in range(10) for name in ("sim-a", "sim-b")]
-    for job in jobs:
-        wait_succeeded(operator, job, 60)
+    ended = [wait_succeeded(operator, job, 60) for job in jobs]
+    assert [job["model"] for job in ended] == ["sim-a", "sim-b"] * 10
+    assert {attempt["worker"] for job in ended for attempt in job["attempts"]} == {"left"}
 
 
 def test_jobs_go_to_the_worker_that_holds_their_model_warm(

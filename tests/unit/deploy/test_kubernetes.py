@@ -35,6 +35,8 @@ def test_there_are_three_overlays() -> None:
 
 @EACH
 def test_every_manifest_is_valid(name: str) -> None:
+    """The validators raise."""
+    assert BUILT[name]
     for document in BUILT[name]:
         if document["kind"] == "ScaledObject":
             jsonschema.validate(document, SCALED_OBJECT)
