@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import signals
@@ -42,7 +41,7 @@ from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
 
-_UPLOAD_THREADS = 16
+_S3_CONNECTIONS = 32
 _CONNECTIONS = 10
 """Postgres connections: claims and commits take milliseconds, so few serve many threads."""
 
@@ -77,11 +76,10 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         celery=app,
         database=database,
         redis=client,
-        storage=Storage(settings, max_connections=2 * _UPLOAD_THREADS),
+        storage=Storage(settings, max_connections=_S3_CONNECTIONS),
         embedder=Embedder(settings),
         leases=leases,
         progress=ProgressReporter(client, hints, ProgressWebhooks(database, hints)),
-        uploads=ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload"),
         drain_order=drain,
         models=models,
     )

@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -53,7 +52,6 @@ class WorkerProcess:
     embedder: Embedder
     leases: LeaseKeeper
     progress: ProgressReporter
-    uploads: ThreadPoolExecutor
     drain_order: Drain
     models: Residency
     threads: int | None = None
@@ -174,7 +172,6 @@ class WorkerProcess:
         self.models.close()
         self.leases.close()
         self.progress.close()
-        self.uploads.shutdown(wait=False, cancel_futures=True)
         self.storage.close()
         try:
             self.redis.close()

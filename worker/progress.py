@@ -7,7 +7,7 @@ written by a thread of this module's own, at most four times a second for each j
 import base64
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +21,9 @@ from worker.progress_webhooks import ProgressWebhooks
 from worker.webhook_hints import WebhookHints
 
 log = get_logger(__name__)
+
+_Event = tuple[UUID, str, dict[str, Any]]
+"""Of which job, of what kind, and what it says."""
 
 INTERVAL_SECONDS = 0.25
 _QUIET_SECONDS = 2.0
@@ -55,16 +58,15 @@ class ProgressReporter:
 
         return note
 
-    def job_changed(self, job: Job) -> None:
-        """Announce a transition, after what was noted of the job before it."""
-        self._flush(only=job.id)
-        self._write([(job.id, "job", {"state": str(job.state), "sequence": job.sequence})])
+    def job_changed(self, job: Job, images: Sequence[dict[str, Any]] = ()) -> None:
+        """Announce a transition, after what was noted of the job before it, and the committed
+        images that it brings."""
+        events = self._take(job.id)
+        events += [(job.id, "image", image) for image in images]
+        events.append((job.id, "job", {"state": str(job.state), "sequence": job.sequence}))
+        self._write(events)
         self._webhooks.forget(job.id)
         self._hints.jobs_changed([job])
-
-    def image_done(self, job: Job, image: dict[str, Any]) -> None:
-        """Announce one committed image."""
-        self._write([(job.id, "image", image)])
 
     def close(self) -> None:
         """Write what is noted and stop."""
@@ -78,21 +80,22 @@ class ProgressReporter:
         while not self._closed:
             self._wake.wait()
             self._wake.clear()
-            self._flush()
+            self._write(self._take())
             pause.wait(INTERVAL_SECONDS)
 
-    def _flush(self, only: UUID | None = None) -> None:
+    def _take(self, only: UUID | None = None) -> list[_Event]:
+        """What has been noted, and is so no more."""
         with self._lock:
             keys = [key for key in self._latest if only is None or key[0] == only]
             noted = {key: self._latest.pop(key) for key in keys}
-        events: list[tuple[UUID, str, dict[str, Any]]] = []
+        events: list[_Event] = []
         for (job_id, index), update in noted.items():
             events.append((job_id, "progress", _progress(index, update)))
             if update.preview_webp:
                 events.append((job_id, "preview", _preview(index, update.preview_webp)))
-        self._write(events)
+        return events
 
-    def _write(self, events: list[tuple[UUID, str, dict[str, Any]]]) -> None:
+    def _write(self, events: Sequence[_Event]) -> None:
         if not events or time.monotonic() < self._quiet_until:
             return
         try:

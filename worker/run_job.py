@@ -130,7 +130,7 @@ def _perform_on(
         with telemetry.span("encode image"):
             picture = develop(job, index, generated)
         pictures.append(picture)
-        upload(worker.storage, worker.uploads, picture, lease)
+        upload(worker.storage, picture, lease)
     warnings = _warnings(engine, job)
     with telemetry.span("commit job", "client", attributes=_POSTGRES):
         return commit(
@@ -226,9 +226,7 @@ def _warnings(engine: Engine, job: Job) -> list[dict[str, str]]:
 def _handle_succeeded(
     worker: WorkerProcess, job: Job, pictures: Sequence[Picture]
 ) -> AttemptOutcome:
-    for picture in pictures:
-        worker.progress.image_done(job, picture.event())
-    worker.progress.job_changed(job)
+    worker.progress.job_changed(job, images=[picture.event() for picture in pictures])
     log.info("job_succeeded", gpu_seconds=job.gpu_seconds)
     return AttemptOutcome.SUCCEEDED
 

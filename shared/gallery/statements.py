@@ -75,7 +75,9 @@ def _insert_images(count: int, columns: tuple[str, ...]) -> Select[UUID]:
         }
         for number in range(count)
     ]
-    inserted = insert(Image).values(rows).returning(Image.id).cte("inserted")
+    # SQLAlchemy compiles an INSERT of several rows anew each time, and that of one row once.
+    insertion = insert(Image).values(rows if count > 1 else rows[0])
+    inserted = insertion.returning(Image.id).cte("inserted")
     return select(inserted.c.id)
 
 

@@ -1,10 +1,10 @@
 """Metrics of what Darkroom rests on: Postgres, Redis and S3."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from botocore.exceptions import ClientError
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -22,7 +22,7 @@ REDIS_ERRORS = Counter(
 )
 S3_SECONDS = Histogram(
     "darkroom_s3_request_seconds",
-    "Calls to S3, boto3's own retries included.",
+    "Calls to S3, the library's own retries included.",
     ["operation"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40),
 )
@@ -32,7 +32,8 @@ S3_ERRORS = Counter(
     ["operation", "kind"],
 )
 
-_MISSING = frozenset({"NoSuchKey", "404"})
+_S3_ANSWER = (re.compile(r"<Code>(\w+)</Code>"), re.compile(r"status code: (\d{3})"))
+"""obstore puts the whole answer of S3 into the text of its errors."""
 _KIND_OF_SQLSTATE = {
     "08": "connection",
     "22": "data",
@@ -75,9 +76,14 @@ def s3_call(operation: str) -> Iterator[None]:
             S3_SECONDS.labels(operation).observe(time.perf_counter() - begun)
 
 
+def s3_code(error: Exception) -> str | None:
+    """The code, or else the HTTP status, with which S3 refused; None: it did not answer."""
+    found = [pattern.search(str(error)) for pattern in _S3_ANSWER]
+    return next((match[1] for match in found if match), None)
+
+
 def _kind_of(error: Exception) -> str:
-    answered = error if isinstance(error, ClientError) else error.__cause__
-    if not isinstance(answered, ClientError):
+    code = s3_code(error)
+    if code is None:
         return "unreachable"
-    code = str(answered.response.get("Error", {}).get("Code"))
-    return "missing" if code in _MISSING else "refused"
+    return "missing" if code in ("NoSuchKey", "404") else "refused"

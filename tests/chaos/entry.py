@@ -109,7 +109,7 @@ class CrashPoint:
             "before_claim": lambda: self._before(claiming, "_claim", lambda a: a[1]),
             "after_claim": lambda: self._after(claiming, "_claim", lambda _, job: job and job.id),
             "mid_step": lambda: self._before(SimulatedBackend, "tick", _seed_in_mid_step),
-            "after_upload": lambda: self._after(run_job, "upload", lambda a, _: a[3].job_id),
+            "after_upload": lambda: self._after(run_job, "upload", lambda a, _: a[2].job_id),
             "before_commit": lambda: self._before(run_job, "commit", lambda a: a[2].id),
             "after_commit": lambda: self._after(run_job, "commit", lambda a, _: a[2].id),
             "before_ack": lambda: self._before(Request, "acknowledge", lambda a: a[0].id),
