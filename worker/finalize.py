@@ -1,4 +1,4 @@
-"""The end of a job: encode, upload, embed the prompt, and commit everything in one transaction.
+"""The end of a job: encode, upload, and commit everything in one transaction.
 
 What the GPU made is kept in hand while Postgres or S3 is away (see `worker.patience`), so that an
 outage costs no second run.
@@ -12,20 +12,18 @@ from typing import Any
 from uuid import UUID
 
 from PIL import Image
-from sqlalchemy import Select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.database import one_statement
 from shared.gallery import statements as gallery
 from shared.ids import new_id, to_wire
 from shared.jobs import statements as ledger
 from shared.jobs.models import Job
 from shared.storage import Storage, image_key, thumbnail_key
-from worker.embedder import Embedder
 from worker.encode import EncodedImage, encode_image
 from worker.engine.interface import GeneratedImage
 from worker.leases import Lease
 from worker.patience import LeaseGone, with_ledger, with_storage
+from worker.prompt_row import PromptRow
 from worker.receipt import make_receipt
 
 
@@ -99,7 +97,7 @@ def upload(storage: Storage, picture: Picture, lease: Lease) -> None:
 
 def commit(
     database: sessionmaker[Session],
-    embedder: Embedder,
+    prompt: PromptRow,
     job: Job,
     pictures: Sequence[Picture],
     *,
@@ -112,15 +110,14 @@ def commit(
         LeaseGone: it is not; nothing was written.
         SQLAlchemyError: Postgres stayed away.
     """
-    prompt = _Prompt(embedder, job)
     gpu_seconds = sum(picture.row["gpu_seconds"] for picture in pictures)
 
     def rows(session: Session) -> list[dict[str, Any]]:
-        prompt_id = prompt.row_id(session)
+        prompt_id = prompt.ensure(session)
         return [{**picture.row, "prompt_id": prompt_id} for picture in pictures]
 
     def one_try() -> Job:
-        prompt.prepare(database)
+        prompt.look_up(database)
         return commit_rows(
             database, job.id, lease.attempt, rows, gpu_seconds=gpu_seconds, warnings=warnings
         )
@@ -154,37 +151,3 @@ def commit_rows(
             return done
         session.execute(gallery.insert_images(rows(session)))
         return done
-
-
-class _Prompt:
-    """The row of a job's prompt: found, or embedded and made, and that only once over all tries."""
-
-    def __init__(self, embedder: Embedder, job: Job) -> None:
-        self._embedder = embedder
-        self._job = job
-        self._embedding: list[float] | None = None
-
-    def prepare(self, database: sessionmaker[Session]) -> None:
-        """Embed the prompt if the tenant has never used it, before the commit takes its lock."""
-        if self._embedding is not None:
-            return
-        with one_statement(database) as session:
-            known = session.scalars(self._known()).one_or_none()
-        if known is None:
-            [self._embedding] = self._embedder.embed([self._job.prompt])
-
-    def row_id(self, session: Session) -> UUID:
-        """Its id, inside the commit."""
-        if self._embedding is None:
-            known = session.scalars(self._known(locked=True)).one_or_none()
-            if known is not None:
-                return known
-            # Retention has removed it since.
-            [self._embedding] = self._embedder.embed([self._job.prompt])
-        made = gallery.ensure_prompt(
-            self._job.tenant_id, self._job.prompt, self._embedding, self._embedder.model_name
-        )
-        return session.scalars(made).one()
-
-    def _known(self, *, locked: bool = False) -> Select[UUID]:
-        return gallery.find_prompt(self._job.tenant_id, self._job.prompt, locked=locked)

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from worker.leases import Lease, StopReason
 from worker.models.residency import NotResident
 from worker.patience import LeaseGone, record_stop, with_ledger, with_storage
 from worker.process import WorkerProcess
+from worker.prompt_row import PromptRow
 
 log = get_logger(__name__)
 
@@ -126,24 +127,24 @@ def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Pictu
 def _perform_on(
     engine: Engine, worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]
 ) -> Job:
-    for index, generated in enumerate(_generate(worker, engine, job, lease)):
+    prompt = PromptRow(worker.embedder, job)
+    for index, generated in enumerate(_generate(worker, engine, job, lease, prompt)):
         with telemetry.span("encode image"):
             picture = develop(job, index, generated)
         pictures.append(picture)
         upload(worker.storage, picture, lease)
     warnings = _warnings(engine, job)
     with telemetry.span("commit job", "client", attributes=_POSTGRES):
-        return commit(
-            worker.database, worker.embedder, job, pictures, warnings=warnings, lease=lease
-        )
+        return commit(worker.database, prompt, job, pictures, warnings=warnings, lease=lease)
 
 
 def _generate(
-    worker: WorkerProcess, engine: Engine, job: Job, lease: Lease
+    worker: WorkerProcess, engine: Engine, job: Job, lease: Lease, prompt: PromptRow
 ) -> Iterator[GeneratedImage]:
     """The job's images in order, each a request of its own, with its own seed.
 
-    All are submitted at once; while the first is encoded and uploaded, the device goes on.
+    All are submitted at once; while the first is encoded and uploaded, the device goes on. So it
+    does while the prompt is looked up, and embedded if it is new.
     """
     deadline = time.monotonic() + _seconds_left(job)
     start = with_storage(lambda: load_init_image(worker.storage, job), lease)
@@ -153,6 +154,8 @@ def _generate(
             on_step = worker.progress.on_step(job, index)
             tickets.append(engine.submit(_request(job, index, start), on_step))
             lease.on_stop(tickets[-1].cancel)
+        with suppress(SQLAlchemyError):  # The commit asks again, and has the patience.
+            prompt.look_up(worker.database)
         for ticket in tickets:
             image = _result(ticket, lease, deadline)
             telemetry.record(

@@ -23,7 +23,7 @@ from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
 from api.usage.admission import REFUSALS
 from api.wire import AwareTime, Page, PageLimit, json_answer
-from shared.ids import from_wire, to_wire
+from shared.ids import from_wire
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -116,8 +116,7 @@ async def submit(
     seconds = parse_wait(request)
     if seconds is None:
         return Response(accepted.body, 202, headers, "application/json")
-    await wait_until_done(held, principal, accepted.row.id, seconds)
-    job = await service.get(held, principal, to_wire("job", accepted.row.id))
+    job = await wait_until_done(held, principal, accepted.row.id, seconds)
     headers["Preference-Applied"] = f"wait={seconds}"
     return json_answer(job, 202, headers)
 
@@ -148,8 +147,7 @@ async def get(
     headers = {"Cache-Control": "private, no-cache"}
     if seconds is not None:
         if job.finished_at is None:
-            await wait_until_done(held, principal, from_wire("job", job.id), seconds)
-            job = await service.get(held, principal, job_id)
+            job = await wait_until_done(held, principal, from_wire("job", job.id), seconds)
         headers["Preference-Applied"] = f"wait={seconds}"
     headers["ETag"] = etag_of(job)
     if if_none_match is not None and _matches(if_none_match, headers["ETag"]):

@@ -9,7 +9,9 @@ from redis.exceptions import RedisError
 from api.auth import Principal
 from api.deps import Resources
 from api.events import START, follow
-from shared.jobs import statements
+from api.jobs import service
+from api.jobs.schemas import Job
+from shared.ids import to_wire
 from shared.jobs.state import TERMINAL_STATES
 
 _LOOK_EVERY = 1.0
@@ -18,17 +20,24 @@ _LOOK_EVERY = 1.0
 
 async def wait_until_done(
     held: Resources, principal: Principal, job_id: UUID, seconds: float
-) -> None:
-    """Return when the job has ended, at the latest after `seconds`."""
+) -> Job:
+    """The job as soon as it has ended, or as it is after `seconds`.
+
+    Raises:
+        Problem: 404 when it was deleted meanwhile, 503 when Postgres is away.
+    """
     deadline = time.monotonic() + seconds
+    wire_id = to_wire("job", job_id)
     woken = asyncio.create_task(_terminal_event(held, job_id))
     try:
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.wait({woken}, timeout=min(left, _LOOK_EVERY))
-            if await _has_ended(held, principal, job_id) or seconds == 0:
-                return
+            job = await service.get(held, principal, wire_id)
+            if job.finished_at is not None:
+                return job
             if woken.done():  # Redis is away, or told of an end that a retry has undone.
                 await asyncio.sleep(min(max(deadline - time.monotonic(), 0), _LOOK_EVERY))
+        return await service.get(held, principal, wire_id)
     finally:
         woken.cancel()
 
@@ -41,9 +50,3 @@ async def _terminal_event(held: Resources, job_id: UUID) -> None:
                 return
     except (RedisError, OSError):
         return
-
-
-async def _has_ended(held: Resources, principal: Principal, job_id: UUID) -> bool:
-    async with held.tenant_transaction(principal) as session:
-        job = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
-    return job is None or job.state in TERMINAL_STATES
