@@ -11,19 +11,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+import httpx2
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from deploy.tenants import register_key
 from shared.errors import StorageUnavailable
 from shared.settings import Settings, get_settings
-from shared.storage import Storage
+from shared.storage import Storage, signing_credentials
 from shared.tenancy.scopes import RESOURCES
 
 DEFAULT_TENANT = "studio"
+_PLACE = (
+    '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    "<LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,28 +74,21 @@ def ensure_bucket(settings: Settings) -> bool:
 
 
 def _make_bucket(settings: Settings) -> None:
-    secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None
-    client = boto3.client(
-        "s3",
-        endpoint_url=settings.s3_endpoint,
-        region_name=settings.s3_region,
-        aws_access_key_id=settings.s3_access_key,
-        aws_secret_access_key=secret,
-        config=Config(
-            signature_version="s3v4",
-            connect_timeout=5,
-            s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
-        ),
-    )
+    region, name = settings.s3_region, settings.s3_bucket
+    endpoint = settings.s3_endpoint or f"https://s3.{region}.amazonaws.com"
     # AWS takes its oldest region for granted and refuses to hear it named.
-    named = settings.s3_endpoint is None and settings.s3_region != "us-east-1"
-    place = {"CreateBucketConfiguration": {"LocationConstraint": settings.s3_region}}
+    named = settings.s3_endpoint is None and region != "us-east-1"
+    body = _PLACE.format(region=region) if named else ""
+    request = AWSRequest("PUT", f"{endpoint.rstrip('/')}/{name}", data=body)
+    S3SigV4Auth(signing_credentials(settings), "s3", region).add_auth(request)
     try:
-        client.create_bucket(Bucket=settings.s3_bucket, **(place if named else {}))
-    except (BotoCoreError, ClientError) as error:
-        raise StorageUnavailable(f"the bucket cannot be made: {error}") from error
-    finally:
-        client.close()
+        answer = httpx2.put(
+            request.url, content=body, headers=dict(request.headers), timeout=10, trust_env=False
+        )
+    except httpx2.HTTPError as error:
+        raise StorageUnavailable(f"the bucket cannot be made: {type(error).__name__}") from error
+    if not answer.is_success:
+        raise StorageUnavailable(f"the bucket cannot be made: status {answer.status_code}")
 
 
 def _parser() -> argparse.ArgumentParser:

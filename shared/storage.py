@@ -211,22 +211,28 @@ def _open(settings: Settings, endpoint: str | None, max_connections: int) -> S3S
     )
 
 
-def _sign_download(url: str, name: str, settings: Settings) -> str:
-    """`url`, signed so that S3 answers with this file name; obstore signs no such parameters."""
-    from botocore.auth import S3SigV4QueryAuth
-    from botocore.awsrequest import AWSRequest
+def signing_credentials(settings: Settings) -> Any:
+    """botocore's credentials, for what obstore cannot sign: the settings', or the environment's."""
     from botocore.credentials import Credentials
     from botocore.session import Session
 
     if settings.s3_access_key and settings.s3_secret_key:
-        secret = settings.s3_secret_key.get_secret_value()
-        credentials = Credentials(settings.s3_access_key, secret)
-    else:
-        credentials = Session().get_credentials()
+        return Credentials(settings.s3_access_key, settings.s3_secret_key.get_secret_value())
+    return Session().get_credentials()
+
+
+def _sign_download(url: str, name: str, settings: Settings) -> str:
+    """`url`, signed so that S3 answers with this file name. Imported late: it takes 6 MB."""
+    from botocore.auth import S3SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+
     asked = {"response-content-disposition": f'attachment; filename="{name}"'}
     request = AWSRequest("GET", url, params=asked)
     seconds = int(settings.presign_ttl.total_seconds())
-    S3SigV4QueryAuth(credentials, "s3", settings.s3_region, expires=seconds).add_auth(request)
+    signer = S3SigV4QueryAuth(
+        signing_credentials(settings), "s3", settings.s3_region, expires=seconds
+    )
+    signer.add_auth(request)
     signed: str = request.prepare().url
     return signed
 

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.database import unhurried
 from shared.errors import StorageUnavailable
 from shared.logging import get_logger
 from shared.search import likeness
@@ -85,7 +86,7 @@ class PictureKeeper:
         if self._indexed:
             return
         own = PICTURES.name(self._name, self._dimensions)
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with unhurried(self._engine) as connection:
             known = {row.relname: row.indisvalid for row in connection.execute(PICTURES.list())}
             for name, valid in known.items():
                 if name != own or not valid:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.database import unhurried
 from shared.logging import get_logger
 from shared.search import embeddings
 from shared.search.index import PROMPTS
@@ -84,7 +85,7 @@ class EmbeddingKeeper:
         own = PROMPTS.name(self._model, self._dimensions)
         if own in known and not broken and not known.keys() - wanted:
             return
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with unhurried(self._engine) as connection:
             for name in (known.keys() - wanted) | broken:
                 connection.execute(PROMPTS.drop(name))
                 log.info("embedding_index_dropped", index=name)

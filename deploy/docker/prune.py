@@ -1,8 +1,9 @@
 """Take out of a folder of packages what the API never reads: `python prune.py FOLDER`.
 
-Three things make more than a third of its size: the descriptions of 430 AWS services besides S3,
-the prompt of Celery's interactive shell, and a codec that the API refuses anyway (it reads PNG,
-JPEG and WebP). Sources and headers of compiled modules go, too.
+Three things make more than a third of its size: the descriptions of 430 AWS services, of which only
+the few are read that give credentials to a role, the prompt of Celery's interactive shell, and a
+codec that the API refuses anyway (it reads PNG, JPEG and WebP). Sources and headers of compiled
+modules and the types of libraries go, too.
 """
 
 import shutil
@@ -10,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_SERVICES = frozenset({"s3", "sts", "sso", "sso-oidc"})
-"""S3, and what boto3 asks for credentials where a role gives them."""
+_SERVICES = frozenset({"sts", "sso", "sso-oidc"})
+"""What botocore asks for credentials where a role gives them."""
 _UNUSED = (
     "click_repl*",
     "prompt_toolkit*",
@@ -25,17 +26,16 @@ _UNUSED = (
     "pip*",
     "bin",
 )
-_SOURCES = (".c", ".cpp", ".h", ".pxd", ".pyx")
+_SOURCES = (".c", ".cpp", ".h", ".pxd", ".pyi", ".pyx")
 
 
 def unused(packages: Path) -> Iterator[Path]:
     """Files and folders that can go."""
     for pattern in _UNUSED:
         yield from packages.glob(pattern)
-    for package in ("boto3", "botocore"):
-        for service in (packages / package / "data").glob("*/"):
-            if service.name not in _SERVICES:
-                yield service
+    for service in (packages / "botocore" / "data").glob("*/"):
+        if service.name not in _SERVICES:
+            yield service
     yield from (path for path in packages.rglob("*") if path.suffix in _SOURCES)
 
 

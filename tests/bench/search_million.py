@@ -24,7 +24,7 @@ def main(prompts: int) -> int:
             table = connection.scalar(text("SELECT pg_table_size('prompts')"))
         print(f"embedded and stored in {time.monotonic() - started:.0f} s")
         print(f"index built in {library.build_seconds:.0f} s, {index_bytes(library) / 1e6:.0f} MB")
-        print(f"table of prompts {int(table or 0) / 1e6:.0f} MB")
+        print(f"table of prompts {int(table or 0) / 1e6:.0f} MB", flush=True)
         measured = [measure_recall(library)]
         api = system.api()
         system.process(["-m", "worker", "cpu"], "embedding_model_ready")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from shared.database import open_engine
+from shared.database import open_engine, unhurried
 from shared.search import fusion, statements
 from shared.search.embeddings import to_text
 from shared.search.filters import Filters
@@ -79,7 +79,7 @@ def fill(system: System, count: int) -> Library:
         with engine.begin() as connection:
             insert_prompts(connection, system.tenant, portion, vectors, sessions)
     started = time.monotonic()
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with unhurried(engine) as connection:
         connection.execute(text("SET maintenance_work_mem = '2GB'"))
         connection.execute(PROMPTS.create(MODEL, DIMENSIONS, concurrently=False))
         seconds = time.monotonic() - started
