@@ -53,6 +53,7 @@ class Announcement:
         self._started_at = datetime.now(UTC)
         self._name = name
         self._lock = threading.Lock()
+        self._calls = self._said = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="announce", daemon=True)
 
@@ -61,7 +62,14 @@ class Announcement:
         self._thread.start()
 
     def renew(self) -> None:
-        """Say it now; good for three heartbeats."""
+        """Say it now; good for three heartbeats.
+
+        Whoever changes a fact calls this afterwards, so that the newest call has the last word.
+        """
+        with self._lock:
+            self._calls += 1
+            call = self._calls
+        # Outside the lock: whoever gives the facts has locks of its own.
         said = WorkerAnnouncement(
             name=self._name(),
             started_at=self._started_at,
@@ -71,9 +79,10 @@ class Announcement:
         )
         try:
             with self._lock, self._redis.pipeline() as pipeline:
-                if not self._closing.is_set():
+                if not self._closing.is_set() and call > self._said:
                     roster.announce(pipeline, said)
                     pipeline.execute()
+                    self._said = call
         except (redis.RedisError, OSError) as error:
             log.warning("announcement_failed", error=type(error).__name__)
 

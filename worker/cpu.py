@@ -66,7 +66,13 @@ def run_cpu_worker(settings: Settings) -> None:
         *backlog.duties,
     ]
     tasks = TasksInHand()
-    drain = Drain(settings, database, client, lambda: identity.name, lambda: tasks.count == 0)
+    drain = Drain(
+        settings,
+        database,
+        client,
+        lambda: identity.name,
+        lambda: tasks.count == 0 and deliverer.idle,
+    )
     dispatcher = Dispatcher(settings, engine, duties, lambda: not drain.rests)
     keepers: list[_Keeper] = [
         BulkFeeder(database, client, app, lambda: dispatcher.leads),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import ColumnElement, Double, Numeric, Text, and_, case, cast, func, literal, or_
+from sqlalchemy import ColumnElement, Double, Text, and_, case, cast, func, literal, or_
 from sqlalchemy.dialects.postgresql import TSQUERY
 
 from shared.gallery.models import Prompt
@@ -80,7 +80,13 @@ def fused(
         + WORDS * words
         + case((exact, literal(EXACT, Double)), else_=literal(0.0, Double))
     )
-    return cast(func.round(cast(whole, Numeric), DECIMALS), Double)
+    return rounded(whole)
+
+
+def rounded(score: ColumnElement[Any]) -> ColumnElement[float]:
+    """To the decimals of a cursor. Not by Numeric's round, which takes as long as a distance."""
+    scale = literal(10.0**DECIMALS, Double)
+    return cast(func.round(cast(score, Double) * scale) / scale, Double)
 
 
 def phrase_query(phrase: str) -> ColumnElement[Any]:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Double,
     Insert,
-    Numeric,
     Select,
     Text,
     and_,
@@ -29,7 +28,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from shared.gallery.models import Image, ImageVector, Prompt
 from shared.search.filters import Filters
-from shared.search.fusion import DECIMALS, QueryVector
+from shared.search.fusion import QueryVector, rounded
 from shared.search.index import PICTURES
 from shared.search.statements import (
     CANDIDATES,
@@ -140,9 +139,7 @@ def _page(
     asked: Likeness, limit: int, after: Position | None, among: ColumnElement[bool] | None = None
 ) -> Hits:
     similarity = func.coalesce(_similarity(asked.vector), 0.0)
-    score = cast(func.round(cast(func.greatest(similarity, 0.0), Numeric), DECIMALS), Double).label(
-        "score"
-    )
+    score = rounded(func.greatest(similarity, 0.0)).label("score")
     of_model = and_(
         ImageVector.image_id == Image.id, ImageVector.embedding_model == asked.vector.model
     )

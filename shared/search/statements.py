@@ -75,7 +75,7 @@ class Question:
     min_score: float | None = None
 
 
-def prepare(tenant_id: UUID, filters: Filters) -> Select[int, float, str, str, str]:
+def prepare(tenant_id: UUID, filters: Filters) -> Select[int, float, *tuple[str, ...]]:
     """(rows, prompts of the system, …): what the filters leave, counted up to the border.
 
     Also sets, for this transaction, how HNSW indexes are searched.
@@ -97,7 +97,7 @@ def prepare(tenant_id: UUID, filters: Filters) -> Select[int, float, str, str, s
     )
 
 
-def how_indexes_are_searched() -> tuple[ColumnElement[str], ColumnElement[str], ColumnElement[str]]:
+def how_indexes_are_searched() -> tuple[ColumnElement[str], ...]:
     """Settings of the transaction, as columns of a query that is made anyway."""
     return (
         func.set_config("hnsw.ef_search", str(CANDIDATES), True),
@@ -105,6 +105,9 @@ def how_indexes_are_searched() -> tuple[ColumnElement[str], ColumnElement[str], 
         func.set_config("hnsw.iterative_scan", "relaxed_order", True),
         # Compiling takes longer than any of these statements.
         func.set_config("jit", "off", True),
+        # The default supposes a disk whose heads must move: for a session with a tenth of all
+        # prompts Postgres would read all of them.
+        func.set_config("random_page_cost", "1.1", True),
     )
 
 
@@ -155,7 +158,7 @@ def count_words(words: Sequence[str]) -> Select[str, int]:
 
 def page_of_few(question: Question, limit: int, after: Position | None) -> Hits:
     """Entries in exact order, over all that the filters leave."""
-    return _page(question, _matching(question).cte("candidates"), limit, after)
+    return _page(question, _matching(question).cte("candidates"), limit, after, matched=True)
 
 
 def page_of_many(question: Question, limit: int, after: Position | None) -> Hits:
@@ -168,7 +171,7 @@ def page_of_rest(question: Question, limit: int, after: Position | None) -> Hits
     near = _nearest(question).cte("near")
     rest = _matching(question).cte("matching")
     others = select(rest.c.id).where(rest.c.id.not_in(select(near.c.id)))
-    return _page(question, others.cte("candidates"), limit, after)
+    return _page(question, others.cte("candidates"), limit, after, matched=True)
 
 
 def image_conditions(
@@ -241,9 +244,17 @@ def _prompts_with(wanted: ColumnElement[Any], most: int) -> Any:
     return found.table_valued(column("id", Uuid), name="found").render_derived()
 
 
-def _page(question: Question, candidates: CTE, limit: int, after: Position | None) -> Hits:
+def _page(
+    question: Question,
+    candidates: CTE,
+    limit: int,
+    after: Position | None,
+    *,
+    matched: bool = False,
+) -> Hits:
+    """`matched`: the filters that narrow have been asked already."""
     measured = _measured(question, candidates)
-    ranked = _ranked(question, measured, limit, after)
+    ranked = _ranked(question, measured, limit, after, matched=matched)
     images = (
         select(Image)
         .where(
@@ -281,7 +292,9 @@ def _measured(question: Question, candidates: CTE) -> CTE:
     )
 
 
-def _ranked(question: Question, measured: CTE, limit: int, after: Position | None) -> Any:
+def _ranked(
+    question: Question, measured: CTE, limit: int, after: Position | None, *, matched: bool
+) -> Any:
     """The first prompts that can fill a page: each has a picture, save the one begun before."""
     score = fusion.fused(measured.c.similarity, measured.c.words, measured.c.exact).label("score")
     scored = select(measured.c.id, measured.c.similarity, score).subquery("scored")
@@ -291,7 +304,10 @@ def _ranked(question: Question, measured: CTE, limit: int, after: Position | Non
         statement = statement.where(here <= tuple_(literal(after.score), after.prompt_id))
     if question.min_score is not None:
         statement = statement.where(scored.c.score >= question.min_score)
-    if question.filters.narrows or question.filters.without_image is not None:
+    if question.filters.narrows:
+        if not matched:
+            statement = statement.where(_has_image(question, scored.c.id))
+    elif question.filters.without_image is not None:
         statement = statement.where(_has_image(question, scored.c.id))
     return (
         statement.order_by(scored.c.score.desc(), scored.c.id.desc())

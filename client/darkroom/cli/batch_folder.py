@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from darkroom import wire
+from darkroom.cli.exits import ExitCode
+from darkroom.cli.failures import CliError
 from darkroom.cli.plain import plain
 
 if TYPE_CHECKING:
@@ -107,7 +109,11 @@ class BatchFolder:
         return name
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """job id -> its latest entry. A last line that was cut off by a crash is nothing."""
+        """job id -> its latest entry. A last line that was cut off by a crash is nothing.
+
+        Raises:
+            CliError: another line is none of ours.
+        """
         try:
             lines = self._results.read_text("utf-8").splitlines(keepends=True)
         except FileNotFoundError:
@@ -115,8 +121,21 @@ class BatchFolder:
         if lines and not lines[-1].endswith("\n"):
             wire.write_file(self._results, "".join(lines[:-1]).encode())
             lines.pop()
-        entries = [json.loads(line) for line in lines]
-        return {entry["job_id"]: entry for entry in entries}
+        known = {}
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                # What is read of an entry later.
+                _ = entry["line"], entry["finished_at"]
+                _ = [(image["file"], image["id"]) for image in entry["images"]]
+                known[entry["job_id"]] = entry
+            except (ValueError, KeyError, TypeError):
+                raise CliError(
+                    f"Line {number} of {self._results} is damaged.",
+                    ExitCode.USAGE,
+                    "Mend or remove the line; what it names is looked at again.",
+                ) from None
+        return known
 
 
 def _line(entry: Mapping[str, Any]) -> str:

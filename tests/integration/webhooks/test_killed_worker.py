@@ -18,11 +18,14 @@ from shared.ids import to_wire
 from shared.jobs import statements
 from shared.queue.publish import celery_app, publish_deliveries
 from shared.settings import Settings
+from shared.storage import Storage
 from shared.tenancy.models import ApiKey
 from shared.webhooks.models import WebhookAttempt, WebhookDelivery
 from tests.integration.webhooks.conftest import Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Receiver, answer, hang
+from worker.deliver import Deliverer
+from worker.webhook_hints import WebhookHints
 
 
 @dataclass
@@ -90,3 +93,23 @@ def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
 def _state(hooks: Hooks) -> str:
     with hooks.database.begin() as session:
         return session.scalars(select(WebhookDelivery.state)).one()
+
+
+def test_a_request_under_way_keeps_its_worker_from_being_empty(
+    alone: Alone, settings: Settings, storage: Storage
+) -> None:
+    hooks, released = alone.hooks, threading.Event()
+    deliverer = Deliverer(settings, hooks.database, storage, WebhookHints(hooks.celery))
+    assert deliverer.idle
+    with Receiver(hang(released)) as receiver:
+        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
+        job = hooks.queue(webhook=webhook)
+        with hooks.database.begin() as session:
+            canceled = session.scalars(statements.cancel(hooks.tenant, job.id)).one()
+            [made] = canceled.webhook_deliveries or ()
+        assert deliverer.offer(made)
+        receiver.wait(1)
+        assert not deliverer.idle
+        released.set()
+        wait_until(lambda: deliverer.idle, 10, "the end of the request")
+    deliverer.close()

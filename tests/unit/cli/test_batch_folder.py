@@ -128,3 +128,12 @@ def test_a_state_that_cannot_be_read_is_not_overwritten(tmp_path: Path, text: st
         BatchState.read(tmp_path)
     assert caught.value.exit_code is ExitCode.USAGE
     assert (tmp_path / NAME).read_text() == text
+
+
+@pytest.mark.parametrize("damaged", ["not json", "[]", "3", '{"job_id": "job_1", "line": 1}'])
+def test_a_damaged_record_is_told_of_by_its_line(tmp_path: Path, damaged: str) -> None:
+    take(BatchFolder(tmp_path), result("hat-1"))
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write(f"{damaged}\n")
+    with pytest.raises(CliError, match=r"Line 2 of .* is damaged"):
+        BatchFolder(tmp_path)
