@@ -52,6 +52,11 @@ class EmbeddingModels:
         return self.load(model).wait(seconds)
 
     def _make(self, name: str) -> Embedder:
+        # A query is one short sentence: one thread takes 11 ms for it. Two took 77 where another
+        # process had one of the cores, because each waits for the other.
+        import torch
+
+        torch.set_num_threads(1)
         former = None if name == self._settings.embedding_model else name
         embedder = Embedder(self._settings, former)
         embedder.embed(["warm"])

@@ -13,8 +13,8 @@ from tests.bench.row import Row, make_row
 from tests.bench.system import MODELS, System, running_system
 from worker.engine import Engine, ImageRequest, open_engine
 
-_IMAGES = 96
-"""Ten seconds: long against the first claim and the last commit, which nothing overlaps."""
+_IMAGES = 192
+"""Twenty seconds: long against the first claims and the last commits, which nothing overlaps."""
 _REPEATS = 5
 _THREADS = 24
 
