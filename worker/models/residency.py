@@ -26,6 +26,11 @@ _SHARE_OF_LOADING = 2
 """A model stays for at least so many times as long as it took to load, so that a worker that is
 asked for everything at once spends a third of its time on loading at most."""
 
+_FIRST_RETRY_SECONDS = 60.0
+_LAST_RETRY_SECONDS = 3600.0
+"""A model that could not be loaded is tried again after a minute, then two, up to an hour: the
+cause may pass, and each try may unload another model."""
+
 
 class NotResident(Exception):
     """The model is not loaded here now."""
@@ -43,6 +48,9 @@ class _Model:
     warm_since: float = 0.0
     last_used: float = 0.0
     load_seconds: float = 0.0
+    failures: int = 0
+    """Times in a row that it could not be loaded."""
+    retry_at: float = 0.0
 
     @property
     def memory(self) -> int:
@@ -149,8 +157,8 @@ class Residency:
 
     @property
     def cold(self) -> list[str]:
-        """Models that can be loaded and are not."""
-        return [name for name, m in self._models.items() if m.state is ModelState.COLD]
+        """Models that can be loaded and are not; broken ones when their time has come."""
+        return [name for name, model in self._models.items() if self._may_be_loaded(model)]
 
     def load_first(self) -> None:
         """At the start: in the order of the command line as many as the limit allows, one at least.
@@ -192,7 +200,7 @@ class Residency:
         """Unload the victims as their last jobs end, then load and warm the model. Blocks.
 
         Returns:
-            Whether it is warm now. One that cannot be loaded is broken until the next start.
+            Whether it is warm now. One that cannot be loaded is broken, and tried again later.
         """
         for victim in victims:
             self._retire(self._models[victim])
@@ -221,6 +229,11 @@ class Residency:
     def _fits(self, model: _Model, freed: int = 0) -> bool:
         return self.limit is None or self.used_bytes - freed + model.memory <= self.limit
 
+    def _may_be_loaded(self, model: _Model) -> bool:
+        if model.state is ModelState.BROKEN:
+            return self.clock() >= model.retry_at
+        return model.state is ModelState.COLD
+
     def _may_go(self, model: _Model, wanted: Collection[str]) -> bool:
         stay = _SHARE_OF_LOADING * model.load_seconds
         if model.users or model.spec.name in wanted:
@@ -235,6 +248,7 @@ class Residency:
             model.engine, model.facts = engine, engine.model
             model.warm_since = model.last_used = self.clock()
             model.load_seconds = model.warm_since - begun
+            model.failures = 0
             self.device = engine.model.device
         self._set(model, ModelState.WARM)
         if self.limit is not None and self.used_bytes > self.limit:
@@ -255,7 +269,10 @@ class Residency:
         log.info("model_unloaded", model=model.spec.name)
 
     def _broken(self, model: _Model, reason: str) -> None:
-        log.error("model_broken", model=model.spec.name, reason=reason)
+        pause = min(_FIRST_RETRY_SECONDS * 2**model.failures, _LAST_RETRY_SECONDS)
+        model.failures += 1
+        model.retry_at = self.clock() + pause
+        log.error("model_broken", model=model.spec.name, reason=reason, retry_in=pause)
         self._set(model, ModelState.BROKEN)
 
     def _set(self, model: _Model, state: ModelState) -> None:

@@ -161,13 +161,23 @@ def test_rows_are_those_of_the_first_time() -> None:
     assert again.rows == 1
 
 
-def test_one_that_cannot_be_loaded_is_broken_and_not_tried_again() -> None:
+def test_one_that_cannot_be_loaded_is_broken_and_tried_again_ever_later() -> None:
     shelf = Shelf("a", "b", limit=100)
     shelf.residents.load_first()
     shelf.broken.add("b")
-    assert not shelf.residents.load("b", ["a"])
-    assert shelf.states["b"] == "broken"
-    assert shelf.residents.cold == ["a"]
+    pauses = []
+    for _ in range(9):
+        assert not shelf.residents.load("b", ["a"])
+        assert shelf.states["b"] == "broken"
+        failed_at = shelf.clock.now
+        assert shelf.residents.cold == ["a"]
+        while "b" not in shelf.residents.cold:
+            shelf.clock.now += 60
+        pauses.append(shelf.clock.now - failed_at)
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    shelf.broken.clear()
+    assert shelf.residents.load("b", [])
+    assert shelf.states["b"] == "warm"
 
 
 def test_each_change_is_told() -> None:
