@@ -86,6 +86,7 @@ class PostgresServer(Server):
             "timezone=UTC",
             "log_timezone=UTC",
             "log_checkpoints=off",
+            "shared_buffers=512MB",  # taken as it is used; the default is too little for searches
             "jit=off",  # compiling costs more than the short queries of this system
             *(() if self._durable else _NOT_DURABLE),
         ]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sqlalchemy import Connection, Engine, text
 
 from shared.database import open_engine, unhurried
@@ -65,6 +66,8 @@ class Library:
 
 def fill(system: System, count: int) -> Library:
     """Embed and store so many captions, and build the index over them at once."""
+    # The threads of an embedding spin for a while after it, on the cores of what is measured.
+    torch.set_num_threads(1)
     engine = open_engine(system.settings)
     system.stack.callback(engine.dispose)
     embedder = Embedder(system.settings)
