@@ -37,6 +37,7 @@ EXIT_DEVICE_LOST = 70
 _FINISH_SECONDS = 2.0
 """What jobs past the device may take to be uploaded and committed before they are handed back."""
 _HAND_BACK_SECONDS = 4.0
+_ENCODERS = max(1, (os.cpu_count() or 1) - 1)
 
 
 @dataclass
@@ -59,6 +60,8 @@ class WorkerProcess:
     state: WorkerState = WorkerState.STARTING
     suspects: threading.Semaphore = field(default_factory=threading.Semaphore)
     """Held by the one job in hand that may be what killed a worker (see `worker.claiming`)."""
+    encoders: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ENCODERS))
+    """Who encodes a picture: rows that end together must not take every core from the engine."""
     _faulty: threading.Event = field(default_factory=threading.Event)
 
     @property

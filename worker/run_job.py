@@ -129,7 +129,7 @@ def _perform_on(
 ) -> Job:
     prompt = PromptRow(worker.embedder, job)
     for index, generated in enumerate(_generate(worker, engine, job, lease, prompt)):
-        with telemetry.span("encode image"):
+        with worker.encoders, telemetry.span("encode image"):
             picture = develop(job, index, generated)
         pictures.append(picture)
         upload(worker.storage, picture, lease)
