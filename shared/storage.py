@@ -69,6 +69,7 @@ class Storage:
     def __init__(self, settings: Settings, max_connections: int = 16) -> None:
         self.bucket = settings.s3_bucket
         self._settings = settings
+        self._credentials: Any = None
         self._store = _open(settings, settings.s3_endpoint, max_connections)
         public = settings.s3_public_endpoint
         self._presigner = _open(settings, public, 1) if public else self._store
@@ -170,7 +171,11 @@ class Storage:
         url: str = obstore.sign(self._presigner, "GET", key, self._settings.presign_ttl)
         if download_name is None:
             return url
-        return _sign_download(url.partition("?")[0], download_name, self._settings)
+        if self._credentials is None:
+            self._credentials = signing_credentials(self._settings)
+        return _sign_download(
+            url.partition("?")[0], download_name, self._settings, self._credentials
+        )
 
     def check(self) -> None:
         """Ask for the bucket.
@@ -212,16 +217,25 @@ def _open(settings: Settings, endpoint: str | None, max_connections: int) -> S3S
 
 
 def signing_credentials(settings: Settings) -> Any:
-    """botocore's credentials, for what obstore cannot sign: the settings', or the environment's."""
+    """botocore's credentials, for what obstore cannot sign: the settings', or the environment's.
+
+    Those of a role renew themselves; to look for them may take a request.
+
+    Raises:
+        StorageUnavailable: there are none.
+    """
     from botocore.credentials import Credentials
     from botocore.session import Session
 
     if settings.s3_access_key and settings.s3_secret_key:
         return Credentials(settings.s3_access_key, settings.s3_secret_key.get_secret_value())
-    return Session().get_credentials()
+    found = Session().get_credentials()
+    if found is None:
+        raise StorageUnavailable("there are no credentials for S3")
+    return found
 
 
-def _sign_download(url: str, name: str, settings: Settings) -> str:
+def _sign_download(url: str, name: str, settings: Settings, credentials: Any) -> str:
     """`url`, signed so that S3 answers with this file name. Imported late: it takes 6 MB."""
     from botocore.auth import S3SigV4QueryAuth
     from botocore.awsrequest import AWSRequest
@@ -229,10 +243,7 @@ def _sign_download(url: str, name: str, settings: Settings) -> str:
     asked = {"response-content-disposition": f'attachment; filename="{name}"'}
     request = AWSRequest("GET", url, params=asked)
     seconds = int(settings.presign_ttl.total_seconds())
-    signer = S3SigV4QueryAuth(
-        signing_credentials(settings), "s3", settings.s3_region, expires=seconds
-    )
-    signer.add_auth(request)
+    S3SigV4QueryAuth(credentials, "s3", settings.s3_region, expires=seconds).add_auth(request)
     signed: str = request.prepare().url
     return signed
 

@@ -64,14 +64,14 @@ class Deliverer:
         self._client = GuardedClient(webhook_policy(settings))
         self._lease = settings.webhook_timeout + _LEASE_MARGIN
         self._free = threading.BoundedSemaphore(THREADS)
-        self._following: set[object] = set()
+        self._threads: set[threading.Thread] = set()
         self._crowded = threading.Event()
         self._closing = threading.Event()
 
     @property
     def idle(self) -> bool:
         """Whether no delivery is in hand."""
-        return not self._following
+        return not self._threads
 
     def offer(self, delivery_id: UUID, traceparent: str | None = None) -> bool:
         """Follow a hint, and return at once; False: no thread is free, and it was dropped.
@@ -81,15 +81,12 @@ class Deliverer:
         if self._closing.is_set() or not self._free.acquire(blocking=False):
             self._crowded.set()
             return False
-        token = object()
-        self._following.add(token)
         # A daemon: a receiver that hangs must not keep the process from ending.
-        threading.Thread(
-            target=self._follow,
-            args=(token, delivery_id, traceparent),
-            name="deliver",
-            daemon=True,
-        ).start()
+        thread = threading.Thread(
+            target=self._follow, args=(delivery_id, traceparent), name="deliver", daemon=True
+        )
+        self._threads.add(thread)
+        thread.start()
         return True
 
     def close(self) -> None:
@@ -100,7 +97,7 @@ class Deliverer:
             if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 return
 
-    def _follow(self, token: object, delivery_id: UUID, traceparent: str | None) -> None:
+    def _follow(self, delivery_id: UUID, traceparent: str | None) -> None:
         try:
             self._deliver(delivery_id, traceparent)
         except SQLAlchemyError as error:
@@ -109,7 +106,7 @@ class Deliverer:
         except Exception:
             log.exception("delivery_crashed", delivery_id=to_wire("whd", delivery_id))
         finally:
-            self._following.discard(token)
+            self._threads.discard(threading.current_thread())
             self._free.release()
 
     def _deliver(self, delivery_id: UUID, traceparent: str | None) -> None:

@@ -12,6 +12,7 @@ from api.events import START, follow
 from api.jobs import service
 from api.jobs.schemas import Job
 from shared.ids import to_wire
+from shared.jobs import statements
 from shared.jobs.state import TERMINAL_STATES
 
 _LOOK_EVERY = 1.0
@@ -32,9 +33,10 @@ async def wait_until_done(
     try:
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.wait({woken}, timeout=min(left, _LOOK_EVERY))
-            job = await service.get(held, principal, wire_id)
-            if job.finished_at is not None:
-                return job
+            if woken.done() or await _has_ended(held, principal, job_id):
+                job = await service.get(held, principal, wire_id)
+                if job.finished_at is not None:
+                    return job
             if woken.done():  # Redis is away, or told of an end that a retry has undone.
                 await asyncio.sleep(min(max(deadline - time.monotonic(), 0), _LOOK_EVERY))
         return await service.get(held, principal, wire_id)
@@ -50,3 +52,10 @@ async def _terminal_event(held: Resources, job_id: UUID) -> None:
                 return
     except (RedisError, OSError):
         return
+
+
+async def _has_ended(held: Resources, principal: Principal, job_id: UUID) -> bool:
+    """One statement: many may wait, and nothing has happened to most of their jobs."""
+    async with held.tenant_transaction(principal) as session:
+        job = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
+    return job is None or job.state in TERMINAL_STATES

@@ -39,6 +39,14 @@ def operator(
         yield api.http
 
 
+@pytest.fixture(params=[RESOURCES, ["admin:read"]], ids=["tenant", "reader"])
+def outsider(request: pytest.FixtureRequest, settings: Settings) -> dict[str, str]:
+    """The header of a key that is not the operator's."""
+    url = settings.database_url.get_secret_value()
+    key = create_key(url, tenant="curious", name="curious", scopes=request.param)
+    return {"Authorization": f"Bearer {key}"}
+
+
 @pytest.fixture(scope="module")
 def start(own: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start a worker of this name and wait until it is ready; it is stopped with the module."""
