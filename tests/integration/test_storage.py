@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from shared.errors import StorageUnavailable
 from shared.settings import Settings
-from shared.storage import ObjectMissing, Storage
+from shared.storage import ObjectMissing, Storage, signing_credentials
 from tests.processes import free_port
 
 UNKNOWN = "nobody/has/put/this.png"
@@ -82,3 +82,15 @@ def test_a_store_that_refuses_is_unavailable_and_says_why_without_its_address(
         act(Storage(settings.model_copy(update=changed)))
     assert str(refused.value).endswith(f": {reason}")
     assert "127.0.0.1" not in str(refused.value)
+
+
+def test_without_any_credentials_it_says_so(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    nobody = settings.model_copy(update={"s3_access_key": None, "s3_secret_key": None})
+    with pytest.raises(StorageUnavailable, match="no credentials"):
+        signing_credentials(nobody)
