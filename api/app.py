@@ -43,6 +43,7 @@ from api.prompts.routes import router as prompts
 from api.queue import Circuit, JobPublisher
 from api.queues.depths import QueueDepths
 from api.queues.routes import router as queues
+from api.search.census import Censuses
 from api.search.embedding import QueryVectors
 from api.search.routes import router as search
 from api.sessions.routes import router as sessions
@@ -170,6 +171,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             pressure=Pressure(settings.max_queued_cost),
             spent=Spent(),
             vectors=QueryVectors(),
+            censuses=Censuses(),
             estimates=Estimates(quick, circuit, roster),
             queues=QueueDepths(),
         )

@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from api.jobs.estimates import Estimates
     from api.jobs.fetching import ImageFetcher
     from api.queues.depths import QueueDepths
+    from api.search.census import Censuses
     from api.search.embedding import QueryVectors
     from api.usage.admission import Spent
     from api.usage.pressure import Pressure
@@ -64,6 +65,7 @@ class Resources:
     pressure: "Pressure"
     spent: "Spent"
     vectors: "QueryVectors"
+    censuses: "Censuses"
     estimates: "Estimates"
     queues: "QueueDepths"
     streams: "Counter[str]" = field(default_factory=Counter)
@@ -100,11 +102,17 @@ class Resources:
 
     @asynccontextmanager
     async def tenant_transaction(
-        self, principal: "Principal", seconds: float | None = None
+        self,
+        principal: "Principal",
+        seconds: float | None = None,
+        settings: Mapping[str, str] = wall.NOTHING_ELSE,
     ) -> AsyncIterator[AsyncSession]:
-        """The transaction of a request: all SQL on behalf of a tenant runs in one of these."""
+        """The transaction of a request: all SQL on behalf of a tenant runs in one of these.
+
+        `settings` of Postgres hold within it.
+        """
         async with self.transaction(seconds) as session:
-            await wall.enter(session, principal.tenant_id)
+            await wall.enter(session, principal.tenant_id, settings)
             yield session
 
 

@@ -27,7 +27,10 @@ def run() -> None:
     )
     with engine.connect() as connection:
         context.configure(
-            connection=connection, target_metadata=target_metadata, include_name=_is_declared
+            connection=connection,
+            target_metadata=target_metadata,
+            include_name=_is_declared,
+            transaction_per_migration=True,
         )
         with context.begin_transaction():
             context.run_migrations()

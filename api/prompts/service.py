@@ -14,7 +14,6 @@ from api.prompts.schemas import Recommendation, Recommendations
 from api.prompts.starters import STARTERS
 from api.search.service import SECONDS
 from shared.search import embeddings, recommend, statements
-from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
 
 
@@ -50,8 +49,8 @@ async def recommend_prompts(held: Resources, principal: Principal, asked: Asked)
     vectors: Sequence[QueryVector] = ()
     if asked.typed is not None:
         vectors = await held.vectors.of(held, asked.typed)
-    async with held.tenant_transaction(principal, SECONDS) as session:
-        gathered = await _gather(session, principal, asked, vectors)
+    async with held.tenant_transaction(principal, SECONDS, statements.PLANNING) as session:
+        gathered = await _gather(held, session, principal, asked, vectors)
         candidates = await _candidates(session, principal, asked, gathered)
         chosen = rank(candidates, asked.typed, asked.limit)
         best = recommend.best_images(principal.tenant_id, [one.prompt_id for one in chosen])
@@ -70,6 +69,7 @@ async def recommend_prompts(held: Resources, principal: Principal, asked: Asked)
 
 
 async def _gather(
+    held: Resources,
     session: AsyncSession,
     principal: Principal,
     asked: Asked,
@@ -88,9 +88,8 @@ async def _gather(
         others = frozenset(await session.scalars(recommend.doing_well(tenant_id)))
     similarity: dict[UUID, float] = {}
     if vectors:
-        count, *_ = (await session.execute(statements.prepare(tenant_id, Filters()))).one()
-        exactly = count <= statements.EXACT_UP_TO
-        nearest = await session.execute(recommend.near(tenant_id, vectors, exactly))
+        taken = await held.censuses.of(session, tenant_id)
+        nearest = await session.execute(recommend.near(tenant_id, vectors, not taken.many))
         similarity = {row.id: row.similarity for row in nearest}
     return _Gathered(similarity, completing, others, near_what)
 

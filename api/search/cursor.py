@@ -11,7 +11,7 @@ from uuid import UUID
 
 from api.problems import Problem
 from shared.search.lexical import MAX_WORDS, Lexical, Word
-from shared.search.statements import Position
+from shared.search.question import Position
 
 _HEAD = struct.Struct(">BBId16s16s")
 _WORD = struct.Struct(">HBB")

@@ -39,6 +39,15 @@ class QueryVectors:
         self._models: list[str] = []
         self._models_until = 0.0
 
+    def remembered(self, text: str) -> tuple[QueryVector, ...] | None:
+        """The same, if this process knows all of it at once."""
+        if time.monotonic() >= self._models_until:
+            return None
+        digest = _digest(text)
+        known = [self._known.get((model, digest)) for model in self._models]
+        vectors = tuple(vector for vector in known if vector is not None)
+        return vectors if len(vectors) == len(known) else None
+
     @timed_search("embedding")
     async def of(self, held: Resources, text: str) -> tuple[QueryVector, ...]:
         """The text in the space of every model that prompts have vectors of; normally one.
@@ -67,7 +76,7 @@ class QueryVectors:
         return self._models
 
     async def _vector(self, held: Resources, model: str, text: str) -> QueryVector:
-        key = (model, hashlib.sha256(text.encode()).hexdigest())
+        key = (model, _digest(text))
         known = self._known.get(key)
         if known is not None:
             self._known.move_to_end(key)
@@ -87,6 +96,10 @@ class QueryVectors:
         self._known[key] = done.result()
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 async def _fetch(held: Resources, model: str, digest: str, text: str) -> QueryVector:

@@ -34,7 +34,8 @@ from shared.search.embeddings import dimensions_of
 from shared.search.fusion import QueryVector
 from shared.search.lexical import Lexical
 from shared.search.likeness import Likeness
-from shared.search.statements import Hits, Position
+from shared.search.question import Position
+from shared.search.statements import Hits
 
 _PAGES: dict[Phase, Callable[[Likeness, int, Position | None], Hits]] = {
     Phase.FEW: likeness.page_of_few,
@@ -119,15 +120,16 @@ async def _search(
     question = Likeness(principal.tenant_id, asked.filters, vector, asked.min_score)
     seen = hashlib.sha256(vector.text.encode()).hexdigest()
     scope = ("pictures", vector.model, seen, *asked.scope(principal))
-    async with held.tenant_transaction(principal, service.SECONDS) as session:
-        prepared = await session.execute(likeness.prepare(principal.tenant_id, asked.filters))
+    async with held.tenant_transaction(principal, service.SECONDS, statements.PLANNING) as session:
         position: Position | None = None
         if asked.after is not None:
             begun = cursor.decode(asked.after, (), *scope)
             phase, position = begun.phase, begun.position
         else:
-            few = prepared.one()[0] <= statements.EXACT_UP_TO
-            phase = Phase.FEW if few else Phase.MANY
+            counted = await session.scalars(
+                statements.count_rows(principal.tenant_id, asked.filters)
+            )
+            phase = Phase.FEW if counted.one() <= statements.EXACT_UP_TO else Phase.MANY
 
         async def read(phase: Phase, after: Position | None, wanted: int) -> list[Found]:
             found: Any = await session.execute(_PAGES[phase](question, wanted, after))

@@ -1,8 +1,10 @@
 """The rules of search: embed, choose how to look, and go through the pages."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,7 +22,10 @@ from shared.search import statements
 from shared.search.filters import Filters
 from shared.search.fusion import DECIMALS
 from shared.search.lexical import Lexical, weigh
-from shared.search.statements import Hits, Position, Question
+from shared.search.question import Position, Question
+from shared.search.statements import Hits
+
+T = TypeVar("T")
 
 SECONDS = 10.0
 """For the SQL of one search: going through a million prompts exactly takes two."""
@@ -94,53 +99,74 @@ async def find(
     held: Resources, principal: Principal, asked: Asked
 ) -> tuple[list[Found], str | None]:
     """The same, as rows."""
-    vectors = await held.vectors.of(held, asked.text)
     scope = asked.scope(principal)
-    async with held.tenant_transaction(principal, SECONDS) as session:
-        prepared = await session.execute(statements.prepare(principal.tenant_id, asked.filters))
-        count, size, *_ = prepared.one()
-        words, samples, looked_at = await _words(session, principal, asked.text)
-        position: Position | None = None
-        if asked.after is not None:
-            begun = cursor.decode(asked.after, words, *scope)
-            phase, position, lexical = begun.phase, begun.position, begun.lexical
-        else:
-            phase = Phase.FEW if count <= statements.EXACT_UP_TO else Phase.MANY
-            prompts = max(int(size), looked_at) if looked_at >= statements.SAMPLE else looked_at
-            lexical = await _weigh(session, samples, looked_at, prompts)
+    vectors = held.vectors.remembered(asked.text)
+    begun = None
+    if vectors is None:
+        # While a worker embeds the text, its words are weighed: in a transaction of its own, since
+        # a worker that is away must not cost others their connections.
+        async with _beside(held.vectors.of(held, asked.text)) as embedding:
+            async with _transaction(held, principal) as session:
+                begun = await _begin(held, session, principal, asked)
+            vectors = await embedding
+    async with _transaction(held, principal) as session:
+        begun = begun or await _begin(held, session, principal, asked)
         question = Question(
-            principal.tenant_id, asked.filters, vectors, asked.text, lexical, asked.min_score
+            principal.tenant_id, asked.filters, vectors, asked.text, begun.lexical, asked.min_score
         )
-        found = await _fill(session, question, phase, position, asked.limit + 1)
+        found = await _fill(session, question, begun.phase, begun.position, asked.limit + 1)
     page = found[: asked.limit]
     if len(found) <= asked.limit:
         return page, None
-    last = Cursor(page[-1].phase, page[-1].position, lexical)
-    return page, cursor.encode(last, words, *scope)
+    last = Cursor(page[-1].phase, page[-1].position, begun.lexical)
+    return page, cursor.encode(last, begun.words, *scope)
 
 
-async def _words(
-    session: AsyncSession, principal: Principal, text: str
-) -> tuple[list[str], dict[str, int], int]:
-    """All words of the query in order, how often the newest prompts hold each, of how many."""
-    statement = statements.sample_words(principal.tenant_id, text)
-    sampled = (await session.execute(statement)).all()
-    hits = {word: count for word, count, _ in sampled}
-    return sorted(hits), hits, sampled[0][2] if sampled else 0
+@dataclass(frozen=True)
+class _Begun:
+    """What a page's statement needs beside the vectors."""
+
+    phase: Phase
+    position: Position | None
+    lexical: Lexical
+    words: list[str]
+    """All words of the query in order."""
 
 
-async def _weigh(
-    session: AsyncSession, hits: dict[str, int], looked_at: int, prompts: int
-) -> Lexical:
-    """Common words are judged by the sample, the others counted."""
-    if looked_at < statements.SAMPLE:
-        return weigh(hits, prompts)
-    seldom = [word for word, count in hits.items() if count < statements.COMMON_IN_SAMPLE]
-    counts = {word: round(count / looked_at * prompts) for word, count in hits.items()}
-    if seldom:
-        counted = await session.execute(statements.count_words(seldom))
-        counts.update((word, count) for word, count in counted)
-    return weigh(counts, prompts)
+async def _begin(
+    held: Resources, session: AsyncSession, principal: Principal, asked: Asked
+) -> _Begun:
+    """Where the page starts, how it is looked for, and what each word of the query says."""
+    tenant_id, filters = principal.tenant_id, asked.filters
+    taken = await held.censuses.of(session, tenant_id)
+    prepared = statements.prepare(tenant_id, filters, asked.text, list(taken.common))
+    rows, counted = (await session.execute(prepared)).one()
+    counts = {word: taken.common[word] if n is None else n for word, n in counted.items()}
+    words = sorted(counts)
+    if asked.after is not None:
+        last = cursor.decode(asked.after, words, *asked.scope(principal))
+        return _Begun(last.phase, last.position, last.lexical, words)
+    many = taken.many if rows is None else rows > statements.EXACT_UP_TO
+    lexical = weigh(counts, taken.prompts)
+    return _Begun(Phase.MANY if many else Phase.FEW, None, lexical, words)
+
+
+def _transaction(
+    held: Resources, principal: Principal
+) -> AbstractAsyncContextManager[AsyncSession]:
+    return held.tenant_transaction(principal, SECONDS, statements.PLANNING)
+
+
+@asynccontextmanager
+async def _beside(work: Awaitable[T]) -> AsyncIterator["asyncio.Future[T]"]:
+    """Work that goes on beside the block, and ends with it."""
+    begun = asyncio.ensure_future(work)
+    try:
+        yield begun
+    finally:
+        begun.cancel()
+        if begun.done() and not begun.cancelled():
+            begun.exception()  # else asyncio complains of an error that nobody asked for
 
 
 async def _fill(

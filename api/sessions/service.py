@@ -41,7 +41,11 @@ async def get(held: Resources, principal: Principal, session_id: str) -> Session
         Problem: 404.
     """
     async with held.tenant_transaction(principal) as session:
-        return _present(held, await _find(session, principal, session_id))
+        statement = history.get_session(principal.tenant_id, session_id)
+        row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        raise not_found("session")
+    return _present(held, row)
 
 
 async def list_images(
@@ -55,7 +59,7 @@ async def list_images(
     scope = ("session images", principal.tenant_id, session_id)
     before = decode_cursor(after, *scope) if after is not None else None
     async with held.tenant_transaction(principal) as session:
-        await _find(session, principal, session_id)
+        await _require(session, principal, session_id)
         statement = history.list_images(principal.tenant_id, session_id, limit + 1, before)
         found = (await session.scalars(statement)).all()
     page, has_more = found[:limit], len(found) > limit
@@ -73,7 +77,7 @@ async def search_images(held: Resources, principal: Principal, asked: Asked) -> 
         Problem: as `list_images`, and 503 when the text cannot be embedded.
     """
     async with held.tenant_transaction(principal) as session:
-        await _find(session, principal, asked.filters.session_id or "")
+        await _require(session, principal, asked.filters.session_id or "")
     found, next_cursor = await searching.find(held, principal, asked)
     return Page(
         data=[_present_image(held, entry.image, entry.score) for entry in found],
@@ -82,12 +86,10 @@ async def search_images(held: Resources, principal: Principal, asked: Asked) -> 
     )
 
 
-async def _find(session: AsyncSession, principal: Principal, session_id: str) -> Any:
-    statement = history.get_session(principal.tenant_id, session_id)
-    row = (await session.execute(statement)).one_or_none()
-    if row is None:
+async def _require(session: AsyncSession, principal: Principal, session_id: str) -> None:
+    statement = history.find_session(principal.tenant_id, session_id)
+    if (await session.scalars(statement)).one_or_none() is None:
         raise not_found("session")
-    return row
 
 
 def _present(held: Resources, row: Any) -> Session:

@@ -7,6 +7,7 @@ from sqlalchemy import BigInteger, Select, func, select, tuple_
 
 from shared.gallery.models import Image, Session
 from shared.jobs.models import Job
+from shared.tables import only
 
 SessionRow = Select[str, datetime, int, int, datetime | None]
 
@@ -24,18 +25,29 @@ def get_session(tenant_id: UUID, session_id: str) -> SessionRow:
     return _described(tenant_id).where(Session.id == session_id)
 
 
+def find_session(tenant_id: UUID, session_id: str) -> Select[str]:
+    """Its id, if it is there: to count what it holds takes as long as it is big."""
+    return select(Session.id).where(Session.tenant_id == tenant_id, Session.id == session_id)
+
+
 def list_images(tenant_id: UUID, session_id: str, limit: int, before: UUID | None) -> Select[Image]:
     """A session's images, newest first."""
-    statement = select(Image).where(Image.tenant_id == tenant_id, Image.session_id == session_id)
+    own = (Image.tenant_id == tenant_id, only(Image.session_id, session_id))
+    statement = select(Image).where(*own)
     if before is not None:
         statement = statement.where(Image.id < before)
-    return statement.order_by(Image.id.desc()).limit(limit)
+    return statement.order_by(Image.session_id.desc(), Image.id.desc()).limit(limit)
 
 
 def _described(tenant_id: UUID) -> SessionRow:
     images = (Image.tenant_id == tenant_id, Image.session_id == Session.id)
     jobs = (Job.tenant_id == tenant_id, Job.session_id == Session.id)
-    latest = select(Image.created_at).where(*images).order_by(Image.id.desc()).limit(1)
+    latest = (
+        select(Image.created_at)
+        .where(Image.tenant_id == tenant_id, only(Image.session_id, Session.id))
+        .order_by(Image.session_id.desc(), Image.id.desc())
+        .limit(1)
+    )
     return select(
         Session.id,
         Session.created_at,

@@ -84,7 +84,12 @@ class Image(Base):
     __table_args__ = (
         UniqueConstraint("job_id", "index"),
         ForeignKeyConstraint(["tenant_id", "session_id"], ["sessions.tenant_id", "sessions.id"]),
-        Index("ix_images_session", "tenant_id", "session_id", "id"),
+        Index(
+            "ix_images_session",
+            *("tenant_id", "session_id", "id"),
+            # A search within a session needs its prompts and nothing else of its pictures.
+            postgresql_include=["prompt_id"],
+        ),
         Index("ix_images_prompt", "prompt_id", "id"),
         Index("ix_images_seed", "tenant_id", "seed"),
         Index("ix_images_created_at", "tenant_id", "created_at"),

@@ -6,11 +6,12 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, bindparam, insert, select
+from sqlalchemy import Select, insert, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.gallery.models import Image, Prompt, Upload
+from shared.parameters import given, with_given
 
 
 def text_sha256(text: str) -> bytes:
@@ -23,15 +24,15 @@ def find_prompt(tenant_id: UUID, text: str, *, locked: bool = False) -> Select[U
 
     `locked`: it cannot be removed before the transaction ends.
     """
-    return _find_prompt(locked).params(given_tenant=tenant_id, given_sha256=text_sha256(text))
+    return with_given(_find_prompt(locked), tenant=tenant_id, sha256=text_sha256(text))
 
 
 @cache
 def _find_prompt(locked: bool) -> Select[UUID]:
     """Built once: every job's commit asks, and building takes longer than asking."""
     statement = select(Prompt.id).where(
-        Prompt.tenant_id == bindparam("given_tenant", type_=Prompt.tenant_id.type),
-        Prompt.text_sha256 == bindparam("given_sha256", type_=Prompt.text_sha256.type),
+        Prompt.tenant_id == given("tenant", Prompt.tenant_id.type),
+        Prompt.text_sha256 == given("sha256", Prompt.text_sha256.type),
     )
     return statement.with_for_update(read=True, key_share=True) if locked else statement
 
@@ -58,21 +59,18 @@ def ensure_prompt(
 def insert_images(images: Sequence[dict[str, Any]]) -> Select[UUID]:
     """All of a job's images at once, which have the same columns; gives their ids."""
     values = {
-        f"given_{number}_{name}": value
+        f"{number}_{name}": value
         for number, image in enumerate(images)
         for name, value in image.items()
     }
-    return _insert_images(len(images), tuple(images[0])).params(values)
+    return with_given(_insert_images(len(images), tuple(images[0])), **values)
 
 
 @cache
 def _insert_images(count: int, columns: tuple[str, ...]) -> Select[UUID]:
     """Built once, as `_find_prompt` is; a SELECT around it, since INSERTs take no parameters."""
     rows = [
-        {
-            name: bindparam(f"given_{number}_{name}", type_=getattr(Image, name).type)
-            for name in columns
-        }
+        {name: given(f"{number}_{name}", getattr(Image, name).type) for name in columns}
         for number in range(count)
     ]
     # SQLAlchemy compiles an INSERT of several rows anew each time, and that of one row once.

@@ -5,16 +5,15 @@ there``. A weighted sum and not a fusion of ranks: see docs/adr/0013-hybrid-sear
 has the measurements.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import ColumnElement, Double, Text, and_, case, cast, func, literal, or_
+from sqlalchemy import Boolean, ColumnElement, Double, case, cast, func, literal, literal_column
 from sqlalchemy.dialects.postgresql import TSQUERY
 
 from shared.gallery.models import Prompt
-from shared.search.lexical import Lexical, Word, tsquery_of
 
 MEANING = 0.55
 WORDS = 0.2
@@ -32,43 +31,52 @@ class QueryVector:
     text: str
 
 
-def similarity(vectors: Sequence[QueryVector]) -> ColumnElement[float]:
-    """The cosine, -1 … 1; 0 for a prompt whose embedding is of none of these models."""
+def similarity(vectors: Mapping[str, ColumnElement[str]]) -> ColumnElement[float]:
+    """The cosine, -1 … 1; 0 for a prompt whose embedding is of none of these models.
+
+    `vectors` are texts by the names of their models.
+    """
     if not vectors:
         return literal(0.0, Double)
     return case(
         *(
-            (
-                Prompt.embedding_model == vector.model,
-                cast(1 - distance(vector), Double),
-            )
-            for vector in vectors
+            (Prompt.embedding_model == model, cast(1 - distance(vector), Double))
+            for model, vector in vectors.items()
         ),
         else_=literal(0.0, Double),
     )
 
 
-def distance(vector: QueryVector) -> ColumnElement[Any]:
+def distance(vector: ColumnElement[str]) -> ColumnElement[Any]:
     """The cosine distance, 0 … 2, by the full vectors."""
-    return Prompt.embedding.op("<=>", return_type=Double())(
-        cast(literal(vector.text, Text), Vector)
-    )
+    return Prompt.embedding.op("<=>", return_type=Double())(cast(vector, Vector))
 
 
-def words_share(lexical: Lexical) -> ColumnElement[float]:
-    """How much of the query's weight the prompt's words carry, 0 … 1."""
+def words_share(
+    shares: Iterable[tuple[ColumnElement[str], ColumnElement[float]]],
+) -> ColumnElement[float]:
+    """How much of the query's weight the prompt's words carry, 0 … 1.
+
+    `shares` are words, each as a tsquery, and what each carries.
+    """
     total: ColumnElement[float] = literal(0.0, Double)
-    for word, share in lexical.shares():
-        total = total + case((_holds(word), literal(share, Double)), else_=literal(0.0, Double))
+    for word, share in shares:
+        total = total + case((holds(word), share), else_=literal(0.0, Double))
     return total
 
 
-def is_exact(phrase: str, lexical: Lexical) -> ColumnElement[bool]:
-    """The phrase as it stands, or every rare word of it."""
-    whole: ColumnElement[bool] = Prompt.words.op("@@")(phrase_query(phrase))
-    if not lexical.rare:
-        return whole
-    return or_(whole, and_(*(_holds(word) for word in lexical.rare)))
+def is_exact(phrase: ColumnElement[str], rare: ColumnElement[str] | None) -> ColumnElement[bool]:
+    """The phrase as it stands, or every rare word of it: `rare` is a tsquery, None for no such."""
+    whole = phrase_query(phrase)
+    if rare is not None:
+        # One look at a row's words in place of two.
+        whole = whole.op("||", return_type=TSQUERY())(cast(rare, TSQUERY))
+    return Prompt.words.op("@@", return_type=Boolean())(whole)
+
+
+def holds(words: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a prompt has what a tsquery asks."""
+    return Prompt.words.op("@@", return_type=Boolean())(cast(words, TSQUERY))
 
 
 def fused(
@@ -89,15 +97,6 @@ def rounded(score: ColumnElement[Any]) -> ColumnElement[float]:
     return cast(func.round(cast(score, Double) * scale) / scale, Double)
 
 
-def phrase_query(phrase: str) -> ColumnElement[Any]:
+def phrase_query(phrase: ColumnElement[str]) -> ColumnElement[Any]:
     """The words of a text, one after the other."""
-    return func.phraseto_tsquery("simple", phrase, type_=TSQUERY)
-
-
-def word_query(words: Sequence[Word]) -> str:
-    """A tsquery for any of the words."""
-    return " | ".join(tsquery_of(word.text) for word in words)
-
-
-def _holds(word: Word) -> ColumnElement[bool]:
-    return Prompt.words.op("@@")(cast(literal(tsquery_of(word.text), Text), TSQUERY))
+    return func.phraseto_tsquery(literal_column("'simple'"), phrase, type_=TSQUERY)

@@ -13,8 +13,8 @@ from sqlalchemy import (
     Select,
     Text,
     TextClause,
+    cast,
     column,
-    literal,
     literal_column,
     select,
     table,
@@ -71,10 +71,12 @@ class EmbeddingIndexes:
             )
         )
 
-    def nearest(self, model: str, dimensions: int, vector: str) -> tuple[str, ColumnElement[float]]:
+    def nearest(
+        self, model: str, dimensions: int, vector: ColumnElement[str]
+    ) -> tuple[str, ColumnElement[float]]:
         """(condition, order) that a model's index serves: exactly what it was made with."""
         near = literal_column(f"({self.table}.embedding::halfvec({dimensions}))").op("<=>")(
-            literal(vector, Text).op("::")(literal_column(f"halfvec({dimensions})"))
+            cast(vector, Text).op("::")(literal_column(f"halfvec({dimensions})"))
         )
         return f"{self.table}.embedding_model = {quote(model)}", near
 

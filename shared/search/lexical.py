@@ -7,7 +7,7 @@ Weights are those of BM25 (Robertson and Zaragoza, "The Probabilistic Relevance 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 MAX_WORDS = 8
@@ -69,6 +69,16 @@ def _is_rare(count: int, prompts: int) -> bool:
     if prompts < _JUDGED_FROM:
         return False
     return count <= max(_RARE_COUNT, _RARE_SHARE * prompts)
+
+
+def all_of(words: Iterable[Word]) -> str:
+    """A tsquery for every one of the words."""
+    return " & ".join(tsquery_of(word.text) for word in words)
+
+
+def any_of(words: Iterable[Word]) -> str:
+    """A tsquery for any of the words."""
+    return " | ".join(tsquery_of(word.text) for word in words)
 
 
 def tsquery_of(word: str) -> str:

@@ -27,16 +27,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.gallery.models import Image, ImageVector, Prompt
-from shared.search.filters import Filters
+from shared.parameters import with_given
+from shared.search.filters import Filters, image_conditions
 from shared.search.fusion import QueryVector, rounded
 from shared.search.index import PICTURES
+from shared.search.question import Position
 from shared.search.statements import (
     CANDIDATES,
-    EXACT_UP_TO,
     Hits,
-    Position,
-    how_indexes_are_searched,
-    image_conditions,
 )
 
 
@@ -48,22 +46,6 @@ class Likeness:
     filters: Filters
     vector: QueryVector
     min_score: float | None = None
-
-
-def prepare(tenant_id: UUID, filters: Filters) -> Select[int, str, str, str]:
-    """(pictures, …): what the filters leave, counted up to the border.
-
-    Also sets, for this transaction, how HNSW indexes are searched.
-    """
-    found = (
-        select(literal(1))
-        .where(*image_conditions(tenant_id, filters))
-        .limit(EXACT_UP_TO + 1)
-        .subquery()
-    )
-    return select(
-        select(func.count()).select_from(found).scalar_subquery(), *how_indexes_are_searched()
-    )
 
 
 def page_of_few(asked: Likeness, limit: int, after: Position | None) -> Hits:
@@ -124,12 +106,14 @@ def store_vector(image_id: UUID, model: str, embedding: Sequence[float] | None) 
 
 def _nearest(asked: Likeness) -> Select[UUID]:
     vector = asked.vector
-    is_of_model, near = PICTURES.nearest(vector.model, vector.dimensions, vector.text)
+    is_of_model, near = PICTURES.nearest(
+        vector.model, vector.dimensions, literal(vector.text, Text)
+    )
     statement = select(ImageVector.image_id).where(
         ImageVector.tenant_id == asked.tenant_id, literal_column(is_of_model)
     )
     if asked.filters.narrows:
-        conditions = image_conditions(asked.tenant_id, asked.filters)
+        conditions = image_conditions(asked.filters.asks)
         fits = select(Image.id).where(Image.id == ImageVector.image_id, *conditions)
         statement = statement.where(fits.exists())
     return statement.order_by(near).limit(CANDIDATES)
@@ -147,7 +131,7 @@ def _page(
         select(Image, Prompt.text, Image.prompt_id, score, similarity.label("similarity"))
         .join(Prompt, Prompt.id == Image.prompt_id)
         .outerjoin(ImageVector, of_model)
-        .where(*image_conditions(asked.tenant_id, asked.filters))
+        .where(*image_conditions(asked.filters.asks))
     )
     if among is not None:
         statement = statement.where(among)
@@ -157,7 +141,8 @@ def _page(
         statement = statement.where(
             tuple_(score, Image.id) < tuple_(literal(after.score), after.image_id)
         )
-    return statement.order_by(score.desc(), Image.id.desc()).limit(limit)
+    statement = statement.order_by(score.desc(), Image.id.desc()).limit(limit)
+    return with_given(statement, tenant=asked.tenant_id, **asked.filters.values())
 
 
 def _similarity(vector: QueryVector) -> ColumnElement[float]:

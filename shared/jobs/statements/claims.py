@@ -32,12 +32,11 @@ from shared.jobs.statements.parts import (
     NOW,
     JobRows,
     close_attempts,
-    given,
     is_due,
     take_from_worker,
     told,
-    with_given,
 )
+from shared.parameters import given, with_given
 from shared.webhooks.events import STARTS_OF_JOBS
 
 

@@ -16,11 +16,10 @@ from shared.jobs.statements.parts import (
     MAX_LOSSES,
     NOW,
     end_attempt,
-    given,
     requeued,
     terminal,
-    with_given,
 )
+from shared.parameters import given, with_given
 
 
 def succeed(

@@ -9,6 +9,7 @@ from sqlalchemy import Select, select
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import JobState
 from shared.jobs.statements.parts import ahead_of
+from shared.tables import only
 
 
 def get_job(tenant_id: UUID, job_id: UUID) -> Select[Job]:
@@ -33,7 +34,8 @@ def list_jobs(
     if states:
         statement = statement.where(Job.state.in_(states))
     if session_id is not None:
-        statement = statement.where(Job.session_id == session_id)
+        statement = statement.where(only(Job.session_id, session_id))
+        statement = statement.order_by(Job.session_id.desc())
     if created_after is not None:
         statement = statement.where(Job.created_at > created_after)
     if created_before is not None:

@@ -5,11 +5,9 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    BindParameter,
     Select,
     Update,
     and_,
-    bindparam,
     case,
     func,
     null,
@@ -37,20 +35,6 @@ NOW = func.clock_timestamp()
 SCAN_TIME = func.statement_timestamp()
 
 JobRows = TypedReturnsRows[Job]
-
-
-def given(name: str, type_: Any) -> BindParameter[Any]:
-    """A value that comes with `with_given`.
-
-    Statements of the paths that every job takes are built once and run with other values each
-    time: to build one takes several times as long as to run it.
-    """
-    return bindparam(f"given_{name}", type_=type_)
-
-
-def with_given(statement: Select[Any], **values: Any) -> Select[Any]:
-    """A statement that was built once, with the values of this time."""
-    return statement.params({f"given_{name}": value for name, value in values.items()})
 
 
 def ahead_of(job_id: Any, model: Any, lane: Any) -> Select[int]:

