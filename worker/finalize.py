@@ -5,16 +5,17 @@ outage costs no second run.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from PIL import Image
+from sqlalchemy import Select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery import statements as gallery
+from shared.database import one_statement
 from shared.ids import new_id, to_wire
 from shared.jobs import statements as ledger
 from shared.jobs.models import Job
@@ -111,30 +112,31 @@ def commit(
         SQLAlchemyError: Postgres stayed away.
     """
     gpu_seconds = sum(picture.row["gpu_seconds"] for picture in pictures)
-
-    def rows(session: Session) -> list[dict[str, Any]]:
-        prompt_id = prompt.ensure(session)
-        return [{**picture.row, "prompt_id": prompt_id} for picture in pictures]
+    rows = [picture.row for picture in pictures]
+    success = ledger.succeed(
+        job.id,
+        lease.attempt,
+        gpu_seconds,
+        warnings,
+        images=rows,
+        prompt_sha256=prompt.sha256,
+    )
 
     def one_try() -> Job:
         prompt.look_up(database)
-        return commit_rows(
-            database, job.id, lease.attempt, rows, gpu_seconds=gpu_seconds, warnings=warnings
-        )
+        return commit_success(database, job.id, lease.attempt, success, prompt)
 
     return with_ledger(one_try, lease)
 
 
-def commit_rows(
+def commit_success(
     database: sessionmaker[Session],
     job_id: UUID,
     attempt: int,
-    rows: Callable[[Session], Sequence[dict[str, Any]]],
-    *,
-    gpu_seconds: float,
-    warnings: Sequence[dict[str, str]],
+    success: Select[Job],
+    prompt: PromptRow,
 ) -> Job:
-    """One transaction: the job's success, fenced by its attempt, and its images.
+    """Commit the job's success with its images: one statement where the prompt is on record.
 
     Safe to repeat: after an earlier try whose COMMIT was not answered it finds the job done.
 
@@ -142,12 +144,17 @@ def commit_rows(
         LeaseGone: the attempt is not the running one; nothing was written.
         SQLAlchemyError: Postgres is away, or refuses.
     """
+    if prompt.known:
+        with one_statement(database) as session:
+            done = session.scalars(success).one_or_none()
+        if done is not None:
+            return done
     with database.begin() as session:
-        done = session.scalars(ledger.succeed(job_id, attempt, gpu_seconds, warnings)).one_or_none()
+        # New, or removed by retention since. Without the success it is not kept either.
+        prompt.ensure(session)
+        done = session.scalars(success).one_or_none()
         if done is None:
             done = session.scalars(ledger.find_committed(job_id, attempt)).one_or_none()
-            if done is None:
-                raise LeaseGone
-            return done
-        session.execute(gallery.insert_images(rows(session)))
+        if done is None:
+            raise LeaseGone
         return done

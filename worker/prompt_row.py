@@ -1,8 +1,5 @@
 """The row of a job's prompt: found, or embedded while the device makes the picture."""
 
-from uuid import UUID
-
-from sqlalchemy import Select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.database import one_statement
@@ -28,27 +25,30 @@ class PromptRow:
         """
         if self._known or self._embedding is not None:
             return
+        statement = gallery.find_prompt(self._job.tenant_id, self._job.prompt)
         with one_statement(database) as session:
-            self._known = session.scalars(self._find()).one_or_none() is not None
+            self._known = session.scalars(statement).one_or_none() is not None
         if not self._known:
             self._embed()
 
-    def ensure(self, session: Session) -> UUID:
-        """Its id, inside the transaction that needs it; made there if it is new."""
-        embedding = self._embedding
-        if embedding is None:
-            known = session.scalars(self._find(locked=True)).one_or_none()
-            if known is not None:
-                return known
-            # Retention has removed it since.
-            embedding = self._embed()
-        made = gallery.ensure_prompt(
-            self._job.tenant_id, self._job.prompt, embedding, self._embedder.model_name
-        )
-        return session.scalars(made).one()
+    @property
+    def known(self) -> bool:
+        """Whether it was on record when it was looked up."""
+        return self._known
 
-    def _find(self, *, locked: bool = False) -> Select[UUID]:
-        return gallery.find_prompt(self._job.tenant_id, self._job.prompt, locked=locked)
+    @property
+    def sha256(self) -> bytes:
+        """What its row is found by."""
+        return gallery.text_sha256(self._job.prompt)
+
+    def ensure(self, session: Session) -> None:
+        """Have it on record in the transaction, and until its end."""
+        embedding = self._embedding or self._embed()
+        session.execute(
+            gallery.ensure_prompt(
+                self._job.tenant_id, self._job.prompt, embedding, self._embedder.model_name
+            )
+        )
 
     def _embed(self) -> list[float]:
         [self._embedding] = self._embedder.embed([self._job.prompt])

@@ -19,22 +19,18 @@ def text_sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
-def find_prompt(tenant_id: UUID, text: str, *, locked: bool = False) -> Select[UUID]:
-    """The id of a prompt that is already known, embedding and all.
-
-    `locked`: it cannot be removed before the transaction ends.
-    """
-    return with_given(_find_prompt(locked), tenant=tenant_id, sha256=text_sha256(text))
+def find_prompt(tenant_id: UUID, text: str) -> Select[UUID]:
+    """The id of a prompt that is already known, embedding and all."""
+    return with_given(_find_prompt(), tenant=tenant_id, sha256=text_sha256(text))
 
 
 @cache
-def _find_prompt(locked: bool) -> Select[UUID]:
-    """Built once: every job's commit asks, and building takes longer than asking."""
-    statement = select(Prompt.id).where(
+def _find_prompt() -> Select[UUID]:
+    """Built once: every job asks, and building takes longer than asking."""
+    return select(Prompt.id).where(
         Prompt.tenant_id == given("tenant", Prompt.tenant_id.type),
         Prompt.text_sha256 == given("sha256", Prompt.text_sha256.type),
     )
-    return statement.with_for_update(read=True, key_share=True) if locked else statement
 
 
 def ensure_prompt(
@@ -54,29 +50,6 @@ def ensure_prompt(
         # that would lock the row against every commit whose images name this prompt.
         set_={"embedding_model": Prompt.embedding_model},
     ).returning(Prompt.id)
-
-
-def insert_images(images: Sequence[dict[str, Any]]) -> Select[UUID]:
-    """All of a job's images at once, which have the same columns; gives their ids."""
-    values = {
-        f"{number}_{name}": value
-        for number, image in enumerate(images)
-        for name, value in image.items()
-    }
-    return with_given(_insert_images(len(images), tuple(images[0])), **values)
-
-
-@cache
-def _insert_images(count: int, columns: tuple[str, ...]) -> Select[UUID]:
-    """Built once, as `_find_prompt` is; a SELECT around it, since INSERTs take no parameters."""
-    rows = [
-        {name: given(f"{number}_{name}", getattr(Image, name).type) for name in columns}
-        for number in range(count)
-    ]
-    # SQLAlchemy compiles an INSERT of several rows anew each time, and that of one row once.
-    insertion = insert(Image).values(rows if count > 1 else rows[0])
-    inserted = insertion.returning(Image.id).cte("inserted")
-    return select(inserted.c.id)
 
 
 def list_images_of_jobs(job_ids: Iterable[UUID]) -> Select[Image]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.jobs.models import Job
 from shared.jobs.statements import endings
@@ -176,14 +175,14 @@ def _without_fencing() -> None:
     LeaseKeeper.renew = lambda _: None  # type: ignore[method-assign]
     endings._held = lambda job_id, _: update(Job).where(Job.id == job_id)
 
-    def overwrite(images: Sequence[dict[str, Any]]) -> Any:
-        statement = insert(Image).values(images)
+    def overwrite(columns: Sequence[str], rows: Any) -> Any:
+        statement = insert(Image).from_select(columns, rows)
         return statement.on_conflict_do_update(
             index_elements=[Image.job_id, Image.index],
             set_={name: statement.excluded[name] for name in ("id", "attempt", "s3_key", "sha256")},
         )
 
-    gallery.insert_images = overwrite  # type: ignore[assignment]
+    endings._insertion = overwrite
 
 
 def _with_no_dispatcher() -> None:

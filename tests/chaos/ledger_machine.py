@@ -84,9 +84,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.session = self.database()
         name = f"machine {new_id()}"
         self.tenant = self.session.scalars(tenancy.ensure_tenant(name)).one()
-        self.prompt = self.session.scalars(
-            gallery.ensure_prompt(self.tenant, "p", [1.0] + [0.0] * 383, "test")
-        ).one()
+        self.session.execute(gallery.ensure_prompt(self.tenant, "p", [1.0] + [0.0] * 383, "test"))
 
     def teardown(self) -> None:
         """Leave nothing for the next history's dispatcher to find."""
@@ -166,9 +164,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=jobs, attempt=st.integers(1, 6))
     def commit(self, job: UUID, attempt: int) -> None:
         model = self.expected[job]
-        done = self.session.scalars(statements.succeed(job, attempt, 1.0)).one_or_none()
-        if done is not None:
-            self.session.execute(gallery.insert_images([self._image(job, attempt)]))
+        image = self._image(job, attempt)
+        success = statements.succeed(
+            job, attempt, 1.0, images=[image], prompt_sha256=gallery.text_sha256("p")
+        )
+        done = self.session.scalars(success).one_or_none()
         assert (done is not None) == self._held(model, attempt)
         if done is not None:
             model.end("succeeded")
@@ -321,7 +321,6 @@ class LedgerMachine(RuleBasedStateMachine):
             "tenant_id": self.tenant,
             "job_id": job,
             "session_id": "s1",
-            "prompt_id": self.prompt,
             "index": 0,
             "attempt": attempt,
             "seed": 7,

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,9 +29,10 @@ from tests.chaos.ledger_machine import LedgerMachine
 from tests.chaos.proxy import Proxy, Verdict
 from tests.chaos.result import Result
 from tests.jobs import accept
-from worker.finalize import LeaseGone, commit_rows
+from worker.finalize import commit_success
 from worker.leases import Lease
-from worker.patience import with_ledger
+from worker.patience import LeaseGone, with_ledger
+from worker.prompt_row import PromptRow
 
 FAULTS = (0.0, 0.05, 0.10)
 _AT_ONCE = 16
@@ -72,7 +73,7 @@ def t13_races(folder: Path, n: int) -> list[Result]:
         url = url.replace(f":{servers.postgres.port}", f":{proxy.port}")
         engine = create_engine(url, pool_size=40, pool_pre_ping=True)
         faulty = session_factory(engine)
-        owner = _tenant_and_prompt(database)
+        tenant = _tenant(database)
         for share in FAULTS:
             result = Result(
                 f"T13 {share:.0%}", f"claim and commit races, {share:.0%} faults", 0, 1000
@@ -86,7 +87,7 @@ def t13_races(folder: Path, n: int) -> list[Result]:
             before = proxy.cuts
             proxy.judge = judge
             with ThreadPoolExecutor(_AT_ONCE) as threads:
-                entered = [Race(database, faulty, *owner) for _ in range(n // len(FAULTS))]
+                entered = [Race(database, faulty, tenant) for _ in range(n // len(FAULTS))]
                 races = list(threads.map(Race.run, entered))
             result.violations = [problem for race in races for problem in race.judge()]
             result.n = result.jobs = len(races)
@@ -103,18 +104,15 @@ class Race:
     """One job and two workers, each of which believes for a while that it holds it."""
 
     def __init__(
-        self,
-        database: sessionmaker[Session],
-        faulty: sessionmaker[Session],
-        tenant: UUID,
-        prompt: UUID,
+        self, database: sessionmaker[Session], faulty: sessionmaker[Session], tenant: UUID
     ) -> None:
         self._database = database
         self._faulty = faulty
         self._tenant = tenant
-        self._prompt = prompt
+        # A known prompt is committed in one statement, a new one in a transaction.
+        prompt = random.choice((_KNOWN, str(new_id())))
         with database.begin() as session:
-            self._job = accept(session, self._tenant, max_attempts=9).id
+            self._job = accept(session, self._tenant, max_attempts=9, prompt=prompt).id
         self._committed: list[int] = []
         self.refused = 0
         self._barrier = threading.Barrier(2)
@@ -157,10 +155,13 @@ class Race:
         return None
 
     def _commit(self, job: Job, lease: Lease) -> Job:
-        rows = [self._image(job)]
-        return commit_rows(
-            self._faulty, job.id, lease.attempt, lambda _: rows, gpu_seconds=1.0, warnings=()
+        image = self._image(job)
+        prompt = PromptRow(_Meaningless(), job)  # type: ignore[arg-type]
+        success = statements.succeed(
+            job.id, lease.attempt, 1.0, images=[image], prompt_sha256=prompt.sha256
         )
+        prompt.look_up(self._faulty)
+        return commit_success(self._faulty, job.id, lease.attempt, success, prompt)
 
     def _image(self, job: Job) -> dict[str, Any]:
         return {
@@ -168,7 +169,6 @@ class Race:
             "tenant_id": self._tenant,
             "job_id": job.id,
             "session_id": "s1",
-            "prompt_id": self._prompt,
             "index": 0,
             "attempt": job.attempt,
             "seed": 7,
@@ -211,11 +211,25 @@ class Race:
         return f"{job_id} {job.state} at attempt {job.attempt}"
 
 
-def _tenant_and_prompt(database: sessionmaker[Session]) -> tuple[UUID, UUID]:
+class _Meaningless:
+    """An embedder for where nobody will search."""
+
+    model_name = "test"
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """The same vector for each."""
+        return [[1.0] + [0.0] * 383 for _ in texts]
+
+
+_KNOWN = "p"
+
+
+def _tenant(database: sessionmaker[Session]) -> UUID:
     with database.begin() as session:
         tenant = session.scalars(tenancy.ensure_tenant("races")).one()
-        made = gallery.ensure_prompt(tenant, "p", [1.0] + [0.0] * 383, "test")
-        return tenant, session.scalars(made).one()
+        [vector] = _Meaningless().embed([_KNOWN])
+        session.execute(gallery.ensure_prompt(tenant, _KNOWN, vector, "test"))
+        return tenant
 
 
 @contextmanager

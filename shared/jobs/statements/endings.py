@@ -6,43 +6,103 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Float, Integer, Select, Update, case, cast, null, or_, select, update
+from sqlalchemy import (
+    Float,
+    Integer,
+    LargeBinary,
+    Select,
+    Update,
+    case,
+    cast,
+    insert,
+    null,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
 from sqlalchemy import Uuid as UuidType
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.gallery.models import Image, Prompt
 from shared.jobs.models import Job
 from shared.jobs.state import AttemptOutcome, JobState
 from shared.jobs.statements.parts import (
     MAX_LOSSES,
     NOW,
+    close_attempts,
     end_attempt,
     requeued,
     terminal,
+    told,
 )
 from shared.parameters import given, with_given
 
 
 def succeed(
-    job_id: UUID, attempt: int, gpu_seconds: float, warnings: Sequence[dict[str, str]] = ()
+    job_id: UUID,
+    attempt: int,
+    gpu_seconds: float,
+    warnings: Sequence[dict[str, str]] = (),
+    *,
+    images: Sequence[dict[str, Any]] = (),
+    prompt_sha256: bytes = b"",
 ) -> Select[Job]:
-    """running → succeeded, for the holder of the attempt only."""
-    return with_given(
-        _succeed(), job=job_id, attempt=attempt, gpu_seconds=gpu_seconds, warnings=list(warnings)
-    )
+    """running → succeeded, for the holder of the attempt only, together with its images.
+
+    One statement, so one round trip, and all or nothing. `images` are rows without `prompt_id`, all
+    with the same columns: the prompt is found by its tenant and hash. Where it is not on record
+    nothing happens, as where the attempt is not the running one.
+    """
+    values = {"job": job_id, "attempt": attempt, "gpu_seconds": gpu_seconds}
+    for number, image in enumerate(images):
+        values |= {f"{number}_{name}": value for name, value in image.items()}
+    if images:
+        values |= {"tenant": images[0]["tenant_id"], "prompt": prompt_sha256}
+    statement = _succeed(len(images), tuple(images[0]) if images else ())
+    return with_given(statement, **values, warnings=list(warnings))
 
 
 @cache
-def _succeed() -> Select[Job]:
+def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
     gpu_seconds = given("gpu_seconds", Float)
-    return end_attempt(
-        _held(given("job", UuidType), given("attempt", Integer)).values(
-            **terminal(JobState.SUCCEEDED),
-            gpu_seconds=gpu_seconds,
-            warnings=Job.warnings.op("||")(cast(given("warnings", JSONB), JSONB)),
-        ),
-        AttemptOutcome.SUCCEEDED,
+    transition = _held(given("job", UuidType), given("attempt", Integer)).values(
+        **terminal(JobState.SUCCEEDED),
         gpu_seconds=gpu_seconds,
+        warnings=Job.warnings.op("||")(cast(given("warnings", JSONB), JSONB)),
     )
+    if not images:
+        return end_attempt(transition, AttemptOutcome.SUCCEEDED, gpu_seconds=gpu_seconds)
+    # Locked, so that nobody deletes it before the images name it.
+    prompt = (
+        select(Prompt.id)
+        .where(
+            Prompt.tenant_id == given("tenant", UuidType),
+            Prompt.text_sha256 == given("prompt", LargeBinary),
+        )
+        .with_for_update(read=True, key_share=True)
+        .cte("prompt")
+    )
+    ended = transition.where(select(prompt.c.id).exists()).returning(Job).cte("ended")
+    attempt = close_attempts(ended, AttemptOutcome.SUCCEEDED, gpu_seconds=gpu_seconds)
+    rows = union_all(
+        *(
+            select(
+                *(given(f"{n}_{name}", _TYPES[name]).label(name) for name in columns), prompt.c.id
+            ).join_from(prompt, ended, true())
+            for n in range(images)
+        )
+    )
+    inserted = _insertion([*columns, "prompt_id"], rows).cte("inserted")
+    return told(ended, attempt.cte("attempt"), inserted)
+
+
+def _insertion(columns: Sequence[str], rows: Any) -> Any:
+    return insert(Image).from_select(columns, rows)
+
+
+_TYPES = {name: column.type for name, column in Image.__table__.columns.items()}
 
 
 def fail(job_id: UUID, attempt: int, code: str, message: str) -> Select[Job]:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.gallery import statements as gallery
@@ -204,7 +204,7 @@ def finish(
             "receipt": {},
             "gpu_seconds": 1.0,
         }
-        session.execute(gallery.insert_images([row]))
+        session.execute(insert(Image).values(row))
     return job, keys
 
 

@@ -4,10 +4,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import insert
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.eta.statements import list_finished
 from shared.gallery import statements as gallery
+from shared.gallery.models import Image
 from shared.ids import earliest_id_at
 from shared.jobs import statements
 from tests.jobs import accept
@@ -49,7 +51,7 @@ def test_a_job_is_evidence_when_it_ends_not_when_its_first_image_was_made(
             }
             for index, at in enumerate(made_at)
         ]
-        session.execute(gallery.insert_images(rows))
+        session.execute(insert(Image).values(rows))
     with ledger() as session:
         found = session.execute(list_finished(now - timedelta(seconds=30), 10)).all()
     [row] = [row for row in found if row.image_id == rows[1]["id"]]

@@ -10,11 +10,12 @@ from uuid import UUID, uuid4
 
 import redis
 from celery import Celery
-from sqlalchemy import func
+from sqlalchemy import func, insert
 from sqlalchemy.orm import Session
 
 from api.search.embedding import unpack
 from shared.gallery import statements as gallery
+from shared.gallery.models import Image
 from shared.ids import new_id
 from shared.jobs.models import Job
 from shared.jobs.statements import ensure_session
@@ -116,5 +117,5 @@ def insert_image(
         "starred": starred,
         **columns,
     }
-    session.execute(gallery.insert_images([facts]))
+    session.execute(insert(Image).values(facts))
     return image_id
