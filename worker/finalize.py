@@ -126,7 +126,9 @@ def commit(
         prompt.look_up(database)
         return commit_success(database, job.id, lease.attempt, success, prompt)
 
-    return with_ledger(one_try, lease)
+    done = with_ledger(one_try, lease)
+    prompt.committed()
+    return done
 
 
 def commit_success(

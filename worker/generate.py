@@ -35,6 +35,7 @@ from worker.models.residency import Residency
 from worker.process import WorkerProcess
 from worker.progress import ProgressReporter
 from worker.progress_webhooks import ProgressWebhooks
+from worker.prompt_row import PromptRows
 from worker.stop_signals import StopSignals
 from worker.tasks import register_generate
 from worker.webhook_hints import WebhookHints
@@ -77,7 +78,7 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         database=database,
         redis=client,
         storage=Storage(settings, max_connections=_S3_CONNECTIONS),
-        embedder=Embedder(settings),
+        prompts=PromptRows(Embedder(settings)),
         leases=leases,
         progress=ProgressReporter(client, hints, ProgressWebhooks(database, hints)),
         drain_order=drain,

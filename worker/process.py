@@ -24,11 +24,11 @@ from shared.queue.publish import publish_job
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.draining import Drain
-from worker.embedder import Embedder
 from worker.identity import Identity
 from worker.leases import LeaseKeeper, StopReason
 from worker.models.residency import Residency
 from worker.progress import ProgressReporter
+from worker.prompt_row import PromptRows
 
 log = get_logger(__name__)
 
@@ -50,7 +50,7 @@ class WorkerProcess:
     database: sessionmaker[Session]
     redis: "redis.Redis"
     storage: Storage
-    embedder: Embedder
+    prompts: PromptRows
     leases: LeaseKeeper
     progress: ProgressReporter
     drain_order: Drain

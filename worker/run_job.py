@@ -127,7 +127,7 @@ def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Pictu
 def _perform_on(
     engine: Engine, worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]
 ) -> Job:
-    prompt = PromptRow(worker.embedder, job)
+    prompt = worker.prompts.of(job)
     for index, generated in enumerate(_generate(worker, engine, job, lease, prompt)):
         with worker.encoders, telemetry.span("encode image"):
             picture = develop(job, index, generated)

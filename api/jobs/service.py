@@ -136,9 +136,14 @@ async def get(held: Resources, principal: Principal, job_id: str) -> Job:
     row_id = parse_id("job", job_id, "job")
     position, paused = None, False
     async with held.tenant_transaction(principal) as session:
-        row = await _find(session, principal, row_id)
-        images = (await session.scalars(gallery.list_images_of_jobs([row_id]))).all()
-        attempts = (await session.scalars(statements.list_attempts([row_id]))).all()
+        whole = statements.get_whole_job(principal.tenant_id, row_id)
+        found = (await session.execute(whole)).all()
+        if not found:
+            raise not_found("job")
+        row = found[0][0]
+        # Each image comes once with each attempt; the session holds each row as one object.
+        images = list(dict.fromkeys(image for _, image, _ in found if image is not None))
+        attempts = list(dict.fromkeys(one for _, _, one in found if one is not None))
         if row.state == JobState.QUEUED:
             position = (await session.scalars(statements.count_ahead(row))).one()
             if row.batch_id is not None:

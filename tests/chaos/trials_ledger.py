@@ -32,7 +32,7 @@ from tests.jobs import accept
 from worker.finalize import commit_success
 from worker.leases import Lease
 from worker.patience import LeaseGone, with_ledger
-from worker.prompt_row import PromptRow
+from worker.prompt_row import PromptRows
 
 FAULTS = (0.0, 0.05, 0.10)
 _AT_ONCE = 16
@@ -156,7 +156,7 @@ class Race:
 
     def _commit(self, job: Job, lease: Lease) -> Job:
         image = self._image(job)
-        prompt = PromptRow(_Meaningless(), job)  # type: ignore[arg-type]
+        prompt = PromptRows(_Meaningless()).of(job)  # type: ignore[arg-type]
         success = statements.succeed(
             job.id, lease.attempt, 1.0, images=[image], prompt_sha256=prompt.sha256
         )

@@ -47,6 +47,7 @@ from shared.jobs.statements.lookups import (
     count_ahead,
     find_unfinished_marked,
     get_job,
+    get_whole_job,
     list_attempts,
     list_jobs,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "find_unfinished_marked",
     "forget_idempotency_keys",
     "get_job",
+    "get_whole_job",
     "insert_job",
     "list_attempts",
     "list_due",

@@ -2,19 +2,41 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, Uuid, select
 
+from shared.gallery.models import Image
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import JobState
 from shared.jobs.statements.parts import ahead_of
+from shared.parameters import given, with_given
 from shared.tables import only
 
 
 def get_job(tenant_id: UUID, job_id: UUID) -> Select[Job]:
     """A tenant's job."""
     return select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
+
+
+def get_whole_job(tenant_id: UUID, job_id: UUID) -> Select[Job, Image, JobAttempt]:
+    """A tenant's job with its images and attempts, in one round trip: every combination of the two,
+    by the image's index and the attempt's number; None in place of one where there is none.
+    """
+    return with_given(_get_whole_job(), tenant=tenant_id, job=job_id)
+
+
+@cache
+def _get_whole_job() -> Select[Job, Image, JobAttempt]:
+    """Built once: every client that polls or waits asks."""
+    return (
+        select(Job, Image, JobAttempt)
+        .outerjoin(Image, Image.job_id == Job.id)
+        .outerjoin(JobAttempt, JobAttempt.job_id == Job.id)
+        .where(Job.tenant_id == given("tenant", Uuid), Job.id == given("job", Uuid))
+        .order_by(Image.index, JobAttempt.number)
+    )
 
 
 def list_jobs(
