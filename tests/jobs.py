@@ -34,6 +34,30 @@ def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
     }
 
 
+def image_columns(job: Job, index: int = 0, **fields: Any) -> dict[str, Any]:
+    """The row of a picture of the attempt in hand, without its prompt and its objects."""
+    key = f"{job.session_id}/{job.id}/{job.attempt}/{index:02}"
+    return {
+        "id": new_id(),
+        "tenant_id": job.tenant_id,
+        "job_id": job.id,
+        "session_id": job.session_id,
+        "index": index,
+        "attempt": job.attempt,
+        "seed": job.seeds[index],
+        "width": job.width,
+        "height": job.height,
+        "content_type": "image/png",
+        "bytes": 1,
+        "sha256": "0" * 64,
+        "s3_key": f"{key}.png",
+        "thumbnail_s3_key": f"{key}.thumb.webp",
+        "receipt": {},
+        "gpu_seconds": 1.0,
+        **fields,
+    }
+
+
 def accept(session: Session, tenant_id: UUID, **fields: Any) -> Job:
     """Insert a job, and its session on first use; does not publish it."""
     columns = job_columns(tenant_id, **fields)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from hypothesis import HealthCheck, settings
@@ -28,7 +28,7 @@ from shared.tenancy import statements as tenancy
 from tests.chaos.ledger_machine import LedgerMachine
 from tests.chaos.proxy import Proxy, Verdict
 from tests.chaos.result import Result
-from tests.jobs import accept
+from tests.jobs import accept, image_columns
 from worker.finalize import commit_success
 from worker.leases import Lease
 from worker.patience import LeaseGone, with_ledger
@@ -155,33 +155,12 @@ class Race:
         return None
 
     def _commit(self, job: Job, lease: Lease) -> Job:
-        image = self._image(job)
         prompt = PromptRows(_Meaningless()).of(job)  # type: ignore[arg-type]
         success = statements.succeed(
-            job.id, lease.attempt, 1.0, images=[image], prompt_sha256=prompt.sha256
+            job.id, lease.attempt, 1.0, images=[image_columns(job)], prompt_sha256=prompt.sha256
         )
         prompt.look_up(self._faulty)
         return commit_success(self._faulty, job.id, lease.attempt, success, prompt)
-
-    def _image(self, job: Job) -> dict[str, Any]:
-        return {
-            "id": new_id(),
-            "tenant_id": self._tenant,
-            "job_id": job.id,
-            "session_id": "s1",
-            "index": 0,
-            "attempt": job.attempt,
-            "seed": 7,
-            "width": 64,
-            "height": 64,
-            "content_type": "image/png",
-            "bytes": 1,
-            "sha256": "0" * 64,
-            "s3_key": f"s1/{job.id}/{job.attempt}/00.png",
-            "thumbnail_s3_key": f"s1/{job.id}/{job.attempt}/00.thumb.webp",
-            "receipt": {},
-            "gpu_seconds": 1.0,
-        }
 
     def judge(self) -> list[str]:
         """What is wrong with the job now."""

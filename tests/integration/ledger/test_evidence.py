@@ -1,7 +1,6 @@
 """What estimates are learnt from: no attempt is passed by, however long it took."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import insert
@@ -12,7 +11,7 @@ from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.ids import earliest_id_at
 from shared.jobs import statements
-from tests.jobs import accept
+from tests.jobs import accept, image_columns
 
 LEASE = timedelta(minutes=1)
 
@@ -29,26 +28,9 @@ def test_a_job_is_evidence_when_it_ends_not_when_its_first_image_was_made(
         embedding = [1.0] + [0.0] * 383
         prompt = gallery.ensure_prompt(tenant, job.prompt, embedding, "m")
         prompt_id = session.scalars(prompt).one()
-        rows: list[dict[str, Any]] = [
-            {
-                "id": earliest_id_at(at),
-                "tenant_id": tenant,
-                "job_id": job.id,
-                "session_id": job.session_id,
-                "prompt_id": prompt_id,
-                "index": index,
-                "attempt": 1,
-                "seed": 7 + index,
-                "width": 64,
-                "height": 64,
-                "content_type": "image/png",
-                "bytes": 1,
-                "sha256": "0" * 64,
-                "s3_key": f"evidence/{job.id}/{index}",
-                "thumbnail_s3_key": f"evidence/{job.id}/{index}.webp",
-                "receipt": {"rows": 4, "device": "gpu"},
-                "gpu_seconds": 2.0 + index,
-            }
+        facts = {"prompt_id": prompt_id, "receipt": {"rows": 4, "device": "gpu"}}
+        rows = [
+            image_columns(job, index, id=earliest_id_at(at), gpu_seconds=2.0 + index, **facts)
             for index, at in enumerate(made_at)
         ]
         session.execute(insert(Image).values(rows))

@@ -16,7 +16,7 @@ from api.search import service
 from api.search.cursor import Phase
 from api.search.service import Asked
 from deploy.tenants import create_key
-from shared.search import embeddings, statements
+from shared.search import census, embeddings, statements
 from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
 from shared.search.lexical import Lexical
@@ -135,6 +135,25 @@ def test_both_ways_begin_with_the_same_entry(settings: Settings, principal: Prin
         assert many[0].image.id == few[0].image.id
         assert many[0].prompt == "place number17 of many"
         assert many[0].score == few[0].score
+
+    run(settings, look)
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(session_id="every")])
+def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
+    settings: Settings, principal: Principal, filters: Filters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a tenant with many prompts, where not every word can be counted for every search."""
+
+    async def look(held: Resources) -> None:
+        asked = Asked("of many number17 unheard", filters, 3)
+        counted, _ = await service.find(held, principal, asked)
+        monkeypatch.setattr(census, "SAMPLE", 20)
+        for _ in range(2):  # the second time by what is remembered
+            judged, _ = await service.find(held, principal, asked)
+            assert [one.image.id for one in judged] == [one.image.id for one in counted]
+            assert judged[0].prompt == "place number17 of many"
+            assert judged[0].score == pytest.approx(counted[0].score, abs=0.02)
 
     run(settings, look)
 

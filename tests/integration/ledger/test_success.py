@@ -1,0 +1,173 @@
+"""A job's success: its state, its images and its prompt, all or nothing."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.gallery import statements as gallery
+from shared.gallery.models import Image, Prompt
+from shared.ids import new_id
+from shared.jobs import statements
+from shared.jobs.models import Job
+from tests.jobs import accept, image_columns
+from worker.finalize import commit_success
+from worker.patience import LeaseGone
+from worker.prompt_row import PromptRow, PromptRows
+
+LEASE = timedelta(minutes=1)
+
+
+class Embedder:
+    """Vectors that mean nothing, counted."""
+
+    model_name = "test"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def embed(self, texts: Sequence[str]) -> list[list[float]]:
+        """The same for each."""
+        self.calls += 1
+        return [[1.0] + [0.0] * 383 for _ in texts]
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    """The worker's."""
+    return Embedder()
+
+
+@pytest.fixture
+def prompts(embedder: Embedder) -> PromptRows:
+    """What the worker remembers."""
+    return PromptRows(embedder)  # type: ignore[arg-type]
+
+
+def running(ledger: sessionmaker[Session], tenant: UUID, prompt: str, images: int = 1) -> Job:
+    """A job in a worker's hands."""
+    with ledger.begin() as session:
+        job = accept(session, tenant, prompt=prompt, seeds=list(range(images)))
+        return session.scalars(statements.claim(job.id, "w", "gpu", LEASE)).one()
+
+
+def commit(ledger: sessionmaker[Session], job: Job, prompt: PromptRow, attempt: int = 1) -> Job:
+    """What a worker does last."""
+    images = [image_columns(job, index) for index in range(len(job.seeds))]
+    success = statements.succeed(job.id, attempt, 1.5, images=images, prompt_sha256=prompt.sha256)
+    prompt.look_up(ledger)
+    done = commit_success(ledger, job.id, attempt, success, prompt)
+    prompt.committed()
+    return done
+
+
+def images_of(ledger: sessionmaker[Session], job: Job) -> list[tuple[int, str]]:
+    """(index, prompt) of each."""
+    with ledger() as session:
+        statement = (
+            select(Image.index, Prompt.text)
+            .join(Prompt, Prompt.id == Image.prompt_id)
+            .where(Image.job_id == job.id)
+            .order_by(Image.index)
+        )
+        return [(index, prompt) for index, prompt in session.execute(statement)]
+
+
+def forget(ledger: sessionmaker[Session], *jobs: Job) -> None:
+    """Remove the pictures of these jobs, and the prompt that nothing else names."""
+    with ledger.begin() as session:
+        session.execute(delete(Image).where(Image.job_id.in_([job.id for job in jobs])))
+        session.execute(delete(Prompt).where(Prompt.text == jobs[0].prompt))
+
+
+def count_prompts(ledger: sessionmaker[Session], prompt: str) -> int:
+    with ledger() as session:
+        return session.scalar(select(func.count()).where(Prompt.text == prompt)) or 0
+
+
+def test_a_prompt_is_embedded_once_for_all_jobs_that_use_it(
+    ledger: sessionmaker[Session], tenant: UUID, prompts: PromptRows, embedder: Embedder
+) -> None:
+    text = f"a lake {new_id()}"
+    first, second = (running(ledger, tenant, text, images=3) for _ in range(2))
+    for job in (first, second):
+        done = commit(ledger, job, prompts.of(job))
+        assert (done.state, done.gpu_seconds) == ("succeeded", 1.5)
+        assert images_of(ledger, job) == [(index, text) for index in range(3)]
+    assert embedder.calls == 1
+    assert count_prompts(ledger, text) == 1
+
+
+def test_a_prompt_that_was_removed_meanwhile_is_put_on_record_again(
+    ledger: sessionmaker[Session], tenant: UUID, prompts: PromptRows, embedder: Embedder
+) -> None:
+    text = f"a lake {new_id()}"
+    first, second = (running(ledger, tenant, text) for _ in range(2))
+    commit(ledger, first, prompts.of(first))
+    remembered = prompts.of(second)
+    assert remembered.known
+    forget(ledger, first)
+    assert commit(ledger, second, remembered).state == "succeeded"
+    assert images_of(ledger, second) == [(0, text)]
+    assert embedder.calls == 2
+
+
+def test_without_its_prompt_a_job_does_not_succeed(
+    ledger: sessionmaker[Session], tenant: UUID
+) -> None:
+    job = running(ledger, tenant, f"a lake {new_id()}")
+    success = statements.succeed(
+        job.id, 1, 1.0, images=[image_columns(job)],
+        prompt_sha256=gallery.text_sha256(job.prompt),
+    )  # fmt: skip
+    with ledger.begin() as session:
+        assert session.scalars(success).one_or_none() is None
+    with ledger() as session:
+        assert session.get_one(Job, job.id).state == "running"
+    assert images_of(ledger, job) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_who_lost_the_job_writes_nothing(
+    ledger: sessionmaker[Session], tenant: UUID, prompts: PromptRows, known: bool
+) -> None:
+    text = f"a lake {new_id()}"
+    if known:
+        earlier = running(ledger, tenant, text)
+        commit(ledger, earlier, prompts.of(earlier))
+    job = running(ledger, tenant, text)
+    with pytest.raises(LeaseGone):
+        commit(ledger, job, prompts.of(job), attempt=2)
+    assert images_of(ledger, job) == []
+    assert count_prompts(ledger, text) == int(known)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_commit_that_was_not_answered_is_found_done(
+    ledger: sessionmaker[Session], tenant: UUID, prompts: PromptRows, known: bool
+) -> None:
+    job = running(ledger, tenant, f"a lake {new_id()}")
+    commit(ledger, job, prompts.of(job))
+    again = prompts if known else PromptRows(Embedder())  # type: ignore[arg-type]
+    assert commit(ledger, job, again.of(job)).state == "succeeded"
+    assert images_of(ledger, job) == [(0, job.prompt)]
+
+
+def test_a_job_is_read_with_each_image_and_each_attempt(
+    ledger: sessionmaker[Session], tenant: UUID, prompts: PromptRows
+) -> None:
+    job = running(ledger, tenant, "a lake", images=3)
+    with ledger.begin() as session:
+        session.scalars(statements.release(job.id, 1)).one()
+        again = session.scalars(statements.claim(job.id, "w", "gpu", LEASE)).one()
+    commit(ledger, again, prompts.of(again), attempt=2)
+    with ledger() as session:
+        rows = session.execute(statements.get_whole_job(tenant, job.id)).all()
+        assert session.execute(statements.get_whole_job(new_id(), job.id)).all() == []
+    assert {row[0].id for row in rows} == {job.id}
+    assert [(image.index, attempt.number) for _, image, attempt in rows] == [
+        (index, number) for index in range(3) for number in (1, 2)
+    ]
