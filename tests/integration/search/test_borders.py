@@ -152,7 +152,6 @@ def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
         for _ in range(2):  # the second time by what is remembered
             judged, _ = await service.find(held, principal, asked)
             assert [one.image.id for one in judged] == [one.image.id for one in counted]
-            assert judged[0].prompt == "place number17 of many"
             assert judged[0].score == pytest.approx(counted[0].score, abs=0.02)
 
     run(settings, look)
