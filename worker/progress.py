@@ -1,7 +1,8 @@
 """Tell clients how far their jobs are: events on each job's Redis stream.
 
-Steps come from the engine's thread and may be many hundreds a second; they are noted there and
-written by a thread of this module's own, at most four times a second for each job.
+Starts come from the jobs' threads, steps from the engine's, which may be many hundreds a second.
+They are noted there and written by a thread of this module's own, at most four times a second for
+each job. A job's end is written at once, by whoever ends it, with what is noted of the job.
 """
 
 import base64
@@ -26,6 +27,8 @@ _Event = tuple[UUID, str, dict[str, Any]]
 """Of which job, of what kind, and what it says."""
 
 INTERVAL_SECONDS = 0.25
+_GATHER_SECONDS = 0.03
+"""Between a note and its writing: a job that ends meanwhile costs Redis one round trip in all."""
 _QUIET_SECONDS = 2.0
 """How long events are dropped unseen after Redis failed to take one."""
 
@@ -40,7 +43,10 @@ class ProgressReporter:
         self._hints = hints
         self._webhooks = webhooks
         self._lock = threading.Lock()
+        self._started: dict[UUID, _Event] = {}
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
+        self._writing = threading.Lock()
+        """From taking notes to having written them, so that no event overtakes a job's earlier."""
         self._wake = threading.Event()
         self._quiet_until = 0.0
         self._closed = False
@@ -58,13 +64,21 @@ class ProgressReporter:
 
         return note
 
+    def job_started(self, job: Job) -> None:
+        """Announce soon that a worker has begun the job; returns at once."""
+        with self._lock:
+            self._started[job.id] = _transition(job)
+        self._wake.set()
+        self._webhooks.forget(job.id)
+        self._hints.jobs_changed([job])
+
     def job_changed(self, job: Job, images: Sequence[dict[str, Any]] = ()) -> None:
         """Announce a transition, after what was noted of the job before it, and the committed
         images that it brings."""
-        events = self._take(job.id)
-        events += [(job.id, "image", image) for image in images]
-        events.append((job.id, "job", {"state": str(job.state), "sequence": job.sequence}))
-        self._write(events)
+        with self._writing:
+            events = self._take(job.id)
+            events += [(job.id, "image", image) for image in images]
+            self._write([*events, _transition(job)])
         self._webhooks.forget(job.id)
         self._hints.jobs_changed([job])
 
@@ -79,16 +93,19 @@ class ProgressReporter:
         pause = threading.Event()
         while not self._closed:
             self._wake.wait()
+            pause.wait(_GATHER_SECONDS)
             self._wake.clear()
-            self._write(self._take())
-            pause.wait(INTERVAL_SECONDS)
+            with self._writing:
+                self._write(self._take())
+            pause.wait(INTERVAL_SECONDS - _GATHER_SECONDS)
 
     def _take(self, only: UUID | None = None) -> list[_Event]:
         """What has been noted, and is so no more."""
         with self._lock:
-            keys = [key for key in self._latest if only is None or key[0] == only]
+            begun = [job_id for job_id in self._started if only in (None, job_id)]
+            events = [self._started.pop(job_id) for job_id in begun]
+            keys = [key for key in self._latest if only in (None, key[0])]
             noted = {key: self._latest.pop(key) for key in keys}
-        events: list[_Event] = []
         for (job_id, index), update in noted.items():
             events.append((job_id, "progress", _progress(index, update)))
             if update.preview_webp:
@@ -107,6 +124,10 @@ class ProgressReporter:
             # A job's thread must not wait for a dead Redis at every event.
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
             log.warning("events_not_written", error=type(error).__name__, count=len(events))
+
+
+def _transition(job: Job) -> _Event:
+    return job.id, "job", {"state": str(job.state), "sequence": job.sequence}
 
 
 def _progress(index: int, update: StepUpdate) -> dict[str, Any]:

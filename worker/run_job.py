@@ -67,7 +67,7 @@ def run_job(worker: WorkerProcess, job_id: UUID, traceparent: str | None = None)
 def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease, span: telemetry.Span) -> None:
     log.info("job_started", kind=job.kind, model=job.model, images=len(job.seeds))
     measured = job_metrics.Attempt(job)
-    worker.progress.job_changed(job)
+    worker.progress.job_started(job)
     pictures: list[Picture] = []
     try:
         try:

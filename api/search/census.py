@@ -12,7 +12,7 @@ from shared.search import census, statements
 
 _SECONDS = 30.0
 _REMEMBERED = 256
-"""Tenants per process, some 200 words each."""
+"""Tenants per process, each with some hundred words, 1,000 at most."""
 
 
 @dataclass(frozen=True)

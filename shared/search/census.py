@@ -1,5 +1,6 @@
 """SQL about all prompts of a tenant: how many there are, and how common words are among them."""
 
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -25,10 +26,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TSQUERY
 
 from shared.gallery.models import Prompt
+from shared.parameters import given, with_given
 
 SAMPLE = 1_000
 """The newest prompts, by which a word is judged to be common."""
 COMMON_IN_SAMPLE = 10
+MOST_COMMON = 1_000
+"""Words that are taken for common at most: they travel with every search."""
 
 
 def take_census(tenant_id: UUID, up_to: int) -> Select[int, float, int, dict[str, int]]:
@@ -37,27 +41,32 @@ def take_census(tenant_id: UUID, up_to: int) -> Select[int, float, int, dict[str
     The tenant's are counted up to `up_to`, the system's estimated (-1: not yet). Words are only
     looked at in a full sample: among fewer prompts each can be counted.
     """
-    mine = select(literal(1)).where(Prompt.tenant_id == tenant_id).limit(up_to).subquery()
+    return with_given(_take_census(), tenant=tenant_id, up_to=up_to, sample=SAMPLE)
+
+
+@cache
+def _take_census() -> Select[int, float, int, dict[str, int]]:
+    own = Prompt.tenant_id == given("tenant", Uuid)
+    mine = select(literal(1)).where(own).limit(given("up_to", Integer)).subquery()
     size: Select[float] = (
         select(literal_column("reltuples", Float))
         .select_from(text("pg_class"))
         .where(text("oid = 'prompts'::regclass"))
     )
-    sample = (
-        select(Prompt.words)
-        .where(Prompt.tenant_id == tenant_id)
-        .order_by(Prompt.id.desc())
-        .limit(SAMPLE)
-        .cte("sample")
-    )
+    wanted = given("sample", Integer)
+    newest = select(Prompt.words).where(own).order_by(Prompt.id.desc())
+    sample = newest.limit(wanted).cte("sample")
     sampled = select(func.count()).select_from(sample).scalar_subquery()
     held = select(
         func.unnest(func.tsvector_to_array(sample.c.words), type_=Text).label("word")
     ).subquery("held")
+    hits = func.count().label("hits")
     common = (
-        select(held.c.word, func.count().label("hits"))
+        select(held.c.word, hits)
         .group_by(held.c.word)
         .having(func.count() >= COMMON_IN_SAMPLE)
+        .order_by(hits.desc())
+        .limit(MOST_COMMON)
         .subquery("common")
     )
     words = select(
@@ -67,7 +76,7 @@ def take_census(tenant_id: UUID, up_to: int) -> Select[int, float, int, dict[str
         select(func.count()).select_from(mine).scalar_subquery(),
         size.scalar_subquery(),
         sampled,
-        case((sampled == SAMPLE, words), else_=cast({}, JSONB)).cast(JSONB),
+        cast(case((sampled == wanted, words), else_=cast({}, JSONB)), JSONB),
     )
 
 
