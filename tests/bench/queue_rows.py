@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+from shared.queue import names
 from shared.queue.publish import publish_job
 from tests.bench.noop_worker import QUEUE, REPLY_LIST, TASK
 from tests.bench.row import Row, make_row, percentile
@@ -86,8 +87,11 @@ def _drain_jobs(system: System, worker: Process) -> float:
     worker.send(signal.SIGSTOP)
     for job in jobs:
         publish_job(system.celery, job.id, job.model, job.lane)
+    queue = names.generate_queue(jobs[0].model, jobs[0].lane)
     started = time.monotonic()
     worker.send(signal.SIGCONT)
+    # As for the no-ops Redis is asked, until the ledger need not be asked for long.
+    wait_until(lambda: not system.redis.llen(queue), 120, "the jobs")
     return system.wait_succeeded(jobs[0].id, _DRAINED) - started
 
 
