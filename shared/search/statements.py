@@ -114,6 +114,12 @@ def page_of_rest(question: Question, limit: int, after: Position | None) -> Hits
     return _given(_page_of_rest, question, limit, after)
 
 
+def forget_built() -> None:
+    """Build statements anew: for who tries other weights than those of `fusion`."""
+    for built in (_page_of_few, _page_of_many, _page_of_rest):
+        built.cache_clear()
+
+
 def nearest_by_model(question: Question, number: int = 0) -> Select[UUID]:
     """The nearest prompts to one of the question's vectors, by its model's index, nearest first."""
     statement = _nearest_by_model(question.shape, number)

@@ -3,11 +3,12 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+NO_MORE: Mapping[str, str] = {}
 _TRIES = 20
 _RETRY_SECONDS = 0.2
 
@@ -26,15 +27,20 @@ class Load:
         return len(self.latencies) / self.seconds
 
 
-def prepare_post(url: str, path: str, key: str, body: dict[str, Any]) -> bytes:
+def prepare_post(
+    url: str, path: str, key: str, body: dict[str, Any], headers: Mapping[str, str] = NO_MORE
+) -> bytes:
     """One HTTP/1.1 request as bytes."""
     payload = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\n"
-        f"Authorization: Bearer {key}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(payload)}\r\n\r\n"
-    )
-    return head.encode() + payload
+    all_headers = {
+        "Host": urlsplit(url).netloc,
+        "Authorization": f"Bearer {key}",
+        "Content-Type": "application/json",
+        "Content-Length": len(payload),
+        **headers,
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
+    return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + payload
 
 
 def saturate(url: str, request: bytes, connections: int, count: int) -> Load:

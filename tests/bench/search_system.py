@@ -207,9 +207,12 @@ def _weights(chosen: tuple[float, float, float] | None) -> Iterator[None]:
     before = (fusion.MEANING, fusion.WORDS, fusion.EXACT)
     fusion.MEANING, fusion.WORDS, fusion.EXACT = chosen or before
     try:
+        # What was built with other weights would be run again.
+        statements.forget_built()
         yield
     finally:
         fusion.MEANING, fusion.WORDS, fusion.EXACT = before
+        statements.forget_built()
 
 
 def _order(connection: Connection, library: Library, asked: str, vector: QueryVector) -> list[str]:

@@ -92,6 +92,11 @@ class System:
                 for seed in range(count)
             ]
 
+    def succeeded(self) -> int:
+        """How many jobs have succeeded."""
+        with self.database.begin() as session:
+            return session.scalar(select(func.count()).where(Job.state == "succeeded")) or 0
+
     def succeeded_since(self, first: UUID) -> int:
         """How many jobs from this one on have succeeded."""
         with self.database.begin() as session:
