@@ -191,6 +191,7 @@ def measure_quality(library: Library, captions: Sequence[Captioned]) -> dict[str
 
 def quality_row(quality: dict[str, float]) -> Row:
     """Fused against the better of the two."""
+    assert quality["vector"] != quality["text"], "the weights had no effect"
     said = ", ".join(f"{name} {value:.3f}" for name, value in quality.items())
     return make_row(
         "nDCG@10 of fused search, 200 paraphrased queries",
