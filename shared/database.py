@@ -35,10 +35,6 @@ _CONNECT_ARGS = {
     "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
 }
 
-_LATEST_FIRST = True
-"""The connection that was used last is the next: its server process has the tables and the prepared
-statements at hand. In turns, each of ten finds them cold: a tenth more time for a job alone."""
-
 _READ_ONLY = "25006"
 """SQLSTATE of a write to a standby: what a failover looks like from a client that came early."""
 
@@ -56,7 +52,6 @@ def open_engine(
         pool_size=pool_size or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=30,
-        pool_use_lifo=_LATEST_FIRST,
         pool_pre_ping=pre_ping,
         connect_args=_CONNECT_ARGS,
     )
@@ -71,7 +66,6 @@ def open_async_engine(settings: Settings) -> AsyncEngine:
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=settings.database_timeout.total_seconds(),
-        pool_use_lifo=_LATEST_FIRST,
         pool_pre_ping=False,
         connect_args=_CONNECT_ARGS,
     )
