@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.gallery.models import Image, Prompt, Upload
-from shared.parameters import given, with_given
+from shared.parameters import built_once, given, with_given
 
 
 def text_sha256(text: str) -> bytes:
@@ -24,7 +23,7 @@ def find_prompt(tenant_id: UUID, text: str) -> Select[UUID]:
     return with_given(_find_prompt(), tenant=tenant_id, sha256=text_sha256(text))
 
 
-@cache
+@built_once()
 def _find_prompt() -> Select[UUID]:
     """Built once: every job asks, and building takes longer than asking."""
     return select(Prompt.id).where(

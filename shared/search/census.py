@@ -1,6 +1,5 @@
 """SQL about all prompts of a tenant: how many there are, and how common words are among them."""
 
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TSQUERY
 
 from shared.gallery.models import Prompt
-from shared.parameters import given, with_given
+from shared.parameters import built_once, given, with_given
 
 SAMPLE = 1_000
 """The newest prompts, by which a word is judged to be common."""
@@ -44,7 +43,7 @@ def take_census(tenant_id: UUID, up_to: int) -> Select[int, float, int, dict[str
     return with_given(_take_census(), tenant=tenant_id, up_to=up_to, sample=SAMPLE)
 
 
-@cache
+@built_once()
 def _take_census() -> Select[int, float, int, dict[str, int]]:
     own = Prompt.tenant_id == given("tenant", Uuid)
     mine = select(literal(1)).where(own).limit(given("up_to", Integer)).subquery()

@@ -6,7 +6,6 @@ are built once for each shape of a question: their building took as long as thei
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -34,7 +33,7 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import CompoundSelect, ScalarSelect, Subquery
 
 from shared.gallery.models import Image, Prompt
-from shared.parameters import given, with_given
+from shared.parameters import built_once, given, with_given
 from shared.search import census, fusion
 from shared.search.census import prompts_with
 from shared.search.filters import Filters, image_conditions, narrows
@@ -86,7 +85,7 @@ def prepare(
     return with_given(_prepare(filters.asks), **values, query=query, common=list(common))
 
 
-@lru_cache(_SHAPES)
+@built_once(_SHAPES)
 def _prepare(asks: frozenset[str]) -> Select[int | None, dict[str, int | None]]:
     rows = _rows(asks) if narrows(asks) else null()
     common = cast(given("common", ARRAY(Text)), ARRAY(Text))
@@ -117,7 +116,7 @@ def page_of_rest(question: Question, limit: int, after: Position | None) -> Hits
 def forget_built() -> None:
     """Build statements anew: for who tries other weights than those of `fusion`."""
     for built in (_page_of_few, _page_of_many, _page_of_rest):
-        built.cache_clear()
+        built.forget()
 
 
 def nearest_by_model(question: Question, number: int = 0) -> Select[UUID]:
@@ -133,7 +132,7 @@ def _given(build: Build, question: Question, limit: int, after: Position | None)
     return with_given(build(question.shape, after is not None), **values)
 
 
-@lru_cache(_SHAPES)
+@built_once(_SHAPES)
 def _page_of_few(shape: Shape, goes_on: bool) -> Hits:
     if not narrows(shape.asks):
         return _page(shape, true(), goes_on)
@@ -143,13 +142,13 @@ def _page_of_few(shape: Shape, goes_on: bool) -> Hits:
     return _page(shape, Prompt.id == any_(ids), goes_on, matched=True)
 
 
-@lru_cache(_SHAPES)
+@built_once(_SHAPES)
 def _page_of_many(shape: Shape, goes_on: bool) -> Hits:
     near = _nearest(shape).cte("candidates")
     return _page(shape, Prompt.id.in_(select(near.c.id)), goes_on)
 
 
-@lru_cache(_SHAPES)
+@built_once(_SHAPES)
 def _page_of_rest(shape: Shape, goes_on: bool) -> Hits:
     near = _nearest(shape).cte("near")
     among: ColumnElement[bool] = Prompt.id.not_in(select(near.c.id))

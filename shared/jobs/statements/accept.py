@@ -1,7 +1,6 @@
 """Accept a job: its session, its row, and the answer that a retried submission gets."""
 
 from datetime import timedelta
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +31,7 @@ from shared.gallery.models import Session
 from shared.jobs.models import IdempotencyKey, Job
 from shared.jobs.state import JobState
 from shared.jobs.statements.parts import NOW, SCAN_TIME, JobRows, ahead_of
+from shared.parameters import built_once
 
 
 def ensure_session(
@@ -72,7 +72,7 @@ def accept_job(job: dict[str, Any]) -> tuple[Select[Job, int], dict[str, Any]]:
     return _accept_job(frozenset(job)), {f"job_{name}": value for name, value in job.items()}
 
 
-@cache
+@built_once()
 def _accept_job(names: frozenset[str]) -> Select[Job, int]:
     """Built once for each set of columns: building it takes longer than running it."""
     columns: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cache
 from uuid import UUID
 
 from sqlalchemy import (
@@ -36,7 +35,7 @@ from shared.jobs.statements.parts import (
     take_from_worker,
     told,
 )
-from shared.parameters import given, with_given
+from shared.parameters import built_once, given, with_given
 from shared.webhooks.events import STARTS_OF_JOBS
 
 
@@ -54,7 +53,7 @@ def claim(
     return with_given(statement, job=job_id, worker=worker, device=device, lease=lease)
 
 
-@cache
+@built_once()
 def _claim(suspect: bool) -> Select[Job]:
     may_run = or_(_is_queued_suspect(), _is_overdue()) if suspect else _is_due_and_unsuspected()
     was_running = case((Job.state == JobState.RUNNING, 1), else_=0)

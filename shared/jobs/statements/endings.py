@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -37,7 +36,7 @@ from shared.jobs.statements.parts import (
     terminal,
     told,
 )
-from shared.parameters import given, with_given
+from shared.parameters import built_once, given, with_given
 
 
 def succeed(
@@ -64,7 +63,7 @@ def succeed(
     return with_given(statement, **values, warnings=list(warnings))
 
 
-@cache
+@built_once()
 def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
     gpu_seconds = given("gpu_seconds", Float)
     transition = _held(given("job", UuidType), given("attempt", Integer)).values(

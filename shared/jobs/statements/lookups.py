@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from functools import cache
 from uuid import UUID
 
 from sqlalchemy import Select, Uuid, select
@@ -11,7 +10,7 @@ from shared.gallery.models import Image
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import JobState
 from shared.jobs.statements.parts import ahead_of
-from shared.parameters import given, with_given
+from shared.parameters import built_once, given, with_given
 from shared.tables import only
 
 
@@ -27,7 +26,7 @@ def get_whole_job(tenant_id: UUID, job_id: UUID) -> Select[Job, Image, JobAttemp
     return with_given(_get_whole_job(), tenant=tenant_id, job=job_id)
 
 
-@cache
+@built_once()
 def _get_whole_job() -> Select[Job, Image, JobAttempt]:
     """Built once: every client that polls or waits asks."""
     return (
