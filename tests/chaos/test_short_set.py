@@ -16,6 +16,7 @@ from tests.chaos.checker import check
 from tests.chaos.entry import CRASH_POINTS
 from tests.chaos.proxy import Verdict
 from tests.chaos.system import SHORT_LEASES, System
+from tests.chaos.trials_servers import COMMITS
 from tests.chaos.trials_workers import kept_alive
 from tests.processes import wait_until
 
@@ -163,7 +164,7 @@ def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: Syst
     luck = random.Random(7)
 
     def a_third_of_commits(chunk: bytes) -> Verdict:
-        if b"COMMIT" not in chunk:
+        if not any(mark in chunk for mark in COMMITS):
             return Verdict.FORWARD
         return Verdict.CUT_ANSWER if luck.random() < 1 / 3 else Verdict.FORWARD
 

@@ -19,6 +19,10 @@ from tests.chaos.result import Result, quantiles
 from tests.chaos.system import System
 from tests.processes import free_port, wait_until
 
+COMMITS = (b"COMMIT", b"simulated GPU", b"image/png")
+"""What a client sends to Postgres that commits: claims and successes are statements that commit
+themselves, and these values are theirs alone."""
+
 
 def t5_api_killed(folder: Path, n: int) -> Result:
     """The API dies between its commit and its publish; the client retries with the same key."""
@@ -143,9 +147,7 @@ def t7_commit_cut(folder: Path, n: int) -> Result:
         system.fleet.start("cpu", "cpu")
         system.fleet.start("w1")
         proxy = system.proxies["postgres"]
-        # Claims and successes are statements that commit themselves; these values are theirs alone.
-        ends = (b"COMMIT", b"simulated GPU", b"image/png")
-        proxy.judge = _sometimes(ends, 0.25, Verdict.CUT_ANSWER)
+        proxy.judge = _sometimes(COMMITS, 0.25, Verdict.CUT_ANSWER)
         began = time.monotonic()
         while proxy.cuts < n and time.monotonic() - began < 240:
             system.submit(4, steps=5)
