@@ -13,6 +13,7 @@ from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import telemetry
+from shared.database import is_outage
 from shared.errors import DeviceLost, InternalError, JobError
 from shared.jobs import statements
 from shared.jobs.models import Job
@@ -77,9 +78,9 @@ def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease, span: telemetry.
         except JobError as error:
             measured.code = error.code
             measured.outcome = _handle_failed(worker, job, lease, pictures, error)
-        except SQLAlchemyError:
-            raise
         except Exception as error:
+            if is_outage(error):
+                raise
             log.exception("job_crashed")
             crash = InternalError(type(error).__name__)
             measured.code = crash.code

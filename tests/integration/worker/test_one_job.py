@@ -2,12 +2,13 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 from PIL import Image as Picture
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.gallery.models import Image, Prompt
@@ -98,6 +99,35 @@ def test_a_job_ends_in_pictures_rows_and_an_embedding(
         assert "Seed: " + str(image.seed) in picture.info["parameters"]
         thumbnail = Picture.open(io.BytesIO(storage.get(image.thumbnail_s3_key).body))
         assert thumbnail.format == "WEBP"
+
+
+@pytest.fixture
+def refusal(database: sessionmaker[Session]) -> Iterator[str]:
+    """A session whose pictures Postgres refuses, as it would those of a faulty release."""
+    name = "refused"
+    with database.begin() as session:
+        check = f"CHECK (session_id <> '{name}') NOT VALID"
+        session.execute(text(f"ALTER TABLE images ADD CONSTRAINT test_refusal {check}"))
+    yield name
+    with database.begin() as session:
+        session.execute(text("ALTER TABLE images DROP CONSTRAINT test_refusal"))
+
+
+def test_a_commit_that_postgres_refuses_fails_the_job_and_leaves_no_objects(
+    *,
+    database: sessionmaker[Session],
+    settings: Settings,
+    storage: Storage,
+    tenant: UUID,
+    refusal: str,
+    generate_worker: WorkerProcess,
+) -> None:
+    """It is no outage, which would be waited out, nor is the worker lost."""
+    job = finished(database, submit(database, settings, tenant, session_id=refusal, max_attempts=1))
+    assert (job.state, job.error_code) == ("failed", "internal_error")
+    with database.begin() as session:
+        assert session.get_one(JobAttempt, (job.id, 1)).outcome == "failed"
+    wait_until(lambda: not list(storage.list_keys(f"{refusal}/")), 10, "the objects' removal")
 
 
 def test_a_message_delivered_twice_does_no_harm(
