@@ -39,7 +39,7 @@ class EmbeddingModels:
         name = model or self._settings.embedding_model
         with self._lock:
             slot = self._slots.get(name)
-            if slot is None or slot.failed:
+            if slot is None:
                 slot = self._slots[name] = Loading(name, lambda: self._make(name))
             return slot
 
