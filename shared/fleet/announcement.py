@@ -92,7 +92,9 @@ class WorkerAnnouncement(BaseModel):
         return self.state in (WorkerState.READY, WorkerState.BUSY)
 
     def serves(self, model: str) -> bool:
-        """Whether it has the model, warm or to be loaded when it is needed."""
+        """Whether it is there to stay and has the model, warm or to be loaded when needed."""
+        if self.state in (WorkerState.DRAINING, WorkerState.FAULTY):
+            return False
         return any(m.name == model and m.state is not ModelState.BROKEN for m in self.models)
 
     def warm(self, model: str) -> AnnouncedModel | None:
