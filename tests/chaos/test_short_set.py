@@ -71,6 +71,16 @@ def test_a_message_that_died_with_an_idle_worker_is_published_again(system: Syst
     assert_holds(system, reruns=0)
 
 
+def test_workers_that_start_before_a_full_queue_do_each_job_once(system: System) -> None:
+    """Their first claims and successes come from many threads at once."""
+    for name in ("w1", "w2", "w3"):
+        system.submit(16)
+        worker = system.fleet.start(name)
+        system.wait_all(30)
+        worker.kill()
+    assert_holds(system, reruns=0)
+
+
 def test_a_zombie_cannot_overwrite_its_rival(system: System) -> None:
     zombie = system.fleet.start("zombie")
     [job] = system.submit(steps=LONG_JOB)
