@@ -25,6 +25,19 @@ def test_only_the_ledger_changes_jobs() -> None:
     assert places == {"shared/jobs/statements"}
 
 
+def test_kept_statements_are_compiled_before_threads_share_them() -> None:
+    """`functools` would hand them out as they were built (see `shared.parameters`)."""
+    keeps = re.compile(r"^@(?:functools\.)?(?:lru_)?cache\b", re.MULTILINE)
+    builds = re.compile(r"^from sqlalchemy\b", re.MULTILINE)
+    places = {
+        str(path.relative_to(PROJECT))
+        for path in sources()
+        if keeps.search(text := path.read_text("utf-8")) and builds.search(text)
+    }
+    # Pieces of SQL text, which nothing is worked out of.
+    assert places == {"shared/webhooks/outbox.py"}
+
+
 def test_the_api_starts_without_model_code() -> None:
     heavy = ("torch", "diffusers", "transformers", "sentence_transformers", "numpy")
     program = f"import sys, api.app; print([m for m in {heavy!r} if m in sys.modules])"
