@@ -90,9 +90,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(chosen) as held:
-            await require_live_key(held)
-            app.state.resources = held
+        async with open_resources(chosen) as resources:
+            await require_live_key(resources)
+            app.state.resources = resources
             yield
         shut_down_tracing()
 

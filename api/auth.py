@@ -79,7 +79,7 @@ class KeyCache:
 
 
 async def authenticate(
-    request: Request, held: Res, _: Annotated[object, Security(bearer)] = None
+    request: Request, resources: Res, _: Annotated[object, Security(bearer)] = None
 ) -> Principal:
     """The principal of the request's bearer token; 401 without a live one."""
     scheme, _separator, token = request.headers.get("authorization", "").partition(" ")
@@ -87,38 +87,38 @@ async def authenticate(
     if parsed is None:
         raise unauthenticated()
     return await prove(
-        held, request, parsed.id, lambda key: matches(key.secret_hash if key else None, parsed)
+        resources, request, parsed.id, lambda key: matches(key.secret_hash if key else None, parsed)
     )
 
 
-async def prove(held: Resources, request: Request, key_id: str, proof: Proof) -> Principal:
+async def prove(resources: Resources, request: Request, key_id: str, proof: Proof) -> Principal:
     """The principal of a live key, if the request proves that its holder sent it; else 401.
 
     `proof` is also asked about None, so that a key that does not exist takes as long.
     """
-    key = held.keys.get(key_id) or await _look_up(held, key_id, proof)
+    key = resources.keys.get(key_id) or await _look_up(resources, key_id, proof)
     if not proof(key) or key is None or not key.is_live(datetime.now(UTC)):
         raise unauthenticated()
     structlog.contextvars.bind_contextvars(tenant_id=str(key.tenant_id), key_id=key.id)
     quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS
-    rate_is_known = await count_request(held, request, key.id, quotas)
+    rate_is_known = await count_request(resources, request, key.id, quotas)
     return Principal(key.tenant_id, key.id, frozenset(key.scopes), quotas, rate_is_known)
 
 
-async def find_live_key(held: Resources, key_id: str) -> ApiKey | None:
+async def find_live_key(resources: Resources, key_id: str) -> ApiKey | None:
     """The key of a request that was let in, as it is now or was within the last seconds."""
-    key = held.keys.get(key_id) or await _look_up(held, key_id, lambda _: True)
+    key = resources.keys.get(key_id) or await _look_up(resources, key_id, lambda _: True)
     return key if key is not None and key.is_live(datetime.now(UTC)) else None
 
 
-async def _look_up(held: Resources, key_id: str, proof: Proof) -> ApiKey | None:
-    async with held.transaction() as session:
+async def _look_up(resources: Resources, key_id: str, proof: Proof) -> ApiKey | None:
+    async with resources.transaction() as session:
         key = (await session.scalars(tenancy.find_key(key_id))).one_or_none()
         if key is None or not proof(key):
             return None
         await session.execute(tenancy.touch_key(key.id, _TOUCH_EVERY))
         session.expunge(key)
-    held.keys.put(key)
+    resources.keys.put(key)
     return key
 
 

@@ -73,7 +73,9 @@ class Resources:
 
     @asynccontextmanager
     async def transaction(self, seconds: float | None = None) -> AsyncIterator[AsyncSession]:
-        """A transaction of no tenant: for looking up keys. Commits on leaving, or rolls back.
+        """A transaction of no tenant, outside the second wall. Commits on leaving, or rolls back.
+
+        Only the modules that `tests/unit/test_architecture.py` lists may open one.
 
         Only SQL belongs inside: `seconds` (default: `database_timeout`) covers it all.
 
@@ -86,8 +88,8 @@ class Resources:
         try:
             async with self.sessions() as session:
                 async with asyncio.timeout_at(deadline):
-                    held = await (await session.connection()).get_raw_connection()
-                cut = loop.call_at(deadline, _cut, held.driver_connection)
+                    connection = await (await session.connection()).get_raw_connection()
+                cut = loop.call_at(deadline, _cut, connection.driver_connection)
                 yield session
                 await session.commit()
         except (PoolTimeout, TimeoutError) as error:
@@ -134,13 +136,13 @@ def _unavailable(reason: str) -> Problem:
     return Problem("database_unavailable", "The database did not answer in time.")
 
 
-async def resources(request: Request) -> Resources:
+async def get_resources(request: Request) -> Resources:
     """The process's resources. Async, or FastAPI would send every request through a thread."""
-    held: Resources = request.app.state.resources
-    return held
+    found: Resources = request.app.state.resources
+    return found
 
 
-Res = Annotated[Resources, Depends(resources)]
+Res = Annotated[Resources, Depends(get_resources)]
 
 
 def parse_id(prefix: Prefix, text: str, thing: str) -> "UUID":

@@ -12,34 +12,34 @@ MAX_STREAMS_PER_KEY = 64
 
 
 @asynccontextmanager
-async def stream_slot(held: Resources, principal: Principal) -> AsyncIterator[None]:
+async def stream_slot(resources: Resources, principal: Principal) -> AsyncIterator[None]:
     """Count an open answer against its key for as long as it lasts.
 
     Raises:
         Problem: 429 `too_many_streams`.
     """
-    if held.streams[principal.key_id] >= MAX_STREAMS_PER_KEY:
+    if resources.streams[principal.key_id] >= MAX_STREAMS_PER_KEY:
         raise Problem("too_many_streams", headers={"Retry-After": "10"})
-    held.streams[principal.key_id] += 1
+    resources.streams[principal.key_id] += 1
     try:
         yield
     finally:
-        held.streams[principal.key_id] -= 1
+        resources.streams[principal.key_id] -= 1
 
 
 async def while_key_lives(
-    held: Resources, principal: Principal, pieces: AsyncGenerator[bytes, None]
+    resources: Resources, principal: Principal, pieces: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
     """The pieces of an answer, until its key is revoked or expires: nothing 5 s later."""
     async with aclosing(pieces):
         async for piece in pieces:
-            if not await _may_go_on(held, principal):
+            if not await _may_go_on(resources, principal):
                 return
             yield piece
 
 
-async def _may_go_on(held: Resources, principal: Principal) -> bool:
+async def _may_go_on(resources: Resources, principal: Principal) -> bool:
     try:
-        return await find_live_key(held, principal.key_id) is not None
+        return await find_live_key(resources, principal.key_id) is not None
     except Problem:
         return True  # Postgres is away: who was let in may read on.

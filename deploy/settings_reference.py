@@ -91,7 +91,7 @@ Written by `python -m deploy.settings_reference` from `shared/settings.py`; a te
 stale. Every process of the system reads the same variables. Each may also be a file: what
 `/run/secrets/darkroom_database_url` holds is taken for `DARKROOM_DATABASE_URL`, unless the variable
 itself is set. Durations are ISO 8601 (`PT30S`, `PT2H`, `P30D`) or seconds; lists are JSON unless
-the text says otherwise. A variable that cannot be is named on start, and the process does not run.
+the text says otherwise. An invalid value is named at start-up, and the process exits.
 """
 
 

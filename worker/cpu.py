@@ -120,7 +120,7 @@ def run_cpu_worker(settings: Settings) -> None:
     intake = Intake()
     intake.add(lambda _: not drain.rests)
     intake.attach(app)
-    queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE, names.MAINTENANCE_QUEUE]
+    queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE]
     try:
         consume(app, identity.name, queues, _THREADS)
         drain.fulfil()

@@ -52,12 +52,12 @@ RATIO = Histogram(
 )
 COVERAGE = Gauge(
     "darkroom_eta_coverage_ratio",
-    "Share of the jobs of late that were done by their estimate; perfect is the quantile itself.",
+    "Share of recent jobs that were done by their estimate; perfect is the quantile itself.",
     ["quantile"],
 )
 RELATIVE_ERROR = Gauge(
     "darkroom_eta_relative_error_ratio",
-    "Median over the jobs of late of |actual - p50 estimate| over actual.",
+    "Median over recent jobs of |actual - p50 estimate| over actual.",
 )
 
 

@@ -38,7 +38,7 @@ _REFRESH_SECONDS = 0.25
 _ROSTER_SECONDS = 2.0
 _SWEEP_SECONDS = 2.0
 _AHEAD_SECONDS = 0.5
-"""How much work, by the rate of late, is put into Redis ahead of the workers."""
+"""How much work, by the recent rate, is put into Redis ahead of the workers."""
 _MIN_DEPTH = 8
 _MAX_DEPTH = 1_000
 _LOADED_AT_ONCE = 250

@@ -51,7 +51,7 @@ class Picture:
         }
 
 
-def develop(job: Job, index: int, generated: GeneratedImage) -> Picture:
+def encode_picture(job: Job, index: int, generated: GeneratedImage) -> Picture:
     """Encode one image with its receipt and make its row."""
     receipt = make_receipt(job, index, generated.facts)
     encoded = encode_image(Image.fromarray(generated.pixels), job.output_format, receipt)

@@ -1,4 +1,4 @@
-"""One job, from its message to its commit: claim → generate → develop → upload → commit."""
+"""One job, from its message to its commit: claim → generate → encode → upload → commit."""
 
 import math
 import threading
@@ -23,7 +23,7 @@ from shared.metrics import jobs as job_metrics
 from worker.claiming import claimed
 from worker.engine.errors import Canceled
 from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
-from worker.finalize import Picture, commit, develop, upload
+from worker.finalize import Picture, commit, encode_picture, upload
 from worker.init_image import load_init_image
 from worker.leases import Lease, StopReason
 from worker.models.residency import NotResident
@@ -131,7 +131,7 @@ def _perform_on(
     prompt = worker.prompts.of(job)
     for index, generated in enumerate(_generate(worker, engine, job, lease, prompt)):
         with worker.encoders, telemetry.span("encode image"):
-            picture = develop(job, index, generated)
+            picture = encode_picture(job, index, generated)
         pictures.append(picture)
         upload(worker.storage, picture, lease)
     warnings = _warnings(engine, job)

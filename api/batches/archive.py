@@ -36,7 +36,7 @@ class Entry:
 
 
 async def stream_archive(
-    held: Resources, principal: Principal, batch: Batch
+    resources: Resources, principal: Principal, batch: Batch
 ) -> AsyncIterator[bytes]:
     """The ZIP, entry by entry, uncompressed: pictures are compressed already.
 
@@ -49,7 +49,7 @@ async def stream_archive(
     sink = _Sink()
     missing: list[str] = []
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
-        async for entry, body in _bodies(held, _entries(held, principal, batch)):
+        async for entry, body in _bodies(resources, _entries(resources, principal, batch)):
             if body is None:
                 missing.append(entry.name)
                 continue
@@ -87,11 +87,13 @@ def _add(archive: zipfile.ZipFile, sink: _Sink, name: str, at: datetime, body: b
     return sink.take()
 
 
-async def _entries(held: Resources, principal: Principal, batch: Batch) -> AsyncIterator[Entry]:
+async def _entries(
+    resources: Resources, principal: Principal, batch: Batch
+) -> AsyncIterator[Entry]:
     """The pictures made so far, in the order of the lines."""
     after: UUID | None = None
     while True:
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             asked = statements.list_items(batch, _JOBS_AT_ONCE, after=after, states=("succeeded",))
             jobs = (await session.scalars(asked)).all()
             ids = [job.id for job in jobs]
@@ -120,13 +122,13 @@ def entry_name(custom_id: str, image: Image, *, is_repeated: bool = False) -> st
 
 
 async def _bodies(
-    held: Resources, entries: AsyncIterator[Entry]
+    resources: Resources, entries: AsyncIterator[Entry]
 ) -> AsyncIterator[tuple[Entry, bytes | None]]:
     """Each picture's bytes, a few read ahead; None where the object is gone."""
     reading: deque[tuple[Entry, asyncio.Task[bytes | None]]] = deque()
     try:
         async for entry in entries:
-            reading.append((entry, asyncio.create_task(asyncio.to_thread(_read, held, entry))))
+            reading.append((entry, asyncio.create_task(asyncio.to_thread(_read, resources, entry))))
             if len(reading) >= _READ_AHEAD:
                 first, task = reading.popleft()
                 yield first, await task
@@ -138,8 +140,8 @@ async def _bodies(
             task.cancel()
 
 
-def _read(held: Resources, entry: Entry) -> bytes | None:
+def _read(resources: Resources, entry: Entry) -> bytes | None:
     try:
-        return held.storage.get(entry.s3_key).body
+        return resources.storage.get(entry.s3_key).body
     except ObjectMissing:
         return None

@@ -15,14 +15,14 @@ _turn = asyncio.Semaphore(1)
 
 
 async def draw_contact_sheet(
-    held: Resources, principal: Principal, batch: Batch, *, limit: int, columns: int
+    resources: Resources, principal: Principal, batch: Batch, *, limit: int, columns: int
 ) -> bytes | None:
     """The first `limit` pictures in the order of the lines, as WebP; None while there is none.
 
     Raises:
         StorageUnavailable: S3 is away.
     """
-    tiles = await _tiles(held, principal, batch, limit)
+    tiles = await _tiles(resources, principal, batch, limit)
     if not tiles:
         return None
     # One sheet at a time: hundreds of open thumbnails are some ten MB.
@@ -30,15 +30,17 @@ async def draw_contact_sheet(
         bodies: list[bytes | None] = []
         for start in range(0, len(tiles), _AT_ONCE):
             some = tiles[start : start + _AT_ONCE]
-            bodies += await asyncio.gather(*(asyncio.to_thread(_read, held, t) for t in some))
+            bodies += await asyncio.gather(*(asyncio.to_thread(_read, resources, t) for t in some))
         # Imported late: most API processes never draw, and Pillow takes 4 MB.
         from api.batches.sheet import draw
 
         return await asyncio.to_thread(draw, tiles, bodies, columns)
 
 
-async def _tiles(held: Resources, principal: Principal, batch: Batch, limit: int) -> list[Tile]:
-    async with held.tenant_transaction(principal) as session:
+async def _tiles(
+    resources: Resources, principal: Principal, batch: Batch, limit: int
+) -> list[Tile]:
+    async with resources.tenant_transaction(principal) as session:
         asked = statements.list_items(batch, limit, states=("succeeded",))
         jobs = {job.id: job for job in (await session.scalars(asked)).all()}
         images = (await session.scalars(gallery.list_images_of_jobs(jobs))).all()
@@ -48,8 +50,8 @@ async def _tiles(held: Resources, principal: Principal, batch: Batch, limit: int
     ]
 
 
-def _read(held: Resources, tile: Tile) -> bytes | None:
+def _read(resources: Resources, tile: Tile) -> bytes | None:
     try:
-        return held.storage.get(tile.s3_key).body
+        return resources.storage.get(tile.s3_key).body
     except ObjectMissing:
         return None

@@ -21,7 +21,7 @@ _MAX_NAME = 200
 _CONTENT_TYPE = "application/octet-stream"
 
 
-async def keep(held: Resources, principal: Principal, upload: UploadFile) -> BatchFile:
+async def keep(resources: Resources, principal: Principal, upload: UploadFile) -> BatchFile:
     """Put the file into S3 as it is; its lines are checked when a batch is made of it.
 
     Raises:
@@ -45,22 +45,22 @@ async def keep(held: Resources, principal: Principal, upload: UploadFile) -> Bat
         "s3_key": key,
     }
     try:
-        await asyncio.to_thread(held.storage.put_file, key, file, _CONTENT_TYPE)
+        await asyncio.to_thread(resources.storage.put_file, key, file, _CONTENT_TYPE)
     except StorageUnavailable:
         raise Problem("storage_unavailable") from None
     try:
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             row = (await session.scalars(statements.insert_file(columns))).one()
     except BaseException:
-        await _remove(held, key)
+        await _remove(resources, key)
         raise
     return present_file(row)
 
 
-async def get(held: Resources, principal: Principal, file_id: str) -> BatchFile:
+async def get(resources: Resources, principal: Principal, file_id: str) -> BatchFile:
     """A tenant's file."""
     row_id = parse_id("upl", file_id, "file")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         asked = statements.get_file(principal.tenant_id, row_id)
         row = (await session.scalars(asked)).one_or_none()
     if row is None:
@@ -68,15 +68,15 @@ async def get(held: Resources, principal: Principal, file_id: str) -> BatchFile:
     return present_file(row)
 
 
-async def delete(held: Resources, principal: Principal, file_id: str) -> None:
+async def delete(resources: Resources, principal: Principal, file_id: str) -> None:
     """Forget a file; batches made of it stay."""
     row_id = parse_id("upl", file_id, "file")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         asked = statements.delete_file(principal.tenant_id, row_id)
         key = (await session.scalars(asked)).one_or_none()
     if key is None:
         raise not_found("file")
-    await _remove(held, key)
+    await _remove(resources, key)
 
 
 def present_file(row: rows.BatchFile) -> BatchFile:
@@ -90,10 +90,10 @@ def present_file(row: rows.BatchFile) -> BatchFile:
     )
 
 
-async def _remove(held: Resources, key: str) -> None:
+async def _remove(resources: Resources, key: str) -> None:
     """At worst an object is left that nobody can name."""
     with contextlib.suppress(StorageUnavailable):
-        await asyncio.to_thread(held.storage.delete, [key])
+        await asyncio.to_thread(resources.storage.delete, [key])
 
 
 def _clean_name(name: str | None) -> str:

@@ -79,7 +79,7 @@ async def find_answer(
 
 
 async def accept(
-    held: Resources, principal: Principal, submission: Submission, found: Validated
+    resources: Resources, principal: Principal, submission: Submission, found: Validated
 ) -> Accepted:
     """Write the batch whole, or replay the original answer.
 
@@ -87,7 +87,7 @@ async def accept(
         Problem: 403 or 429 for what the key may not queue, 503 when the database is away.
     """
     key = submission.idempotency_key
-    async with held.tenant_transaction(principal, _SECONDS) as session:
+    async with resources.tenant_transaction(principal, _SECONDS) as session:
         if key is not None:
             taken = ledger.reserve_idempotency_key(principal.tenant_id, key, submission.fingerprint)
             if (await session.execute(taken)).one_or_none() is None:
@@ -95,7 +95,7 @@ async def accept(
                 if replay is not None:
                     return replay
         work = Work(found.cost, frozenset(found.models), found.largest, found.jobs)
-        await admit(held, session, principal, work)
+        await admit(resources, session, principal, work)
         await _ensure_sessions(session, principal.tenant_id, sorted(found.sessions))
         # Row-level security forbids COPY; every row and statement from here on names the tenant.
         await wall.leave(session)
@@ -109,7 +109,7 @@ async def accept(
         deliveries = (await session.scalars(told)).one() or ()
         standing = Standing()
         standing.add(JobState.QUEUED, found.jobs, found.images, found.cost)
-        shown = present_batch(batch, standing, held.settings.public_url)
+        shown = present_batch(batch, standing, resources.settings.public_url)
         accepted = Accepted(shown.model_dump_json(), shown.links.self)
         if key is not None:
             kept = {"body": accepted.body, "location": accepted.location}
@@ -118,23 +118,23 @@ async def accept(
             )
     model = next(iter(found.models)) if len(found.models) == 1 else SEVERAL_MODELS
     SUBMITTED.labels(model, BULK).inc(found.jobs)
-    await held.publisher.publish_deliveries(deliveries)
+    await resources.publisher.publish_deliveries(deliveries)
     return accepted
 
 
 async def keep_refusal(
-    held: Resources, principal: Principal, submission: Submission, found: Validated
+    resources: Resources, principal: Principal, submission: Submission, found: Validated
 ) -> str:
     """Keep the report of a file that was refused, as a failed batch without jobs; its id."""
     found.jobs = found.images = found.cost = 0
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         columns = _columns(principal, submission, found, BatchState.FAILED)
         columns |= {"summary": {}, "finished_at": statements.NOW, "started_at": statements.NOW}
         batch = (await session.scalars(statements.insert_batch(columns))).one()
         await _keep_report(session, found)
         told = _event(batch, EventType.BATCH_FAILED)
         deliveries = (await session.scalars(told)).one() or ()
-    await held.publisher.publish_deliveries(deliveries)
+    await resources.publisher.publish_deliveries(deliveries)
     return to_wire("batch", batch.id)
 
 

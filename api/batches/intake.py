@@ -45,11 +45,11 @@ class Received:
 
     submission: Submission
     lines: Iterator[Line]
-    resources: ExitStack
+    opened: ExitStack
 
 
 async def receive(
-    request: Request, held: Resources, principal: Principal, idempotency_key: str | None
+    request: Request, resources: Resources, principal: Principal, idempotency_key: str | None
 ) -> Received:
     """The request's options and its lines.
 
@@ -58,9 +58,9 @@ async def receive(
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await _receive_form(request, held, idempotency_key)
+        return await _receive_form(request, resources, idempotency_key)
     if media_type == "application/json" or media_type.endswith("+json"):
-        return await _receive_json(request, held, principal, idempotency_key)
+        return await _receive_json(request, resources, principal, idempotency_key)
     raise Problem(
         "unsupported_media_type", "Send application/json, or a file as multipart/form-data."
     )
@@ -70,9 +70,9 @@ async def receive(
 
 
 async def _receive_json(
-    request: Request, held: Resources, principal: Principal, key: str | None
+    request: Request, resources: Resources, principal: Principal, key: str | None
 ) -> Received:
-    limit = held.settings.max_body_bytes
+    limit = resources.settings.max_body_bytes
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -82,16 +82,16 @@ async def _receive_json(
                 f"JSON may have {limit} bytes at most; send more lines as a file.",
             )
     asked, print_ = await asyncio.to_thread(_parse_body, bytes(body), limit)
-    webhook = batch_webhook(asked.webhook, held.settings)
-    resources = ExitStack()
+    webhook = batch_webhook(asked.webhook, resources.settings)
+    opened = ExitStack()
     if asked.upload_id is None:
         submission = Submission(asked, webhook, "json", print_, key)
-        return Received(submission, read_list(asked.items or ()), resources)
-    file, name = await _open_upload(held, principal, asked.upload_id)
-    resources.callback(file.close)
+        return Received(submission, read_list(asked.items or ()), opened)
+    file, name = await _open_upload(resources, principal, asked.upload_id)
+    opened.callback(file.close)
     form = asked.format or _format_of(name, "")
     submission = Submission(asked, webhook, form, print_, key)
-    return Received(submission, read_file(file, form), resources)
+    return Received(submission, read_file(file, form), opened)
 
 
 def _parse_body(body: bytes, limit: int) -> tuple[BatchSubmission, bytes]:
@@ -135,10 +135,10 @@ def _fingerprint(meaning: Any, file_sha256: str = "") -> bytes:
 # --- Files -------------------------------------------------------------------------------------
 
 
-async def _receive_form(request: Request, held: Resources, key: str | None) -> Received:
+async def _receive_form(request: Request, resources: Resources, key: str | None) -> Received:
     form, upload = await read_form(request)
     options, meaning = _read_options(form)
-    webhook = batch_webhook(options.webhook, held.settings)
+    webhook = batch_webhook(options.webhook, resources.settings)
     kind = _form_format(form) or _format_of(upload.filename or "", upload.content_type or "")
     file = upload.file
     digest = await asyncio.to_thread(sha256_of, file)
@@ -211,17 +211,17 @@ def sha256_of(file: BinaryIO) -> str:
 
 
 async def _open_upload(
-    held: Resources, principal: Principal, upload_id: str
+    resources: Resources, principal: Principal, upload_id: str
 ) -> tuple[BinaryIO, str]:
     row_id = parse_id("upl", upload_id, "file")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         asked = statements.get_file(principal.tenant_id, row_id)
         row = (await session.scalars(asked)).one_or_none()
     if row is None:
         raise not_found("file")
     file = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
     try:
-        await asyncio.to_thread(held.storage.read_into, row.s3_key, file)
+        await asyncio.to_thread(resources.storage.read_into, row.s3_key, file)
     except ObjectMissing:
         file.close()
         raise Problem("object_missing") from None

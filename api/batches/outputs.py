@@ -31,10 +31,10 @@ Follow = Annotated[
 
 
 async def _slot_while_following(
-    held: Res, principal: BatchesRead, follow: Follow = True
+    resources: Res, principal: BatchesRead, follow: Follow = True
 ) -> AsyncIterator[None]:
     """An answer that stays open is one of the key's streams."""
-    async with stream_slot(held, principal) if follow else nullcontext():
+    async with stream_slot(resources, principal) if follow else nullcontext():
         yield
 
 
@@ -50,16 +50,16 @@ async def _slot_while_following(
     },
 )
 async def results(
-    held: Res, principal: BatchesRead, batch_id: BatchId, follow: Follow = True
+    resources: Res, principal: BatchesRead, batch_id: BatchId, follow: Follow = True
 ) -> Response:
     """`custom_id`, `line`, `job_id`, `state`, `seeds`, `images` with URLs and receipts, `error`.
 
     In the order in which the jobs end. While the batch runs the answer stays open, for ten
     minutes at most, with empty lines when there is nothing new.
     """
-    batch = await _find(held, principal, batch_id)
+    batch = await _find(resources, principal, batch_id)
     lines = while_key_lives(
-        held, principal, stream_results(held, principal, batch.id, follow=follow)
+        resources, principal, stream_results(resources, principal, batch.id, follow=follow)
     )
     return StreamingResponse(lines, media_type=_JSONL)
 
@@ -74,13 +74,13 @@ async def results(
         **responses(*_READ),
     },
 )
-async def errors(held: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
+async def errors(resources: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
     """First what validation found (`type: validation`), then jobs without success (`type: job`).
 
     Each has `line`, `custom_id`, `pointer`, `code` and `message`.
     """
-    batch = await _find(held, principal, batch_id)
-    return StreamingResponse(stream_errors(held, principal, batch.id), media_type=_JSONL)
+    batch = await _find(resources, principal, batch_id)
+    return StreamingResponse(stream_errors(resources, principal, batch.id), media_type=_JSONL)
 
 
 @router.get(
@@ -93,11 +93,11 @@ async def errors(held: Res, principal: BatchesRead, batch_id: BatchId) -> Respon
         **responses(*_READ, "storage_unavailable"),
     },
 )
-async def archive(held: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
+async def archive(resources: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
     """A ZIP of `custom_id_seed.png`, made while it is sent."""
-    batch = await _find(held, principal, batch_id)
+    batch = await _find(resources, principal, batch_id)
     return StreamingResponse(
-        stream_archive(held, principal, batch),
+        stream_archive(resources, principal, batch),
         media_type="application/zip",
         headers={"Content-Disposition": f'attachment; filename="{batch_id}.zip"'},
     )
@@ -114,16 +114,16 @@ async def archive(held: Res, principal: BatchesRead, batch_id: BatchId) -> Respo
     },
 )
 async def contact_sheet(
-    held: Res,
+    resources: Res,
     principal: BatchesRead,
     batch_id: BatchId,
     limit: Annotated[int, Query(ge=1, le=300, description="Pictures on the sheet.")] = 100,
     columns: Annotated[int, Query(ge=1, le=20)] = 10,
 ) -> Response:
     """One WebP of the first pictures made so far, in the order of the lines. 404 before any."""
-    batch = await _find(held, principal, batch_id)
+    batch = await _find(resources, principal, batch_id)
     try:
-        sheet = await draw_contact_sheet(held, principal, batch, limit=limit, columns=columns)
+        sheet = await draw_contact_sheet(resources, principal, batch, limit=limit, columns=columns)
     except StorageUnavailable:
         raise Problem("storage_unavailable") from None
     if sheet is None:
@@ -131,6 +131,6 @@ async def contact_sheet(
     return Response(sheet, media_type="image/webp")
 
 
-async def _find(held: Resources, principal: Principal, batch_id: str) -> Batch:
-    async with held.tenant_transaction(principal) as session:
+async def _find(resources: Resources, principal: Principal, batch_id: str) -> Batch:
+    async with resources.tenant_transaction(principal) as session:
         return await find(session, principal, parse_id("batch", batch_id, "batch"))

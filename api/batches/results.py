@@ -33,7 +33,7 @@ _UNSUCCESSFUL = (JobState.FAILED, JobState.EXPIRED, JobState.CANCELED)
 
 
 async def stream_results(
-    held: Resources, principal: Principal, batch_id: UUID, *, follow: bool
+    resources: Resources, principal: Principal, batch_id: UUID, *, follow: bool
 ) -> AsyncGenerator[bytes, None]:
     """A line for each job that has ended, in the order of the ends.
 
@@ -45,17 +45,17 @@ async def stream_results(
     after: tuple[datetime, UUID] | None = None
     while True:
         # Asked before the jobs: what ends afterwards belongs to the next round.
-        is_last = not follow or await _has_ended(held, principal, batch_id)
+        is_last = not follow or await _has_ended(resources, principal, batch_id)
         # Commits do not come in the order of `finished_at`: look back a little, skip what is sent.
         after = _back(after, _LATEST if is_last else _LATE)
         quiet = True
-        async for jobs in _finished(held, principal, batch_id, after):
+        async for jobs in _finished(resources, principal, batch_id, after):
             new = [job for job in jobs if job.id not in sent]
             sent.update(job.id for job in new)
             after = _later(after, jobs[-1])
             if new:
                 quiet = False
-                yield await _render(held, principal, new)
+                yield await _render(resources, principal, new)
         if is_last or time.monotonic() > deadline:
             return
         if quiet:
@@ -64,20 +64,20 @@ async def stream_results(
 
 
 async def stream_errors(
-    held: Resources, principal: Principal, batch_id: UUID
+    resources: Resources, principal: Principal, batch_id: UUID
 ) -> AsyncIterator[bytes]:
     """The validation report, then a line for each job that ended without success so far."""
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         report = (await session.scalars(statements.get_report(batch_id))).one_or_none()
     for piece in unpack(report.jsonl_zlib) if report is not None else ():
         if piece:
             yield piece
-    async for jobs in _finished(held, principal, batch_id, None, _UNSUCCESSFUL):
+    async for jobs in _finished(resources, principal, batch_id, None, _UNSUCCESSFUL):
         yield b"".join(_line(_failure(job)) for job in jobs)
 
 
 async def _finished(
-    held: Resources,
+    resources: Resources,
     principal: Principal,
     batch_id: UUID,
     after: tuple[datetime, UUID] | None,
@@ -85,7 +85,7 @@ async def _finished(
 ) -> AsyncIterator[Sequence[Job]]:
     """Ended jobs, some hundred at a time; no transaction stays open while a client reads."""
     while True:
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             asked = statements.list_finished(batch_id, _AT_ONCE, after=after, states=states)
             jobs = (await session.scalars(asked)).all()
         if jobs:
@@ -95,25 +95,25 @@ async def _finished(
             return
 
 
-async def _has_ended(held: Resources, principal: Principal, batch_id: UUID) -> bool:
-    async with held.tenant_transaction(principal) as session:
+async def _has_ended(resources: Resources, principal: Principal, batch_id: UUID) -> bool:
+    async with resources.tenant_transaction(principal) as session:
         return (await find(session, principal, batch_id)).finished_at is not None
 
 
-async def _render(held: Resources, principal: Principal, jobs: Sequence[Job]) -> bytes:
-    async with held.tenant_transaction(principal) as session:
+async def _render(resources: Resources, principal: Principal, jobs: Sequence[Job]) -> bytes:
+    async with resources.tenant_transaction(principal) as session:
         found = await session.scalars(gallery.list_images_of_jobs([job.id for job in jobs]))
         images: dict[UUID, list[Image]] = defaultdict(list)
         for image in found.all():
             images[image.job_id].append(image)
 
     def render() -> bytes:
-        return b"".join(_line(_result(held, job, images[job.id])) for job in jobs)
+        return b"".join(_line(_result(resources, job, images[job.id])) for job in jobs)
 
     return await asyncio.to_thread(render)  # signing hundreds of URLs takes a while
 
 
-def _result(held: Resources, job: Job, images: Sequence[Image]) -> dict[str, Any]:
+def _result(resources: Resources, job: Job, images: Sequence[Image]) -> dict[str, Any]:
     return {
         "custom_id": job.custom_id,
         "line": job.line,
@@ -130,7 +130,7 @@ def _result(held: Resources, job: Job, images: Sequence[Image]) -> dict[str, Any
                 "content_type": image.content_type,
                 "bytes": image.bytes,
                 "sha256": image.sha256,
-                "url": held.storage.presign(image.s3_key),
+                "url": resources.storage.presign(image.s3_key),
                 "receipt": image.receipt,
             }
             for image in images

@@ -108,7 +108,7 @@ def _submission_schema() -> dict[str, Any]:
 async def create(
     *,
     request: Request,
-    held: Res,
+    resources: Res,
     principal: BatchesWrite,
     dry_run: Annotated[bool, Query(description="Validate and count; keep nothing.")] = False,
     idempotency_key: Annotated[
@@ -124,12 +124,14 @@ async def create(
     """
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise Problem("malformed_idempotency_key")
-    received = await intake.receive(request, held, principal, idempotency_key)
-    with received.resources:
+    received = await intake.receive(request, resources, principal, idempotency_key)
+    with received.opened:
         if dry_run:
-            shown = await service.estimate(held, principal, received.submission, received.lines)
+            shown = await service.estimate(
+                resources, principal, received.submission, received.lines
+            )
             return json_answer(shown)
-        accepted = await service.submit(held, principal, received.submission, received.lines)
+        accepted = await service.submit(resources, principal, received.submission, received.lines)
     headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
     if accepted.is_replay:
         headers["Idempotency-Replayed"] = "true"
@@ -149,7 +151,7 @@ async def create(
     },
 )
 async def list_batches(
-    held: Res,
+    resources: Res,
     principal: BatchesRead,
     state: Annotated[list[BatchStateName] | None, Query(description="May be repeated.")] = None,
     limit: PageLimit = 50,
@@ -157,7 +159,7 @@ async def list_batches(
 ) -> Response:
     """Your tenant's batches, newest first."""
     states = tuple(sorted(set(state or ())))
-    return json_answer(await service.list_page(held, principal, states, limit, after))
+    return json_answer(await service.list_page(resources, principal, states, limit, after))
 
 
 @router.post(
@@ -181,10 +183,10 @@ async def list_batches(
     openapi_extra=FILE_SCHEMA,
 )
 async def create_file(
-    held: Res, principal: BatchesWrite, file: Annotated[UploadFile, Depends(read_file)]
+    resources: Res, principal: BatchesWrite, file: Annotated[UploadFile, Depends(read_file)]
 ) -> Response:
     """JSONL or CSV, gzipped or not, up to 100 MB; give its id as `upload_id` of a batch."""
-    kept = await files.keep(held, principal, file)
+    kept = await files.keep(resources, principal, file)
     return json_answer(kept, 201, {"Location": f"/v1/batches/files/{kept.id}"})
 
 
@@ -195,9 +197,9 @@ async def create_file(
     response_class=Response,
     responses={200: {"model": BatchFile}, **responses(*_READ)},
 )
-async def get_file(held: Res, principal: BatchesRead, file_id: FileId) -> Response:
+async def get_file(resources: Res, principal: BatchesRead, file_id: FileId) -> Response:
     """What is known of a file that was sent ahead."""
-    return json_answer(await files.get(held, principal, file_id))
+    return json_answer(await files.get(resources, principal, file_id))
 
 
 @router.delete(
@@ -208,9 +210,9 @@ async def get_file(held: Res, principal: BatchesRead, file_id: FileId) -> Respon
     response_class=Response,
     responses=responses(*_READ),
 )
-async def delete_file(held: Res, principal: BatchesWrite, file_id: FileId) -> Response:
+async def delete_file(resources: Res, principal: BatchesWrite, file_id: FileId) -> Response:
     """Batches that were made of it stay. Files are also deleted after a week."""
-    await files.delete(held, principal, file_id)
+    await files.delete(resources, principal, file_id)
     return Response(status_code=204)
 
 
@@ -221,9 +223,9 @@ async def delete_file(held: Res, principal: BatchesWrite, file_id: FileId) -> Re
     response_class=Response,
     responses={200: {"model": Batch}, **responses(*_READ)},
 )
-async def get(held: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
+async def get(resources: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
     """State, exact counts, rate and ETA."""
-    batch = await service.get(held, principal, batch_id)
+    batch = await service.get(resources, principal, batch_id)
     headers = {} if batch.finished_at else {"Retry-After": _POLL_AFTER}
     return json_answer(batch, headers=headers)
 
@@ -246,13 +248,13 @@ async def get(held: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
     openapi_extra=body_schema(BatchUpdate),
 )
 async def update(
-    held: Res,
+    resources: Res,
     principal: BatchesWrite,
     batch_id: BatchId,
     asked: Annotated[BatchUpdate, Depends(json_body(BatchUpdate))],
 ) -> Response:
     """Counts for the jobs that are not yet handed to workers."""
-    return json_answer(await service.set_priority(held, principal, batch_id, asked.priority))
+    return json_answer(await service.set_priority(resources, principal, batch_id, asked.priority))
 
 
 @router.post(
@@ -262,9 +264,9 @@ async def update(
     response_class=Response,
     responses={200: {"model": Batch}, **responses(*_CHANGE)},
 )
-async def pause(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
+async def pause(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
     """Running jobs end; no other starts until it is resumed. Deadlines go on counting."""
-    return json_answer(await service.set_paused(held, principal, batch_id, True))
+    return json_answer(await service.set_paused(resources, principal, batch_id, True))
 
 
 @router.post(
@@ -274,9 +276,9 @@ async def pause(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Respon
     response_class=Response,
     responses={200: {"model": Batch}, **responses(*_CHANGE)},
 )
-async def resume(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
+async def resume(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
     """The batch goes on where it stood."""
-    return json_answer(await service.set_paused(held, principal, batch_id, False))
+    return json_answer(await service.set_paused(resources, principal, batch_id, False))
 
 
 @router.post(
@@ -286,9 +288,9 @@ async def resume(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Respo
     response_class=Response,
     responses={200: {"model": Batch}, **responses(*_CHANGE)},
 )
-async def cancel(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
+async def cancel(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
     """Waiting jobs are canceled at once, running ones within a denoising step."""
-    return json_answer(await service.cancel(held, principal, batch_id))
+    return json_answer(await service.cancel(resources, principal, batch_id))
 
 
 @router.post(
@@ -302,9 +304,9 @@ async def cancel(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Respo
         **responses(*_READ, "nothing_to_retry", *REFUSALS),
     },
 )
-async def retry_failed(held: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
+async def retry_failed(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> Response:
     """Failed and expired jobs are queued again with their seeds; what succeeded stays."""
-    result = await service.retry_failed(held, principal, batch_id)
+    result = await service.retry_failed(resources, principal, batch_id)
     headers = {"Location": result.batch.links.self, "Retry-After": _POLL_AFTER}
     return json_answer(result, 202, headers)
 
@@ -321,7 +323,7 @@ async def retry_failed(held: Res, principal: BatchesWrite, batch_id: BatchId) ->
 )
 async def items(
     *,
-    held: Res,
+    resources: Res,
     principal: BatchesRead,
     batch_id: BatchId,
     state: Annotated[list[JobStateName] | None, Query(description="May be repeated.")] = None,
@@ -331,5 +333,7 @@ async def items(
 ) -> Response:
     """In the order of the file's lines, with their images so far."""
     chosen = service.Items(tuple(sorted(set(state or ()))), custom_id)
-    page = await service.list_items(held, principal, batch_id, chosen, limit=limit, after=after)
+    page = await service.list_items(
+        resources, principal, batch_id, chosen, limit=limit, after=after
+    )
     return json_answer(page)

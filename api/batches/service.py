@@ -46,7 +46,7 @@ class Items:
 
 
 async def submit(
-    held: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
+    resources: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
 ) -> Accepted:
     """Validate all lines, then accept the batch whole, or replay the original answer.
 
@@ -56,26 +56,26 @@ async def submit(
     """
     if submission.idempotency_key is not None:
         # Asked before the work of validation, which a replay should not repeat.
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             replay = await find_answer(session, principal, submission)
         if replay is not None:
             return replay
     async with _turns:
-        found = await validate(held, principal, lines, _checker(held, submission))
+        found = await validate(resources, principal, lines, _checker(resources, submission))
         try:
             if found.makes_a_batch(submission.options.on_error):
-                return await accept(held, principal, submission, found)
-            return await _reject(held, principal, submission, found)
+                return await accept(resources, principal, submission, found)
+            return await _reject(resources, principal, submission, found)
         finally:
             found.close()
 
 
 async def _reject(
-    held: Resources, principal: Principal, submission: Submission, found: Validated
+    resources: Resources, principal: Principal, submission: Submission, found: Validated
 ) -> Accepted:
     errors = found.report.field_errors(submission.source)
-    batch_id = await keep_refusal(held, principal, submission, found)
-    location = f"{held.settings.public_url.rstrip('/')}/v1/batches/{batch_id}"
+    batch_id = await keep_refusal(resources, principal, submission, found)
+    location = f"{resources.settings.public_url.rstrip('/')}/v1/batches/{batch_id}"
     raise Problem(
         "batch_rejected",
         f"{found.report.count} errors in {found.lines} lines; nothing was accepted. "
@@ -86,17 +86,17 @@ async def _reject(
 
 
 async def estimate(
-    held: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
+    resources: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
 ) -> DryRun:
     """Validate all lines and say what they would make; nothing is kept."""
     async with _turns:
-        found = await validate(held, principal, lines, _checker(held, submission))
+        found = await validate(resources, principal, lines, _checker(resources, submission))
     found.close()
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         asked = statements.recent_speed(principal.tenant_id, sorted(found.models))
         jobs, cost, gpu_seconds = (await session.execute(asked)).one()
     seconds = float(gpu_seconds) * found.cost / float(cost) if jobs else None
-    estimate = await held.estimates.of_batch(found.models, found.cost)
+    estimate = await resources.estimates.of_batch(found.models, found.cost)
     eta = present_eta(estimate)
     return DryRun(
         accepted=found.makes_a_batch(submission.options.on_error),
@@ -123,7 +123,7 @@ async def estimate(
     )
 
 
-def _checker(held: Resources, submission: Submission) -> LineChecker:
+def _checker(resources: Resources, submission: Submission) -> LineChecker:
     options = submission.options
     names = ("session_id", "start_within", "finish_within")
     given = {name: getattr(options, name) for name in names}
@@ -133,16 +133,16 @@ def _checker(held: Resources, submission: Submission) -> LineChecker:
     return LineChecker(
         base | options.defaults,
         templates=options.templates,
-        catalog=held.catalog,
-        settings=held.settings,
+        catalog=resources.catalog,
+        settings=resources.settings,
         webhook=webhook if tells_of_jobs else None,
     )
 
 
-async def get(held: Resources, principal: Principal, batch_id: str) -> Batch:
+async def get(resources: Resources, principal: Principal, batch_id: str) -> Batch:
     """A tenant's batch with counts, rate and ETA as of now."""
     row_id = parse_id("batch", batch_id, "batch")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         batch = await find(session, principal, row_id)
         [standing] = await _standings(session, [batch])
         if batch.finished_at is None:
@@ -151,11 +151,11 @@ async def get(held: Resources, principal: Principal, batch_id: str) -> Batch:
             ).one()
             standing.recent_jobs, standing.recent_cost = jobs, int(cost)
             standing.recent_seconds = float(seconds)
-    return present_batch(batch, standing, held.settings.public_url)
+    return present_batch(batch, standing, resources.settings.public_url)
 
 
 async def list_page(
-    held: Resources,
+    resources: Resources,
     principal: Principal,
     states: tuple[str, ...],
     limit: int,
@@ -164,7 +164,7 @@ async def list_page(
     """One page of a tenant's batches, newest first."""
     scope = ("batches", principal.tenant_id, states)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         asked = statements.list_batches(
             principal.tenant_id, limit + 1, before=before, states=states
         )
@@ -172,7 +172,7 @@ async def list_page(
         page = found[:limit]
         standings = await _standings(session, page)
     has_more = len(found) > limit
-    url = held.settings.public_url
+    url = resources.settings.public_url
     return Page(
         data=[present_batch(b, s, url) for b, s in zip(page, standings, strict=True)],
         has_more=has_more,
@@ -181,7 +181,7 @@ async def list_page(
 
 
 async def list_items(
-    held: Resources,
+    resources: Resources,
     principal: Principal,
     batch_id: str,
     items: Items,
@@ -193,7 +193,7 @@ async def list_items(
     row_id = parse_id("batch", batch_id, "batch")
     scope = ("batch items", principal.tenant_id, row_id, items)
     behind = decode_cursor(after, *scope) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         batch = await find(session, principal, row_id)
         asked = statements.list_items(
             batch, limit + 1, after=behind, states=items.states, custom_id=items.custom_id
@@ -210,7 +210,7 @@ async def list_items(
     has_more = len(found) > limit
 
     def present() -> list[BatchItem]:
-        url, storage = held.settings.public_url, held.storage
+        url, storage = resources.settings.public_url, resources.storage
         return [
             present_item(j, images[j.id], attempts[j.id], public_url=url, storage=storage)
             for j in page
@@ -223,7 +223,9 @@ async def list_items(
     )
 
 
-async def set_paused(held: Resources, principal: Principal, batch_id: str, paused: bool) -> Batch:
+async def set_paused(
+    resources: Resources, principal: Principal, batch_id: str, paused: bool
+) -> Batch:
     """Hold a batch, or let it go on. Running jobs end; no other starts. May be repeated.
 
     Raises:
@@ -231,11 +233,11 @@ async def set_paused(held: Resources, principal: Principal, batch_id: str, pause
     """
     row_id = parse_id("batch", batch_id, "batch")
     statement = statements.set_paused(principal.tenant_id, row_id, paused)
-    return await _change(held, principal, batch_id, statement)
+    return await _change(resources, principal, batch_id, statement)
 
 
 async def set_priority(
-    held: Resources, principal: Principal, batch_id: str, priority: int
+    resources: Resources, principal: Principal, batch_id: str, priority: int
 ) -> Batch:
     """Let a batch go before or after others of its key.
 
@@ -244,17 +246,17 @@ async def set_priority(
     """
     row_id = parse_id("batch", batch_id, "batch")
     statement = statements.set_priority(principal.tenant_id, row_id, priority)
-    return await _change(held, principal, batch_id, statement)
+    return await _change(resources, principal, batch_id, statement)
 
 
-async def cancel(held: Resources, principal: Principal, batch_id: str) -> Batch:
+async def cancel(resources: Resources, principal: Principal, batch_id: str) -> Batch:
     """Cancel all jobs that wait at once, and those that run within a step. May be repeated.
 
     Raises:
         Problem: 409 when the batch has ended in another way.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    async with held.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
+    async with resources.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
         batch = await find(session, principal, row_id, for_update=True)
         if batch.finished_at is not None and batch.state != "canceled":
             raise _has_ended(batch)
@@ -262,27 +264,27 @@ async def cancel(held: Resources, principal: Principal, batch_id: str) -> Batch:
         asked = ledger.cancel_batch(principal.tenant_id, row_id)
         running = (await session.scalars(asked)).all()
     for job in running:
-        await announce(held.redis, held.circuit, job)
-    return await get(held, principal, batch_id)
+        await announce(resources.redis, resources.circuit, job)
+    return await get(resources, principal, batch_id)
 
 
-async def retry_failed(held: Resources, principal: Principal, batch_id: str) -> RetryResult:
+async def retry_failed(resources: Resources, principal: Principal, batch_id: str) -> RetryResult:
     """Queue the jobs that failed or expired again, with the same seeds and no deadlines.
 
     Raises:
         Problem: 409 when there is none; 403 or 429 for what the key may not queue.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    async with held.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
+    async with resources.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
         await find(session, principal, row_id, for_update=True)
         again = (await session.execute(statements.sum_retryable(principal.tenant_id, row_id))).one()
         if not again.jobs:
             raise Problem("nothing_to_retry", "No job of the batch has failed or expired.")
         work = Work(int(again.cost), frozenset(again.models), again.pixels, again.jobs)
-        await admit(held, session, principal, work)
+        await admit(resources, session, principal, work)
         await session.execute(statements.reopen(principal.tenant_id, row_id))
         await session.execute(ledger.retry_batch(principal.tenant_id, row_id))
-    return RetryResult(retried=again.jobs, batch=await get(held, principal, batch_id))
+    return RetryResult(retried=again.jobs, batch=await get(resources, principal, batch_id))
 
 
 async def find(
@@ -301,15 +303,18 @@ async def find(
 
 
 async def _change(
-    held: Resources, principal: Principal, batch_id: str, statement: ReturningUpdate[rows.Batch]
+    resources: Resources,
+    principal: Principal,
+    batch_id: str,
+    statement: ReturningUpdate[rows.Batch],
 ) -> Batch:
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         changed = (await session.scalars(statement)).one_or_none()
         if changed is None:
             batch = await find(session, principal, parse_id("batch", batch_id, "batch"))
             if batch.finished_at is not None:
                 raise _has_ended(batch)
-    return await get(held, principal, batch_id)
+    return await get(resources, principal, batch_id)
 
 
 def _has_ended(batch: rows.Batch) -> Problem:

@@ -79,14 +79,14 @@ class Validated:
 
 
 async def validate(
-    held: Resources, principal: Principal, lines: Iterator[Line], checker: LineChecker
+    resources: Resources, principal: Principal, lines: Iterator[Line], checker: LineChecker
 ) -> Validated:
     """Read and check all lines.
 
     Raises:
         Problem: 503, the database is away.
     """
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         now = (await session.scalars(statements.read_clock())).one()
     spool = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
     found = Validated(new_id(), now, spool)
@@ -95,7 +95,7 @@ async def validate(
         batch_id=found.batch_id,
         tenant_id=principal.tenant_id,
         api_key_id=principal.key_id,
-        max_attempts=held.settings.max_attempts,
+        max_attempts=resources.settings.max_attempts,
         now=now,
     )
     images: dict[str, dict[str, str] | None] = {}
@@ -104,7 +104,7 @@ async def validate(
         while is_more:
             is_more, planned = await asyncio.to_thread(_check_some, lines, checker, found)
             wanted = {job.init_image for jobs in planned for job in jobs if job.init_image}
-            images.update(await _find_images(held, principal, wanted - images.keys()))
+            images.update(await _find_images(resources, principal, wanted - images.keys()))
             await asyncio.to_thread(_write_some, planned, images, writer, found)
         if not found.lines and not found.report.count:
             found.refuse_file("empty", "There is no line in it.")
@@ -165,13 +165,13 @@ def _write_some(
 
 
 async def _find_images(
-    held: Resources, principal: Principal, references: set[str]
+    resources: Resources, principal: Principal, references: set[str]
 ) -> dict[str, dict[str, str] | None]:
     """The pictures behind `upl_…` and `img_…` references, as far as they are this tenant's."""
     found: dict[str, dict[str, str] | None] = dict.fromkeys(references)
     if not references:
         return found
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         for prefix, table in (("upl", Upload), ("img", Image)):
             ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
             statement = statements.list_start_images(principal.tenant_id, ids, table)

@@ -36,9 +36,9 @@ def known_session(session_id: str) -> str:
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def star(held: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+async def star(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
     """Marks it as one to keep; searches can ask for such, recommendations prefer their prompts."""
-    return json_answer(await service.set_star(held, principal, image_id, True))
+    return json_answer(await service.set_star(resources, principal, image_id, True))
 
 
 @router.delete(
@@ -51,9 +51,9 @@ async def star(held: Res, principal: ImagesWrite, image_id: ImageId) -> Response
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def unstar(held: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+async def unstar(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
     """The image stays."""
-    return json_answer(await service.set_star(held, principal, image_id, False))
+    return json_answer(await service.set_star(resources, principal, image_id, False))
 
 
 @router.delete(
@@ -66,9 +66,9 @@ async def unstar(held: Res, principal: ImagesWrite, image_id: ImageId) -> Respon
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def delete_image(held: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+async def delete_image(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
     """Its row, its files, and its prompt's embedding if it was the prompt's last picture."""
-    return json_answer(await service.delete_image(held, principal, image_id))
+    return json_answer(await service.delete_image(resources, principal, image_id))
 
 
 @router.delete(
@@ -81,9 +81,9 @@ async def delete_image(held: Res, principal: ImagesWrite, image_id: ImageId) -> 
         **responses("insufficient_scope", "not_found", "job_not_finished", "database_unavailable"),
     },
 )
-async def delete_job(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
+async def delete_job(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
     """An ended job with its attempts, images and files. Cancel one that waits or runs first."""
-    return json_answer(await service.delete_job(held, principal, job_id))
+    return json_answer(await service.delete_job(resources, principal, job_id))
 
 
 @router.delete(
@@ -102,6 +102,8 @@ async def delete_job(held: Res, principal: JobsWrite, job_id: JobId) -> Response
         ),
     },
 )
-async def delete_session(held: Res, principal: JobsWrite, session_id: SessionName) -> Response:
+async def delete_session(resources: Res, principal: JobsWrite, session_id: SessionName) -> Response:
     """Everything in the session. While a job of it waits or runs nothing is deleted."""
-    return json_answer(await service.delete_session(held, principal, known_session(session_id)))
+    return json_answer(
+        await service.delete_session(resources, principal, known_session(session_id))
+    )

@@ -39,22 +39,24 @@ class _Gone:
     prefixes: list[str] = field(default_factory=list)
 
 
-async def set_star(held: Resources, principal: Principal, image_id: str, starred: bool) -> Image:
+async def set_star(
+    resources: Resources, principal: Principal, image_id: str, starred: bool
+) -> Image:
     """Star an image or take its star away.
 
     Raises:
         Problem: 404.
     """
     row_id = parse_id("img", image_id, "image")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = deletion.star(principal.tenant_id, row_id, starred)
         row = (await session.scalars(statement)).one_or_none()
     if row is None:
         raise not_found("image")
-    return present(held, row)
+    return present(resources, row)
 
 
-async def delete_image(held: Resources, principal: Principal, image_id: str) -> Deleted:
+async def delete_image(resources: Resources, principal: Principal, image_id: str) -> Deleted:
     """One image. Its job stays on record.
 
     Raises:
@@ -62,7 +64,7 @@ async def delete_image(held: Resources, principal: Principal, image_id: str) -> 
     """
     row_id = parse_id("img", image_id, "image")
     gone = _Gone()
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         found = await session.execute(deletion.delete_image(principal.tenant_id, row_id))
         row = found.one_or_none()
         if row is None:
@@ -70,10 +72,10 @@ async def delete_image(held: Resources, principal: Principal, image_id: str) -> 
         # The thumbnail's key begins in the same way.
         gone.prefixes.append(row.s3_key.rpartition(".")[0] + ".")
         await _after_images(session, principal, [row.prompt_id], gone)
-    return await _finish(held, principal, [gone])
+    return await _finish(resources, principal, [gone])
 
 
-async def delete_job(held: Resources, principal: Principal, job_id: str) -> Deleted:
+async def delete_job(resources: Resources, principal: Principal, job_id: str) -> Deleted:
     """An ended job with its images and attempts.
 
     Raises:
@@ -81,7 +83,7 @@ async def delete_job(held: Resources, principal: Principal, job_id: str) -> Dele
     """
     row_id = parse_id("job", job_id, "job")
     gone = _Gone()
-    async with held.tenant_transaction(principal, _SECONDS) as session:
+    async with resources.tenant_transaction(principal, _SECONDS) as session:
         statement = deletion.lock_job(principal.tenant_id, row_id)
         job = (await session.scalars(statement)).one_or_none()
         if job is None:
@@ -89,10 +91,10 @@ async def delete_job(held: Resources, principal: Principal, job_id: str) -> Dele
         if job.finished_at is None:
             raise Problem("job_not_finished", f"The job is {job.state}.")
         await _delete_jobs(session, principal, job.session_id, [row_id], gone)
-    return await _finish(held, principal, [gone])
+    return await _finish(resources, principal, [gone])
 
 
-async def delete_session(held: Resources, principal: Principal, session_id: str) -> Deleted:
+async def delete_session(resources: Resources, principal: Principal, session_id: str) -> Deleted:
     """A session with everything in it, in portions; safe to repeat after a failure.
 
     Raises:
@@ -102,7 +104,7 @@ async def delete_session(held: Resources, principal: Principal, session_id: str)
     while not portions or not portions[-1].sessions:
         gone = _Gone()
         portions.append(gone)
-        async with held.tenant_transaction(principal, _SECONDS) as session:
+        async with resources.tenant_transaction(principal, _SECONDS) as session:
             await session.execute(deletion.keep_out_of_session(principal.tenant_id, session_id))
             statement = deletion.lock_session(principal.tenant_id, session_id)
             if (await session.scalars(statement)).one_or_none() is None:
@@ -117,7 +119,7 @@ async def delete_session(held: Resources, principal: Principal, session_id: str)
             else:
                 await session.execute(deletion.delete_session(principal.tenant_id, session_id))
                 gone.sessions = 1
-    return await _finish(held, principal, portions)
+    return await _finish(resources, principal, portions)
 
 
 async def _delete_jobs(
@@ -154,12 +156,12 @@ async def _after_images(
     await session.execute(deletion.doom_objects(tenant_id, gone.prefixes))
 
 
-async def _finish(held: Resources, principal: Principal, portions: Sequence[_Gone]) -> Deleted:
+async def _finish(resources: Resources, principal: Principal, portions: Sequence[_Gone]) -> Deleted:
     """The rows are gone for good; now the objects. What S3 does not take, the sweep does."""
     prefixes = [prefix for gone in portions for prefix in gone.prefixes]
-    objects, done = await asyncio.to_thread(_remove, held.storage, prefixes)
+    objects, done = await asyncio.to_thread(_remove, resources.storage, prefixes)
     if done:
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             await session.execute(deletion.forget_doomed(principal.tenant_id, done))
     return Deleted(
         sessions=sum(gone.sessions for gone in portions),

@@ -23,16 +23,16 @@ async def live() -> Health:
     summary="Can it serve requests?",
     responses=responses("not_ready"),
 )
-async def ready(held: Res) -> Readiness:
+async def ready(resources: Res) -> Readiness:
     """200 when Postgres, Redis and S3 answer; otherwise 503 with the parts that do not."""
-    await check_readiness(held)
+    await check_readiness(resources)
     return Readiness(status="ready", database="ok", redis="ok", storage="ok")
 
 
 @router.get("/", operation_id="root", summary="Where to go from here")
-async def root(held: Res) -> Root:
+async def root(resources: Res) -> Root:
     """Links to the documentation and the main resources."""
-    base = held.settings.public_url.rstrip("/")
+    base = resources.settings.public_url.rstrip("/")
     return Root(
         name="darkroom",
         version=VERSION,

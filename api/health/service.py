@@ -14,16 +14,16 @@ _PATIENCE = 2.0
 """Seconds for each part; they are asked at the same time."""
 
 
-async def check_readiness(held: Resources) -> None:
+async def check_readiness(resources: Resources) -> None:
     """Return when all parts answer.
 
     Raises:
         Problem: 503; `errors` names each part that does not.
     """
     checks = {
-        "database": _database(held),
-        "redis": _redis(held),
-        "storage": asyncio.to_thread(held.storage.check),
+        "database": _database(resources),
+        "redis": _redis(resources),
+        "storage": asyncio.to_thread(resources.storage.check),
     }
     reasons = await asyncio.gather(*(_reason(check) for check in checks.values()))
     errors = [
@@ -36,13 +36,13 @@ async def check_readiness(held: Resources) -> None:
         raise Problem("not_ready", f"Not available: {parts}.", errors=errors)
 
 
-async def _database(held: Resources) -> None:
-    async with held.transaction() as session:
+async def _database(resources: Resources) -> None:
+    async with resources.transaction() as session:
         await session.execute(select(1))
 
 
-async def _redis(held: Resources) -> None:
-    await held.redis.ping()
+async def _redis(resources: Resources) -> None:
+    await resources.redis.ping()
 
 
 async def _reason(check: Awaitable[None]) -> str | None:

@@ -47,13 +47,13 @@ class _ReceiptFields(BaseModel):
     output_format: str = "png"
 
 
-async def inspect(held: Resources, principal: Principal, file: UploadFile) -> Inspection:
+async def inspect(resources: Resources, principal: Principal, file: UploadFile) -> Inspection:
     """The receipt inside a picture, whether it is one of the tenant's, and a job to repeat it.
 
     Raises:
         Problem: 422 when it is no picture or carries no receipt.
     """
-    data = await file.read(held.settings.max_upload_bytes + 1)
+    data = await file.read(resources.settings.max_upload_bytes + 1)
     try:
         receipt = await asyncio.to_thread(receipt_of, data)
     except ImageRefused as refusal:
@@ -63,18 +63,18 @@ async def inspect(held: Resources, principal: Principal, file: UploadFile) -> In
         raise Problem("receipt_missing")
     notes: list[str] = []
     digest = hashlib.sha256(data).hexdigest()
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         find = gallery.find_image_by_file(principal.tenant_id, digest).limit(1)
         stored = (await session.scalars(find)).one_or_none()
         start = await _initial_image(session, principal, fields.init_image_sha256)
     if fields.kind == "img2img" and start is None:
         notes.append("The initial image is not here; give its picture as init_image.")
-    if held.catalog.get(fields.model.name) is None:
+    if resources.catalog.get(fields.model.name) is None:
         notes.append("This server has no model of that name.")
     return Inspection(
         receipt=receipt,
         stored=stored is not None,
-        image=images.present(held, stored) if stored is not None else None,
+        image=images.present(resources, stored) if stored is not None else None,
         job=_job_body(fields, start),
         notes=notes,
     )

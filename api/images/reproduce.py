@@ -37,7 +37,7 @@ class Comparison:
 
 
 async def reproduce(
-    held: Resources, principal: Principal, image_id: str, job_id: str | None, seconds: float
+    resources: Resources, principal: Principal, image_id: str, job_id: str | None, seconds: float
 ) -> Reproduction:
     """Begin to make the image again, or go on with `job_id`, and wait for at most `seconds`.
 
@@ -45,48 +45,48 @@ async def reproduce(
         Problem: 404 for an unknown image or a job that does not reproduce it; 422 when it cannot
             be made again or its job has failed.
     """
-    original = await images.find(held, principal, image_id)
+    original = await images.find(resources, principal, image_id)
     if job_id is None:
-        job_id = await _begin(held, principal, original)
-    job = await _job_of(held, principal, original, job_id)
+        job_id = await _begin(resources, principal, original)
+    job = await _job_of(resources, principal, original, job_id)
     if job.finished_at is None and seconds:
-        await wait_until_done(held, principal, from_wire("job", job.id), seconds)
-        job = await _job_of(held, principal, original, job_id)
+        await wait_until_done(resources, principal, from_wire("job", job.id), seconds)
+        job = await _job_of(resources, principal, original, job_id)
     if job.finished_at is None:
-        notice = await _early_notice(held, original)
-        return _present(held, original, job, reason=notice)
+        notice = await _early_notice(resources, original)
+        return _present(resources, original, job, reason=notice)
     if job.state != "succeeded" or not job.images:
         why = job.error.code if job.error else job.state
         raise Problem("not_reproducible", f"The job {job.id} to make it again ended as {why}.")
-    again = await images.find(held, principal, job.images[0].id)
-    result = await _compare(held, original, again)
+    again = await images.find(resources, principal, job.images[0].id)
+    result = await _compare(resources, original, again)
     reason = explain(original.receipt, again.receipt, result.verdict)
-    return _present(held, original, job, reason=reason, again=again, result=result)
+    return _present(resources, original, job, reason=reason, again=again, result=result)
 
 
-async def _begin(held: Resources, principal: Principal, original: rows.Image) -> str:
+async def _begin(resources: Resources, principal: Principal, original: rows.Image) -> str:
     """The job that makes it again: the unfinished one there is, else a new one."""
     image_id = to_wire("img", original.id)
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         unfinished = statements.find_unfinished_marked(principal.tenant_id, MARK, image_id)
         found = (await session.scalars(unfinished)).first()
         if found is not None:
             return to_wire("job", found)
         statement = statements.get_job(principal.tenant_id, original.job_id)
         source = (await session.scalars(statement)).one()
-        columns = _columns(held, principal, original, source)
-        row, _ = await jobs.insert_job(held, session, principal, columns)
-    await held.publisher.publish(row)
+        columns = _columns(resources, principal, original, source)
+        row, _ = await jobs.insert_job(resources, session, principal, columns)
+    await resources.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
     return to_wire("job", row.id)
 
 
 def _columns(
-    held: Resources, principal: Principal, original: rows.Image, source: job_rows.Job
+    resources: Resources, principal: Principal, original: rows.Image, source: job_rows.Job
 ) -> dict[str, Any]:
     receipt = original.receipt
     model, scheduler = receipt["model"]["name"], receipt["scheduler"]["name"]
-    if held.catalog.get(model) is None:
+    if resources.catalog.get(model) is None:
         raise Problem("not_reproducible", f"The model {model} is not in the catalogue any more.")
     if scheduler not in SCHEDULERS:
         raise Problem("not_reproducible", f"The scheduler {scheduler} is not offered any more.")
@@ -113,23 +113,25 @@ def _columns(
         "job_metadata": {MARK: to_wire("img", original.id)},
         "warnings": [],
         "cost": receipt["width"] * receipt["height"] * receipt["steps"],
-        "max_attempts": held.settings.max_attempts,
+        "max_attempts": resources.settings.max_attempts,
     }
 
 
-async def _job_of(held: Resources, principal: Principal, original: rows.Image, job_id: str) -> Job:
+async def _job_of(
+    resources: Resources, principal: Principal, original: rows.Image, job_id: str
+) -> Job:
     parse_id("job", job_id, "job")
-    job = await jobs.get(held, principal, job_id)
+    job = await jobs.get(resources, principal, job_id)
     if job.metadata.get(MARK) != to_wire("img", original.id):
         raise Problem("not_found", "This job does not make this image again.")
     return job
 
 
-async def _compare(held: Resources, original: rows.Image, again: rows.Image) -> Comparison:
+async def _compare(resources: Resources, original: rows.Image, again: rows.Image) -> Comparison:
     if original.sha256 == again.sha256:
         return Comparison("identical", 0)
-    first = await images.read_object(held, original.s3_key)
-    second = await images.read_object(held, again.s3_key)
+    first = await images.read_object(resources, original.s3_key)
+    second = await images.read_object(resources, again.s3_key)
     return await asyncio.to_thread(compare_pixels, first.body, second.body)
 
 
@@ -187,12 +189,12 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-async def _early_notice(held: Resources, original: rows.Image) -> str | None:
+async def _early_notice(resources: Resources, original: rows.Image) -> str | None:
     """What the live workers' announcements already tell, before the job is done."""
     recorded = original.receipt["model"]
     served = [
         model
-        for worker in await held.roster.workers() or ()
+        for worker in await resources.roster.workers() or ()
         for model in worker.models
         if model.name == recorded["name"]
     ]
@@ -204,7 +206,7 @@ async def _early_notice(held: Resources, original: rows.Image) -> str | None:
 
 
 def _present(
-    held: Resources,
+    resources: Resources,
     original: rows.Image,
     job: Job,
     *,
@@ -216,12 +218,12 @@ def _present(
         verdict=result.verdict if result else None,
         max_pixel_difference=result.max_pixel_difference if result else None,
         reason=reason,
-        image=images.present(held, again) if again is not None else None,
+        image=images.present(resources, again) if again is not None else None,
         job=job,
-        links=_links(held, original, job),
+        links=_links(resources, original, job),
     )
 
 
-def _links(held: Resources, original: rows.Image, job: Job) -> ReproductionLinks:
-    here = f"{held.settings.public_url.rstrip('/')}/v1/images/{to_wire('img', original.id)}"
+def _links(resources: Resources, original: rows.Image, job: Job) -> ReproductionLinks:
+    here = f"{resources.settings.public_url.rstrip('/')}/v1/images/{to_wire('img', original.id)}"
     return ReproductionLinks(again=f"{here}/reproduce?job={job.id}", job=job.links.self)

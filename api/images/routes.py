@@ -56,10 +56,10 @@ _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def get(held: Res, principal: ImagesRead, image_id: ImageId) -> Response:
+async def get(resources: Res, principal: ImagesRead, image_id: ImageId) -> Response:
     """An image's facts and URLs."""
-    row = await service.find(held, principal, image_id)
-    return json_answer(service.present(held, row))
+    row = await service.find(resources, principal, image_id)
+    return json_answer(service.present(resources, row))
 
 
 @router.get(
@@ -71,7 +71,7 @@ async def get(held: Res, principal: ImagesRead, image_id: ImageId) -> Response:
 )
 async def content(
     *,
-    held: Res,
+    resources: Res,
     principal: ImagesRead,
     image_id: ImageId,
     proxy: Proxy = False,
@@ -79,10 +79,10 @@ async def content(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Redirects to object storage, or sends the file itself with `proxy=1`."""
-    row = await service.find(held, principal, image_id)
+    row = await service.find(resources, principal, image_id)
     name = service.file_name(row)
     if not proxy:
-        url = held.storage.presign(row.s3_key, name if download else None)
+        url = resources.storage.presign(row.s3_key, name if download else None)
         return RedirectResponse(url, 302)
     headers = {
         "Cache-Control": "private, max-age=31536000, immutable",
@@ -91,7 +91,7 @@ async def content(
     }
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
-    stored = await service.read_object(held, row.s3_key)
+    stored = await service.read_object(resources, row.s3_key)
     # The type is the one on record, never one that storage or a client names.
     return Response(stored.body, 200, headers, row.content_type)
 
@@ -104,13 +104,13 @@ async def content(
     responses=_FILE_RESPONSES,
 )
 async def thumbnail(
-    held: Res, principal: ImagesRead, image_id: ImageId, proxy: Proxy = False
+    resources: Res, principal: ImagesRead, image_id: ImageId, proxy: Proxy = False
 ) -> Response:
     """A small WebP, by the same ways as the file."""
-    row = await service.find(held, principal, image_id)
+    row = await service.find(resources, principal, image_id)
     if not proxy:
-        return RedirectResponse(held.storage.presign(row.thumbnail_s3_key), 302)
-    stored = await service.read_object(held, row.thumbnail_s3_key)
+        return RedirectResponse(resources.storage.presign(row.thumbnail_s3_key), 302)
+    stored = await service.read_object(resources, row.thumbnail_s3_key)
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}
     return Response(stored.body, 200, headers, "image/webp")
 
@@ -125,9 +125,9 @@ async def thumbnail(
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def receipt(held: Res, principal: ImagesRead, image_id: ImageId) -> Response:
+async def receipt(resources: Res, principal: ImagesRead, image_id: ImageId) -> Response:
     """How the picture was made: enough to make it again."""
-    row = await service.find(held, principal, image_id)
+    row = await service.find(resources, principal, image_id)
     return JSONResponse(row.receipt)
 
 
@@ -155,7 +155,7 @@ async def receipt(held: Res, principal: ImagesRead, image_id: ImageId) -> Respon
 async def reproduce(
     *,
     request: Request,
-    held: Res,
+    resources: Res,
     principal: JobsWrite,
     image_id: ImageId,
     job: Annotated[
@@ -169,7 +169,7 @@ async def reproduce(
     """
     asked = parse_wait(request)
     seconds = MAX_WAIT if asked is None else asked
-    result = await reproduce_image(held, principal, image_id, job, seconds)
+    result = await reproduce_image(resources, principal, image_id, job, seconds)
     headers = {} if asked is None else {"Preference-Applied": f"wait={asked}"}
     if result.verdict is not None:
         return json_answer(result, 200, headers)
@@ -198,7 +198,7 @@ async def reproduce(
     openapi_extra=FILE_SCHEMA,
 )
 async def inspect(
-    held: Res, principal: ImagesRead, file: Annotated[UploadFile, Depends(read_file)]
+    resources: Res, principal: ImagesRead, file: Annotated[UploadFile, Depends(read_file)]
 ) -> Response:
     """What a picture made by Darkroom says of itself; nothing of it is kept."""
-    return json_answer(await inspect_picture(held, principal, file))
+    return json_answer(await inspect_picture(resources, principal, file))

@@ -14,14 +14,14 @@ from shared.ids import to_wire
 from shared.storage import EXTENSIONS, ObjectMissing, StoredObject
 
 
-async def find(held: Resources, principal: Principal, image_id: str) -> rows.Image:
+async def find(resources: Resources, principal: Principal, image_id: str) -> rows.Image:
     """A tenant's image.
 
     Raises:
         Problem: 404.
     """
     row_id = parse_id("img", image_id, "image")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = gallery.get_image(principal.tenant_id, row_id)
         row = (await session.scalars(statement)).one_or_none()
     if row is None:
@@ -29,13 +29,13 @@ async def find(held: Resources, principal: Principal, image_id: str) -> rows.Ima
     return row
 
 
-def present(held: Resources, row: rows.Image) -> Image:
+def present(resources: Resources, row: rows.Image) -> Image:
     """The wire form of an image."""
     image_id, job_id = to_wire("img", row.id), to_wire("job", row.job_id)
-    base = held.settings.public_url.rstrip("/")
+    base = resources.settings.public_url.rstrip("/")
     here = f"{base}/v1/images/{image_id}"
     return Image(
-        **present_image(row, held.storage).model_dump(),
+        **present_image(row, resources.storage).model_dump(),
         job_id=job_id,
         session_id=row.session_id,
         model=row.receipt["model"]["name"],
@@ -58,14 +58,14 @@ def file_name(row: rows.Image) -> str:
     return f"{to_wire('img', row.id)}-{row.seed}.{EXTENSIONS[row.content_type]}"
 
 
-async def read_object(held: Resources, key: str) -> StoredObject:
+async def read_object(resources: Resources, key: str) -> StoredObject:
     """A picture's file.
 
     Raises:
         Problem: 404 when S3 no longer has it, 503 when S3 is away.
     """
     try:
-        return await asyncio.to_thread(held.storage.get, key)
+        return await asyncio.to_thread(resources.storage.get, key)
     except ObjectMissing:
         raise Problem("object_missing") from None
     except StorageUnavailable:

@@ -9,7 +9,7 @@ from api.jobs.service import plan_warnings
 from api.usage.admission import Work, check_kind
 
 
-async def dry_run(held: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
+async def dry_run(resources: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
     """The submission with every choice made, its cost and its ETA.
 
     An initial image is not looked at, and quotas that are freed as jobs end are not asked: both may
@@ -18,9 +18,9 @@ async def dry_run(held: Resources, principal: Principal, asked: JobSubmission) -
     Raises:
         Problem: the request breaks a rule, or the key may not have such pictures made.
     """
-    plan = plan_job(asked, held.catalog, held.settings)
+    plan = plan_job(asked, resources.catalog, resources.settings)
     check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
-    estimate = await held.estimates.of_new(work_of_plan(plan))
+    estimate = await resources.estimates.of_new(work_of_plan(plan))
     is_drawn = asked.seed is None and asked.seeds is None
     return JobDryRun(
         valid=True,
@@ -36,5 +36,5 @@ async def dry_run(held: Resources, principal: Principal, asked: JobSubmission) -
         seeds=None if is_drawn else plan.seeds,
         cost=plan.cost,
         eta=present_eta(estimate),
-        warnings=[JobWarning(**warning) for warning in await plan_warnings(held, plan)],
+        warnings=[JobWarning(**warning) for warning in await plan_warnings(resources, plan)],
     )

@@ -33,7 +33,7 @@ class InitImage:
 
 
 async def resolve_init_image(
-    held: Resources, principal: Principal, reference: str | None
+    resources: Resources, principal: Principal, reference: str | None
 ) -> InitImage | None:
     """The picture behind an `init_image` field; None when there is none.
 
@@ -44,10 +44,10 @@ async def resolve_init_image(
     if reference is None:
         return None
     if reference[:5].lower() == "data:":
-        return await _store_picture(held, principal, _from_data_url(held, reference))
+        return await _store_picture(resources, principal, _from_data_url(resources, reference))
     if reference[:8].lower().startswith(("https://", "http://")):
-        return await _store_picture(held, principal, held.fetcher.fetch(reference))
-    found = await _look_up(held, principal, reference)
+        return await _store_picture(resources, principal, resources.fetcher.fetch(reference))
+    found = await _look_up(resources, principal, reference)
     if found is None:
         # As for an id in a path; the pointer says that it is the one in the body.
         message = "There is no upload or image with this id."
@@ -56,7 +56,7 @@ async def resolve_init_image(
     return found
 
 
-async def _look_up(held: Resources, principal: Principal, reference: str) -> InitImage | None:
+async def _look_up(resources: Resources, principal: Principal, reference: str) -> InitImage | None:
     prefix = "upl" if reference.startswith("upl_") else "img"
     try:
         row_id = from_wire("upl" if prefix == "upl" else "img", reference)
@@ -66,7 +66,7 @@ async def _look_up(held: Resources, principal: Principal, reference: str) -> Ini
             "malformed_init_image",
             "Give an upload id, an image id, a data: URL or an https URL.",
         ) from None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         if prefix == "upl":
             upload = gallery.get_upload(principal.tenant_id, row_id)
             if (row := (await session.scalars(upload)).one_or_none()) is not None:
@@ -78,19 +78,19 @@ async def _look_up(held: Resources, principal: Principal, reference: str) -> Ini
         return None
 
 
-async def _from_data_url(held: Resources, url: str) -> bytes:
-    return await asyncio.to_thread(parse_data_url, url, held.settings.max_upload_bytes)
+async def _from_data_url(resources: Resources, url: str) -> bytes:
+    return await asyncio.to_thread(parse_data_url, url, resources.settings.max_upload_bytes)
 
 
 async def _store_picture(
-    held: Resources, principal: Principal, reading: Awaitable[bytes]
+    resources: Resources, principal: Principal, reading: Awaitable[bytes]
 ) -> InitImage:
     """A picture that came with the request becomes an upload, to be inserted with the job."""
     try:
-        clean = await clean_image(held, await reading)
+        clean = await clean_image(resources, await reading)
     except (ImageRefused, FetchFailed) as refusal:
         raise Problem.invalid(POINTER, refusal.code, str(refusal)) from None
-    upload = await store_upload(held, principal, clean)
+    upload = await store_upload(resources, principal, clean)
     return InitImage(
         to_wire("upl", upload["id"]), upload["s3_key"], upload["sha256"], new_upload=upload
     )

@@ -91,7 +91,7 @@ def parse_wait(request: Request) -> int | None:
 async def submit(
     *,
     request: Request,
-    held: Res,
+    resources: Res,
     principal: JobsWrite,
     asked: Annotated[JobSubmission, Depends(json_body(JobSubmission))],
     idempotency_key: Annotated[
@@ -107,8 +107,8 @@ async def submit(
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise Problem("malformed_idempotency_key")
     if dry_run:
-        return json_answer(await make_dry_run(held, principal, asked))
-    accepted = await service.submit(held, principal, asked, idempotency_key)
+        return json_answer(await make_dry_run(resources, principal, asked))
+    accepted = await service.submit(resources, principal, asked, idempotency_key)
     headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
     if accepted.row is None:
         headers["Idempotency-Replayed"] = "true"
@@ -116,7 +116,7 @@ async def submit(
     seconds = parse_wait(request)
     if seconds is None:
         return Response(accepted.body, 202, headers, "application/json")
-    job = await wait_until_done(held, principal, accepted.row.id, seconds)
+    job = await wait_until_done(resources, principal, accepted.row.id, seconds)
     headers["Preference-Applied"] = f"wait={seconds}"
     return json_answer(job, 202, headers)
 
@@ -135,19 +135,19 @@ async def submit(
 async def get(
     *,
     request: Request,
-    held: Res,
+    resources: Res,
     principal: JobsRead,
     job_id: JobId,
     if_none_match: Annotated[str | None, Header()] = None,
     prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
 ) -> Response:
     """The job as it stands. `ETag` and `If-None-Match` make polling cheap."""
-    job = await service.get(held, principal, job_id)
+    job = await service.get(resources, principal, job_id)
     seconds = parse_wait(request)
     headers = {"Cache-Control": "private, no-cache"}
     if seconds is not None:
         if job.finished_at is None:
-            job = await wait_until_done(held, principal, from_wire("job", job.id), seconds)
+            job = await wait_until_done(resources, principal, from_wire("job", job.id), seconds)
         headers["Preference-Applied"] = f"wait={seconds}"
     headers["ETag"] = etag_of(job)
     if if_none_match is not None and _matches(if_none_match, headers["ETag"]):
@@ -177,7 +177,7 @@ def _matches(if_none_match: str, etag: str) -> bool:
 )
 async def list_jobs(
     *,
-    held: Res,
+    resources: Res,
     principal: JobsRead,
     state: Annotated[list[JobStateName] | None, Query(description="May be repeated.")] = None,
     session_id: Annotated[str | None, Query(max_length=64)] = None,
@@ -190,7 +190,7 @@ async def list_jobs(
     listing = service.Listing(
         tuple(sorted(set(state or ()))), session_id, created_after, created_before
     )
-    return json_answer(await service.list_page(held, principal, listing, limit, after))
+    return json_answer(await service.list_page(resources, principal, listing, limit, after))
 
 
 @router.post(
@@ -205,9 +205,9 @@ async def list_jobs(
         ),
     },
 )
-async def cancel(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
+async def cancel(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
     """A queued job is canceled at once; a running one within a denoising step. May be repeated."""
-    return json_answer(await service.cancel(held, principal, job_id))
+    return json_answer(await service.cancel(resources, principal, job_id))
 
 
 @router.post(
@@ -227,9 +227,9 @@ async def cancel(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
         ),
     },
 )
-async def retry(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
+async def retry(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
     """Queues a failed, expired or canceled job again, with the same seeds and no deadlines."""
-    job = await service.retry(held, principal, job_id)
+    job = await service.retry(resources, principal, job_id)
     return json_answer(job, 202, {"Location": job.links.self, "Retry-After": _POLL_AFTER})
 
 
@@ -243,7 +243,7 @@ async def retry(held: Res, principal: JobsWrite, job_id: JobId) -> Response:
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def images(held: Res, principal: JobsRead, job_id: JobId) -> Response:
+async def images(resources: Res, principal: JobsRead, job_id: JobId) -> Response:
     """The finished images in the order of their seeds; at most a few, so on one page."""
-    job = await service.get(held, principal, job_id)
+    job = await service.get(resources, principal, job_id)
     return json_answer(Page[JobImage](data=job.images, has_more=False, next_cursor=None))

@@ -56,27 +56,27 @@ class Listing:
 
 
 async def submit(
-    held: Resources, principal: Principal, asked: JobSubmission, idempotency_key: str | None
+    resources: Resources, principal: Principal, asked: JobSubmission, idempotency_key: str | None
 ) -> Accepted:
     """Write the job to the ledger, then hand it to Redis; or replay the original answer.
 
     Raises:
         Problem: the request breaks a rule, the key was used for another body, or Postgres is away.
     """
-    plan = plan_job(asked, held.catalog, held.settings)
+    plan = plan_job(asked, resources.catalog, resources.settings)
     fingerprint = _fingerprint("POST /v1/jobs", asked)
     if idempotency_key is not None and asked.init_image is not None:
         # Asked before the picture is decoded and stored, which a replay should not repeat.
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             replay = await _find_answer(session, principal, idempotency_key, fingerprint)
         if replay is not None:
             return replay
-    init_image = await resolve_init_image(held, principal, asked.init_image)
-    warnings = await plan_warnings(held, plan)
+    init_image = await resolve_init_image(resources, principal, asked.init_image)
+    warnings = await plan_warnings(resources, plan)
     work = work_of_plan(plan)
-    estimate = await held.estimates.of_new(work)
+    estimate = await resources.estimates.of_new(work)
     columns = _columns(
-        held=held,
+        resources=resources,
         principal=principal,
         asked=asked,
         plan=plan,
@@ -84,7 +84,7 @@ async def submit(
         warnings=warnings,
     )
     columns["estimate"] = estimate.as_json() if estimate is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         if idempotency_key is not None:
             taken = statements.reserve_idempotency_key(
                 principal.tenant_id, idempotency_key, fingerprint
@@ -95,22 +95,22 @@ async def submit(
                     return replay
         if init_image is not None and init_image.new_upload is not None:
             await session.execute(gallery.insert_upload(init_image.new_upload))
-        row, position = await insert_job(held, session, principal, columns)
-        shown = _present(held, row, queue_position=position, eta=present_eta(estimate))
+        row, position = await insert_job(resources, session, principal, columns)
+        shown = _present(resources, row, queue_position=position, eta=present_eta(estimate))
         accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
         if idempotency_key is not None:
             kept = {"body": accepted.body, "location": accepted.location}
             await session.execute(
                 statements.store_idempotent_answer(principal.tenant_id, idempotency_key, 202, kept)
             )
-    held.estimates.accepted(work)
-    await held.publisher.publish(row)
+    resources.estimates.accepted(work)
+    await resources.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
     return accepted
 
 
 async def insert_job(
-    held: Resources, session: AsyncSession, principal: Principal, columns: dict[str, Any]
+    resources: Resources, session: AsyncSession, principal: Principal, columns: dict[str, Any]
 ) -> tuple[rows.Job, int]:
     """Accept one job inside the caller's transaction; the row and how many go before it.
 
@@ -121,7 +121,7 @@ async def insert_job(
     if context is not None:
         columns = columns | {"traceparent": context}
     with telemetry.span("accept job", "client", attributes={"db.system.name": "postgresql"}):
-        await admit(held, session, principal, _work_of(columns))
+        await admit(resources, session, principal, _work_of(columns))
         statement, parameters = statements.accept_job(columns)
         row, position = (await session.execute(statement, parameters)).one()
     return row, position
@@ -131,11 +131,11 @@ def _work_of(job: dict[str, Any]) -> Work:
     return Work(job["cost"], frozenset({job["model"]}), job["width"] * job["height"])
 
 
-async def get(held: Resources, principal: Principal, job_id: str) -> Job:
+async def get(resources: Resources, principal: Principal, job_id: str) -> Job:
     """A tenant's job with its images, attempts, progress and place in the queue."""
     row_id = parse_id("job", job_id, "job")
     position, paused = None, False
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         whole = statements.get_whole_job(principal.tenant_id, row_id)
         found = (await session.execute(whole)).all()
         if not found:
@@ -148,13 +148,13 @@ async def get(held: Resources, principal: Principal, job_id: str) -> Job:
             position = (await session.scalars(statements.count_ahead(row))).one()
             if row.batch_id is not None:
                 paused = (await session.scalars(evidence.is_paused(row.batch_id))).one()
-    progress = await _progress(held, row)
+    progress = await _progress(resources, row)
     estimate = None
     if row.finished_at is None and not paused:
         fraction = progress.fraction if progress is not None else None
-        estimate = await held.estimates.of_job(row, position=position, fraction=fraction)
+        estimate = await resources.estimates.of_job(row, position=position, fraction=fraction)
     return _present(
-        held,
+        resources,
         row,
         images=images,
         attempts=attempts,
@@ -165,12 +165,12 @@ async def get(held: Resources, principal: Principal, job_id: str) -> Job:
 
 
 async def list_page(
-    held: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
+    resources: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
 ) -> Page[Job]:
     """One page of a tenant's jobs, newest first."""
     scope = ("jobs", principal.tenant_id, listing)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         found = (
             await session.scalars(
                 statements.list_jobs(
@@ -196,11 +196,11 @@ async def list_page(
     return Page(
         data=[
             _present(
-                held,
+                resources,
                 row,
                 images=images[row.id],
                 attempts=attempts[row.id],
-                progress=await _progress(held, row),
+                progress=await _progress(resources, row),
             )
             for row in page
         ],
@@ -209,39 +209,39 @@ async def list_page(
     )
 
 
-async def cancel(held: Resources, principal: Principal, job_id: str) -> Job:
+async def cancel(resources: Resources, principal: Principal, job_id: str) -> Job:
     """Stop a job: at once when queued, within one denoising step when running. May be repeated.
 
     Raises:
         Problem: 409 when the job has ended in another way.
     """
     row_id = parse_id("job", job_id, "job")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         changed = (
             await session.scalars(statements.cancel(principal.tenant_id, row_id))
         ).one_or_none()
         row = changed or await _find(session, principal, row_id)
     if changed is not None:
-        await announce(held.redis, held.circuit, row)
-        await held.publisher.publish_deliveries(changed.webhook_deliveries or ())
+        await announce(resources.redis, resources.circuit, row)
+        await resources.publisher.publish_deliveries(changed.webhook_deliveries or ())
     elif row.state not in (JobState.CANCELED, JobState.RUNNING):
         raise Problem("job_not_cancelable", f"The job has {row.state}.")
-    return await get(held, principal, job_id)
+    return await get(resources, principal, job_id)
 
 
-async def retry(held: Resources, principal: Principal, job_id: str) -> Job:
+async def retry(resources: Resources, principal: Principal, job_id: str) -> Job:
     """Put a failed, expired or canceled job back in the queue; its seeds stay.
 
     Raises:
         Problem: 409 when the job is queued, running or has succeeded.
     """
     row_id = parse_id("job", job_id, "job")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         ended = await _find(session, principal, row_id)
         session.expunge(ended)  # or the session would answer with it in place of the changed row
         if ended.state in RETRYABLE_STATES:
             work = Work(ended.cost, frozenset({ended.model}), ended.width * ended.height)
-            await admit(held, session, principal, work)
+            await admit(resources, session, principal, work)
             if ended.batch_id is not None:
                 # Before the job, as everywhere; its batch runs again.
                 await session.execute(batches.lock_batch(principal.tenant_id, ended.batch_id))
@@ -250,15 +250,15 @@ async def retry(held: Resources, principal: Principal, job_id: str) -> Job:
         if row is None:
             row = await _find(session, principal, row_id)
             raise Problem("job_not_retryable", f"The job is {row.state}.")
-    await announce(held.redis, held.circuit, row)
-    await held.publisher.publish(row)
-    return await get(held, principal, job_id)
+    await announce(resources.redis, resources.circuit, row)
+    await resources.publisher.publish(row)
+    return await get(resources, principal, job_id)
 
 
-async def request_previews(held: Resources, principal: Principal, job_id: str) -> None:
+async def request_previews(resources: Resources, principal: Principal, job_id: str) -> None:
     """Have previews made of a job that no worker has begun; any other stays as it is."""
     row_id = parse_id("job", job_id, "job")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await session.execute(statements.request_previews(principal.tenant_id, row_id))
 
 
@@ -288,9 +288,9 @@ def _fingerprint(operation: str, asked: JobSubmission) -> bytes:
     return hashlib.sha256("\n".join((operation, body, metadata)).encode()).digest()
 
 
-async def plan_warnings(held: Resources, plan: Plan) -> list[dict[str, str]]:
+async def plan_warnings(resources: Resources, plan: Plan) -> list[dict[str, str]]:
     """What the client should know, although the job is accepted."""
-    if await held.roster.serves(plan.model) is not False:
+    if await resources.roster.serves(plan.model) is not False:
         return []
     message = "No live worker serves this model; the job waits until one does."
     return [{"code": "model_not_served", "message": message}]
@@ -298,7 +298,7 @@ async def plan_warnings(held: Resources, plan: Plan) -> list[dict[str, str]]:
 
 def _columns(
     *,
-    held: Resources,
+    resources: Resources,
     principal: Principal,
     asked: JobSubmission,
     plan: Plan,
@@ -313,8 +313,8 @@ def _columns(
         "lane": INTERACTIVE,
         "init_image": init_image.column() if init_image else None,
         "warnings": warnings,
-        "max_attempts": held.settings.max_attempts,
-        "webhook": job_webhook(asked.webhook, held.settings),
+        "max_attempts": resources.settings.max_attempts,
+        "webhook": job_webhook(asked.webhook, resources.settings),
         "start_within": _interval(asked.start_within),
         "finish_within": _interval(asked.finish_within),
     }
@@ -325,15 +325,15 @@ def _interval(seconds: float | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
 
 
-async def _progress(held: Resources, row: rows.Job) -> Progress | None:
+async def _progress(resources: Resources, row: rows.Job) -> Progress | None:
     if row.state != JobState.RUNNING:
         return None
-    known = await read_progress(held.redis, held.circuit, row.id, len(row.seeds))
+    known = await read_progress(resources.redis, resources.circuit, row.id, len(row.seeds))
     return known or Progress(step=0, steps=row.steps, fraction=0.0)
 
 
 def _present(
-    held: Resources,
+    resources: Resources,
     row: rows.Job,
     *,
     images: Sequence[Image] = (),
@@ -344,8 +344,8 @@ def _present(
 ) -> Job:
     return present_job(
         row,
-        public_url=held.settings.public_url,
-        storage=held.storage,
+        public_url=resources.settings.public_url,
+        storage=resources.storage,
         images=images,
         attempts=attempts,
         progress=progress,

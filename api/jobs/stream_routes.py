@@ -38,29 +38,29 @@ _ticket = APIKeyQuery(
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def ticket(held: Res, principal: JobsRead, job_id: JobId) -> Response:
+async def ticket(resources: Res, principal: JobsRead, job_id: JobId) -> Response:
     """For a browser's `EventSource`, which can send no key: a URL that needs none.
 
     It is good for this job's events, for 15 minutes, and no longer than the key that asked.
     """
-    return json_answer(await stream_tickets.issue(held, principal, job_id))
+    return json_answer(await stream_tickets.issue(resources, principal, job_id))
 
 
 async def admit_follower(
     *,
     request: Request,
-    held: Res,
+    resources: Res,
     job_id: JobId,
     ticket: Annotated[str | None, Security(_ticket)],
     _: Annotated[object, Security(bearer)],
 ) -> AsyncIterator[Follower]:
     """By key or by ticket; holds one of the key's streams for as long as the answer lasts."""
     if ticket is None or "authorization" in request.headers:
-        principal = await require("jobs:read")(await authenticate(request, held))
+        principal = await require("jobs:read")(await authenticate(request, resources))
         found = Follower(principal, LIFE_SECONDS)
     else:
-        found = await stream_tickets.redeem(held, request, ticket, job_id)
-    async with stream_slot(held, found.principal):
+        found = await stream_tickets.redeem(resources, request, ticket, job_id)
+    async with stream_slot(resources, found.principal):
         yield found
 
 
@@ -83,7 +83,7 @@ async def admit_follower(
 )
 async def events(
     *,
-    held: Res,
+    resources: Res,
     follower: Annotated[Follower, Depends(admit_follower)],
     job_id: JobId,
     last_event_id: Annotated[
@@ -106,9 +106,9 @@ async def events(
     if previews:
         if not principal.may("jobs:write"):
             raise Problem("insufficient_scope", "Asking for previews needs the scope jobs:write.")
-        await service.request_previews(held, principal, job_id)
+        await service.request_previews(resources, principal, job_id)
     stream = await open_stream(
-        held,
+        resources,
         principal,
         job_id,
         last_event_id or resume_after,
@@ -118,4 +118,4 @@ async def events(
     if stream is None:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(while_key_lives(held, principal, stream), headers=headers)
+    return EventSourceResponse(while_key_lives(resources, principal, stream), headers=headers)

@@ -40,18 +40,18 @@ class Follower:
     seconds: float
 
 
-async def issue(held: Resources, principal: Principal, job_id: str) -> StreamTicket:
+async def issue(resources: Resources, principal: Principal, job_id: str) -> StreamTicket:
     """A link to the events of one of the tenant's jobs.
 
     Raises:
         Problem: 404 for an unknown job, 503 when Postgres is away.
     """
     row_id = parse_id("job", job_id, "job")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         found = await session.scalars(statements.get_job(principal.tenant_id, row_id))
         if found.one_or_none() is None:
             raise not_found("job")
-    key = await find_live_key(held, principal.key_id)
+    key = await find_live_key(resources, principal.key_id)
     if key is None:
         raise unauthenticated()
     end = (datetime.now(UTC) + TICKET_LIFE).replace(microsecond=0)
@@ -59,10 +59,10 @@ async def issue(held: Resources, principal: Principal, job_id: str) -> StreamTic
         end = min(end, key.expires_at.replace(microsecond=0))
     ticket = f"drt_{key.id}_{_seconds(end)}_{_mac(key.secret_hash, row_id, _seconds(end))}"
     path = f"/v1/jobs/{to_wire('job', row_id)}/events?ticket={ticket}"
-    return StreamTicket(url=held.settings.public_url.rstrip("/") + path, expires_at=end)
+    return StreamTicket(url=resources.settings.public_url.rstrip("/") + path, expires_at=end)
 
 
-async def redeem(held: Resources, request: Request, ticket: str, job_id: str) -> Follower:
+async def redeem(resources: Resources, request: Request, ticket: str, job_id: str) -> Follower:
     """Who the ticket was given to, if it is good for this job and now.
 
     Raises:
@@ -83,7 +83,7 @@ async def redeem(held: Resources, request: Request, ticket: str, job_id: str) ->
         return hmac.compare_digest(signed, offered) and key is not None
 
     try:
-        principal = await prove(held, request, key_id, proof)
+        principal = await prove(resources, request, key_id, proof)
     except Problem as problem:
         raise (unauthenticated(_REFUSED) if problem.kind.status == 401 else problem) from None
     if not principal.may("jobs:read"):

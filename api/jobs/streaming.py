@@ -40,7 +40,7 @@ _EVENT_ID = re.compile(r"(\d{1,18}-\d{1,18})(?:\.(\d{1,18}))?")
 class _Reader:
     """Where one client's stream is."""
 
-    held: Resources
+    resources: Resources
     principal: Principal
     job_id: str
     position: str
@@ -58,7 +58,7 @@ class _Reader:
 
     async def snapshot(self) -> bytes | None:
         """The job as an event, or None if the client has seen it in this state."""
-        job = await service.get(self.held, self.principal, self.job_id)
+        job = await service.get(self.resources, self.principal, self.job_id)
         return self.show(job) if job.sequence > self.sequence else None
 
     def show(self, job: Job) -> bytes:
@@ -83,7 +83,7 @@ class _Reader:
         if event.kind == "job":
             # Entries tell of a change; what the job is now, only the ledger says. An entry that
             # the ledger has moved past says nothing: its successor's entry is still to come.
-            job = await service.get(self.held, self.principal, self.job_id)
+            job = await service.get(self.resources, self.principal, self.job_id)
             is_stale = event.decoded().get("sequence", job.sequence) < job.sequence
             return None if is_stale else self.show(job)
         if event.kind == "preview" and not self.with_previews:
@@ -92,7 +92,7 @@ class _Reader:
 
 
 async def open_stream(
-    held: Resources,
+    resources: Resources,
     principal: Principal,
     job_id: str,
     last_event_id: str | None,
@@ -108,22 +108,22 @@ async def open_stream(
         Problem: 404 for an unknown job, 503 when Postgres is away.
     """
     asked = _EVENT_ID.fullmatch(last_event_id or "")
-    position, resumes = await _starting_point(held, job_id, asked[1] if asked else None)
+    position, resumes = await _starting_point(resources, job_id, asked[1] if asked else None)
     # Read after the position was taken: the snapshot then holds all that came before it.
-    job = await service.get(held, principal, job_id)
+    job = await service.get(resources, principal, job_id)
     if asked and asked[2] == str(job.sequence) and job.state in TERMINAL_STATES:
         return None
     ends_at = time.monotonic() + min(seconds, LIFE_SECONDS)
-    reader = _Reader(held, principal, job_id, position, with_previews, ends_at)
+    reader = _Reader(resources, principal, job_id, position, with_previews, ends_at)
     return _stream(reader, None if resumes else job)
 
 
 async def _starting_point(
-    held: Resources, job_id: str, last_entry_id: str | None
+    resources: Resources, job_id: str, last_entry_id: str | None
 ) -> tuple[str, bool]:
     """Where to read on, and whether the client has seen everything before that."""
     row_id = parse_id("job", job_id, "job")
-    known = await edges(held.redis, held.circuit, row_id)
+    known = await edges(resources.redis, resources.circuit, row_id)
     if known is None:
         return START, False
     oldest, newest = known
@@ -157,7 +157,7 @@ async def _stream(reader: _Reader, first: Job | None) -> AsyncGenerator[bytes, N
 async def _from_redis(reader: _Reader) -> AsyncGenerator[bytes, None]:
     """Events as they come, and a look at the ledger when none come."""
     row_id = parse_id("job", reader.job_id, "job")
-    redis = reader.held.blocking_redis
+    redis = reader.resources.blocking_redis
     spoke = looked = time.monotonic()
     async with aclosing(follow(redis, row_id, reader.position, _LEDGER_SECONDS_ALONE)) as entries:
         async for entry in entries:

@@ -20,7 +20,7 @@ _LOOK_EVERY = 1.0
 
 
 async def wait_until_done(
-    held: Resources, principal: Principal, job_id: UUID, seconds: float
+    resources: Resources, principal: Principal, job_id: UUID, seconds: float
 ) -> Job:
     """The job as soon as it has ended, or as it is after `seconds`.
 
@@ -29,33 +29,33 @@ async def wait_until_done(
     """
     deadline = time.monotonic() + seconds
     wire_id = to_wire("job", job_id)
-    woken = asyncio.create_task(_terminal_event(held, job_id))
+    woken = asyncio.create_task(_terminal_event(resources, job_id))
     try:
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.wait({woken}, timeout=min(left, _LOOK_EVERY))
-            if woken.done() or await _has_ended(held, principal, job_id):
-                job = await service.get(held, principal, wire_id)
+            if woken.done() or await _has_ended(resources, principal, job_id):
+                job = await service.get(resources, principal, wire_id)
                 if job.finished_at is not None:
                     return job
             if woken.done():  # Redis is away, or told of an end that a retry has undone.
                 await asyncio.sleep(min(max(deadline - time.monotonic(), 0), _LOOK_EVERY))
-        return await service.get(held, principal, wire_id)
+        return await service.get(resources, principal, wire_id)
     finally:
         woken.cancel()
 
 
-async def _terminal_event(held: Resources, job_id: UUID) -> None:
+async def _terminal_event(resources: Resources, job_id: UUID) -> None:
     """Return at the first event that says the job has ended, or when Redis is away."""
     try:
-        async for event in follow(held.blocking_redis, job_id, START, _LOOK_EVERY):
+        async for event in follow(resources.blocking_redis, job_id, START, _LOOK_EVERY):
             if event and event.kind == "job" and event.decoded().get("state") in TERMINAL_STATES:
                 return
     except (RedisError, OSError):
         return
 
 
-async def _has_ended(held: Resources, principal: Principal, job_id: UUID) -> bool:
+async def _has_ended(resources: Resources, principal: Principal, job_id: UUID) -> bool:
     """One statement: many may wait, and nothing has happened to most of their jobs."""
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         job = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
     return job is None or job.state in TERMINAL_STATES

@@ -35,10 +35,12 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"])
     openapi_extra=body_schema(KeyRequest, KEY_EXAMPLES),
 )
 async def create(
-    held: Res, principal: AdminWrite, asked: Annotated[KeyRequest, Depends(json_body(KeyRequest))]
+    resources: Res,
+    principal: AdminWrite,
+    asked: Annotated[KeyRequest, Depends(json_body(KeyRequest))],
 ) -> Response:
     """The answer has the whole key, this once. You can give scopes that you have, and no others."""
-    return json_answer(await service.create(held, principal, asked), 201)
+    return json_answer(await service.create(resources, principal, asked), 201)
 
 
 @router.get(
@@ -54,13 +56,13 @@ async def create(
     },
 )
 async def list_keys(
-    held: Res,
+    resources: Res,
     principal: AdminRead,
     limit: PageLimit = 50,
     after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
 ) -> Response:
     """Your tenant's keys without their secrets, those that have ended too."""
-    return json_answer(await service.list_page(held, principal, limit, after))
+    return json_answer(await service.list_page(resources, principal, limit, after))
 
 
 @router.delete(
@@ -75,10 +77,10 @@ async def list_keys(
     },
 )
 async def revoke(
-    held: Res,
+    resources: Res,
     principal: AdminWrite,
     key_id: Annotated[str, Path(description="The public part of the key.")],
 ) -> Response:
     """For good; may be repeated. You can revoke the key that you send."""
-    await service.revoke(held, principal, key_id)
+    await service.revoke(resources, principal, key_id)
     return Response(status_code=204)

@@ -21,7 +21,7 @@ class NoLiveKey(Exception):
     """Nobody could use the API; make a first key with `darkroom-admin keys create`."""
 
 
-async def require_live_key(held: Resources) -> None:
+async def require_live_key(resources: Resources) -> None:
     """Refuse to start outside the local stack while no key can be used.
 
     A service that is up and answers everybody 401 is one that was set up by halves. While Postgres
@@ -30,10 +30,10 @@ async def require_live_key(held: Resources) -> None:
     Raises:
         NoLiveKey: there is none.
     """
-    if held.settings.environment == "local":
+    if resources.settings.environment == "local":
         return
     try:
-        async with held.transaction() as session:
+        async with resources.transaction() as session:
             found = (await session.scalars(statements.has_live_key(datetime.now(UTC)))).one()
     except Problem:
         return
@@ -41,7 +41,7 @@ async def require_live_key(held: Resources) -> None:
         raise NoLiveKey(NoLiveKey.__doc__)
 
 
-async def create(held: Resources, principal: Principal, asked: KeyRequest) -> NewKey:
+async def create(resources: Resources, principal: Principal, asked: KeyRequest) -> NewKey:
     """Make a key of the caller's tenant, or of any for an operator.
 
     Raises:
@@ -57,24 +57,24 @@ async def create(held: Resources, principal: Principal, asked: KeyRequest) -> Ne
         raise Problem(
             "insufficient_scope", f"You cannot give what you do not have: {', '.join(refused)}."
         )
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         own = await _tenant_name(session, principal)
         if asked.tenant in (None, own):
             return await _insert(session, asked, principal.tenant_id, own)
     if not principal.may(OPERATOR) or asked.tenant is None:
         raise Problem("insufficient_scope", "Keys of another tenant need the scope operator.")
-    async with held.transaction() as session:
+    async with resources.transaction() as session:
         tenant_id = (await session.scalars(statements.ensure_tenant(asked.tenant))).one()
         return await _insert(session, asked, tenant_id, asked.tenant)
 
 
 async def list_page(
-    held: Resources, principal: Principal, limit: int, after: str | None
+    resources: Resources, principal: Principal, limit: int, after: str | None
 ) -> Page[Key]:
     """One page of the tenant's keys, revoked and expired ones too, in the order of their ids."""
     scope = ("keys", principal.tenant_id)
     position = _key_id(decode_cursor(after, *scope)) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         tenant = await _tenant_name(session, principal)
         asked = statements.list_keys(principal.tenant_id, limit + 1, position)
         found = (await session.scalars(asked)).all()
@@ -86,7 +86,7 @@ async def list_page(
     )
 
 
-async def revoke(held: Resources, principal: Principal, key_id: str) -> None:
+async def revoke(resources: Resources, principal: Principal, key_id: str) -> None:
     """End a key of the tenant: at once in this process, within 5 s in others.
 
     Raises:
@@ -94,11 +94,11 @@ async def revoke(held: Resources, principal: Principal, key_id: str) -> None:
     """
     if not (len(key_id) == ID_LENGTH and key_id.isascii() and key_id.isalnum()):
         raise not_found("key")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         ended = await session.scalars(statements.revoke_key(principal.tenant_id, key_id))
         if ended.one_or_none() is None:
             raise not_found("key")
-    held.keys.forget(key_id)
+    resources.keys.forget(key_id)
 
 
 async def _tenant_name(session: AsyncSession, principal: Principal) -> str:

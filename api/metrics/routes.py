@@ -15,9 +15,9 @@ _FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-real-ip"})
 
 
 @router.get("/metrics")
-async def metrics(request: Request, held: Res) -> Response:
+async def metrics(request: Request, resources: Res) -> Response:
     """With the token where one is set; without one, to direct neighbours on loopback alone."""
-    token = held.settings.metrics_token
+    token = resources.settings.metrics_token
     if token is None:
         if not _is_neighbour(request):
             raise Problem("not_found", "There is nothing at this path.")

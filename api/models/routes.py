@@ -19,6 +19,6 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
     response_class=Response,
     responses={200: {"model": Page[Model]}, **responses("insufficient_scope")},
 )
-async def models(held: Res, _: JobsRead) -> Response:
+async def models(resources: Res, _: JobsRead) -> Response:
     """What can be asked for: each model's defaults, limits, schedulers and live workers."""
-    return json_answer(await list_models(held))
+    return json_answer(await list_models(resources))

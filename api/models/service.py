@@ -10,12 +10,12 @@ from shared.model_catalog import ModelSpec
 from shared.schedulers import SCHEDULERS
 
 
-async def list_models(held: Resources) -> Page[Model]:
+async def list_models(resources: Resources) -> Page[Model]:
     """Every declared model, the default first."""
-    workers = await held.roster.workers()
+    workers = await resources.roster.workers()
     models = [
-        _present(spec, _serving(spec.name, workers), is_default=spec is held.catalog.default)
-        for spec in held.catalog.model
+        _present(spec, _serving(spec.name, workers), is_default=spec is resources.catalog.default)
+        for spec in resources.catalog.model
     ]
     return Page[Model](data=models, has_more=False, next_cursor=None)
 

@@ -32,7 +32,7 @@ router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
 )
 async def recommendations(
     *,
-    held: Res,
+    resources: Res,
     principal: SearchRead,
     q: Text | None = None,
     session_id: Name | None = None,
@@ -44,4 +44,4 @@ async def recommendations(
     Where you have too few, shipped ones fill up, marked `starter`.
     """
     asked = service.Asked(q, session_id, limit)
-    return json_answer(await service.recommend_prompts(held, principal, asked))
+    return json_answer(await service.recommend_prompts(resources, principal, asked))

@@ -40,7 +40,9 @@ class _Gathered:
         return sorted(self.similarity.keys() | self.completing | self.others)
 
 
-async def recommend_prompts(held: Resources, principal: Principal, asked: Asked) -> Recommendations:
+async def recommend_prompts(
+    resources: Resources, principal: Principal, asked: Asked
+) -> Recommendations:
     """Distinct prompts, best first; shipped ones where there are too few.
 
     Raises:
@@ -48,9 +50,9 @@ async def recommend_prompts(held: Resources, principal: Principal, asked: Asked)
     """
     vectors: Sequence[QueryVector] = ()
     if asked.typed is not None:
-        vectors = await held.vectors.of(held, asked.typed)
-    async with held.tenant_transaction(principal, SECONDS, statements.PLANNING) as session:
-        gathered = await _gather(held, session, principal, asked, vectors)
+        vectors = await resources.vectors.of(resources, asked.typed)
+    async with resources.tenant_transaction(principal, SECONDS, statements.PLANNING) as session:
+        gathered = await _gather(resources, session, principal, asked, vectors)
         candidates = await _candidates(session, principal, asked, gathered)
         chosen = rank(candidates, asked.typed, asked.limit)
         best = recommend.best_images(principal.tenant_id, [one.prompt_id for one in chosen])
@@ -61,7 +63,7 @@ async def recommend_prompts(held: Resources, principal: Principal, asked: Asked)
             score=one.score,
             reason=reason(one, gathered.near_what),
             starter=False,
-            image=images.present(held, pictures[one.prompt_id]),
+            image=images.present(resources, pictures[one.prompt_id]),
         )
         for one in chosen
     ]
@@ -69,7 +71,7 @@ async def recommend_prompts(held: Resources, principal: Principal, asked: Asked)
 
 
 async def _gather(
-    held: Resources,
+    resources: Resources,
     session: AsyncSession,
     principal: Principal,
     asked: Asked,
@@ -88,7 +90,7 @@ async def _gather(
         others = frozenset(await session.scalars(recommend.doing_well(tenant_id)))
     similarity: dict[UUID, float] = {}
     if vectors:
-        taken = await held.censuses.of(session, tenant_id)
+        taken = await resources.censuses.of(session, tenant_id)
         nearest = await session.execute(recommend.near(tenant_id, vectors, not taken.many))
         similarity = {row.id: row.similarity for row in nearest}
     return _Gathered(similarity, completing, others, near_what)

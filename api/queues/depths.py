@@ -51,7 +51,7 @@ class QueueDepths:
         self._fresh_until = 0.0
         self._lock = asyncio.Lock()
 
-    async def look(self, held: "Resources") -> Counted:
+    async def look(self, resources: "Resources") -> Counted:
         """The latest count, a second old at most, or as much older as counting takes long.
 
         Raises:
@@ -60,15 +60,15 @@ class QueueDepths:
         async with self._lock:
             counted = self._counted
             if counted is None or time.monotonic() >= self._fresh_until:
-                counted = self._counted = await _count(held)
+                counted = self._counted = await _count(resources)
                 ended = time.monotonic()
                 self._fresh_until = ended + max(_FRESH_SECONDS, (ended - counted.at) / _SHARE)
         return counted
 
 
-async def _count(held: "Resources") -> Counted:
+async def _count(resources: "Resources") -> Counted:
     counted = Counted(at=time.monotonic())
-    async with held.transaction(_PATIENCE_SECONDS) as session:
+    async with resources.transaction(_PATIENCE_SECONDS) as session:
         for model, lane, jobs, age in await session.execute(statements.count_waiting()):
             counted.waiting[model, lane] = jobs, float(age)
         for model, lane, jobs in await session.execute(statements.count_running()):

@@ -51,9 +51,9 @@ _EXAMPLE: dict[str, Any] = {
         **responses("insufficient_scope", "database_unavailable"),
     },
 )
-async def list_queues(held: Res, _: Operator) -> Response:
+async def list_queues(resources: Res, _: Operator) -> Response:
     """Both lanes of every model, on one page: how many jobs wait, for how long, and how many run.
 
     All tenants' jobs, counted in the ledger about once a second.
     """
-    return json_answer(await service.list_queues(held))
+    return json_answer(await service.list_queues(resources))

@@ -7,14 +7,14 @@ from api.wire import Page
 from shared.queue.names import LANES
 
 
-async def list_queues(held: Resources) -> Page[QueueDepth]:
+async def list_queues(resources: Resources) -> Page[QueueDepth]:
     """Both lanes of every declared model, then of models that are gone and still have jobs.
 
     Raises:
         Problem: 503 while Postgres is away.
     """
-    counted = await held.queues.look(held)
-    declared = [spec.name for spec in held.catalog.model]
+    counted = await resources.queues.look(resources)
+    declared = [spec.name for spec in resources.catalog.model]
     models = [*declared, *counted.models_beyond(declared)]
     queues = [_present(counted, (model, lane)) for model in models for lane in LANES]
     return Page[QueueDepth](data=queues, has_more=False, next_cursor=None)

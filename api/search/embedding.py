@@ -49,15 +49,15 @@ class QueryVectors:
         return vectors if len(vectors) == len(known) else None
 
     @timed_search("embedding")
-    async def of(self, held: Resources, text: str) -> tuple[QueryVector, ...]:
+    async def of(self, resources: Resources, text: str) -> tuple[QueryVector, ...]:
         """The text in the space of every model that prompts have vectors of; normally one.
 
         Raises:
             Problem: 503 when not one of them can be had, with the reason.
         """
-        models = await self._models_in_use(held)
+        models = await self._models_in_use(resources)
         answers = await asyncio.gather(
-            *(self._vector(held, model, text) for model in models), return_exceptions=True
+            *(self._vector(resources, model, text) for model in models), return_exceptions=True
         )
         vectors = tuple(answer for answer in answers if isinstance(answer, QueryVector))
         for answer in answers:
@@ -66,16 +66,16 @@ class QueryVectors:
                 raise answer
         return vectors
 
-    async def _models_in_use(self, held: Resources) -> list[str]:
+    async def _models_in_use(self, resources: Resources) -> list[str]:
         if time.monotonic() >= self._models_until:
-            async with held.transaction() as session:
+            async with resources.transaction() as session:
                 rows = (await session.execute(embeddings.list_models())).all()
             self._models = [row.name for row in rows]
             # A system without prompts gets its first ones soon.
             self._models_until = time.monotonic() + (_MODELS_SECONDS if rows else 0.0)
         return self._models
 
-    async def _vector(self, held: Resources, model: str, text: str) -> QueryVector:
+    async def _vector(self, resources: Resources, model: str, text: str) -> QueryVector:
         key = (model, _digest(text))
         known = self._known.get(key)
         if known is not None:
@@ -84,7 +84,7 @@ class QueryVectors:
         task = self._asked.get(key)
         if task is None:
             # One request for all that wait for the same text; it outlives a client that leaves.
-            task = asyncio.create_task(_fetch(held, model, key[1], text))
+            task = asyncio.create_task(_fetch(resources, model, key[1], text))
             self._asked[key] = task
             task.add_done_callback(lambda done: self._remember(key, done))
         return await asyncio.shield(task)
@@ -102,33 +102,33 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _fetch(held: Resources, model: str, digest: str, text: str) -> QueryVector:
+async def _fetch(resources: Resources, model: str, digest: str, text: str) -> QueryVector:
     try:
-        packed = await cached_vector(held, names.embedding_key(model, digest))
-        return unpack(model, packed or await _ask(held, model, text))
+        packed = await cached_vector(resources, names.embedding_key(model, digest))
+        return unpack(model, packed or await _ask(resources, model, text))
     except RedisDown:
         raise redis_is_away() from None
 
 
-async def cached_vector(held: Resources, key: str) -> str | None:
+async def cached_vector(resources: Resources, key: str) -> str | None:
     """What was embedded before, packed.
 
     Raises:
         RedisDown: it cannot be asked.
     """
-    if held.circuit.is_open:
+    if resources.circuit.is_open:
         raise RedisDown
-    known = await held.circuit.call(held.redis.get(key))
+    known = await resources.circuit.call(resources.redis.get(key))
     return None if known is None else str(known)
 
 
-async def _ask(held: Resources, model: str, text: str) -> str:
+async def _ask(resources: Resources, model: str, text: str) -> str:
     reply_key = names.embedded_key(uuid4().hex)
-    await held.publisher.ask_for_embedding(model, text, reply_key, PATIENCE)
-    return await read_reply(held, reply_key)
+    await resources.publisher.ask_for_embedding(model, text, reply_key, PATIENCE)
+    return await read_reply(resources, reply_key)
 
 
-async def read_reply(held: Resources, reply_key: str) -> str:
+async def read_reply(resources: Resources, reply_key: str) -> str:
     """The packed vector that a CPU worker was asked for.
 
     Raises:
@@ -136,7 +136,7 @@ async def read_reply(held: Resources, reply_key: str) -> str:
         RedisDown: Redis is away.
     """
     try:
-        reply = await held.blocking_redis.blpop([reply_key], timeout=PATIENCE)
+        reply = await resources.blocking_redis.blpop([reply_key], timeout=PATIENCE)
     except (RedisError, OSError, TimeoutError) as error:
         raise RedisDown from error
     if reply is None:

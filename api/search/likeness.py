@@ -45,40 +45,40 @@ _PAGES: dict[Phase, Callable[[Likeness, int, Position | None], Hits]] = {
 
 
 async def like_image(
-    held: Resources, principal: Principal, image_id: str, asked: Asked
+    resources: Resources, principal: Principal, image_id: str, asked: Asked
 ) -> Page[Hit]:
     """Pictures like one that is here, without that one.
 
     Raises:
         Problem: 404, 422 for a cursor of another search, 503 when nobody can embed.
     """
-    row = await images.find(held, principal, image_id)
-    if held.settings.picture_model is None:
-        return await service.search(held, principal, _with_prompt_of(row, asked))
-    vector = await _vector_of(held, principal, row, held.settings.picture_model)
+    row = await images.find(resources, principal, image_id)
+    if resources.settings.picture_model is None:
+        return await service.search(resources, principal, _with_prompt_of(row, asked))
+    vector = await _vector_of(resources, principal, row, resources.settings.picture_model)
     others = replace(asked, filters=replace(asked.filters, without_image=row.id))
-    return await _search(held, principal, vector, others)
+    return await _search(resources, principal, vector, others)
 
 
 async def like_file(
-    held: Resources, principal: Principal, file: UploadFile, asked: Asked
+    resources: Resources, principal: Principal, file: UploadFile, asked: Asked
 ) -> Page[Hit]:
     """The same for a file: any picture where pixels are compared, else one with a known prompt.
 
     Raises:
         Problem: 422 when it is no picture, or nobody knows its prompt; and as `like_image`.
     """
-    data = await file.read(held.settings.max_upload_bytes + 1)
-    if held.settings.picture_model is not None:
+    data = await file.read(resources.settings.max_upload_bytes + 1)
+    if resources.settings.picture_model is not None:
         try:
-            clean = await clean_image(held, io.BytesIO(data), FIT_SIDE)
+            clean = await clean_image(resources, io.BytesIO(data), FIT_SIDE)
         except ImageRefused as refusal:
             raise refused(refusal) from None
-        vector = await vector_of_picture(held, held.settings.picture_model, clean.data)
-        return await _search(held, principal, vector, asked)
-    row = await _known(held, principal, data)
+        vector = await vector_of_picture(resources, resources.settings.picture_model, clean.data)
+        return await _search(resources, principal, vector, asked)
+    row = await _known(resources, principal, data)
     if row is not None:
-        return await service.search(held, principal, _with_prompt_of(row, asked))
+        return await service.search(resources, principal, _with_prompt_of(row, asked))
     try:
         receipt = await asyncio.to_thread(receipt_of, data)
     except ImageRefused as refusal:
@@ -86,12 +86,12 @@ async def like_file(
     prompt = receipt.get("prompt") if receipt is not None else None
     if not isinstance(prompt, str) or not prompt.strip() or "\0" in prompt:
         raise Problem("prompt_unknown")
-    return await service.search(held, principal, replace(asked, text=prompt[:MAX_PROMPT]))
+    return await service.search(resources, principal, replace(asked, text=prompt[:MAX_PROMPT]))
 
 
-async def _known(held: Resources, principal: Principal, data: bytes) -> rows.Image | None:
+async def _known(resources: Resources, principal: Principal, data: bytes) -> rows.Image | None:
     digest = hashlib.sha256(data).hexdigest()
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = gallery.find_image_by_file(principal.tenant_id, digest).limit(1)
         return (await session.scalars(statement)).one_or_none()
 
@@ -102,25 +102,27 @@ def _with_prompt_of(row: rows.Image, asked: Asked) -> Asked:
 
 
 async def _vector_of(
-    held: Resources, principal: Principal, row: rows.Image, model: str
+    resources: Resources, principal: Principal, row: rows.Image, model: str
 ) -> QueryVector:
     """The picture's own vector; made now if the workers have not come to it yet."""
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = likeness.vector_of(principal.tenant_id, row.id, model)
         known = (await session.scalars(statement)).one_or_none()
     if known is not None:
         return QueryVector(model, dimensions_of(known), known)
-    small = await images.read_object(held, row.thumbnail_s3_key)
-    return await vector_of_picture(held, model, small.body)
+    small = await images.read_object(resources, row.thumbnail_s3_key)
+    return await vector_of_picture(resources, model, small.body)
 
 
 async def _search(
-    held: Resources, principal: Principal, vector: QueryVector, asked: Asked
+    resources: Resources, principal: Principal, vector: QueryVector, asked: Asked
 ) -> Page[Hit]:
     question = Likeness(principal.tenant_id, asked.filters, vector, asked.min_score)
     seen = hashlib.sha256(vector.text.encode()).hexdigest()
     scope = ("pictures", vector.model, seen, *asked.scope(principal))
-    async with held.tenant_transaction(principal, service.SECONDS, statements.PLANNING) as session:
+    async with resources.tenant_transaction(
+        principal, service.SECONDS, statements.PLANNING
+    ) as session:
         position: Position | None = None
         if asked.after is not None:
             begun = cursor.decode(asked.after, (), *scope)
@@ -141,6 +143,6 @@ async def _search(
             found += await read(Phase.REST, None, wanted - len(found))
     page = found[: asked.limit]
     if len(found) <= asked.limit:
-        return page_of(held, page, None)
+        return page_of(resources, page, None)
     last = Cursor(page[-1].phase, page[-1].position, Lexical())
-    return page_of(held, page, cursor.encode(last, (), *scope))
+    return page_of(resources, page, cursor.encode(last, (), *scope))

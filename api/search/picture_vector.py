@@ -16,7 +16,7 @@ FIT_SIDE = 512
 _KEPT_SECONDS = 30
 
 
-async def vector_of_picture(held: Resources, model: str, data: bytes) -> QueryVector:
+async def vector_of_picture(resources: Resources, model: str, data: bytes) -> QueryVector:
     """What the image-text model sees in a small picture that was decoded, or made, by Darkroom.
 
     Raises:
@@ -24,19 +24,19 @@ async def vector_of_picture(held: Resources, model: str, data: bytes) -> QueryVe
     """
     digest = hashlib.sha256(data).hexdigest()
     try:
-        packed = await cached_vector(held, names.embedding_key(model, digest))
-        return unpack(model, packed or await _ask(held, model, data))
+        packed = await cached_vector(resources, names.embedding_key(model, digest))
+        return unpack(model, packed or await _ask(resources, model, data))
     except RedisDown:
         raise redis_is_away() from None
 
 
-async def _ask(held: Resources, model: str, data: bytes) -> str:
+async def _ask(resources: Resources, model: str, data: bytes) -> str:
     request = uuid4().hex
     key, reply_key = names.picture_key(request), names.embedded_key(request)
-    await held.circuit.call(held.redis.set(key, base64.b64encode(data), ex=_KEPT_SECONDS))
+    await resources.circuit.call(resources.redis.set(key, base64.b64encode(data), ex=_KEPT_SECONDS))
     try:
-        await held.publisher.ask_for_picture_embedding(model, key, reply_key, PATIENCE)
-        return await read_reply(held, reply_key)
+        await resources.publisher.ask_for_picture_embedding(model, key, reply_key, PATIENCE)
+        return await read_reply(resources, reply_key)
     finally:
         with contextlib.suppress(RedisDown):  # it expires anyway
-            await held.circuit.call(held.redis.delete(key))
+            await resources.circuit.call(resources.redis.delete(key))

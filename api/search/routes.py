@@ -40,7 +40,7 @@ def _body() -> dict[str, Any]:
 )
 async def query(
     *,
-    held: Res,
+    resources: Res,
     principal: SearchRead,
     q: Text,
     filters: AskedFilters,
@@ -54,7 +54,7 @@ async def query(
     by the job's metadata.
     """
     asked = service.Asked(q, filters, limit, after, min_score)
-    return json_answer(await service.search(held, principal, asked))
+    return json_answer(await service.search(resources, principal, asked))
 
 
 async def read_likeness(request: Request, principal: SearchRead) -> Any:
@@ -88,7 +88,7 @@ async def read_likeness(request: Request, principal: SearchRead) -> Any:
 )
 async def like(
     *,
-    held: Res,
+    resources: Res,
     principal: SearchRead,
     given: Annotated[Any, Depends(read_likeness)],
     filters: AskedFilters,
@@ -105,7 +105,7 @@ async def like(
     """
     asked = service.Asked("", filters, limit, after, min_score)
     if isinstance(given, LikeThis):
-        page = await likeness.like_image(held, principal, given.image_id, asked)
+        page = await likeness.like_image(resources, principal, given.image_id, asked)
     else:
-        page = await likeness.like_file(held, principal, given, asked)
+        page = await likeness.like_file(resources, principal, given, asked)
     return json_answer(page)

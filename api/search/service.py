@@ -75,20 +75,20 @@ class Found:
         return Position(self.score, self.prompt_id, self.image.id)
 
 
-async def search(held: Resources, principal: Principal, asked: Asked) -> Page[Hit]:
+async def search(resources: Resources, principal: Principal, asked: Asked) -> Page[Hit]:
     """One page of the pictures whose prompts fit a text, best first.
 
     Raises:
         Problem: 422 for a cursor of another search, 503 when the text cannot be embedded.
     """
-    found, next_cursor = await find(held, principal, asked)
-    return page_of(held, found, next_cursor)
+    found, next_cursor = await find(resources, principal, asked)
+    return page_of(resources, found, next_cursor)
 
 
-def page_of(held: Resources, found: Sequence[Found], next_cursor: str | None) -> Page[Hit]:
+def page_of(resources: Resources, found: Sequence[Found], next_cursor: str | None) -> Page[Hit]:
     """The wire form of a page."""
     return Page(
-        data=[_present(held, entry) for entry in found],
+        data=[_present(resources, entry) for entry in found],
         has_more=next_cursor is not None,
         next_cursor=next_cursor,
     )
@@ -96,21 +96,21 @@ def page_of(held: Resources, found: Sequence[Found], next_cursor: str | None) ->
 
 @timed_search("whole")
 async def find(
-    held: Resources, principal: Principal, asked: Asked
+    resources: Resources, principal: Principal, asked: Asked
 ) -> tuple[list[Found], str | None]:
     """The same, as rows."""
     scope = asked.scope(principal)
-    vectors = held.vectors.remembered(asked.text)
+    vectors = resources.vectors.remembered(asked.text)
     begun = None
     if vectors is None:
         # While a worker embeds the text, its words are weighed: in a transaction of its own, since
         # a worker that is away must not cost others their connections.
-        async with _beside(held.vectors.of(held, asked.text)) as embedding:
-            async with _transaction(held, principal) as session:
-                begun = await _begin(held, session, principal, asked)
+        async with _beside(resources.vectors.of(resources, asked.text)) as embedding:
+            async with _transaction(resources, principal) as session:
+                begun = await _begin(resources, session, principal, asked)
             vectors = await embedding
-    async with _transaction(held, principal) as session:
-        begun = begun or await _begin(held, session, principal, asked)
+    async with _transaction(resources, principal) as session:
+        begun = begun or await _begin(resources, session, principal, asked)
         question = Question(
             principal.tenant_id, asked.filters, vectors, asked.text, begun.lexical, asked.min_score
         )
@@ -134,11 +134,11 @@ class _Begun:
 
 
 async def _begin(
-    held: Resources, session: AsyncSession, principal: Principal, asked: Asked
+    resources: Resources, session: AsyncSession, principal: Principal, asked: Asked
 ) -> _Begun:
     """Where the page starts, how it is looked for, and what each word of the query says."""
     tenant_id, filters = principal.tenant_id, asked.filters
-    taken = await held.censuses.of(session, tenant_id)
+    taken = await resources.censuses.of(session, tenant_id)
     prepared = statements.prepare(tenant_id, filters, asked.text, list(taken.common))
     rows, counted = (await session.execute(prepared)).one()
     counts = {word: taken.common[word] if n is None else n for word, n in counted.items()}
@@ -152,9 +152,9 @@ async def _begin(
 
 
 def _transaction(
-    held: Resources, principal: Principal
+    resources: Resources, principal: Principal
 ) -> AbstractAsyncContextManager[AsyncSession]:
-    return held.tenant_transaction(principal, SECONDS, statements.PLANNING)
+    return resources.tenant_transaction(principal, SECONDS, statements.PLANNING)
 
 
 @asynccontextmanager
@@ -215,12 +215,12 @@ async def _cut_off(session: AsyncSession, question: Question) -> bool:
     )
 
 
-def _present(held: Resources, entry: Found) -> Hit:
+def _present(resources: Resources, entry: Found) -> Hit:
     return Hit(
         score=entry.score,
         similarity=round(entry.similarity, DECIMALS),
         prompt=entry.prompt,
-        image=images.present(held, entry.image),
+        image=images.present(resources, entry.image),
         made_with=made_with(entry.image),
     )
 

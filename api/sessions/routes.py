@@ -29,10 +29,10 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
     },
 )
 async def list_sessions(
-    held: Res, principal: ImagesRead, limit: PageLimit = 50, after: After = None
+    resources: Res, principal: ImagesRead, limit: PageLimit = 50, after: After = None
 ) -> Response:
     """Your tenant's sessions, newest first."""
-    return json_answer(await service.list_page(held, principal, limit, after))
+    return json_answer(await service.list_page(resources, principal, limit, after))
 
 
 @router.get(
@@ -45,9 +45,9 @@ async def list_sessions(
         **responses("insufficient_scope", "not_found", "validation_failed", "database_unavailable"),
     },
 )
-async def get(held: Res, principal: ImagesRead, session_id: SessionName) -> Response:
+async def get(resources: Res, principal: ImagesRead, session_id: SessionName) -> Response:
     """How many jobs and images it has."""
-    return json_answer(await service.get(held, principal, known_session(session_id)))
+    return json_answer(await service.get(resources, principal, known_session(session_id)))
 
 
 @router.get(
@@ -69,7 +69,7 @@ async def get(held: Res, principal: ImagesRead, session_id: SessionName) -> Resp
 )
 async def list_images(
     *,
-    held: Res,
+    resources: Res,
     principal: ImagesRead,
     session_id: SessionName,
     q: Text | None = None,
@@ -79,8 +79,8 @@ async def list_images(
     """The session's history: newest first, or with `q` by meaning, best first."""
     name = known_session(session_id)
     if q is None:
-        page = await service.list_images(held, principal, name, limit, after)
+        page = await service.list_images(resources, principal, name, limit, after)
     else:
         asked = Asked(q, Filters(session_id=name), limit, after)
-        page = await service.search_images(held, principal, asked)
+        page = await service.search_images(resources, principal, asked)
     return json_answer(page)

@@ -18,38 +18,38 @@ from shared.gallery import models as rows
 
 
 async def list_page(
-    held: Resources, principal: Principal, limit: int, after: str | None
+    resources: Resources, principal: Principal, limit: int, after: str | None
 ) -> Page[Session]:
     """One page of a tenant's sessions, newest first."""
     scope = ("sessions", principal.tenant_id)
     before = cursor.decode(after, *scope) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = history.list_sessions(principal.tenant_id, limit + 1, before)
         found = (await session.execute(statement)).all()
     page, has_more = found[:limit], len(found) > limit
     return Page(
-        data=[_present(held, row) for row in page],
+        data=[_present(resources, row) for row in page],
         has_more=has_more,
         next_cursor=cursor.encode(page[-1][1], page[-1][0], *scope) if has_more else None,
     )
 
 
-async def get(held: Resources, principal: Principal, session_id: str) -> Session:
+async def get(resources: Resources, principal: Principal, session_id: str) -> Session:
     """A tenant's session.
 
     Raises:
         Problem: 404.
     """
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = history.get_session(principal.tenant_id, session_id)
         row = (await session.execute(statement)).one_or_none()
     if row is None:
         raise not_found("session")
-    return _present(held, row)
+    return _present(resources, row)
 
 
 async def list_images(
-    held: Resources, principal: Principal, session_id: str, limit: int, after: str | None
+    resources: Resources, principal: Principal, session_id: str, limit: int, after: str | None
 ) -> Page[HistoryImage]:
     """One page of a session's images, newest first.
 
@@ -58,29 +58,31 @@ async def list_images(
     """
     scope = ("session images", principal.tenant_id, session_id)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await _require(session, principal, session_id)
         statement = history.list_images(principal.tenant_id, session_id, limit + 1, before)
         found = (await session.scalars(statement)).all()
     page, has_more = found[:limit], len(found) > limit
     return Page(
-        data=[_present_image(held, row, None) for row in page],
+        data=[_present_image(resources, row, None) for row in page],
         has_more=has_more,
         next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
     )
 
 
-async def search_images(held: Resources, principal: Principal, asked: Asked) -> Page[HistoryImage]:
+async def search_images(
+    resources: Resources, principal: Principal, asked: Asked
+) -> Page[HistoryImage]:
     """One page of the images of the session that the filters name, best first.
 
     Raises:
         Problem: as `list_images`, and 503 when the text cannot be embedded.
     """
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await _require(session, principal, asked.filters.session_id or "")
-    found, next_cursor = await searching.find(held, principal, asked)
+    found, next_cursor = await searching.find(resources, principal, asked)
     return Page(
-        data=[_present_image(held, entry.image, entry.score) for entry in found],
+        data=[_present_image(resources, entry.image, entry.score) for entry in found],
         has_more=next_cursor is not None,
         next_cursor=next_cursor,
     )
@@ -92,9 +94,9 @@ async def _require(session: AsyncSession, principal: Principal, session_id: str)
         raise not_found("session")
 
 
-def _present(held: Resources, row: Any) -> Session:
+def _present(resources: Resources, row: Any) -> Session:
     session_id, created_at, made, jobs, last_image_at = row
-    here = f"{held.settings.public_url.rstrip('/')}/v1/sessions/{session_id}"
+    here = f"{resources.settings.public_url.rstrip('/')}/v1/sessions/{session_id}"
     return Session(
         id=session_id,
         created_at=created_at,
@@ -105,5 +107,5 @@ def _present(held: Resources, row: Any) -> Session:
     )
 
 
-def _present_image(held: Resources, row: rows.Image, score: float | None) -> HistoryImage:
-    return HistoryImage(**images.present(held, row).model_dump(), score=score)
+def _present_image(resources: Resources, row: rows.Image, score: float | None) -> HistoryImage:
+    return HistoryImage(**images.present(resources, row).model_dump(), score=score)

@@ -15,7 +15,7 @@ from shared.storage import upload_key
 
 
 async def clean_image(
-    held: Resources, source: bytes | ByteStream, fit_side: int | None = None
+    resources: Resources, source: bytes | ByteStream, fit_side: int | None = None
 ) -> CleanImage:
     """Check and re-encode a client's picture, in a thread; scaled down to fit, if need be.
 
@@ -23,14 +23,16 @@ async def clean_image(
         ImageRefused: the file is at fault.
         Problem: 503 when no decoder is free.
     """
-    limits = ImageLimits(max_bytes=held.settings.max_upload_bytes)
+    limits = ImageLimits(max_bytes=resources.settings.max_upload_bytes)
     try:
         return await asyncio.to_thread(sanitize_image, source, limits, fit_side)
     except ImageDecoderUnavailable:
         raise Problem("decoder_unavailable") from None
 
 
-async def store_upload(held: Resources, principal: Principal, clean: CleanImage) -> dict[str, Any]:
+async def store_upload(
+    resources: Resources, principal: Principal, clean: CleanImage
+) -> dict[str, Any]:
     """Put a cleaned picture into S3; the columns of its row, for the caller to insert.
 
     Raises:
@@ -39,7 +41,7 @@ async def store_upload(held: Resources, principal: Principal, clean: CleanImage)
     upload_id = new_id()
     key = upload_key(upload_id)
     try:
-        await asyncio.to_thread(held.storage.put, key, clean.data, clean.content_type)
+        await asyncio.to_thread(resources.storage.put, key, clean.data, clean.content_type)
     except StorageUnavailable:
         raise Problem("storage_unavailable") from None
     return {
@@ -54,7 +56,7 @@ async def store_upload(held: Resources, principal: Principal, clean: CleanImage)
     }
 
 
-async def discard_upload(held: Resources, columns: dict[str, Any]) -> None:
+async def discard_upload(resources: Resources, columns: dict[str, Any]) -> None:
     """Remove the object of an upload whose row was not written; at worst an orphan is left."""
     with contextlib.suppress(StorageUnavailable):
-        await asyncio.to_thread(held.storage.delete, [columns["s3_key"]])
+        await asyncio.to_thread(resources.storage.delete, [columns["s3_key"]])

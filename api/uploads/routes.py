@@ -39,14 +39,14 @@ router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
     openapi_extra=FILE_SCHEMA,
 )
 async def create(
-    held: Res, principal: JobsWrite, file: Annotated[UploadFile, Depends(read_file)]
+    resources: Res, principal: JobsWrite, file: Annotated[UploadFile, Depends(read_file)]
 ) -> Response:
     """PNG, JPEG or WebP up to 10 MB, one frame, 64 to 4096 pixels a side.
 
     The picture is decoded, turned upright, reduced to RGB and encoded anew; nothing else of the
     file is kept. Give its id as `init_image` of a job.
     """
-    upload = await service.accept(held, principal, file)
+    upload = await service.accept(resources, principal, file)
     return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
 
 
@@ -61,7 +61,7 @@ async def create(
     },
 )
 async def get(
-    held: Res, principal: JobsRead, upload_id: Annotated[str, Path(description="`upl_…`")]
+    resources: Res, principal: JobsRead, upload_id: Annotated[str, Path(description="`upl_…`")]
 ) -> Response:
     """What was kept of an uploaded picture, with a URL that reads it for some minutes."""
-    return json_answer(await service.get(held, principal, upload_id))
+    return json_answer(await service.get(resources, principal, upload_id))

@@ -13,35 +13,35 @@ from shared.ids import to_wire
 from shared.images import ImageRefused
 
 
-async def accept(held: Resources, principal: Principal, file: UploadFile) -> Upload:
+async def accept(resources: Resources, principal: Principal, file: UploadFile) -> Upload:
     """Keep a client's picture for img2img.
 
     Raises:
         Problem: 422 when it is refused; 503 when storage, the database or decoders are away.
     """
     try:
-        clean = await clean_image(held, file.file)
+        clean = await clean_image(resources, file.file)
     except ImageRefused as refusal:
         raise refused(refusal) from None
-    columns = await store_upload(held, principal, clean)
+    columns = await store_upload(resources, principal, clean)
     try:
-        async with held.tenant_transaction(principal) as session:
+        async with resources.tenant_transaction(principal) as session:
             row = (await session.scalars(gallery.insert_upload(columns))).one()
     except Problem:
-        await discard_upload(held, columns)
+        await discard_upload(resources, columns)
         raise
-    return present(held, row)
+    return present(resources, row)
 
 
-async def get(held: Resources, principal: Principal, upload_id: str) -> Upload:
+async def get(resources: Resources, principal: Principal, upload_id: str) -> Upload:
     """A tenant's upload."""
     row_id = parse_id("upl", upload_id, "upload")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = gallery.get_upload(principal.tenant_id, row_id)
         row = (await session.scalars(statement)).one_or_none()
     if row is None:
         raise not_found("upload")
-    return present(held, row)
+    return present(resources, row)
 
 
 def refused(refusal: ImageRefused) -> Problem:
@@ -50,7 +50,7 @@ def refused(refusal: ImageRefused) -> Problem:
     return Problem("image_refused", str(refusal), errors=[error])
 
 
-def present(held: Resources, row: rows.Upload) -> Upload:
+def present(resources: Resources, row: rows.Upload) -> Upload:
     """The wire form of an upload."""
     return Upload(
         id=to_wire("upl", row.id),
@@ -59,6 +59,6 @@ def present(held: Resources, row: rows.Upload) -> Upload:
         content_type=row.content_type,
         bytes=row.bytes,
         sha256=row.sha256,
-        url=held.storage.presign(row.s3_key),
+        url=resources.storage.presign(row.s3_key),
         created_at=row.created_at,
     )

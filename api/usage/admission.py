@@ -54,7 +54,9 @@ class Spent:
         return seconds
 
 
-async def admit(held: Resources, session: AsyncSession, principal: Principal, work: Work) -> None:
+async def admit(
+    resources: Resources, session: AsyncSession, principal: Principal, work: Work
+) -> None:
     """Return if the work may be queued in this transaction.
 
     Called after a replayed answer was looked for, because a replay queues nothing. Keys without
@@ -69,8 +71,8 @@ async def admit(held: Resources, session: AsyncSession, principal: Principal, wo
     if quotas.requests_per_minute is not None and not principal.rate_is_known:
         raise Problem("quota_unavailable", "The key's request rate cannot be checked just now.")
     if quotas.limit_the_queue:
-        await _check_queue(held, session, principal, work)
-    await held.pressure.check(held, work.cost)
+        await _check_queue(resources, session, principal, work)
+    await resources.pressure.check(resources, work.cost)
 
 
 def check_kind(quotas: Quotas, work: Work) -> None:
@@ -89,7 +91,7 @@ def check_kind(quotas: Quotas, work: Work) -> None:
 
 
 async def _check_queue(
-    held: Resources, session: AsyncSession, principal: Principal, work: Work
+    resources: Resources, session: AsyncSession, principal: Principal, work: Work
 ) -> None:
     quotas = principal.quotas
     await session.execute(statements.take_turn(principal.key_id))
@@ -104,10 +106,10 @@ async def _check_queue(
         raise _used_up(
             "queued_cost_exceeded",
             f"This key may have {quotas.queued_cost} pixel steps waiting, and has {queued}.",
-            held.pressure.seconds(excess),
+            resources.pressure.seconds(excess),
         )
     if quotas.gpu_seconds_per_day is not None:
-        spent = await held.spent.today(session, principal)
+        spent = await resources.spent.today(session, principal)
         if spent >= quotas.gpu_seconds_per_day:
             raise _used_up(
                 "gpu_seconds_exceeded",

@@ -39,7 +39,7 @@ class Pressure:
         self._fresh_until = 0.0
         self._measuring: asyncio.Task[None] | None = None
 
-    async def check(self, held: "Resources", cost: int) -> None:
+    async def check(self, resources: "Resources", cost: int) -> None:
         """Take note of work about to be queued.
 
         Raises:
@@ -47,7 +47,7 @@ class Pressure:
         """
         if self._measuring is None and time.monotonic() >= self._fresh_until:
             never_measured = self._fresh_until == 0.0
-            self._measuring = asyncio.create_task(self._measure(held))
+            self._measuring = asyncio.create_task(self._measure(resources))
             self._measuring.add_done_callback(self._measured)
             if never_measured:
                 await asyncio.shield(self._measuring)
@@ -63,10 +63,10 @@ class Pressure:
             return _WITHOUT_EVIDENCE
         return min(_LONGEST, max(1, math.ceil(cost / self._per_second)))
 
-    async def _measure(self, held: "Resources") -> None:
+    async def _measure(self, resources: "Resources") -> None:
         started = time.monotonic()
         try:
-            async with held.transaction() as session:
+            async with resources.transaction() as session:
                 measure = statements.measure_queue(_WINDOW, datetime.now(UTC))
                 queued, done = (await session.execute(measure)).one()
         except Problem:

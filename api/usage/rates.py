@@ -10,7 +10,9 @@ from shared.quotas import Quotas
 from shared.quotas.rates import WINDOW, Window
 
 
-async def count_request(held: Resources, request: Request, key_id: str, quotas: Quotas) -> bool:
+async def count_request(
+    resources: Resources, request: Request, key_id: str, quotas: Quotas
+) -> bool:
     """Count the request; False when Redis cannot say: reading goes on, spending does not.
 
     Raises:
@@ -18,10 +20,12 @@ async def count_request(held: Resources, request: Request, key_id: str, quotas: 
     """
     if quotas.requests_per_minute is None:
         return True
-    if held.circuit.is_open:
+    if resources.circuit.is_open:
         return False
     try:
-        window = await held.circuit.call(held.rates.count(key_id, quotas.requests_per_minute))
+        window = await resources.circuit.call(
+            resources.rates.count(key_id, quotas.requests_per_minute)
+        )
     except RedisDown:
         return False
     request.scope[EXTRA_HEADERS].update(rate_headers(window))

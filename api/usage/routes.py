@@ -21,6 +21,6 @@ router = APIRouter(prefix="/v1/usage", tags=["keys"])
     response_class=Response,
     responses={200: {"model": Usage}, **responses("database_unavailable")},
 )
-async def get(held: Res, principal: Annotated[Principal, Depends(authenticate)]) -> Response:
+async def get(resources: Res, principal: Annotated[Principal, Depends(authenticate)]) -> Response:
     """Any key may ask for itself. `used` is counted whether or not there is a limit."""
-    return json_answer(await service.usage(held, principal))
+    return json_answer(await service.usage(resources, principal))

@@ -10,10 +10,10 @@ from api.usage.schemas import Allowance, Usage
 from shared.quotas import statements
 
 
-async def usage(held: Resources, principal: Principal) -> Usage:
+async def usage(resources: Resources, principal: Principal) -> Usage:
     """The key's limits with what it has used of them now."""
     quotas = principal.quotas
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         unfinished = statements.count_unfinished(principal.key_id)
         jobs, queued = (await session.execute(unfinished)).one()
         spent = statements.sum_gpu_seconds(principal.tenant_id, principal.key_id, midnight())
@@ -21,7 +21,7 @@ async def usage(held: Resources, principal: Principal) -> Usage:
     tomorrow = midnight() + timedelta(days=1)
     return Usage(
         key_id=principal.key_id,
-        requests_per_minute=await _requests(held, principal),
+        requests_per_minute=await _requests(resources, principal),
         queued_cost=_allowance(quotas.queued_cost, queued),
         concurrent_jobs=_allowance(quotas.concurrent_jobs, jobs),
         gpu_seconds_per_day=_allowance(quotas.gpu_seconds_per_day, seconds, tomorrow),
@@ -30,12 +30,12 @@ async def usage(held: Resources, principal: Principal) -> Usage:
     )
 
 
-async def _requests(held: Resources, principal: Principal) -> Allowance:
+async def _requests(resources: Resources, principal: Principal) -> Allowance:
     limit = principal.quotas.requests_per_minute
-    if limit is None or held.circuit.is_open:
+    if limit is None or resources.circuit.is_open:
         return _allowance(limit, None)
     try:
-        window = await held.circuit.call(held.rates.look(principal.key_id, limit))
+        window = await resources.circuit.call(resources.rates.look(principal.key_id, limit))
     except RedisDown:
         return _allowance(limit, None)
     resets_at = datetime.now(UTC) + timedelta(seconds=window.seconds_to_reset)

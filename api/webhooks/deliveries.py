@@ -34,7 +34,7 @@ class Listing:
 
 
 async def list_page(
-    held: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
+    resources: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
 ) -> Page[Delivery]:
     """One page of a tenant's deliveries with their attempts, newest first."""
     scope = ("webhook-deliveries", principal.tenant_id, listing)
@@ -48,7 +48,7 @@ async def list_page(
         states=listing.states,
         events=listing.events,
     )
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         found = _collect((await session.execute(statement)).tuples().all())
     page = found[:limit]
     has_more = len(found) > limit
@@ -59,21 +59,21 @@ async def list_page(
     )
 
 
-async def get(held: Resources, principal: Principal, delivery_id: str) -> Delivery:
+async def get(resources: Resources, principal: Principal, delivery_id: str) -> Delivery:
     """A tenant's delivery with its attempts."""
     row_id = _parse(delivery_id)
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         return await show_delivery(session, principal, row_id)
 
 
-async def redeliver(held: Resources, principal: Principal, delivery_id: str) -> Delivery:
+async def redeliver(resources: Resources, principal: Principal, delivery_id: str) -> Delivery:
     """Send a delivery again now, with the same `webhook-id` and the whole schedule before it.
 
     Raises:
         Problem: 404, or 409 when its endpoint is switched off.
     """
     row_id = _parse(delivery_id)
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = statements.redeliver(principal.tenant_id, row_id)
         row = (await session.scalars(statement)).one_or_none()
         if row is None:
@@ -81,12 +81,12 @@ async def redeliver(held: Resources, principal: Principal, delivery_id: str) -> 
         if row.endpoint_id is not None:
             await _demand_enabled(session, principal, row.endpoint_id)
         shown = await show_delivery(session, principal, row_id)
-    await held.publisher.publish_deliveries([row_id])
+    await resources.publisher.publish_deliveries([row_id])
     return shown
 
 
 async def redeliver_range(
-    held: Resources,
+    resources: Resources,
     principal: Principal,
     endpoint_id: str,
     *,
@@ -100,12 +100,12 @@ async def redeliver_range(
         Problem: 404, or 409 when the endpoint is switched off.
     """
     row_id = parse_id("whe", endpoint_id, "webhook endpoint")
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await session.execute(claims.lock_destination(str(row_id)))
         await _demand_enabled(session, principal, row_id)
         statement = statements.redeliver_range(principal.tenant_id, row_id, since, until, states)
         made = sorted((await session.scalars(statement)).all())
-    await held.publisher.publish_deliveries(made[:_HINTS])
+    await resources.publisher.publish_deliveries(made[:_HINTS])
     return RedeliveryCount(deliveries=len(made))
 
 

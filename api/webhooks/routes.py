@@ -55,12 +55,12 @@ _BODY = (*_READ, "body_too_large", "unsupported_media_type", "malformed_json", "
     openapi_extra=body_schema(EndpointCreation, ENDPOINT_EXAMPLES),
 )
 async def create_endpoint(
-    held: Res,
+    resources: Res,
     principal: WebhooksWrite,
     asked: Annotated[EndpointCreation, Depends(json_body(EndpointCreation))],
 ) -> Response:
     """Events that happen from now on are sent to it as signed Standard Webhooks."""
-    made = await service.create(held, principal, asked)
+    made = await service.create(resources, principal, asked)
     return json_answer(made, 201, {"Location": made.links.self})
 
 
@@ -71,10 +71,10 @@ async def create_endpoint(
     responses=responses(*_READ, "malformed_cursor"),
 )
 async def list_endpoints(
-    held: Res, principal: WebhooksRead, limit: PageLimit = 20, after: After = None
+    resources: Res, principal: WebhooksRead, limit: PageLimit = 20, after: After = None
 ) -> Page[Endpoint]:
     """Newest first."""
-    return await service.list_page(held, principal, limit, after)
+    return await service.list_page(resources, principal, limit, after)
 
 
 @router.get(
@@ -83,9 +83,11 @@ async def list_endpoints(
     summary="Get a webhook endpoint",
     responses=responses(*_ONE),
 )
-async def get_endpoint(held: Res, principal: WebhooksRead, endpoint_id: EndpointId) -> Endpoint:
+async def get_endpoint(
+    resources: Res, principal: WebhooksRead, endpoint_id: EndpointId
+) -> Endpoint:
     """Without its secret; `public_keys` are those of a v1a endpoint."""
-    return await service.get(held, principal, endpoint_id)
+    return await service.get(resources, principal, endpoint_id)
 
 
 @router.patch(
@@ -96,13 +98,13 @@ async def get_endpoint(held: Res, principal: WebhooksRead, endpoint_id: Endpoint
     openapi_extra=body_schema(EndpointUpdate),
 )
 async def update_endpoint(
-    held: Res,
+    resources: Res,
     principal: WebhooksWrite,
     endpoint_id: EndpointId,
     asked: Annotated[EndpointUpdate, Depends(json_body(EndpointUpdate))],
 ) -> Endpoint:
     """Fields that are left out stay. Disabling gives up the deliveries that wait for it."""
-    return await service.update(held, principal, endpoint_id, asked)
+    return await service.update(resources, principal, endpoint_id, asked)
 
 
 @router.delete(
@@ -112,9 +114,11 @@ async def update_endpoint(
     status_code=204,
     responses=responses(*_ONE),
 )
-async def delete_endpoint(held: Res, principal: WebhooksWrite, endpoint_id: EndpointId) -> None:
+async def delete_endpoint(
+    resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
+) -> None:
     """Its secrets and its part of the delivery log go with it."""
-    await service.delete(held, principal, endpoint_id)
+    await service.delete(resources, principal, endpoint_id)
 
 
 @router.post(
@@ -124,10 +128,10 @@ async def delete_endpoint(held: Res, principal: WebhooksWrite, endpoint_id: Endp
     responses=responses(*_ONE),
 )
 async def rotate_secret(
-    held: Res, principal: WebhooksWrite, endpoint_id: EndpointId
+    resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
 ) -> EndpointWithSecret:
     """For 24 hours every request carries two signatures, of the old and of the new secret."""
-    return await service.rotate_secret(held, principal, endpoint_id)
+    return await service.rotate_secret(resources, principal, endpoint_id)
 
 
 @router.post(
@@ -137,9 +141,11 @@ async def rotate_secret(
     status_code=202,
     responses=responses(*_ONE),
 )
-async def test_endpoint(held: Res, principal: WebhooksWrite, endpoint_id: EndpointId) -> Delivery:
+async def test_endpoint(
+    resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
+) -> Delivery:
     """Sends `endpoint.test`, to a disabled endpoint too. GET the delivery to see how it went."""
-    return await service.test(held, principal, endpoint_id)
+    return await service.test(resources, principal, endpoint_id)
 
 
 @router.post(
@@ -151,7 +157,7 @@ async def test_endpoint(held: Res, principal: WebhooksWrite, endpoint_id: Endpoi
 )
 async def redeliver_range(
     *,
-    held: Res,
+    resources: Res,
     principal: WebhooksWrite,
     endpoint_id: EndpointId,
     since: Annotated[AwareTime, Query()],
@@ -164,7 +170,7 @@ async def redeliver_range(
     """Every delivery made in that time goes out again, each with its old `webhook-id`."""
     states = ("failed", "succeeded", "pending") if state == "all" else (state,)
     return await deliveries.redeliver_range(
-        held, principal, endpoint_id, since=since, until=until, states=states
+        resources, principal, endpoint_id, since=since, until=until, states=states
     )
 
 
@@ -176,7 +182,7 @@ async def redeliver_range(
 )
 async def list_deliveries(
     *,
-    held: Res,
+    resources: Res,
     principal: WebhooksRead,
     endpoint_id: Annotated[str | None, Query(description="`whe_…`")] = None,
     job_id: Annotated[str | None, Query(description="`job_…`")] = None,
@@ -196,7 +202,7 @@ async def list_deliveries(
         states=tuple(state or ()),
         events=tuple(event or ()),
     )
-    return await deliveries.list_page(held, principal, listing, limit, after)
+    return await deliveries.list_page(resources, principal, listing, limit, after)
 
 
 @router.get(
@@ -205,9 +211,11 @@ async def list_deliveries(
     summary="Get a webhook delivery",
     responses=responses(*_ONE),
 )
-async def get_delivery(held: Res, principal: WebhooksRead, delivery_id: DeliveryId) -> Delivery:
+async def get_delivery(
+    resources: Res, principal: WebhooksRead, delivery_id: DeliveryId
+) -> Delivery:
     """With its attempts: when, how long, which status or error, and the answer's beginning."""
-    return await deliveries.get(held, principal, delivery_id)
+    return await deliveries.get(resources, principal, delivery_id)
 
 
 @router.post(
@@ -217,9 +225,9 @@ async def get_delivery(held: Res, principal: WebhooksRead, delivery_id: Delivery
     status_code=202,
     responses=responses(*_ONE, "webhook_endpoint_disabled"),
 )
-async def redeliver(held: Res, principal: WebhooksWrite, delivery_id: DeliveryId) -> Delivery:
+async def redeliver(resources: Res, principal: WebhooksWrite, delivery_id: DeliveryId) -> Delivery:
     """At once, whatever its state, with the same `webhook-id`; the schedule begins anew."""
-    return await deliveries.redeliver(held, principal, delivery_id)
+    return await deliveries.redeliver(resources, principal, delivery_id)
 
 
 @router.get(
@@ -228,9 +236,9 @@ async def redeliver(held: Res, principal: WebhooksWrite, delivery_id: DeliveryId
     summary="Get the secret of jobs' own webhooks",
     responses=responses(*_READ),
 )
-async def get_secret(held: Res, principal: WebhooksWrite) -> TenantSecret:
+async def get_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
     """Signs what goes to a URL that came with a job or batch. Needs the scope to write."""
-    return await service.get_tenant_secret(held, principal)
+    return await service.get_tenant_secret(resources, principal)
 
 
 @router.post(
@@ -239,9 +247,9 @@ async def get_secret(held: Res, principal: WebhooksWrite) -> TenantSecret:
     summary="Rotate the secret of jobs' own webhooks",
     responses=responses(*_READ),
 )
-async def rotate_tenant_secret(held: Res, principal: WebhooksWrite) -> TenantSecret:
+async def rotate_tenant_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
     """The old one signs beside the new one for 24 hours."""
-    return await service.rotate_tenant_secret(held, principal)
+    return await service.rotate_tenant_secret(resources, principal)
 
 
 def _filter_id(prefix: Prefix, text: str | None, parameter: str) -> UUID | None:

@@ -35,14 +35,14 @@ _MAX_SECRETS = 5
 
 
 async def create(
-    held: Resources, principal: Principal, asked: EndpointCreation
+    resources: Resources, principal: Principal, asked: EndpointCreation
 ) -> EndpointWithSecret:
     """Register a receiver.
 
     Raises:
         Problem: 422 for a URL that is not allowed, 409 when the tenant has its fill of endpoints.
     """
-    check_target(asked.url, held.settings, "/url")
+    check_target(asked.url, resources.settings, "/url")
     columns = {
         "id": new_id(),
         "tenant_id": principal.tenant_id,
@@ -53,31 +53,31 @@ async def create(
         "enabled": asked.enabled,
         "disabled_reason": None if asked.enabled else "by_client",
     }
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await session.execute(statements.lock_endpoints(principal.tenant_id))
         count = await session.scalar(statements.count_endpoints(principal.tenant_id)) or 0
         if count >= MAX_ENDPOINTS:
             raise Problem("too_many_webhook_endpoints", f"A tenant has {MAX_ENDPOINTS} at most.")
         row = (await session.scalars(statements.insert_endpoint(columns))).one()
         secrets = await _renew_secret(session, principal, row.id, row.scheme)
-    return present_with_secret(row, secrets, held.settings.public_url)
+    return present_with_secret(row, secrets, resources.settings.public_url)
 
 
-async def get(held: Resources, principal: Principal, endpoint_id: str) -> Endpoint:
+async def get(resources: Resources, principal: Principal, endpoint_id: str) -> Endpoint:
     """A tenant's endpoint."""
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
         secrets = await _secrets(session, principal, row.id)
-    return present_endpoint(row, secrets, held.settings.public_url)
+    return present_endpoint(row, secrets, resources.settings.public_url)
 
 
 async def list_page(
-    held: Resources, principal: Principal, limit: int, after: str | None
+    resources: Resources, principal: Principal, limit: int, after: str | None
 ) -> Page[Endpoint]:
     """One page of a tenant's endpoints, newest first."""
     scope = ("webhook-endpoints", principal.tenant_id)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         statement = statements.list_endpoints(principal.tenant_id, limit + 1, before)
         found = (await session.scalars(statement)).all()
         page = found[:limit]
@@ -86,7 +86,7 @@ async def list_page(
         )
         secrets = (await session.scalars(of_page)).all()
     has_more = len(found) > limit
-    public_url = held.settings.public_url
+    public_url = resources.settings.public_url
     return Page(
         data=[
             present_endpoint(row, [s for s in secrets if s.endpoint_id == row.id], public_url)
@@ -98,7 +98,7 @@ async def list_page(
 
 
 async def update(
-    held: Resources, principal: Principal, endpoint_id: str, asked: EndpointUpdate
+    resources: Resources, principal: Principal, endpoint_id: str, asked: EndpointUpdate
 ) -> Endpoint:
     """Change an endpoint; switching it off gives up what waits for it.
 
@@ -107,13 +107,13 @@ async def update(
     """
     changes = asked.model_dump(include=asked.model_fields_set)
     if asked.url is not None:
-        check_target(asked.url, held.settings, "/url")
+        check_target(asked.url, resources.settings, "/url")
         changes["failing_since"] = None  # Of the receiver before it.
     if asked.enabled is not None:
         changes["disabled_reason"] = None if asked.enabled else "by_client"
         changes["failing_since"] = None
     row_id = _parse(endpoint_id)
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await session.execute(claims.lock_destination(str(row_id)))
         statement = statements.update_endpoint(principal.tenant_id, row_id, changes)
         row = (await session.scalars(statement)).one_or_none()
@@ -122,43 +122,43 @@ async def update(
         if asked.enabled is False:
             await session.execute(claims.give_up(row.id))
         secrets = await _secrets(session, principal, row.id)
-    return present_endpoint(row, secrets, held.settings.public_url)
+    return present_endpoint(row, secrets, resources.settings.public_url)
 
 
-async def delete(held: Resources, principal: Principal, endpoint_id: str) -> None:
+async def delete(resources: Resources, principal: Principal, endpoint_id: str) -> None:
     """Remove an endpoint with its secrets and its log.
 
     Raises:
         Problem: 404.
     """
     row_id = _parse(endpoint_id)
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await session.execute(claims.lock_destination(str(row_id)))
         row = await _find(session, principal, endpoint_id)
         await session.execute(statements.delete_endpoint(principal.tenant_id, row.id))
 
 
 async def rotate_secret(
-    held: Resources, principal: Principal, endpoint_id: str
+    resources: Resources, principal: Principal, endpoint_id: str
 ) -> EndpointWithSecret:
     """Make a new secret; the old one signs beside it for 24 hours.
 
     Raises:
         Problem: 404.
     """
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
         secrets = await _renew_secret(session, principal, row.id, row.scheme)
-    return present_with_secret(row, secrets, held.settings.public_url)
+    return present_with_secret(row, secrets, resources.settings.public_url)
 
 
-async def test(held: Resources, principal: Principal, endpoint_id: str) -> Delivery:
+async def test(resources: Resources, principal: Principal, endpoint_id: str) -> Delivery:
     """Send `endpoint.test` to this endpoint, enabled or not.
 
     Raises:
         Problem: 404.
     """
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
         emitted = outbox.emit(
             principal.tenant_id,
@@ -169,13 +169,13 @@ async def test(held: Resources, principal: Principal, endpoint_id: str) -> Deliv
         )
         [delivery_id] = (await session.scalars(emitted)).one() or []
         shown = await show_delivery(session, principal, delivery_id)
-    await held.publisher.publish_deliveries([delivery_id])
+    await resources.publisher.publish_deliveries([delivery_id])
     return shown
 
 
-async def get_tenant_secret(held: Resources, principal: Principal) -> TenantSecret:
+async def get_tenant_secret(resources: Resources, principal: Principal) -> TenantSecret:
     """The tenant's own secret, made on first use."""
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         await session.execute(
             statements.ensure_secret(principal.tenant_id, None, "v1", new_secret())
         )
@@ -183,9 +183,9 @@ async def get_tenant_secret(held: Resources, principal: Principal) -> TenantSecr
     return _tenant_secret(secrets)
 
 
-async def rotate_tenant_secret(held: Resources, principal: Principal) -> TenantSecret:
+async def rotate_tenant_secret(resources: Resources, principal: Principal) -> TenantSecret:
     """Make a new one; the old one signs beside it for 24 hours."""
-    async with held.tenant_transaction(principal) as session:
+    async with resources.tenant_transaction(principal) as session:
         secrets = await _renew_secret(session, principal, None, "v1")
     return _tenant_secret(secrets)
 

@@ -85,9 +85,9 @@ def _one(example: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
         **responses(*_PROBLEMS),
     },
 )
-async def list_workers(held: Res, _: Operator) -> Response:
+async def list_workers(resources: Res, _: Operator) -> Response:
     """Every live worker by name, on one page, and those told to rest when they come back."""
-    return json_answer(await service.list_workers(held))
+    return json_answer(await service.list_workers(resources))
 
 
 @router.get(
@@ -97,9 +97,9 @@ async def list_workers(held: Res, _: Operator) -> Response:
     response_class=Response,
     responses=_one(_BUSY),
 )
-async def get(held: Res, _: Operator, worker: WorkerName) -> Response:
+async def get(resources: Res, _: Operator, worker: WorkerName) -> Response:
     """`drain.drained_at` tells when a worker that was drained can be stopped."""
-    return json_answer(await service.get(held, worker))
+    return json_answer(await service.get(resources, worker))
 
 
 @router.post(
@@ -109,9 +109,9 @@ async def get(held: Res, _: Operator, worker: WorkerName) -> Response:
     response_class=Response,
     responses=_one(_DRAINING),
 )
-async def drain(held: Res, principal: Operator, worker: WorkerName) -> Response:
+async def drain(resources: Res, principal: Operator, worker: WorkerName) -> Response:
     """It finishes what it has and then idles, until it is resumed or stopped. May be repeated."""
-    return json_answer(await service.drain(held, principal, worker))
+    return json_answer(await service.drain(resources, principal, worker))
 
 
 @router.post(
@@ -121,6 +121,6 @@ async def drain(held: Res, principal: Operator, worker: WorkerName) -> Response:
     response_class=Response,
     responses=_one(_BUSY),
 )
-async def resume(held: Res, _: Operator, worker: WorkerName) -> Response:
+async def resume(resources: Res, _: Operator, worker: WorkerName) -> Response:
     """Takes back a drain, heard within a second. May be repeated."""
-    return json_answer(await service.resume(held, worker))
+    return json_answer(await service.resume(resources, worker))

@@ -27,83 +27,83 @@ _RESTING = {WorkerStanding.READY, WorkerStanding.BUSY}
 """What a worker may still say of itself in the moment before it hears of its drain."""
 
 
-async def list_workers(held: Resources) -> Page[Worker]:
+async def list_workers(resources: Resources) -> Page[Worker]:
     """Every live worker, and those that are to rest when they come back.
 
     Raises:
         Problem: 503 while Redis or Postgres is away.
     """
-    alive = {said.name: (said, lag) for said, lag in await _look(held)}
-    async with held.transaction() as session:
+    alive = {said.name: (said, lag) for said, lag in await _look(resources)}
+    async with resources.transaction() as session:
         drains = {d.worker: d for d in await session.scalars(statements.list_drains())}
     shown = [
-        _present(held, name, alive.get(name), drains.get(name))
+        _present(resources, name, alive.get(name), drains.get(name))
         for name in sorted(alive.keys() | drains.keys())
     ]
     return Page[Worker](data=shown, has_more=False, next_cursor=None)
 
 
-async def get(held: Resources, name: str) -> Worker:
+async def get(resources: Resources, name: str) -> Worker:
     """One worker.
 
     Raises:
         Problem: 404 for a name that is neither alive nor told to rest.
     """
-    alive = await _look(held, name)
-    async with held.transaction() as session:
+    alive = await _look(resources, name)
+    async with resources.transaction() as session:
         drain = (await session.scalars(statements.list_drains([name]))).one_or_none()
     if not alive and drain is None:
         raise _unknown()
-    return _present(held, name, alive[0] if alive else None, drain)
+    return _present(resources, name, alive[0] if alive else None, drain)
 
 
-async def drain(held: Resources, principal: Principal, name: str) -> Worker:
+async def drain(resources: Resources, principal: Principal, name: str) -> Worker:
     """Tell a worker to take no more work. A second time changes nothing.
 
     Raises:
         Problem: 404 for a name that is neither alive nor told to rest.
     """
-    alive = await _look(held, name)
-    async with held.transaction() as session:
+    alive = await _look(resources, name)
+    async with resources.transaction() as session:
         known = (await session.scalars(statements.list_drains([name]))).one_or_none()
         if not alive and known is None:
             raise _unknown()
         order = statements.order_drain(name, principal.key_id)
         ordered = known or (await session.scalars(order)).one()
-    await _tell(held, name)
-    return _present(held, name, alive[0] if alive else None, ordered)
+    await _tell(resources, name)
+    return _present(resources, name, alive[0] if alive else None, ordered)
 
 
-async def resume(held: Resources, name: str) -> Worker:
+async def resume(resources: Resources, name: str) -> Worker:
     """Let a worker take work again. A second time changes nothing.
 
     Raises:
         Problem: 404 for a name that is neither alive nor told to rest.
     """
-    alive = await _look(held, name)
-    async with held.transaction() as session:
+    alive = await _look(resources, name)
+    async with resources.transaction() as session:
         lifted = (await session.scalars(statements.lift_drain(name))).one_or_none()
     if not alive and lifted is None:
         raise _unknown()
-    await _tell(held, name)
-    return _present(held, name, alive[0] if alive else None, None)
+    await _tell(resources, name)
+    return _present(resources, name, alive[0] if alive else None, None)
 
 
 async def _look(
-    held: Resources, name: str | None = None
+    resources: Resources, name: str | None = None
 ) -> Sequence[tuple[WorkerAnnouncement, float]]:
     try:
-        return await held.roster.look(name)
+        return await resources.roster.look(name)
     except RedisDown:
         raise Problem("workers_unknown") from None
 
 
-async def _tell(held: Resources, name: str) -> None:
+async def _tell(resources: Resources, name: str) -> None:
     """A hint; without it the worker asks the ledger at its next heartbeat."""
-    if held.circuit.is_open:
+    if resources.circuit.is_open:
         return
     with contextlib.suppress(RedisDown):
-        await held.circuit.call(held.redis.publish(DRAIN_CHANNEL, name))
+        await resources.circuit.call(resources.redis.publish(DRAIN_CHANNEL, name))
 
 
 def _unknown() -> Problem:
@@ -111,13 +111,13 @@ def _unknown() -> Problem:
 
 
 def _present(
-    held: Resources,
+    resources: Resources,
     name: str,
     alive: tuple[WorkerAnnouncement, float] | None,
     drain: WorkerDrain | None,
 ) -> Worker:
     said, lag = alive or (None, None)
-    here = f"{held.settings.public_url.rstrip('/')}/v1/workers/{quote(name, safe='')}"
+    here = f"{resources.settings.public_url.rstrip('/')}/v1/workers/{quote(name, safe='')}"
     return Worker(
         name=name,
         kind=said.kind if said else None,

@@ -23,7 +23,7 @@ def verify(body: bytes, headers: Mapping[str, str], secret: str | Iterable[str])
         body: the bytes as they came; JSON that was parsed and written again is another text.
         headers: of the request, in any case.
         secret: `whsec_…` (v1, HMAC-SHA256) or `whpk_…` (v1a, ed25519, which needs the extra
-            `darkroom[ed25519]`); several while one takes the place of another.
+            the extra `ed25519`); several while one takes the place of another.
 
     Raises:
         InvalidSignature: no signature fits, it is more than five minutes old, or damaged.
@@ -72,7 +72,8 @@ def _fits_public_key(body: bytes, headers: Mapping[str, str], secret: str) -> bo
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     except ImportError as error:
         raise ConfigurationError(
-            "ed25519 signatures need `pip install 'darkroom[ed25519]'`."
+            "ed25519 signatures need the library cryptography. "
+            "From a checkout of Darkroom: pip install './client[ed25519]'"
         ) from error
     try:
         key = Ed25519PublicKey.from_public_bytes(_decode(secret.removeprefix(_PUBLIC)))

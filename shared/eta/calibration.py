@@ -2,7 +2,7 @@
 
 Split conformal prediction (Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005;
 Lei et al. 2018): whatever the model of the queue gets wrong, the quantiles of (actual ÷ estimated)
-over the jobs of late, applied to the next estimate, cover it as often as they say, as long as the
+over recent jobs, applied to the next estimate, cover it as often as they say, as long as the
 next job is like those.
 """
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from shared.eta.work import Estimate
 
 _WINDOW = 200
-"""Jobs of late; with so many the 90th percentile is known to about ± 4 %."""
+"""So many recent jobs; with them the 90th percentile is known to about ± 4 %."""
 _PRIOR = (0.7, 0.8, 0.88, 0.94, 1.0, 1.06, 1.13, 1.25, 1.45, 1.8)
 """Ratios assumed beside the first ones that are seen: two jobs say little about a 90th
 percentile."""
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good the estimates of late were."""
+    """How good recent estimates were."""
 
     jobs: int
     covered_p50: float
@@ -60,7 +60,7 @@ class Quality:
 
 
 class Calibration:
-    """The outcomes of late."""
+    """The outcomes of recent jobs."""
 
     def __init__(self) -> None:
         self._ratios: dict[tuple[str, bool], deque[float]] = {}

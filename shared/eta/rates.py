@@ -71,7 +71,7 @@ _Kind = tuple[str, str, int, int, int, bool]
 
 
 class RateBook:
-    """The attempts of late, as rates."""
+    """Recent attempts, as rates."""
 
     def __init__(self) -> None:
         self._kinds: OrderedDict[_Kind, deque[float]] = OrderedDict()

@@ -64,7 +64,7 @@ class Snapshot(BaseModel):
         )
 
     def throughput(self, model: str, rows: int) -> float | None:
-        """Cost per second, scaled to the rows there are now; None where nothing waited of late."""
+        """Cost per second, scaled to the rows there are now; None where nothing waited lately."""
         return next(
             (
                 seen.cost_per_second * rows / seen.rows

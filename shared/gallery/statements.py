@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.gallery.models import Image, Prompt, Upload
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 
 
 def text_sha256(text: str) -> bytes:

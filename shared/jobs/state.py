@@ -2,12 +2,18 @@
 
 ::
 
-    queued ──claim──▶ running ──commit──▶ succeeded
-      │ ▲               │ ├────fail─────▶ failed
-      │ └─release/retry/┘ └────cancel───▶ canceled
-      │   lost lease
-      ├──cancel──▶ canceled
-      └──start or finish deadline passed──▶ expired
+    queued ──claim────────────────────▶ running
+    queued ──cancel───────────────────▶ canceled
+    queued ──start or finish deadline─▶ expired
+    running ─commit───────────────────▶ succeeded
+    running ─fail─────────────────────▶ failed
+    running ─cancel───────────────────▶ canceled
+    running ─finish deadline──────────▶ expired
+    running ─release, passing cause,
+             lost lease───────────────▶ queued
+    running ─claim of a lost lease────▶ running
+    failed | canceled | expired
+            ─retry by the client──────▶ queued
 """
 
 from enum import StrEnum
@@ -31,7 +37,7 @@ class JobState(StrEnum):
     """Entered when the cause cannot pass or the attempts are used up. `error_code` says why."""
 
     CANCELED = "canceled"
-    """Entered at a client's wish: at once when queued, within one tick when running."""
+    """Entered when a client asks for it: at once when queued, within one tick when running."""
 
     EXPIRED = "expired"
     """Entered when the job could not start (or finish) before the deadline its client set."""

@@ -9,7 +9,6 @@ key or queue                          type    holds                        made 
 ``generate.<model>.bulk``             list    ids of queued batch jobs     ledger (dispatcher)
 ``embed``                             list    texts to embed for a query   the client's retry
 ``webhooks``                          list    ids of due deliveries        ledger (dispatcher)
-``maintenance``                       list    housekeeping tasks           the dispatcher's clock
 ``unacked``, ``unacked_index``        hash,   messages that a worker       the ledger (leases)
                                       zset    holds (kombu's own)
 ``darkroom:events:<job id>``          stream  a job's progress events      the ledger's snapshot
@@ -47,7 +46,6 @@ DELIVER_TASK = "darkroom.deliver"
 
 EMBED_QUEUE = "embed"
 WEBHOOK_QUEUE = "webhooks"
-MAINTENANCE_QUEUE = "maintenance"
 
 UNACKED = "unacked"
 """kombu's hash of what is in workers' hands: tag -> JSON of [message, exchange, routing key]."""

@@ -42,7 +42,6 @@ def celery_app(settings: Settings) -> Celery:
             "interval_start": 0,
             "interval_max": 0.2,
         },
-        task_default_queue=names.MAINTENANCE_QUEUE,
         task_create_missing_queues=True,
         task_serializer="json",
         accept_content=["json"],

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TSQUERY
 
 from shared.gallery.models import Prompt
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 
 SAMPLE = 1_000
 """The newest prompts, by which a word is judged to be common."""

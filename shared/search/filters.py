@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Uuid, cast, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.gallery.models import Image
-from shared.parameters import given
+from shared.kept_statements import given
 
 
 @dataclass(frozen=True)

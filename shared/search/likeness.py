@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.gallery.models import Image, ImageVector, Prompt
-from shared.parameters import with_given
+from shared.kept_statements import with_given
 from shared.search.filters import Filters, image_conditions
 from shared.search.fusion import QueryVector, rounded
 from shared.search.index import PICTURES

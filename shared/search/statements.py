@@ -33,7 +33,7 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import CompoundSelect, ScalarSelect, Subquery
 
 from shared.gallery.models import Image, Prompt
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 from shared.search import census, fusion
 from shared.search.census import prompts_with
 from shared.search.filters import Filters, image_conditions, narrows

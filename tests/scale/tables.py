@@ -11,18 +11,12 @@ _MEASURED = {
     "regime": "GPU",
     "workers": "workers",
     "jobs_per_second": "jobs/s",
-    "missed_claims_per_job": "missed claims/job",
     "waiting_for_locks": "waiting for locks",
-    "waiting_inside": "for latches",
     "connections": "connections",
     "postgres_cpu_ms_per_job": "Postgres ms/job",
-    "redis_cpu_ms_per_job": "Redis ms/job",
     "redis_commands_per_job": "Redis commands/job",
-    "worker_cpu_ms_per_job": "worker ms/job",
-    "transactions_per_job": "transactions/job",
     "wal_kilobytes_per_job": "WAL kB/job",
     "machine_busy": "machine busy",
-    "load_average_before": "load before",
 }
 _LOADS = {
     "jobs_per_second": "jobs/s",

@@ -25,8 +25,27 @@ def test_only_the_ledger_changes_jobs() -> None:
     assert places == {"shared/jobs/statements"}
 
 
+def test_few_modules_reach_past_the_wall_between_tenants() -> None:
+    opens = re.compile(r"\.transaction\(")
+    places = {
+        str(path.relative_to(PROJECT))
+        for path in (PROJECT / "api").rglob("*.py")
+        if opens.search(path.read_text("utf-8"))
+    }
+    assert places == {
+        "api/deps.py",  # tenant_transaction, which puts up the wall
+        "api/auth.py",  # whose key is it?
+        "api/keys/service.py",  # an operator makes a key for another tenant
+        "api/search/embedding.py",  # which models have embedded prompts
+        "api/queues/depths.py",  # the operator's: all tenants' jobs
+        "api/workers/service.py",  # the operator's: drains
+        "api/usage/pressure.py",  # all tenants' work that waits
+        "api/health/service.py",  # is Postgres there?
+    }
+
+
 def test_kept_statements_are_compiled_before_threads_share_them() -> None:
-    """`functools` would hand them out as they were built (see `shared.parameters`)."""
+    """`functools` would hand them out as they were built (see `shared.kept_statements`)."""
     keeps = re.compile(r"^@(?:functools\.)?(?:lru_)?cache\b", re.MULTILINE)
     builds = re.compile(r"^from sqlalchemy\b", re.MULTILINE)
     places = {

@@ -15,7 +15,8 @@ def run() -> None:
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         sys.stderr.write(
-            f"The command line needs {' and '.join(missing)}: pip install 'darkroom[cli]'\n"
+            f"The command line needs {' and '.join(missing)}. "
+            "From a checkout of Darkroom: pip install './client[cli]'\n"
         )
         raise SystemExit(ExitCode.USAGE)
     # Being told to stop is like Ctrl-C: clean up, and say how to go on.

@@ -23,6 +23,13 @@ from shared.jobs.statements.claims import (
     release_leases_of,
     renew_leases,
 )
+from shared.jobs.statements.client_requests import (
+    cancel,
+    cancel_batch,
+    request_previews,
+    retry,
+    retry_batch,
+)
 from shared.jobs.statements.duties import (
     count_due,
     delete_ended,
@@ -52,7 +59,6 @@ from shared.jobs.statements.lookups import (
     list_jobs,
 )
 from shared.jobs.statements.parts import MAX_LOSSES, NOW, SCAN_TIME, JobRows
-from shared.jobs.statements.wishes import cancel, cancel_batch, request_previews, retry, retry_batch
 
 __all__ = [
     "MAX_LOSSES",

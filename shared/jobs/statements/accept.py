@@ -31,7 +31,7 @@ from shared.gallery.models import Session
 from shared.jobs.models import IdempotencyKey, Job
 from shared.jobs.state import JobState
 from shared.jobs.statements.parts import NOW, SCAN_TIME, JobRows, ahead_of
-from shared.parameters import built_once
+from shared.kept_statements import built_once
 
 
 def ensure_session(

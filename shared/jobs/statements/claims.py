@@ -33,9 +33,9 @@ from shared.jobs.statements.parts import (
     close_attempts,
     is_due,
     take_from_worker,
-    told,
+    with_webhooks,
 )
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 from shared.webhooks.events import STARTS_OF_JOBS
 
 
@@ -85,7 +85,7 @@ def _claim(suspect: bool) -> Select[Job]:
     lost_attempt = close_attempts(
         claimed, AttemptOutcome.LOST, WorkerLost.code, "the lease ran out"
     ).cte("lost_attempt")
-    return told(claimed, new_attempt, lost_attempt, events=STARTS_OF_JOBS)
+    return with_webhooks(claimed, new_attempt, lost_attempt, events=STARTS_OF_JOBS)
 
 
 def find_suspect(job_id: UUID) -> Select[Job]:

@@ -17,7 +17,7 @@ from shared.jobs.statements.parts import (
     is_due,
     take_from_worker,
     terminal,
-    told,
+    with_webhooks,
 )
 
 
@@ -34,7 +34,7 @@ def expire_queued(limit: int) -> JobRows:
     """queued → expired where the start or the finish deadline has passed."""
     late = or_(Job.start_deadline < SCAN_TIME, Job.finish_deadline < SCAN_TIME)
     overdue = _first(Job.state == JobState.QUEUED, late, limit=limit)
-    return told(
+    return with_webhooks(
         update(Job)
         .where(Job.id == overdue.c.id, Job.state == JobState.QUEUED)
         .values(**terminal(JobState.EXPIRED))

@@ -34,9 +34,9 @@ from shared.jobs.statements.parts import (
     end_attempt,
     requeued,
     terminal,
-    told,
+    with_webhooks,
 )
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 
 
 def succeed(
@@ -94,7 +94,7 @@ def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
         )
     )
     inserted = _insertion([*columns, "prompt_id"], rows).cte("inserted")
-    return told(ended, attempt.cte("attempt"), inserted)
+    return with_webhooks(ended, attempt.cte("attempt"), inserted)
 
 
 def _insertion(columns: Sequence[str], rows: Any) -> Any:

@@ -10,7 +10,7 @@ from shared.gallery.models import Image
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import JobState
 from shared.jobs.statements.parts import ahead_of
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 from shared.tables import only
 
 

@@ -113,10 +113,10 @@ def end_attempt(
     """The job's transition and the end of its open attempt, in one statement."""
     ended = transition.returning(Job).cte("ended")
     attempt = close_attempts(ended, outcome, code, message, gpu_seconds).cte("attempt")
-    return told(ended, attempt)
+    return with_webhooks(ended, attempt)
 
 
-def told(
+def with_webhooks(
     changed: CTE, *others: CTE, events: Mapping[JobState, EventType] = ENDS_OF_JOBS
 ) -> Select[Job]:
     """The jobs that a CTE has changed, and in the same statement whoever is to be told of it.

@@ -69,15 +69,15 @@ def run(settings: Settings, work: Callable[[Resources], Awaitable[T]]) -> T:
     """Do something with the resources of an API process."""
 
     async def main() -> T:
-        async with open_resources(settings) as held:
-            held.vectors = KnownVectors()  # type: ignore[assignment]
-            return await work(held)
+        async with open_resources(settings) as resources:
+            resources.vectors = KnownVectors()  # type: ignore[assignment]
+            return await work(resources)
 
     return asyncio.run(main())
 
 
 async def every_page(
-    held: Resources, principal: Principal, filters: Filters, limit: int, **more: Any
+    resources: Resources, principal: Principal, filters: Filters, limit: int, **more: Any
 ) -> tuple[list[UUID], set[Phase]]:
     """The pictures of all pages, and the ways they were found by."""
     seen: list[UUID] = []
@@ -85,7 +85,7 @@ async def every_page(
     after = None
     while True:
         asked = Asked("some place", filters, limit, after, **more)
-        found, after = await service.find(held, principal, asked)
+        found, after = await service.find(resources, principal, asked)
         assert len(found) == limit or after is None
         seen += [entry.image.id for entry in found]
         phases |= {entry.phase for entry in found}
@@ -114,8 +114,8 @@ def test_no_row_is_lost_or_shown_twice(
 ) -> None:
     rows, many = expected
 
-    async def look(held: Resources) -> None:
-        seen, phases = await every_page(held, principal, filters, limit)
+    async def look(resources: Resources) -> None:
+        seen, phases = await every_page(resources, principal, filters, limit)
         assert len(seen) == len(set(seen)) == rows
         assert (Phase.FEW not in phases) is many
 
@@ -125,12 +125,12 @@ def test_no_row_is_lost_or_shown_twice(
 def test_both_ways_begin_with_the_same_entry(settings: Settings, principal: Principal) -> None:
     """The nearest is a candidate, and so is what has the words."""
 
-    async def look(held: Resources) -> None:
+    async def look(resources: Resources) -> None:
         filters = Filters(session_id="every")
         asked = Asked("number17 of many", filters, 3)
-        many, _ = await service.find(held, principal, asked)
+        many, _ = await service.find(resources, principal, asked)
         statements.EXACT_UP_TO = ROWS
-        few, _ = await service.find(held, principal, asked)
+        few, _ = await service.find(resources, principal, asked)
         assert (many[0].phase, few[0].phase) == (Phase.MANY, Phase.FEW)
         assert many[0].image.id == few[0].image.id
         assert many[0].prompt == "place number17 of many"
@@ -145,12 +145,12 @@ def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
 ) -> None:
     """As in a tenant with many prompts, where not every word can be counted for every search."""
 
-    async def look(held: Resources) -> None:
+    async def look(resources: Resources) -> None:
         asked = Asked("of many number17 unheard", filters, 3)
-        counted, _ = await service.find(held, principal, asked)
+        counted, _ = await service.find(resources, principal, asked)
         monkeypatch.setattr(census, "SAMPLE", 20)
         for _ in range(2):  # the second time by what is remembered
-            judged, _ = await service.find(held, principal, asked)
+            judged, _ = await service.find(resources, principal, asked)
             assert [one.image.id for one in judged] == [one.image.id for one in counted]
             # A tenant's size is estimated by the system's, to which other tests add prompts.
             assert judged[0].score == pytest.approx(counted[0].score, abs=0.1)
@@ -161,12 +161,12 @@ def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
 def test_candidates_cut_off_by_min_score_need_no_rest(
     settings: Settings, principal: Principal
 ) -> None:
-    async def look(held: Resources) -> None:
+    async def look(resources: Resources) -> None:
         filters = Filters(session_id="every")
-        every, _ = await service.find(held, principal, Asked("some place", filters, 4))
+        every, _ = await service.find(resources, principal, Asked("some place", filters, 4))
         border = every[-1].score
         asked = Asked("some place", filters, 50, min_score=border)
-        kept, after = await service.find(held, principal, asked)
+        kept, after = await service.find(resources, principal, asked)
         assert [one.image.id for one in kept] == [one.image.id for one in every]
         assert {one.phase for one in kept} == {Phase.MANY}
         assert after is None

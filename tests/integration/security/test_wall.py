@@ -53,16 +53,16 @@ def run(settings: Settings, work: Callable[[Resources], Awaitable[T]]) -> T:
     """Do something with the resources of an API process."""
 
     async def main() -> T:
-        async with open_resources(settings) as held:
-            return await work(held)
+        async with open_resources(settings) as resources:
+            return await work(resources)
 
     return asyncio.run(main())
 
 
-async def tenants_in(held: Resources, who: Principal, table: str) -> set[UUID]:
+async def tenants_in(resources: Resources, who: Principal, table: str) -> set[UUID]:
     """The tenants whose rows a statement without any filter sees."""
     column = "id" if table == "tenants" else "tenant_id"
-    async with held.tenant_transaction(who) as session:
+    async with resources.tenant_transaction(who) as session:
         rows = await session.execute(text(f"SELECT DISTINCT {column} FROM {table}"))  # noqa: S608
         return set(rows.scalars())
 
@@ -92,10 +92,10 @@ def test_the_role_can_do_nothing_else(engine: Engine) -> None:
 def test_a_select_without_a_filter_sees_one_tenant(
     settings: Settings, principals: tuple[Principal, Principal]
 ) -> None:
-    async def look(held: Resources) -> None:
+    async def look(resources: Resources) -> None:
         for who in principals:
             for table in ("tenants", "api_keys", "sessions"):
-                assert await tenants_in(held, who, table) == {who.tenant_id}
+                assert await tenants_in(resources, who, table) == {who.tenant_id}
 
     run(settings, look)
 
@@ -106,8 +106,8 @@ def test_a_select_without_a_filter_sees_one_tenant(
 def test_a_write_without_a_filter_changes_one_tenant(
     settings: Settings, principals: tuple[Principal, Principal], statement: str
 ) -> None:
-    async def write(held: Resources) -> UUID:
-        async with held.tenant_transaction(principals[0]) as session:
+    async def write(resources: Resources) -> UUID:
+        async with resources.tenant_transaction(principals[0]) as session:
             changed = await session.execute(text(f"{statement} RETURNING tenant_id"))
             (tenant,) = changed.scalars()
             await session.rollback()
@@ -119,8 +119,8 @@ def test_a_write_without_a_filter_changes_one_tenant(
 def test_a_row_cannot_be_given_to_another_tenant(
     settings: Settings, principals: tuple[Principal, Principal]
 ) -> None:
-    async def smuggle(held: Resources) -> None:
-        async with held.tenant_transaction(principals[0]) as session:
+    async def smuggle(resources: Resources) -> None:
+        async with resources.tenant_transaction(principals[0]) as session:
             await session.execute(
                 text("INSERT INTO sessions VALUES (:tenant, 'smuggled')"),
                 {"tenant": principals[1].tenant_id},
@@ -135,9 +135,9 @@ def test_an_unknown_tenant_sees_nothing(
 ) -> None:
     nobody = Principal(new_id(), "nobody", frozenset())
 
-    async def look(held: Resources) -> None:
+    async def look(resources: Resources) -> None:
         for table in ("tenants", "api_keys", "sessions", "jobs"):
-            assert await tenants_in(held, nobody, table) == set()
+            assert await tenants_in(resources, nobody, table) == set()
 
     run(settings, look)
 
@@ -148,9 +148,9 @@ def test_it_ends_with_its_transaction(
     """Connections are pooled: the next transaction on it must begin as the owner."""
     alone = settings.model_copy(update={"database_pool_size": 1})
 
-    async def look(held: Resources) -> None:
-        await tenants_in(held, principals[0], "sessions")
-        async with held.transaction() as session:
+    async def look(resources: Resources) -> None:
+        await tenants_in(resources, principals[0], "sessions")
+        async with resources.transaction() as session:
             role, tenants = (
                 await session.execute(
                     text("SELECT current_user, (SELECT count(*) FROM tenants) AS tenants")
@@ -158,7 +158,7 @@ def test_it_ends_with_its_transaction(
             ).one()
         assert role != ROLE
         assert tenants >= 2
-        assert await tenants_in(held, principals[1], "sessions") == {principals[1].tenant_id}
+        assert await tenants_in(resources, principals[1], "sessions") == {principals[1].tenant_id}
 
     run(alone, look)
 
@@ -171,21 +171,21 @@ def test_who_leaves_on_the_way_in_takes_the_connection_along(
     alone = settings.model_copy(update={"database_pool_size": 1})
     leaver, stayer = principals
 
-    async def backend(held: Resources) -> int:
-        async with held.tenant_transaction(stayer) as session:
+    async def backend(resources: Resources) -> int:
+        async with resources.tenant_transaction(stayer) as session:
             return int((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
 
     async def leave(*_: object) -> None:
         raise asyncio.CancelledError
 
-    async def look(held: Resources) -> None:
-        before = await backend(held)
-        assert await backend(held) == before
+    async def look(resources: Resources) -> None:
+        before = await backend(resources)
+        assert await backend(resources) == before
         with monkeypatch.context() as patched:
             patched.setattr(psycopg.AsyncConnection, "execute", leave)
             with pytest.raises(asyncio.CancelledError):
-                await tenants_in(held, leaver, "sessions")
-        assert await backend(held) != before
+                await tenants_in(resources, leaver, "sessions")
+        assert await backend(resources) != before
 
     run(alone, look)
 
@@ -193,9 +193,9 @@ def test_who_leaves_on_the_way_in_takes_the_connection_along(
 def test_a_lost_connection_costs_one_request_not_the_pool(
     settings: Settings, engine: Engine, principals: tuple[Principal, Principal]
 ) -> None:
-    async def look(held: Resources) -> None:
+    async def look(resources: Resources) -> None:
         async def backend() -> int:
-            async with held.tenant_transaction(principals[0]) as session:
+            async with resources.tenant_transaction(principals[0]) as session:
                 return int((await session.execute(text("SELECT pg_backend_pid()"))).scalar_one())
 
         pids = await asyncio.gather(*(backend() for _ in range(3)))

@@ -56,4 +56,4 @@ def test_without_its_libraries_the_program_says_what_to_install(
     with pytest.raises(SystemExit) as ended:
         main.run()
     assert ended.value.code == 2
-    assert "pip install 'darkroom[cli]'" in capsys.readouterr().err
+    assert "pip install './client[cli]'" in capsys.readouterr().err

@@ -102,7 +102,7 @@ def test_the_tables_go_between_their_markers(tmp_path: Path) -> None:
     put_into(page, found)
     put_into(page, found)  # again changes nothing
     text = page.read_text("utf-8")
-    assert text.count("| paced | 32 | 31.9 | 0 | 0 |") == 1
+    assert text.count("| paced | 32 | 31.9 | 0 | 131 |") == 1
     assert "postgres connections" in found["stops"]
     with pytest.raises(ValueError, match="no one place"):
         put_into(page, {"elsewhere": ""})

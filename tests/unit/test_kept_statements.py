@@ -16,7 +16,7 @@ from shared.gallery.models import Image
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.jobs.statements import claims, endings
-from shared.parameters import built_once, given, with_given
+from shared.kept_statements import built_once, given, with_given
 
 _THREADS = 8
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]

@@ -3,32 +3,16 @@
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Update, and_, case, null, or_, update
+from sqlalchemy import CTE, ColumnElement, Select, Update, and_, case, null, or_, update
 
 from shared.jobs.models import Job
 from shared.jobs.state import RETRYABLE_STATES, JobState
-from shared.jobs.statements.parts import NOW, JobRows, requeued, told
+from shared.jobs.statements.parts import NOW, JobRows, requeued, with_webhooks
 
 
 def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:
     """queued → canceled at once; a running job is asked to stop. No row: already terminal."""
-    queued = Job.state == JobState.QUEUED
-    return told(
-        update(Job)
-        .where(
-            Job.tenant_id == tenant_id,
-            Job.id == job_id,
-            or_(queued, and_(Job.state == JobState.RUNNING, Job.cancel_requested.is_(False))),
-        )
-        .values(
-            state=case((queued, JobState.CANCELED), else_=Job.state),
-            finished_at=case((queued, NOW), else_=null()),
-            cancel_requested=True,
-            sequence=Job.sequence + 1,
-        )
-        .returning(Job)
-        .cte("canceled")
-    )
+    return with_webhooks(_canceled(Job.tenant_id == tenant_id, Job.id == job_id))
 
 
 def request_previews(tenant_id: UUID, job_id: UUID) -> Update:
@@ -64,24 +48,8 @@ def cancel_batch(tenant_id: UUID, batch_id: UUID) -> Select[Job]:
 
     The caller holds the batch's lock.
     """
-    queued = Job.state == JobState.QUEUED
-    changed = (
-        update(Job)
-        .where(
-            Job.tenant_id == tenant_id,
-            Job.batch_id == batch_id,
-            or_(queued, and_(Job.state == JobState.RUNNING, Job.cancel_requested.is_(False))),
-        )
-        .values(
-            state=case((queued, JobState.CANCELED), else_=Job.state),
-            finished_at=case((queued, NOW), else_=null()),
-            cancel_requested=True,
-            sequence=Job.sequence + 1,
-        )
-        .returning(Job)
-        .cte("canceled")
-    )
-    return told(changed).where(changed.c.state == JobState.RUNNING)
+    canceled = _canceled(Job.tenant_id == tenant_id, Job.batch_id == batch_id)
+    return with_webhooks(canceled).where(canceled.c.state == JobState.RUNNING)
 
 
 def retry_batch(tenant_id: UUID, batch_id: UUID) -> Update:
@@ -100,8 +68,28 @@ def retry_batch(tenant_id: UUID, batch_id: UUID) -> Update:
     )
 
 
+def _canceled(*which: ColumnElement[bool]) -> CTE:
+    """Cancel those of `which` that are queued; ask those that run to stop, once."""
+    queued = Job.state == JobState.QUEUED
+    return (
+        update(Job)
+        .where(
+            *which,
+            or_(queued, and_(Job.state == JobState.RUNNING, Job.cancel_requested.is_(False))),
+        )
+        .values(
+            state=case((queued, JobState.CANCELED), else_=Job.state),
+            finished_at=case((queued, NOW), else_=null()),
+            cancel_requested=True,
+            sequence=Job.sequence + 1,
+        )
+        .returning(Job)
+        .cte("canceled")
+    )
+
+
 def _as_new() -> dict[str, Any]:
-    """Queued once more at a client's wish: fresh counters, no deadlines."""
+    """Queued once more because a client asks: fresh counters, no deadlines."""
     return {
         **requeued(),
         "failures": 0,
