@@ -40,7 +40,7 @@ from api.problems import (
     handle_validation_error,
 )
 from api.prompts.routes import router as prompts
-from api.queue import Circuit, JobPublisher
+from api.publishing import Circuit, JobPublisher
 from api.queues.depths import QueueDepths
 from api.queues.routes import router as queues
 from api.search.census import Censuses

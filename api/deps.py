@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from api.problems import Problem
-from api.queue import Circuit, JobPublisher
+from api.publishing import Circuit, JobPublisher
 from api.workers.roster import WorkerRoster
 from shared.ids import MalformedId, Prefix, from_wire
 from shared.logging import get_logger

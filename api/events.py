@@ -10,7 +10,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from api.jobs.schemas import Progress
-from api.queue import Circuit, RedisDown
+from api.publishing import Circuit, RedisDown
 from shared.jobs.models import Job
 from shared.queue import names
 from shared.queue.events import append_event

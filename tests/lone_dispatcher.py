@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shared.database import open_engine
 from shared.settings import get_settings
-from worker import dispatcher
+from worker.dispatch import dispatcher
 
 
 def lead(sign: Path) -> None:

@@ -10,7 +10,7 @@ from celery import Celery, signals
 from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
 
-from worker.acknowledge import forgive
+from worker.queue.acknowledge import forgive
 
 _say = celery_worker.safe_say
 

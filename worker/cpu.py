@@ -13,28 +13,28 @@ from shared.queue import names
 from shared.queue.publish import celery_app
 from shared.settings import Settings
 from shared.storage import Storage
-from worker.announce import Announcement, redis_client
 from worker.app import consume
-from worker.batch_files import BatchFiles
-from worker.deliver import Deliverer
-from worker.delivery_duties import DeliveryDuties
-from worker.dispatcher import Dispatcher
-from worker.draining import Drain, forgetting
-from worker.duties import JobDuties
-from worker.embed_pictures import PictureKeeper
-from worker.embed_query import EmbeddingModels, register_embed
-from worker.eta_keeper import EtaKeeper
-from worker.feeder import BulkFeeder
-from worker.identity import take_name
-from worker.intake import Intake
-from worker.leftovers import Leftovers
+from worker.dispatch.batch_files import BatchFiles
+from worker.dispatch.delivery_duties import DeliveryDuties
+from worker.dispatch.dispatcher import Dispatcher
+from worker.dispatch.duties import JobDuties
+from worker.dispatch.eta_keeper import EtaKeeper
+from worker.dispatch.feeder import BulkFeeder
+from worker.dispatch.leftovers import Leftovers
+from worker.dispatch.retention import Retention
+from worker.embedding.embed_pictures import PictureKeeper
+from worker.embedding.embed_query import EmbeddingModels, register_embed
+from worker.embedding.picture_embedder import load_picture_model
+from worker.embedding.reembed import EmbeddingKeeper
+from worker.fleet.announce import Announcement, redis_client
+from worker.fleet.draining import Drain, forgetting
+from worker.fleet.identity import take_name
 from worker.metrics.backlog import BacklogMetrics
 from worker.metrics.process import WorkerMetrics
-from worker.picture_embedder import load_picture_model
-from worker.reembed import EmbeddingKeeper
-from worker.retention import Retention
+from worker.queue.gates import QueueGates
 from worker.tasks import register_deliver
-from worker.webhook_hints import WebhookHints
+from worker.webhooks.deliver import Deliverer
+from worker.webhooks.hints import WebhookHints
 
 log = get_logger(__name__)
 
@@ -117,9 +117,9 @@ def run_cpu_worker(settings: Settings) -> None:
         keeper.start()
     announcement.start()
     drain.start(announcement.renew)
-    intake = Intake()
-    intake.add(lambda _: not drain.rests)
-    intake.attach(app)
+    gates = QueueGates()
+    gates.add(lambda _: not drain.rests)
+    gates.attach(app)
     queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE]
     try:
         consume(app, identity.name, queues, _THREADS)

@@ -1,7 +1,7 @@
 """The end of a job: encode, upload, and commit everything in one transaction.
 
-What the GPU made is kept in hand while Postgres or S3 is away (see `worker.patience`), so that an
-outage costs no second run.
+What the GPU made is kept in hand while Postgres or S3 is away (see `worker.jobs.patience`), so
+that an outage costs no second run.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ from shared.ids import new_id, to_wire
 from shared.jobs import statements as ledger
 from shared.jobs.models import Job
 from shared.storage import Storage, image_key, thumbnail_key
-from worker.encode import EncodedImage, encode_image
 from worker.engine.interface import GeneratedImage
-from worker.leases import Lease
-from worker.patience import LeaseGone, with_ledger, with_storage
-from worker.prompt_row import PromptRow
-from worker.receipt import make_receipt
+from worker.jobs.encode import EncodedImage, encode_image
+from worker.jobs.leases import Lease
+from worker.jobs.patience import LeaseGone, with_ledger, with_storage
+from worker.jobs.prompt_row import PromptRow
+from worker.jobs.receipt import make_receipt
 
 
 @dataclass(frozen=True)

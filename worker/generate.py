@@ -18,27 +18,27 @@ from shared.queue import names
 from shared.queue.publish import celery_app
 from shared.settings import Settings
 from shared.storage import Storage
-from worker.announce import Announcement, redis_client
 from worker.app import consume
-from worker.bulk_slots import BulkSlots, bulk_limit
-from worker.draining import Drain
-from worker.embedder import Embedder
+from worker.embedding.embedder import Embedder
 from worker.engine import Engine, FaultCallback
 from worker.engine import open_engine as open_image_engine
-from worker.identity import take_name
-from worker.intake import Intake
-from worker.leases import LeaseKeeper
+from worker.fleet.announce import Announcement, redis_client
+from worker.fleet.draining import Drain
+from worker.fleet.identity import take_name
+from worker.jobs.leases import LeaseKeeper
+from worker.jobs.progress import ProgressReporter
+from worker.jobs.prompt_row import PromptRows
+from worker.jobs.stop_signals import StopSignals
 from worker.metrics.families import MODEL_LOAD_SECONDS
 from worker.metrics.process import WorkerMetrics
 from worker.models.keeper import ModelKeeper
 from worker.models.residency import Residency
 from worker.process import WorkerProcess
-from worker.progress import ProgressReporter
-from worker.progress_webhooks import ProgressWebhooks
-from worker.prompt_row import PromptRows
-from worker.stop_signals import StopSignals
+from worker.queue.bulk_slots import BulkSlots, bulk_limit
+from worker.queue.gates import QueueGates
 from worker.tasks import register_generate
-from worker.webhook_hints import WebhookHints
+from worker.webhooks.hints import WebhookHints
+from worker.webhooks.progress import ProgressWebhooks
 
 log = get_logger(__name__)
 
@@ -151,13 +151,13 @@ def _start_engine(spec: ModelSpec, device: str | None, on_fault: FaultCallback) 
     return engine
 
 
-def _gates(models: Residency, drain: Drain, slots: BulkSlots) -> Intake:
+def _gates(models: Residency, drain: Drain, slots: BulkSlots) -> QueueGates:
     """What must hold for a queue before messages are taken from it."""
-    intake = Intake()
-    intake.add(lambda _: not drain.rests)
-    intake.add(models.admits)
-    slots.attach(intake)
-    return intake
+    gates = QueueGates()
+    gates.add(lambda _: not drain.rests)
+    gates.add(models.admits)
+    slots.attach(gates)
+    return gates
 
 
 def _take_back(worker: WorkerProcess) -> None:
@@ -175,7 +175,7 @@ def _take_back(worker: WorkerProcess) -> None:
 
 def _threads(rows: int) -> int:
     """Twice the rows, so that every row is busy while other jobs are encoded and committed, and
-    a reserve that bulk jobs cannot take (see `worker.bulk_slots`)."""
+    a reserve that bulk jobs cannot take (see `worker.queue.bulk_slots`)."""
     return 3 * (rows + 1)
 
 

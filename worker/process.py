@@ -23,12 +23,12 @@ from shared.logging import get_logger
 from shared.queue.publish import publish_job
 from shared.settings import Settings
 from shared.storage import Storage
-from worker.draining import Drain
-from worker.identity import Identity
-from worker.leases import LeaseKeeper, StopReason
+from worker.fleet.draining import Drain
+from worker.fleet.identity import Identity
+from worker.jobs.leases import LeaseKeeper, StopReason
+from worker.jobs.progress import ProgressReporter
+from worker.jobs.prompt_row import PromptRows
 from worker.models.residency import Residency
-from worker.progress import ProgressReporter
-from worker.prompt_row import PromptRows
 
 log = get_logger(__name__)
 
@@ -59,7 +59,7 @@ class WorkerProcess:
     """Jobs that it can have in hand; known once the models are."""
     state: WorkerState = WorkerState.STARTING
     suspects: threading.Semaphore = field(default_factory=threading.Semaphore)
-    """Held by the one job in hand that may be what killed a worker (see `worker.claiming`)."""
+    """Held by the one job in hand that may be what killed a worker (see `worker.jobs.claiming`)."""
     encoders: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ENCODERS))
     """Who encodes a picture: rows that end together must not take every core from the engine."""
     _faulty: threading.Event = field(default_factory=threading.Event)

@@ -20,16 +20,16 @@ from shared.jobs.models import Job
 from shared.jobs.state import AttemptOutcome
 from shared.logging import get_logger
 from shared.metrics import jobs as job_metrics
-from worker.claiming import claimed
 from worker.engine.errors import Canceled
 from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
 from worker.finalize import Picture, commit, encode_picture, upload
-from worker.init_image import load_init_image
-from worker.leases import Lease, StopReason
+from worker.jobs.claiming import claimed
+from worker.jobs.init_image import load_init_image
+from worker.jobs.leases import Lease, StopReason
+from worker.jobs.patience import LeaseGone, record_stop, with_ledger, with_storage
+from worker.jobs.prompt_row import PromptRow
 from worker.models.residency import NotResident
-from worker.patience import LeaseGone, record_stop, with_ledger, with_storage
 from worker.process import WorkerProcess
-from worker.prompt_row import PromptRow
 
 log = get_logger(__name__)
 

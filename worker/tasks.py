@@ -11,10 +11,10 @@ from celery.exceptions import Reject
 
 from shared import telemetry
 from shared.queue import names
-from worker.claiming import WorkerLeaving
-from worker.deliver import Deliverer
+from worker.jobs.claiming import WorkerLeaving
 from worker.process import WorkerProcess
 from worker.run_job import run_job
+from worker.webhooks.deliver import Deliverer
 
 _REQUEUE_SECONDS = 0.2
 

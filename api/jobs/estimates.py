@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from api.jobs.planning import Plan
 from api.jobs.schemas import Eta
-from api.queue import Circuit, RedisDown
+from api.publishing import Circuit, RedisDown
 from api.workers.roster import WorkerRoster
 from shared.eta.estimate import (
     Ahead,

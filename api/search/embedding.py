@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from api.deps import Resources
 from api.metrics.families import timed_search
 from api.problems import Problem
-from api.queue import RedisDown
+from api.publishing import RedisDown
 from shared.logging import get_logger
 from shared.queue import names
 from shared.search import embeddings

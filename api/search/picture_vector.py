@@ -6,7 +6,7 @@ import hashlib
 from uuid import uuid4
 
 from api.deps import Resources
-from api.queue import RedisDown
+from api.publishing import RedisDown
 from api.search.embedding import PATIENCE, cached_vector, read_reply, redis_is_away, unpack
 from shared.queue import names
 from shared.search.fusion import QueryVector

@@ -5,7 +5,7 @@ from fastapi import Request
 from api.deps import Resources
 from api.middleware import EXTRA_HEADERS
 from api.problems import Problem
-from api.queue import RedisDown
+from api.publishing import RedisDown
 from shared.quotas import Quotas
 from shared.quotas.rates import WINDOW, Window
 

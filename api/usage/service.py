@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from api.auth import Principal
 from api.deps import Resources
-from api.queue import RedisDown
+from api.publishing import RedisDown
 from api.usage.admission import midnight
 from api.usage.schemas import Allowance, Usage
 from shared.quotas import statements

@@ -5,7 +5,7 @@ import time
 
 from redis.asyncio import Redis
 
-from api.queue import Circuit, RedisDown
+from api.publishing import Circuit, RedisDown
 from shared.fleet.announcement import WorkerAnnouncement, parse
 from shared.queue import names
 

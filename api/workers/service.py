@@ -7,7 +7,7 @@ from urllib.parse import quote
 from api.auth import Principal
 from api.deps import Resources
 from api.problems import Problem
-from api.queue import RedisDown
+from api.publishing import RedisDown
 from api.wire import Page
 from api.workers.schemas import (
     Drain,

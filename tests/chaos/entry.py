@@ -100,9 +100,10 @@ class CrashPoint:
         """Wrap the function that the point is named for."""
         from celery.worker.request import Request
 
-        from api.queue import JobPublisher
-        from worker import claiming, run_job
+        from api.publishing import JobPublisher
+        from worker import run_job
         from worker.engine.simulated import SimulatedBackend
+        from worker.jobs import claiming
 
         installers: dict[str, Callable[[], None]] = {
             "before_claim": lambda: self._before(claiming, "_claim", lambda a: a[1]),
@@ -170,7 +171,7 @@ def _without_fencing() -> None:
     from sqlalchemy import update
     from sqlalchemy.dialects.postgresql import insert
 
-    from worker.leases import LeaseKeeper
+    from worker.jobs.leases import LeaseKeeper
 
     LeaseKeeper.renew = lambda _: None  # type: ignore[method-assign]
     endings._held = lambda job_id, _: update(Job).where(Job.id == job_id)
@@ -187,7 +188,7 @@ def _without_fencing() -> None:
 
 def _with_no_dispatcher() -> None:
     """Nobody looks after leases and lost messages."""
-    from worker.dispatcher import Dispatcher
+    from worker.dispatch.dispatcher import Dispatcher
 
     Dispatcher._round = lambda _: None  # type: ignore[method-assign]
 

@@ -30,9 +30,9 @@ from tests.chaos.proxy import Proxy, Verdict
 from tests.chaos.result import Result
 from tests.jobs import accept, image_columns
 from worker.finalize import commit_success
-from worker.leases import Lease
-from worker.patience import LeaseGone, with_ledger
-from worker.prompt_row import PromptRows
+from worker.jobs.leases import Lease
+from worker.jobs.patience import LeaseGone, with_ledger
+from worker.jobs.prompt_row import PromptRows
 
 FAULTS = (0.0, 0.05, 0.10)
 _AT_ONCE = 16

@@ -11,7 +11,7 @@ from typing import Any
 HEARTBEAT_SECONDS = 10.0
 ROUND_SECONDS = 2.0
 PROGRESS_COMMANDS_PER_SECOND = 8.0
-"""Of a running job: four events a second at most, two commands each (`worker.progress`)."""
+"""Of a running job: four events a second at most, two commands each (`worker.jobs.progress`)."""
 MEASURED_PICTURE_SECONDS = 1.0
 """How long a picture of the paced GPU takes; its progress is among a job's measured commands."""
 

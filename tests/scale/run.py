@@ -26,8 +26,8 @@ from tests.chaos.fleet import Fleet, Worker
 from tests.jobs import job_columns
 from tests.processes import wait_until
 from tests.scale.counters import LockWatch, Meter, Reading
-from worker.dispatcher import Dispatcher
-from worker.duties import JobDuties
+from worker.dispatch.dispatcher import Dispatcher
+from worker.dispatch.duties import JobDuties
 
 _THREADS = 2
 """Jobs in hand per worker: one on its way to S3 and Postgres while the device makes the next."""

@@ -14,7 +14,7 @@ from shared.jobs.models import Job
 from shared.queue.publish import publish_jobs
 from tests.jobs import job_columns
 from tests.scale.counters import cpu_of_tree
-from worker.duties import JobDuties
+from worker.dispatch.duties import JobDuties
 
 if TYPE_CHECKING:
     from tests.scale.run import Bed

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from shared.errors import StorageUnavailable
-from worker.leases import Lease, StopReason
-from worker.patience import LeaseGone, with_ledger, with_storage
+from worker.jobs.leases import Lease, StopReason
+from worker.jobs.patience import LeaseGone, with_ledger, with_storage
 
 
 def a_lease() -> Lease:

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from shared.receipts import RECEIPT_VERSION, read_receipt
-from worker.encode import encode_image
+from worker.jobs.encode import encode_image
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.metrics import statements
 from shared.model_catalog import ModelCatalog
 from shared.queue import names
-from worker.dispatcher import Duty
+from worker.dispatch.dispatcher import Duty
 
 _EVERY = timedelta(seconds=5)
 _SHARE = 0.05

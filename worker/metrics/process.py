@@ -13,7 +13,7 @@ from worker.engine.interface import Engine
 log = get_logger(__name__)
 
 Facts = Callable[[], Mapping[str, Any]]
-"""What the worker announces of itself (see `worker.announce`)."""
+"""What the worker announces of itself (see `worker.fleet.announce`)."""
 Engines = Callable[[], Mapping[str, Engine]]
 
 

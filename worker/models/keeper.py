@@ -1,9 +1,9 @@
 """Load the models that jobs wait for and nobody has warm; leave the others to who has.
 
-A worker takes messages of its warm models only (`worker.intake`), so a job goes to a worker that
-holds its model, as long as there is one that keeps up. This thread looks at the queues of the cold
-models: it loads one when jobs wait there and no live worker takes them, or when they have waited
-too long in spite of it.
+A worker takes messages of its warm models only (`worker.queue.gates`), so a job goes to a worker
+that holds its model, as long as there is one that keeps up. This thread looks at the queues of
+the cold models: it loads one when jobs wait there and no live worker takes them, or when they have
+waited too long in spite of it.
 """
 
 import threading

@@ -2,7 +2,7 @@
 
 A model is unloaded when another is needed, it was used least recently, and no job in hand needs it
 any more; nothing waits for that but the jobs of these two: engines have threads of their own.
-Messages of a model that is not warm stay in its queue (`admits` is a gate of `worker.intake`).
+Messages of a model that is not warm stay in its queue (`admits` is a gate of `worker.queue.gates`).
 """
 
 import gc

@@ -11,7 +11,7 @@ from shared.batches import statements
 from shared.batches.models import BatchFile
 from shared.ids import new_id
 from shared.storage import ObjectMissing, Storage, batch_file_key
-from worker.batch_files import KEPT, BatchFiles
+from worker.dispatch.batch_files import KEPT, BatchFiles
 
 
 def test_old_files_go_and_young_ones_stay(

@@ -21,8 +21,8 @@ from shared.queue.publish import celery_app, publish_job
 from shared.settings import Settings
 from shared.storage import Storage
 from tests.jobs import accept
-from worker.duties import JobDuties
-from worker.retention import Retention
+from worker.dispatch.duties import JobDuties
+from worker.dispatch.retention import Retention
 
 LEASE = timedelta(minutes=1)
 PAST = func.now() - timedelta(days=3)

@@ -15,8 +15,8 @@ from shared.jobs import statements
 from shared.jobs.models import Job
 from tests.jobs import accept, image_columns
 from worker.finalize import commit_success
-from worker.patience import LeaseGone
-from worker.prompt_row import PromptRow, PromptRows
+from worker.jobs.patience import LeaseGone
+from worker.jobs.prompt_row import PromptRow, PromptRows
 
 LEASE = timedelta(minutes=1)
 

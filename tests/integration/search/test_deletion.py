@@ -18,7 +18,7 @@ from shared.storage import Storage
 from tests.integration.search.conftest import Team
 from tests.jobs import accept
 from tests.processes import WorkerProcess
-from worker.leftovers import Leftovers
+from worker.dispatch.leftovers import Leftovers
 
 JOB = {"model": "sim", "width": 64, "height": 64, "steps": 2}
 

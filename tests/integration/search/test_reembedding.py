@@ -15,8 +15,8 @@ from shared.search.index import PROMPTS
 from shared.settings import Settings
 from shared.tenancy import statements as tenancy
 from tests.integration.search.gallery import any_vector, insert_image
-from worker import reembed
-from worker.reembed import EmbeddingKeeper
+from worker.embedding import reembed
+from worker.embedding.reembed import EmbeddingKeeper
 
 FORMER = "it's-a:former/model"
 COUNT = 10

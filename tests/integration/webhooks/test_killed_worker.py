@@ -24,8 +24,8 @@ from shared.webhooks.models import WebhookAttempt, WebhookDelivery
 from tests.integration.webhooks.conftest import Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Receiver, answer, hang
-from worker.deliver import Deliverer
-from worker.webhook_hints import WebhookHints
+from worker.webhooks.deliver import Deliverer
+from worker.webhooks.hints import WebhookHints
 
 
 @dataclass

@@ -3,8 +3,8 @@
 import pytest
 from celery import Celery
 
-from worker.bulk_slots import BulkSlots, bulk_limit
-from worker.intake import Intake
+from worker.queue.bulk_slots import BulkSlots, bulk_limit
+from worker.queue.gates import Intake
 
 BULK, OTHER, FAST = "generate.m.bulk", "generate.n.bulk", "generate.m.interactive"
 

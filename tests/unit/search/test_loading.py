@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from worker.loading import Loading, ModelNotLoaded
+from worker.embedding.loading import Loading, ModelNotLoaded
 
 
 def test_who_needs_it_waits_for_it() -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shared.outbound import OutboundResponse
-from worker.webhook_attempt import MAX_KEPT, Verdict, judge
+from worker.webhooks.attempt import MAX_KEPT, Verdict, judge
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -1,0 +1,142 @@
+"""What the leading dispatcher forgets: old images, old jobs, old answers, orphaned objects.
+
+Objects go before rows, so that a crash in between leaves rows that the next round finds again, and
+never an object that nobody knows of.
+"""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.gallery import retention as gallery
+from shared.ids import earliest_id_at, to_wire
+from shared.jobs import statements
+from shared.logging import get_logger
+from shared.settings import Settings
+from shared.storage import Storage
+from worker.dispatch.dispatcher import Duty
+
+log = get_logger(__name__)
+
+_EVERY = timedelta(minutes=1)
+_AT_ONCE = 200
+"""Rows of a kind in one round: seconds of S3, not minutes."""
+_LOOK_BACK = timedelta(days=1)
+"""How far back a new leader looks for orphans; its predecessor has swept what is older."""
+_LONGEST_WAIT = timedelta(days=14)
+"""Attempts at jobs older than this are not looked at; a job's own retention takes their objects."""
+_CLOCK_MARGIN = timedelta(days=1)
+"""Ids carry the time of their maker's clock. The database's clock decides; this only narrows."""
+
+
+class Retention:
+    """The duties of forgetting."""
+
+    def __init__(
+        self, settings: Settings, database: sessionmaker[Session], storage: Storage
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._swept_until: datetime | None = None
+
+    @property
+    def duties(self) -> list[Duty]:
+        """For the dispatcher."""
+        return [
+            Duty("forget_images", self.forget_images, every=_EVERY),
+            Duty("forget_jobs", self.forget_jobs, every=_EVERY),
+            Duty("forget_answers", self.forget_answers, every=_EVERY),
+            Duty("sweep_orphans", self.sweep_orphans, every=_EVERY),
+        ]
+
+    def forget_images(self) -> int:
+        """Delete images older than `image_retention`; returns how many.
+
+        Raises:
+            StorageUnavailable: S3 cannot be reached; nothing was forgotten.
+        """
+        age = self._settings.image_retention
+        if age is None:
+            return 0
+        with self._database.begin() as session:
+            rows = session.execute(gallery.list_old_images(age, _newest_id_of(age), _AT_ONCE)).all()
+        if not rows:
+            return 0
+        self._storage.delete([key for row in rows for key in (row[2], row[3])])
+        with self._database.begin() as session:
+            session.execute(gallery.delete_images([row[0] for row in rows]))
+            session.execute(gallery.delete_unused_prompts(sorted({row[1] for row in rows})))
+        log.info("images_forgotten", count=len(rows))
+        return len(rows)
+
+    def forget_jobs(self) -> int:
+        """Delete jobs that ended longer ago than `job_retention`; returns how many.
+
+        Raises:
+            StorageUnavailable: S3 cannot be reached; no row was deleted.
+        """
+        age = self._settings.job_retention
+        if age is None:
+            return 0
+        with self._database.begin() as session:
+            rows = session.execute(statements.list_ended(age, _newest_id_of(age), _AT_ONCE)).all()
+        if not rows:
+            return 0
+        for job_id, session_id in rows:
+            self._storage.delete(self._storage.list_keys(f"{session_id}/{to_wire('job', job_id)}/"))
+        ids = [row[0] for row in rows]
+        with self._database.begin() as session:
+            prompts = session.scalars(gallery.list_prompts_of_jobs(ids)).all()
+            session.execute(statements.delete_ended(ids))
+            session.execute(gallery.delete_unused_prompts(prompts))
+        log.info("jobs_forgotten", count=len(rows))
+        return len(rows)
+
+    def forget_answers(self) -> None:
+        """Delete idempotency keys older than `idempotency_retention`."""
+        with self._database.begin() as session:
+            session.execute(
+                statements.forget_idempotency_keys(self._settings.idempotency_retention)
+            )
+
+    def sweep_orphans(self) -> int:
+        """Delete objects of attempts that ended without a commit; returns how many.
+
+        Workers remove their own, unless they were killed between upload and commit.
+
+        Raises:
+            StorageUnavailable: S3 cannot be reached; the rest is swept later.
+        """
+        now = datetime.now(UTC)
+        after = self._swept_until or now - _LOOK_BACK - self._settings.orphan_grace
+        with self._database.begin() as session:
+            attempts = session.execute(
+                statements.list_fruitless_attempts(
+                    after,
+                    self._settings.orphan_grace,
+                    earliest_id_at(now - _LONGEST_WAIT),
+                    _AT_ONCE,
+                )
+            ).all()
+        swept = 0
+        for job_id, number, session_id, ended_at in attempts:
+            swept += self._sweep_attempt(job_id, number, session_id)
+            self._swept_until = ended_at
+        if swept:
+            log.info("orphans_swept", objects=swept, attempts=len(attempts))
+        return swept
+
+    def _sweep_attempt(self, job_id: UUID, number: int, session_id: str) -> int:
+        keys = set(self._storage.list_keys(f"{session_id}/{to_wire('job', job_id)}/{number}/"))
+        if not keys:
+            return 0
+        with self._database.begin() as session:
+            named = session.execute(gallery.list_keys_of_attempt(job_id, number)).all()
+        orphans = keys.difference(*named) if named else keys
+        return self._storage.delete(orphans)
+
+
+def _newest_id_of(age: timedelta) -> UUID:
+    return earliest_id_at(datetime.now(UTC) - age + _CLOCK_MARGIN)

@@ -1,0 +1,147 @@
+"""Tell clients how far their jobs are: events on each job's Redis stream.
+
+Starts come from the jobs' threads, steps from the engine's, which may be many hundreds a second.
+They are noted there and written by a thread of this module's own, at most four times a second for
+each job. A job's end is written at once, by whoever ends it, with what is noted of the job.
+"""
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import redis
+
+from shared.jobs.models import Job
+from shared.logging import get_logger
+from shared.queue.events import append_event
+from worker.engine.interface import StepUpdate
+from worker.webhooks.hints import WebhookHints
+from worker.webhooks.progress import ProgressWebhooks
+
+log = get_logger(__name__)
+
+_Event = tuple[UUID, str, dict[str, Any]]
+"""Of which job, of what kind, and what it says."""
+
+INTERVAL_SECONDS = 0.25
+_GATHER_SECONDS = 0.03
+"""Between a note and its writing: a job that ends meanwhile costs Redis one round trip in all."""
+_QUIET_SECONDS = 2.0
+"""How long events are dropped unseen after Redis failed to take one."""
+
+
+class ProgressReporter:
+    """Writes jobs' events. Redis being away loses events, never work."""
+
+    def __init__(
+        self, client: "redis.Redis", hints: WebhookHints, webhooks: ProgressWebhooks
+    ) -> None:
+        self._redis = client
+        self._hints = hints
+        self._webhooks = webhooks
+        self._lock = threading.Lock()
+        self._started: dict[UUID, _Event] = {}
+        self._latest: dict[tuple[UUID, int], StepUpdate] = {}
+        self._writing = threading.Lock()
+        """From taking notes to having written them, so that no event overtakes a job's earlier."""
+        self._wake = threading.Event()
+        self._quiet_until = 0.0
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def on_step(self, job: Job, index: int) -> Callable[[StepUpdate], None]:
+        """A callback for the engine: notes the newest step of image `index`, returns at once."""
+
+        def note(update: StepUpdate) -> None:
+            with self._lock:
+                self._latest[(job.id, index)] = update
+            self._wake.set()
+            self._webhooks.note(job, index, update)
+
+        return note
+
+    def job_started(self, job: Job) -> None:
+        """Announce soon that a worker has begun the job; returns at once."""
+        with self._lock:
+            self._started[job.id] = _transition(job)
+        self._wake.set()
+        self._webhooks.forget(job.id)
+        self._hints.jobs_changed([job])
+
+    def job_changed(self, job: Job, images: Sequence[dict[str, Any]] = ()) -> None:
+        """Announce a transition, after what was noted of the job before it, and the committed
+        images that it brings."""
+        with self._writing:
+            events = self._take(job.id)
+            events += [(job.id, "image", image) for image in images]
+            self._write([*events, _transition(job)])
+        self._webhooks.forget(job.id)
+        self._hints.jobs_changed([job])
+
+    def close(self) -> None:
+        """Write what is noted and stop."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join(timeout=2)
+        self._webhooks.close()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not self._closed:
+            self._wake.wait()
+            pause.wait(_GATHER_SECONDS)
+            self._wake.clear()
+            with self._writing:
+                self._write(self._take())
+            pause.wait(INTERVAL_SECONDS - _GATHER_SECONDS)
+
+    def _take(self, only: UUID | None = None) -> list[_Event]:
+        """What has been noted, and is so no more."""
+        with self._lock:
+            begun = [job_id for job_id in self._started if only in (None, job_id)]
+            events = [self._started.pop(job_id) for job_id in begun]
+            keys = [key for key in self._latest if only in (None, key[0])]
+            noted = {key: self._latest.pop(key) for key in keys}
+        for (job_id, index), update in noted.items():
+            events.append((job_id, "progress", _progress(index, update)))
+            if update.preview_webp:
+                events.append((job_id, "preview", _preview(index, update.preview_webp)))
+        return events
+
+    def _write(self, events: Sequence[_Event]) -> None:
+        if not events or time.monotonic() < self._quiet_until:
+            return
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for job_id, kind, data in events:
+                    append_event(pipeline, job_id, kind, data)
+                pipeline.execute()
+        except redis.RedisError as error:
+            # A job's thread must not wait for a dead Redis at every event.
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS
+            log.warning("events_not_written", error=type(error).__name__, count=len(events))
+
+
+def _transition(job: Job) -> _Event:
+    return job.id, "job", {"state": str(job.state), "sequence": job.sequence}
+
+
+def _progress(index: int, update: StepUpdate) -> dict[str, Any]:
+    return {
+        "image_index": index,
+        "step": update.step,
+        "steps": update.steps,
+        "fraction": round(update.step / update.steps, 4),
+    }
+
+
+def _preview(index: int, webp: bytes) -> dict[str, Any]:
+    return {
+        "image_index": index,
+        "content_type": "image/webp",
+        "data": base64.b64encode(webp).decode("ascii"),
+    }

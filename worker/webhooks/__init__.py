@@ -1,0 +1,1 @@
+"""Deliver webhooks: find what is due, try it, record the outcome."""

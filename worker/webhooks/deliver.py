@@ -1,0 +1,220 @@
+"""Deliver webhooks: claim a delivery → send it → record what came of it → take the next.
+
+A message on the `webhooks` queue is only a hint that a delivery is due. It is followed on one of
+many threads of this module's own, because a receiver may take its time and Celery's threads have
+other work to do; a hint that finds no thread free is dropped, and the dispatcher repeats it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared import telemetry
+from shared.gallery.models import Image
+from shared.gallery.statements import list_images_of_jobs
+from shared.ids import to_wire
+from shared.jobs.statements.lookups import find_traceparent
+from shared.logging import get_logger
+from shared.outbound import GuardedClient
+from shared.settings import Settings
+from shared.storage import Storage
+from shared.webhooks import claims, statements
+from shared.webhooks.events import SENT_ONCE, EventType
+from shared.webhooks.models import WebhookDelivery
+from shared.webhooks.policy import webhook_policy
+from shared.webhooks.signing import SigningKey, new_secret
+from worker.metrics.families import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
+from worker.webhooks.attempt import Claimed, Outcome, Verdict, attempt
+from worker.webhooks.hints import WebhookHints
+from worker.webhooks.outcome import AttemptSuperseded, record
+
+log = get_logger(__name__)
+
+THREADS = 64
+"""Requests at once in one process. Each waits for a receiver, up to 15 s when that hangs."""
+_LEASE_MARGIN = timedelta(seconds=15)
+"""Beyond the request's own limit, for recording it on a slow day."""
+_LATE = timedelta(seconds=10)
+"""Progress that old is not worth sending."""
+_CLOSING_SECONDS = 2.0
+
+
+class Deliverer:
+    """Follows hints, each on a thread, within the limits of destinations and of this process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: sessionmaker[Session],
+        storage: Storage,
+        hints: WebhookHints,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._hints = hints
+        self._client = GuardedClient(webhook_policy(settings))
+        self._lease = settings.webhook_timeout + _LEASE_MARGIN
+        self._free = threading.BoundedSemaphore(THREADS)
+        self._threads: set[threading.Thread] = set()
+        self._crowded = threading.Event()
+        self._closing = threading.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no delivery is in hand."""
+        return not self._threads
+
+    def offer(self, delivery_id: UUID, traceparent: str | None = None) -> bool:
+        """Follow a hint, and return at once; False: no thread is free, and it was dropped.
+
+        `traceparent` is the trace of what has led to the delivery, if the hint says so.
+        """
+        if self._closing.is_set() or not self._free.acquire(blocking=False):
+            self._crowded.set()
+            return False
+        # A daemon: a receiver that hangs must not keep the process from ending.
+        thread = threading.Thread(
+            target=self._follow, args=(delivery_id, traceparent), name="deliver", daemon=True
+        )
+        self._threads.add(thread)
+        thread.start()
+        return True
+
+    def close(self) -> None:
+        """Take nothing more. What is under way may end, or its lease runs out and another sends."""
+        self._closing.set()
+        deadline = time.monotonic() + _CLOSING_SECONDS
+        for _ in range(THREADS):
+            if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return
+
+    def _follow(self, delivery_id: UUID, traceparent: str | None) -> None:
+        try:
+            self._deliver(delivery_id, traceparent)
+        except SQLAlchemyError as error:
+            # The lease runs out, and the dispatcher offers the delivery again.
+            log.warning("delivery_lost_postgres", error=type(error).__name__)
+        except Exception:
+            log.exception("delivery_crashed", delivery_id=to_wire("whd", delivery_id))
+        finally:
+            self._threads.discard(threading.current_thread())
+            self._free.release()
+
+    def _deliver(self, delivery_id: UUID, traceparent: str | None) -> None:
+        """The delivery, then whatever else waits for its destination, while threads are free."""
+        with self._database.begin() as session:
+            destination = session.scalar(claims.lock_destination_of(delivery_id))
+            first = session.scalar(claims.claim(delivery_id, self._lease))
+            claimed = self._load(session, first)
+        while claimed is not None:
+            with self._observed(claimed, traceparent):
+                self._handle(claimed)
+            traceparent = None  # the next one's story is another
+            if self._closing.is_set() or self._gives_way():
+                return
+            with self._database.begin() as session:
+                session.execute(claims.lock_destination(str(destination)))
+                following = session.scalar(claims.claim_next(str(destination), self._lease))
+                claimed = self._load(session, following)
+
+    def _gives_way(self) -> bool:
+        """Once for each time that a hint was dropped: no destination keeps the threads for ever."""
+        if not self._crowded.is_set():
+            return False
+        self._crowded.clear()
+        return True
+
+    def _load(self, session: Session, delivery: WebhookDelivery | None) -> Claimed | None:
+        """What the request is made of, read with the claim."""
+        if delivery is None:
+            return None
+        event, endpoint, now = session.execute(claims.get_receiver(delivery)).one()
+        owner = delivery.tenant_id, delivery.endpoint_id
+        if endpoint is None:  # The tenant's own secret is made when it is first needed.
+            session.execute(statements.ensure_secret(*owner, "v1", new_secret()))
+        secrets = session.scalars(statements.list_secrets(*owner)).all()
+        images: Sequence[Image] = ()
+        if event.type == EventType.JOB_SUCCEEDED:
+            images = session.scalars(list_images_of_jobs([event.resource_id])).all()
+        keys = [SigningKey(secret.scheme, secret.secret) for secret in secrets]
+        return Claimed(delivery, event, endpoint, keys, images, now)
+
+    def _handle(self, claimed: Claimed) -> None:
+        delivery = claimed.delivery
+        if _is_moot(claimed):
+            with self._database.begin() as session:
+                session.execute(claims.fail(delivery.id, delivery.attempts))
+            return
+        outcome = self._attempt(claimed)
+        log.info(
+            "webhook_attempt",
+            attempt=delivery.attempts,
+            event_type=delivery.event_type,
+            verdict=outcome.verdict.name.lower(),
+            status=outcome.status,
+            error=outcome.error_code,
+            ms=outcome.latency_ms,
+        )
+        try:
+            with self._database.begin() as session:
+                told = record(session, claimed, outcome)
+        except AttemptSuperseded:
+            log.warning("webhook_attempt_superseded")
+            return
+        self._hints.publish(told)
+
+    @contextmanager
+    def _observed(self, claimed: Claimed, traceparent: str | None) -> Iterator[None]:
+        """The delivery's log lines carry its ids; it is a span of its job's trace."""
+        delivery = claimed.delivery
+        ids = {"delivery_id": to_wire("whd", delivery.id), "tenant_id": str(delivery.tenant_id)}
+        if telemetry.is_tracing() and traceparent is None:
+            with self._database.begin() as session:
+                traceparent = session.scalar(find_traceparent(delivery.resource_id))
+        attributes = {f"darkroom.{name}": value for name, value in ids.items()}
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            telemetry.span(
+                "deliver webhook", "consumer", parent=traceparent, attributes=attributes
+            ),
+        ):
+            yield
+
+    def _attempt(self, claimed: Claimed) -> Outcome:
+        settings = self._settings
+        started = time.monotonic()
+        try:
+            outcome = attempt(
+                claimed, self._client, self._storage, settings.public_url, settings.webhook_timeout
+            )
+        except Exception as error:
+            # It must count as a failure, or it would be tried for ever.
+            log.exception("webhook_attempt_crashed")
+            outcome = Outcome(
+                Verdict.TRY_AGAIN,
+                error_code="internal_error",
+                error_message=f"Darkroom could not make the request ({type(error).__name__}).",
+            )
+        seconds = time.monotonic() - started
+        verdict = outcome.verdict.name.lower()
+        WEBHOOK_ATTEMPTS.labels(verdict, outcome.error_code or "none").inc()
+        WEBHOOK_SECONDS.labels(verdict).observe(seconds)
+        return replace(outcome, latency_ms=round(seconds * 1000, 1))
+
+
+def _is_moot(claimed: Claimed) -> bool:
+    """Whether there is no request to make: the endpoint was switched off, or progress is late."""
+    event, endpoint = claimed.event, claimed.endpoint
+    if event.type in SENT_ONCE and claimed.started_at - event.created_at > _LATE:
+        return True
+    is_off = endpoint is not None and not endpoint.enabled
+    return is_off and event.type != EventType.ENDPOINT_TEST
