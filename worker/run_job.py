@@ -24,10 +24,10 @@ from worker.engine.errors import Canceled
 from worker.engine.interface import Engine, GeneratedImage, ImageRequest, Ticket
 from worker.finalize import Picture, commit, encode_picture, upload
 from worker.jobs.claiming import claimed
+from worker.jobs.in_hand import InHand
 from worker.jobs.init_image import load_init_image
 from worker.jobs.leases import Lease, StopReason
 from worker.jobs.patience import LeaseGone, record_stop, with_ledger, with_storage
-from worker.jobs.prompt_row import PromptRow
 from worker.models.residency import NotResident
 from worker.process import WorkerProcess
 
@@ -69,24 +69,24 @@ def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease, span: telemetry.
     log.info("job_started", kind=job.kind, model=job.model, images=len(job.seeds))
     measured = job_metrics.Attempt(job)
     worker.progress.job_started(job)
-    pictures: list[Picture] = []
+    in_hand = InHand()
     try:
         try:
-            done = _perform(worker, job, lease, pictures)
+            done = _perform(worker, job, lease, in_hand)
         except LeaseGone:
-            measured.outcome = _handle_stopped(worker, job, lease, pictures)
+            measured.outcome = _handle_stopped(worker, lease, in_hand)
         except JobError as error:
             measured.code = error.code
-            measured.outcome = _handle_failed(worker, job, lease, pictures, error)
+            measured.outcome = _handle_failed(worker, job, lease, in_hand, error)
         except Exception as error:
             if is_outage(error):
                 raise
             log.exception("job_crashed")
             crash = InternalError(type(error).__name__)
             measured.code = crash.code
-            measured.outcome = _handle_failed(worker, job, lease, pictures, crash)
+            measured.outcome = _handle_failed(worker, job, lease, in_hand, crash)
         else:
-            measured.outcome = _handle_succeeded(worker, done, pictures)
+            measured.outcome = _handle_succeeded(worker, done, in_hand.pictures)
     except SQLAlchemyError as error:
         # The ledger stayed out of reach: nothing can be recorded, the lease will run out. What was
         # uploaded may be committed for all we know; the sweep of fruitless attempts will tell.
@@ -114,11 +114,11 @@ def _span(
     )
 
 
-def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]) -> Job:
-    """Make, encode and upload every image, then commit. `pictures` grows as objects are put."""
+def _perform(worker: WorkerProcess, job: Job, lease: Lease, in_hand: InHand) -> Job:
+    """Make, encode and upload every image, then commit."""
     try:
         with worker.models.use(job.model) as engine:
-            return _perform_on(engine, worker, job, lease, pictures)
+            return _perform_on(engine, worker, job, lease, in_hand)
     except NotResident:
         # Its message was on its way when the model was unloaded: the job is handed back unharmed.
         lease.stop(StopReason.RELEASED)
@@ -126,51 +126,55 @@ def _perform(worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Pictu
 
 
 def _perform_on(
-    engine: Engine, worker: WorkerProcess, job: Job, lease: Lease, pictures: list[Picture]
+    engine: Engine, worker: WorkerProcess, job: Job, lease: Lease, in_hand: InHand
 ) -> Job:
+    deadline = time.monotonic() + _seconds_left(job)
     prompt = worker.prompts.of(job)
-    for index, generated in enumerate(_generate(worker, engine, job, lease, prompt)):
+    _submit(worker, engine, job, lease, in_hand.tickets)
+    with suppress(SQLAlchemyError):  # The commit asks again, and has the patience.
+        prompt.look_up(worker.database)
+    images = _generated(in_hand.tickets, lease, deadline)
+    for index, generated in enumerate(images):
         with worker.encoders, telemetry.span("encode image"):
             picture = encode_picture(job, index, generated)
-        pictures.append(picture)
+        in_hand.pictures.append(picture)
         upload(worker.storage, picture, lease)
     warnings = _warnings(engine, job)
     with telemetry.span("commit job", "client", attributes=_POSTGRES):
-        return commit(worker.database, prompt, job, pictures, warnings=warnings, lease=lease)
+        return commit(
+            worker.database, prompt, job, in_hand.pictures, warnings=warnings, lease=lease
+        )
 
 
-def _generate(
-    worker: WorkerProcess, engine: Engine, job: Job, lease: Lease, prompt: PromptRow
-) -> Iterator[GeneratedImage]:
-    """The job's images in order, each a request of its own, with its own seed.
+def _submit(
+    worker: WorkerProcess, engine: Engine, job: Job, lease: Lease, tickets: list[Ticket]
+) -> None:
+    """Ask for all images at once, each a request of its own, with its own seed.
 
-    All are submitted at once; while the first is encoded and uploaded, the device goes on. So it
-    does while the prompt is looked up, and embedded if it is new.
+    While the first is encoded and uploaded, the device goes on. So it does while the prompt is
+    looked up, and embedded if it is new.
     """
-    deadline = time.monotonic() + _seconds_left(job)
     start = with_storage(lambda: load_init_image(worker.storage, job), lease)
-    tickets: list[Ticket] = []
-    try:
-        for index in range(len(job.seeds)):
-            on_step = worker.progress.on_step(job, index)
-            tickets.append(engine.submit(_request(job, index, start), on_step))
-            lease.on_stop(tickets[-1].cancel)
-        with suppress(SQLAlchemyError):  # The commit asks again, and has the patience.
-            prompt.look_up(worker.database)
-        for ticket in tickets:
-            image = _result(ticket, lease, deadline)
-            telemetry.record(
-                "generate image",
-                "internal",
-                image.started_at,
-                image.finished_at,
-                {"darkroom.gpu_seconds": image.gpu_seconds, "darkroom.rows": image.facts.rows},
-            )
-            yield image
-    finally:
-        # When one image fails, its siblings would only waste the device.
-        for ticket in tickets:
-            ticket.cancel()
+    for index in range(len(job.seeds)):
+        on_step = worker.progress.on_step(job, index)
+        tickets.append(engine.submit(_request(job, index, start), on_step))
+        lease.on_stop(tickets[-1].cancel)
+
+
+def _generated(
+    tickets: Sequence[Ticket], lease: Lease, deadline: float
+) -> Iterator[GeneratedImage]:
+    """The job's images in order, each as soon as it is made."""
+    for ticket in tickets:
+        image = _result(ticket, lease, deadline)
+        telemetry.record(
+            "generate image",
+            "internal",
+            image.started_at,
+            image.finished_at,
+            {"darkroom.gpu_seconds": image.gpu_seconds, "darkroom.rows": image.facts.rows},
+        )
+        yield image
 
 
 def _result(ticket: Ticket, lease: Lease, deadline: float) -> GeneratedImage:
@@ -236,43 +240,51 @@ def _handle_succeeded(
 
 
 def _handle_failed(
-    worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture], error: JobError
+    worker: WorkerProcess, job: Job, lease: Lease, in_hand: InHand, error: JobError
 ) -> AttemptOutcome:
     # A lost device stops every job in hand, but it is not for free: one of them may be the cause.
     dies = isinstance(error, DeviceLost)
     if lease.stop_reason is not None and not dies:
-        return _handle_stopped(worker, job, lease, pictures)
+        return _handle_stopped(worker, lease, in_hand)
+    # When one image fails, its siblings would only waste the device.
+    seconds = in_hand.stop()
     if error.retryable:
-        delay = RETRY_DELAYS[min(job.failures, len(RETRY_DELAYS) - 1)]
         statement = statements.fail_or_retry(
-            job.id, lease.attempt, error.code, error.message, delay, worker_dies=dies
+            job.id,
+            lease.attempt,
+            error.code,
+            error.message,
+            RETRY_DELAYS[min(job.failures, len(RETRY_DELAYS) - 1)],
+            gpu_seconds=seconds,
+            worker_dies=dies,
         )
     else:
-        statement = statements.fail(job.id, lease.attempt, error.code, error.message)
+        statement = statements.fail(
+            job.id, lease.attempt, error.code, error.message, gpu_seconds=seconds
+        )
     patiently = record_stop if dies else with_ledger
     try:
         changed = patiently(lambda: worker.transition(statement), lease)
     except LeaseGone:
-        return _handle_stopped(worker, job, lease, pictures)
-    _discard(worker, lease, pictures)
+        return _handle_stopped(worker, lease, in_hand)
+    _discard(worker, lease, in_hand.pictures)
     log.warning("job_failed", code=error.code, reason=error.message, now=changed and changed.state)
     return AttemptOutcome.FAILED
 
 
-def _handle_stopped(
-    worker: WorkerProcess, job: Job, lease: Lease, pictures: Sequence[Picture]
-) -> AttemptOutcome:
+def _handle_stopped(worker: WorkerProcess, lease: Lease, in_hand: InHand) -> AttemptOutcome:
+    seconds = in_hand.stop()
     end = {
         StopReason.CANCELED: statements.cancel_running,
         StopReason.EXPIRED: statements.expire_running,
         StopReason.RELEASED: statements.release,
     }.get(lease.stop_reason or StopReason.LOST)
     if end is not None:
-        statement = end(job.id, lease.attempt)
+        statement = end(lease.job_id, lease.attempt, gpu_seconds=seconds)
         changed = record_stop(lambda: worker.transition(statement), lease)
         if changed is not None and lease.stop_reason is StopReason.RELEASED:
             worker.publish(changed)
-    _discard(worker, lease, pictures)
+    _discard(worker, lease, in_hand.pictures)
     reason = lease.stop_reason or StopReason.LOST
     log.info("job_stopped", reason=str(reason))
     return AttemptOutcome(reason)

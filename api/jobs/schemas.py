@@ -176,7 +176,9 @@ class JobMetrics(AnswerModel):
 
     queue_ms: float | None
     run_ms: float | None
-    gpu_seconds: float | None
+    gpu_seconds: float | None = Field(
+        description="Of all attempts, failed and canceled ones included; null before one has ended."
+    )
 
 
 class JobLinks(AnswerModel):

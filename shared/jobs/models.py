@@ -158,6 +158,7 @@ class Job(Base):
     error_code: Mapped[str | None] = mapped_column(Text)
     error_message: Mapped[str | None] = mapped_column(Text)
     gpu_seconds: Mapped[float | None]
+    """Device time of all attempts whose worker lived to tell; null before the first has ended."""
     created_at: Mapped[CreatedAt]
     started_at: Mapped[Instant | None]
     """When the latest attempt began."""
@@ -185,6 +186,7 @@ class JobAttempt(Base):
     error_code: Mapped[str | None] = mapped_column(Text)
     error_message: Mapped[str | None] = mapped_column(Text)
     gpu_seconds: Mapped[float | None]
+    """Device time; null where the worker was lost, and with it the bill."""
 
 
 class IdempotencyKey(Base):

@@ -2,6 +2,8 @@
 
 The rule in one sentence: among the shapes that have an image of the best waiting lane, the one
 that has used the device least goes next, with its first rows in the order (lane, arrival).
+Time that a shape could not have used, because it had nobody waiting or only bulk images behind
+interactive ones, is not owed to it: it goes on from where the others are.
 A bulk row that is not among them waits, whatever step it is at; its state needs no device time.
 """
 
@@ -50,6 +52,9 @@ class Admission(Generic[E]):
         self._groups: dict[Shape, list[E]] = {}
         self._used: dict[Shape, float] = {}
         """Device seconds of each shape, from a common start: who has least goes next."""
+        self._level = 0.0
+        """What the shape chosen last had used by then: where one that comes into play begins."""
+        self._in_play: frozenset[Shape] = frozenset()
         self._last: dict[Shape, frozenset[int]] = {}
         self._exclusive = exclusive
         self.pauses = 0
@@ -62,11 +67,11 @@ class Admission(Generic[E]):
             yield from group
 
     def add(self, entry: E) -> None:
-        """Let an image in. A shape that was idle starts level with the least used one."""
+        """Let an image in."""
         group = self._groups.get(entry.shape)
         if group is None:
             group = self._groups[entry.shape] = []
-            self._used[entry.shape] = min(self._used.values(), default=0.0)
+            self._used[entry.shape] = 0.0
         group.append(entry)
         group.sort(key=_order)
 
@@ -76,6 +81,7 @@ class Admission(Generic[E]):
         group.remove(entry)
         if not group:
             del self._groups[entry.shape], self._used[entry.shape]
+            self._in_play -= {entry.shape}
             self._last.pop(entry.shape, None)
 
     def members(self, shape: Shape) -> tuple[E, ...]:
@@ -92,7 +98,11 @@ class Admission(Generic[E]):
                 return Batch(started.shape, (started,))
         best = min(_PRIORITY[group[0].lane] for group in self._groups.values())
         turns = [shape for shape, group in self._groups.items() if _PRIORITY[group[0].lane] == best]
+        for newcomer in frozenset(turns) - self._in_play:
+            self._used[newcomer] = max(self._used[newcomer], self._level)
+        self._in_play = frozenset(turns)
         shape = min(turns, key=lambda candidate: self._used[candidate])
+        self._level = self._used[shape]
         entries = tuple(self._groups[shape][: shape.rows])
         self._count_pauses(shape, entries)
         return Batch(shape, entries)

@@ -4,10 +4,8 @@
 class Canceled(Exception):
     """The caller took the image back, or the engine was closed, before the image was done."""
 
-    def __init__(self, message: str = "The image was canceled.", gpu_seconds: float = 0.0) -> None:
+    def __init__(self, message: str = "The image was canceled.") -> None:
         super().__init__(message)
-        self.gpu_seconds = gpu_seconds
-        """Device seconds spent on the image until then; they count as busy time too."""
 
 
 class EngineClosed(RuntimeError):

@@ -79,5 +79,5 @@ class Flight(Generic[R]):
             self._future.set_exception(error)
 
     def fail_canceled(self) -> None:
-        """Tell the caller that the image was taken back, and what it cost until then."""
-        self.fail(Canceled(gpu_seconds=self.gpu_seconds))
+        """Tell the caller that the image was taken back."""
+        self.fail(Canceled())

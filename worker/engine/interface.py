@@ -167,6 +167,10 @@ class Ticket(Protocol):
         Callbacks added to it run on the engine's thread: keep them short.
         """
 
+    @property
+    def gpu_seconds(self) -> float:
+        """Device seconds charged to the image; complete once the future is done, however it is."""
+
     def cancel(self) -> None:
         """Take the image back; the future raises `Canceled` within one tick. Idempotent."""
 

@@ -234,6 +234,7 @@ class Turns(Generic[R]):
         """Fail one image; if the device itself is gone, raise instead."""
         if self._backend.is_fatal(error):
             raise error
+        self._settle()  # its bill must be complete
         if flight in self.admission.members(flight.shape):
             self.admission.remove(flight)
         self._discard(flight)

@@ -33,6 +33,7 @@ from shared.jobs.statements.parts import (
     close_attempts,
     end_attempt,
     requeued,
+    spent,
     terminal,
     with_webhooks,
 )
@@ -68,7 +69,7 @@ def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
     gpu_seconds = given("gpu_seconds", Float)
     transition = _held(given("job", UuidType), given("attempt", Integer)).values(
         **terminal(JobState.SUCCEEDED),
-        gpu_seconds=gpu_seconds,
+        **spent(gpu_seconds),
         warnings=Job.warnings.op("||")(cast(given("warnings", JSONB), JSONB)),
     )
     if not images:
@@ -104,11 +105,14 @@ def _insertion(columns: Sequence[str], rows: Any) -> Any:
 _TYPES = {name: column.type for name, column in Image.__table__.columns.items()}
 
 
-def fail(job_id: UUID, attempt: int, code: str, message: str) -> Select[Job]:
-    """running → failed: the cause cannot pass."""
+def fail(
+    job_id: UUID, attempt: int, code: str, message: str, *, gpu_seconds: float = 0.0
+) -> Select[Job]:
+    """running → failed: the cause cannot pass. `gpu_seconds` is what this attempt has used."""
     return end_attempt(
         _held(job_id, attempt).values(
             **terminal(JobState.FAILED),
+            **spent(gpu_seconds),
             failures=Job.failures + 1,
             error_code=code,
             error_message=message,
@@ -116,6 +120,7 @@ def fail(job_id: UUID, attempt: int, code: str, message: str) -> Select[Job]:
         AttemptOutcome.FAILED,
         code,
         message,
+        gpu_seconds,
     )
 
 
@@ -126,6 +131,7 @@ def fail_or_retry(
     message: str,
     delay: timedelta,
     *,
+    gpu_seconds: float = 0.0,
     worker_dies: bool = False,
 ) -> Select[Job]:
     """running → queued after `delay`, or → failed when the attempts are used up.
@@ -137,6 +143,7 @@ def fail_or_retry(
         used_up = or_(used_up, Job.losses + 1 >= MAX_LOSSES)
     return end_attempt(
         _held(job_id, attempt).values(
+            **spent(gpu_seconds),
             state=case((used_up, JobState.FAILED), else_=JobState.QUEUED),
             sequence=Job.sequence + 1,
             failures=Job.failures + 1,
@@ -151,26 +158,36 @@ def fail_or_retry(
         AttemptOutcome.FAILED,
         code,
         message,
+        gpu_seconds,
     )
 
 
-def release(job_id: UUID, attempt: int) -> Select[Job]:
+def release(job_id: UUID, attempt: int, *, gpu_seconds: float = 0.0) -> Select[Job]:
     """running → queued: the worker hands the job back unharmed, at no cost to it."""
-    return end_attempt(_held(job_id, attempt).values(**requeued()), AttemptOutcome.RELEASED)
+    return _stop(job_id, attempt, requeued(), AttemptOutcome.RELEASED, gpu_seconds)
 
 
-def cancel_running(job_id: UUID, attempt: int) -> Select[Job]:
+def cancel_running(job_id: UUID, attempt: int, *, gpu_seconds: float = 0.0) -> Select[Job]:
     """running → canceled, by the worker that stopped it."""
-    return end_attempt(
-        _held(job_id, attempt).values(**terminal(JobState.CANCELED)), AttemptOutcome.CANCELED
-    )
+    end = terminal(JobState.CANCELED)
+    return _stop(job_id, attempt, end, AttemptOutcome.CANCELED, gpu_seconds)
 
 
-def expire_running(job_id: UUID, attempt: int) -> Select[Job]:
+def expire_running(job_id: UUID, attempt: int, *, gpu_seconds: float = 0.0) -> Select[Job]:
     """running → expired, by the worker that saw the finish deadline pass."""
-    return end_attempt(
-        _held(job_id, attempt).values(**terminal(JobState.EXPIRED)), AttemptOutcome.EXPIRED
-    )
+    end = terminal(JobState.EXPIRED)
+    return _stop(job_id, attempt, end, AttemptOutcome.EXPIRED, gpu_seconds)
+
+
+def _stop(
+    job_id: UUID,
+    attempt: int,
+    values: dict[str, Any],
+    outcome: AttemptOutcome,
+    gpu_seconds: float,
+) -> Select[Job]:
+    transition = _held(job_id, attempt).values(**values, **spent(gpu_seconds))
+    return end_attempt(transition, outcome, gpu_seconds=gpu_seconds)
 
 
 def attempt_can_commit(job_id: UUID, attempt: int) -> Select[UUID]:

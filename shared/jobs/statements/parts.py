@@ -70,6 +70,11 @@ def requeued() -> dict[str, Any]:
     }
 
 
+def spent(gpu_seconds: Any) -> dict[str, Any]:
+    """Charge the job for what an attempt has used: its device time is that of all its attempts."""
+    return {"gpu_seconds": func.coalesce(Job.gpu_seconds, 0.0) + gpu_seconds}
+
+
 def take_from_worker(condition: ColumnElement[bool]) -> Select[Job]:
     """A worker is gone: requeue its jobs; cancel or fail those that must not run again."""
     quarantined = or_(Job.losses + 1 >= MAX_LOSSES, Job.failures + 1 >= Job.max_attempts)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -126,7 +127,10 @@ def test_a_commit_that_postgres_refuses_fails_the_job_and_leaves_no_objects(
     job = finished(database, submit(database, settings, tenant, session_id=refusal, max_attempts=1))
     assert (job.state, job.error_code) == ("failed", "internal_error")
     with database.begin() as session:
-        assert session.get_one(JobAttempt, (job.id, 1)).outcome == "failed"
+        attempt = session.get_one(JobAttempt, (job.id, 1))
+    assert attempt.outcome == "failed"
+    assert attempt.gpu_seconds == job.gpu_seconds
+    assert attempt.gpu_seconds  # The pictures were made.
     wait_until(lambda: not list(storage.list_keys(f"{refusal}/")), 10, "the objects' removal")
 
 
@@ -155,3 +159,42 @@ def test_what_cannot_pass_fails_at_once_with_its_cause(
     job = submit(database, settings, tenant, kind="img2img", init_image=missing, strength=0.5)
     ended = finished(database, job)
     assert (ended.state, ended.error_code, ended.attempt) == ("failed", "invalid_input", 1)
+
+
+def test_work_that_is_given_up_is_charged_to_attempt_and_job(
+    database: sessionmaker[Session],
+    settings: Settings,
+    tenant: UUID,
+    generate_worker: WorkerProcess,
+) -> None:
+    """Or a quota of device time would be free for whoever gives up just before the end."""
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    many = {"seeds": list(range(60)), "steps": 100}
+    job = finished(database, submit(database, settings, tenant, finish_deadline=soon, **many))
+    assert job.state == "expired"
+    with database.begin() as session:
+        attempt = session.get_one(JobAttempt, (job.id, 1))
+    assert attempt.outcome == "expired"
+    assert attempt.gpu_seconds == job.gpu_seconds
+    assert 0.1 < (job.gpu_seconds or 0) < 2
+
+
+def test_device_time_of_all_attempts_adds_up(
+    database: sessionmaker[Session],
+    settings: Settings,
+    tenant: UUID,
+    refusal: str,
+    generate_worker: WorkerProcess,
+) -> None:
+    first = submit(database, settings, tenant, session_id=refusal, max_attempts=1)
+    failed = finished(database, first)
+    with database.begin() as session:
+        session.scalars(statements.retry(tenant, failed.id)).one()
+    publish_job(celery_app(settings), failed.id, failed.model, failed.lane)
+    again = finished(database, failed)
+    with database.begin() as session:
+        seconds = [
+            session.get_one(JobAttempt, (again.id, number)).gpu_seconds or 0 for number in (1, 2)
+        ]
+    assert min(seconds) > 0
+    assert again.gpu_seconds == pytest.approx(sum(seconds))

@@ -79,17 +79,46 @@ def test_sizes_share_the_device_by_time_not_by_ticks() -> None:
     assert turns.count(small) == 40
 
 
+def run(admission: Admission[Waiting], ticks: int) -> list[Waiting]:
+    """Who had the turns of so many ticks of a second each."""
+    turns = []
+    for _ in range(ticks):
+        entry = chosen(admission)[0]
+        turns.append(entry)
+        admission.charge(entry.shape, 1.0)
+    return turns
+
+
 def test_a_size_that_was_idle_does_not_get_the_past_repaid() -> None:
     small, large = Waiting(SMALL), Waiting(LARGE)
     admission = admitted(small)
-    admission.charge(SMALL, 1000.0)
+    run(admission, 1000)
     admission.add(large)
-    turns = []
-    for _ in range(10):
-        (entry,) = chosen(admission)
-        turns.append(entry)
-        admission.charge(entry.shape, 1.0)
-    assert turns.count(small) == 5
+    assert run(admission, 10).count(small) == 5
+
+
+def test_bulk_of_a_size_that_waited_for_other_sizes_leaves_no_debt_to_its_interactive_images() -> (
+    None
+):
+    bulk, small = Waiting(LARGE, "bulk"), Waiting(SMALL)
+    admission = admitted(bulk, small)
+    assert run(admission, 1000).count(small) == 1000
+    large = Waiting(LARGE)
+    admission.add(large)
+    assert [entry.shape for entry in run(admission, 10)].count(SMALL) in (4, 5)
+
+
+def test_a_size_whose_images_come_one_by_one_gets_its_half_and_no_more() -> None:
+    small = Waiting(SMALL)
+    admission = admitted(small)
+    run(admission, 100)
+    served = 0
+    for _ in range(20):
+        guest = Waiting(LARGE)
+        admission.add(guest)
+        served += run(admission, 2).count(guest)
+        admission.remove(guest)
+    assert served == 20
 
 
 def test_an_exclusive_backend_ends_what_it_started() -> None:
