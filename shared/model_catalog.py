@@ -47,6 +47,9 @@ class ModelSpec(BaseModel):
     warm_sizes: tuple[tuple[Side, Side], ...] = ()
     """(width, height) pairs generated before the worker is ready. Empty: the default size."""
 
+    tick_budget: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds after which a tick or a decode counts as hung, and the process leaves."""
+
     channels_last: bool = False
     fuse_qkv: bool = False
     compile: Literal["off", "graphs", "inductor"] = "off"

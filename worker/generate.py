@@ -146,6 +146,11 @@ def _start_engine(spec: ModelSpec, device: str | None, on_fault: FaultCallback) 
         model=spec.name,
         device=engine.model.device,
         rows=report.rows,
+        rows_are="set" if spec.rows else "measured; set them in models.toml to keep bytes the same",
+        tick_ms={
+            f"{tick.width}x{tick.height} at {tick.rows}": round(tick.seconds * 1000, 1)
+            for tick in report.tick_times
+        },
         seconds=round(report.seconds, 2),
     )
     return engine

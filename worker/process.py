@@ -36,7 +36,8 @@ EXIT_DEVICE_LOST = 70
 """The device can only be used again by a new process (EX_SOFTWARE of sysexits.h)."""
 _FINISH_SECONDS = 2.0
 """What jobs past the device may take to be uploaded and committed before they are handed back."""
-_HAND_BACK_SECONDS = 4.0
+_HAND_BACK_SECONDS = 2.5
+"""What handing back may take then: the process is gone within five seconds of the fault."""
 _ENCODERS = max(1, (os.cpu_count() or 1) - 1)
 
 

@@ -180,6 +180,13 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ):
         if before.get(key) != now.get(key):
             found.append(f"{name} was {before.get(key)} and is {now.get(key)}")
+    then, today = before.get("speed", {}), now.get("speed", {})
+    found += [
+        f"{name} was {_setting(then[name])} and is {_setting(today[name])}"
+        for name in then
+        # Receipts of older releases do not say.
+        if name in today and then[name] != today[name]
+    ]
     then, today = before.get("software", {}), now.get("software", {})
     found += [
         f"{name} was {then.get(name)} and is {today.get(name)}"
@@ -227,3 +234,8 @@ def _present(
 def _links(resources: Resources, original: rows.Image, job: Job) -> ReproductionLinks:
     here = f"{resources.settings.public_url.rstrip('/')}/v1/images/{to_wire('img', original.id)}"
     return ReproductionLinks(again=f"{here}/reproduce?job={job.id}", job=job.links.self)
+
+
+def _setting(value: Any) -> str:
+    """As `models.toml` has it."""
+    return value if isinstance(value, str) else str(value).lower()

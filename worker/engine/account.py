@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from worker.engine.backend import Shape
-from worker.engine.flight import Flight, R
+from worker.engine.backend import R, Shape
+from worker.engine.flight import Flight
 from worker.engine.interface import EngineCounters
 
 

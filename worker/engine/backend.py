@@ -4,7 +4,7 @@ Two kinds exist: real ones (torch) and the simulated one. All methods are called
 own thread, except where noted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -126,8 +126,13 @@ class Backend(Protocol[R]):
     def decode(self, row: R) -> Work[Picture]:
         """Turn a finished row into pixels."""
 
-    def rescue(self, request: ImageRequest, row: R) -> tuple[Picture, float, str]:
-        """Make an unsound image in higher precision: picture, device seconds, note.
+    def rescue(
+        self, request: ImageRequest, row: R, alive: Callable[[], None]
+    ) -> tuple[Picture, str]:
+        """Make an unsound image in higher precision: the picture, and a note for the receipt.
+
+        It may last as long as a whole image does, so it calls `alive` after each piece of work;
+        what that raises ends it.
 
         Raises:
             NanOutput: full precision does not help either.

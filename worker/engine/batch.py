@@ -28,7 +28,7 @@ class TickBatch:
         self._buffers: dict[bool, UnetOverBuffers] = {}
         self._device = device
         self._slots: list[Row | None] = [None] * shape.rows
-        self._seated = False
+        self._seated_channels_last = False
         """Which of the buffers the slots are filled in."""
 
     def tick(self, rows: Sequence[Row]) -> None:
@@ -64,8 +64,8 @@ class TickBatch:
         channels_last = self._rows == 1 and not samples[0].is_contiguous()
         if channels_last not in self._buffers:
             self._buffers[channels_last] = self._allocate(channels_last)
-        if self._seated != channels_last:
-            self._seated = channels_last
+        if self._seated_channels_last != channels_last:
+            self._seated_channels_last = channels_last
             self._slots = [None] * self._rows
         return self._buffers[channels_last]
 

@@ -6,7 +6,7 @@ from shared.model_catalog import ModelSpec
 from worker.engine.device import Device, open_device
 from worker.engine.interface import FaultCallback
 from worker.engine.loaded import load
-from worker.engine.loop import TICK_BUDGET, StepLoop
+from worker.engine.loop import StepLoop
 from worker.engine.unet_backend import UnetBackend, family_of
 
 
@@ -18,9 +18,8 @@ class DiffusionEngine(StepLoop[Any]):
         spec: ModelSpec,
         device: str | Device | None = None,
         on_fault: FaultCallback | None = None,
-        tick_budget: float = TICK_BUDGET,
     ) -> None:
-        super().__init__(lambda: _open_backend(spec, device), on_fault, tick_budget)
+        super().__init__(lambda: _open_backend(spec, device), on_fault, spec.tick_budget)
 
 
 def _open_backend(spec: ModelSpec, device: str | Device | None) -> Any:  # one of two backends

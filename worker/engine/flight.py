@@ -5,14 +5,12 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from typing import Generic, TypeVar
+from typing import Generic
 
-from worker.engine.backend import RowState, Shape
+from worker.engine.backend import R, Shape
 from worker.engine.errors import Canceled
 from worker.engine.interface import GeneratedImage, ImageRequest, Lane, StepCallback
 from worker.engine.notifier import Listener
-
-R = TypeVar("R", bound=RowState)
 
 _arrivals = itertools.count()
 

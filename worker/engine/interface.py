@@ -80,6 +80,8 @@ class RunFacts:
     """The fixed batch shape that the image ran at."""
     cpu_threads: int | None = None
     """Threads of a CPU kernel; on a GPU None. Sums are split by it, so it is part of the bits."""
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    """The model's speed settings that change bits, by their names in `models.toml`."""
     notes: tuple[str, ...] = ()
     """What went otherwise than planned: rows shrunk for want of memory, VAE upcast, …"""
 

@@ -11,6 +11,7 @@ from worker.engine import checkpoint
 from worker.engine.device import Device
 from worker.engine.interface import ModelFacts, RunFacts
 from worker.engine.schedules import config_of
+from worker.engine.unet import Compile
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,14 @@ class LoadedModel:
         )
 
     def run_facts(
-        self, scheduler: Any, rows: int, notes: tuple[str, ...], dtype: str | None = None
+        self,
+        scheduler: Any,
+        rows: int,
+        notes: tuple[str, ...],
+        dtype: str | None = None,
+        compiled: Compile = "off",
     ) -> RunFacts:
-        """What a receipt records about one image."""
+        """What a receipt records about one image; `compiled` is how the UNet ran for it."""
         import diffusers
 
         return RunFacts(
@@ -57,6 +63,12 @@ class LoadedModel:
             cuda_version=torch.version.cuda,
             rows=rows,
             cpu_threads=self.device.cpu_threads,
+            speed={
+                "channels_last": self.spec.channels_last,
+                "fuse_qkv": self.spec.fuse_qkv,
+                "compile": compiled,
+                "vae_tiling": self.spec.vae_tiling,
+            },
             notes=notes,
         )
 

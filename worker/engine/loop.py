@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TICK_BUDGET = 120.0
-"""Seconds after which one turn counts as hung. The slowest honest one (SDXL in full precision on a
-small GPU) takes seconds; a budget this wide never kills honest work."""
-
 
 class StepLoop(Generic[R]):
     """An `Engine` over the backend that `open_backend` gives; it is called by `load`."""
@@ -42,8 +38,8 @@ class StepLoop(Generic[R]):
     def __init__(
         self,
         open_backend: Callable[[], Backend[R]],
-        on_fault: FaultCallback | None = None,
-        tick_budget: float = TICK_BUDGET,
+        on_fault: FaultCallback | None,
+        tick_budget: float,
     ) -> None:
         self._open_backend = open_backend
         self._on_fault = on_fault
@@ -165,7 +161,7 @@ class StepLoop(Generic[R]):
 
     def _load(self) -> None:
         backend = self._open_backend()
-        self._loaded = backend, Turns(backend, self._notifier)
+        self._loaded = backend, Turns(backend, self._notifier, self._watchdog.restart)
 
     @property
     def _backend(self) -> Backend[R]:

@@ -83,10 +83,15 @@ class Model:
         """Advance each row by one UNet call."""
         batch = self._batches.get(shape)
         if batch is None:
-            how: Compile = self._compile if shape in self._warmed else "off"
-            batch = TickBatch(shape, partial(self._buffers, shape, how), self.device)
+            # Not a method: a cycle would keep the weights until the garbage collector comes.
+            allocate = partial(_buffers, self.pipeline, shape, self.compiled(shape))
+            batch = TickBatch(shape, allocate, self.device)
             self._batches[shape] = batch
         batch.tick(rows)
+
+    def compiled(self, shape: Shape) -> Compile:
+        """How the UNet runs at this shape: eagerly unless the shape was warmed."""
+        return self._compile if shape in self._warmed else "off"
 
     def will_warm(self, shape: Shape) -> None:
         """Let this shape use graphs or compiled kernels: its first tick may take minutes."""
@@ -117,10 +122,6 @@ class Model:
             latents = latents / config.scaling_factor
         image: torch.Tensor = vae.decode(latents, return_dict=False)[0]
         return image
-
-    def _buffers(self, shape: Shape, how: Compile, channels_last: bool) -> UnetOverBuffers:
-        inputs = UnetInputs.allocate(shape, self.pipeline, channels_last)
-        return UnetOverBuffers(self.pipeline.unet, inputs, how)
 
     def _from_noise(
         self, request: ImageRequest, scheduler: Any, generator: torch.Generator
@@ -176,3 +177,8 @@ class Model:
         """Keep SDXL's VAE in float32, where its activations fit; img2img casts it back."""
         if self._vae_upcast:
             self.pipeline.vae.to(dtype=torch.float32)
+
+
+def _buffers(pipeline: Any, shape: Shape, how: Compile, channels_last: bool) -> UnetOverBuffers:
+    inputs = UnetInputs.allocate(shape, pipeline, channels_last)
+    return UnetOverBuffers(pipeline.unet, inputs, how)

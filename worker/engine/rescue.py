@@ -6,7 +6,7 @@ it lasts; that is the price of never shipping a black picture, and it is rare.
 """
 
 import copy
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,26 +22,27 @@ from worker.engine.row import Row
 _GIVEN_UP = "The model gave NaN or an all-black picture, in full precision too."
 
 
-def rescue(model: Model, request: ImageRequest, row: Row) -> tuple[Picture, float, str]:
-    """Make an unsound image again in higher precision.
+def rescue(
+    model: Model, request: ImageRequest, row: Row, alive: Callable[[], None]
+) -> tuple[Picture, str]:
+    """Make an unsound image again in higher precision, calling `alive` after each piece of it.
 
     Returns:
-        The sound picture, the seconds it took, and what was done, for the receipt.
+        The sound picture, and what was done, for the receipt.
 
     Raises:
         NanOutput: it is unsound in float32, too.
     """
-    started = time.perf_counter()
     if model.pipeline.vae.dtype != torch.float32 and bool(torch.isfinite(row.latents).all()):
         picture = _decode_upcast(model, row.latents)
         if picture.sound:
-            return picture, time.perf_counter() - started, "unsound: VAE run again in float32"
+            return picture, "unsound: VAE run again in float32"
+        alive()
     if model.pipeline.unet.dtype != torch.float32:
-        picture = _generate_upcast(model, request)
+        picture = _generate_upcast(model, request, alive)
         if picture.sound:
             row.rescued, row.dtype = True, "float32"
-            note = "unsound: made again at 1 row in float32 throughout"
-            return picture, time.perf_counter() - started, note
+            return picture, "unsound: made again at 1 row in float32 throughout"
     raise NanOutput(_GIVEN_UP)
 
 
@@ -52,7 +53,7 @@ def _decode_upcast(model: Model, latents: torch.Tensor) -> Picture:
     return _picture(_with_pipeline(model, pipeline), latents)
 
 
-def _generate_upcast(model: Model, request: ImageRequest) -> Picture:
+def _generate_upcast(model: Model, request: ImageRequest, alive: Callable[[], None]) -> Picture:
     """Everything in float32, alone."""
     parts: dict[str, Any] = {
         name: copy.deepcopy(part).float() if isinstance(part, torch.nn.Module) else part
@@ -68,6 +69,9 @@ def _generate_upcast(model: Model, request: ImageRequest) -> Picture:
         upcast.tick(shape, [row])
         if row.error is not None:
             raise row.error
+        # On a GPU ticks are only queued; wait, or a cancellation would be heard after the last.
+        model.device.mark().wait()
+        alive()
     return _picture(upcast, row.latents)
 
 

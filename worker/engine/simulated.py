@@ -8,7 +8,7 @@ simulated only if its `source` says `simulated:`.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import parse_qsl
@@ -157,9 +157,11 @@ class SimulatedBackend:
         _sleep(self._speed.decode_seconds - (time.perf_counter() - started))
         return Done(Picture(pixels, sound=True), time.perf_counter() - started)
 
-    def rescue(self, request: ImageRequest, row: SimulatedRow) -> tuple[Picture, float, str]:
+    def rescue(
+        self, request: ImageRequest, row: SimulatedRow, alive: Callable[[], None]
+    ) -> tuple[Picture, str]:
         """Simulated pictures are always sound."""
-        del request, row
+        del request, row, alive
         raise NanOutput("A simulated picture cannot be unsound.")
 
     def facts(self, row: SimulatedRow, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
@@ -228,6 +230,7 @@ class SimulatedEngine(StepLoop[SimulatedRow]):
         super().__init__(
             lambda: SimulatedBackend(spec, speed or SimulatedSpeed.from_source(spec.source)),
             on_fault,
+            spec.tick_budget,
         )
 
 

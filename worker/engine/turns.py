@@ -14,6 +14,7 @@ from shared.errors import InternalError, JobError, OutOfMemory
 from worker.engine.account import Account
 from worker.engine.admission import Admission, Batch
 from worker.engine.backend import Backend, Picture, R, Shape, Work
+from worker.engine.errors import Canceled
 from worker.engine.flight import Flight
 from worker.engine.interface import GeneratedImage
 from worker.engine.notifier import Notifier
@@ -31,11 +32,15 @@ class Turns(Generic[R]):
     Whatever fails an image fails that image; whatever breaks the device is raised.
     """
 
-    def __init__(self, backend: Backend[R], notifier: Notifier) -> None:
+    def __init__(
+        self, backend: Backend[R], notifier: Notifier, alive: Callable[[], None] = lambda: None
+    ) -> None:
+        """`alive` is called when a part of a long turn has ended (see `watchdog`)."""
         self.account = Account()
         self.admission: Admission[Flight[R]] = Admission(exclusive=backend.exclusive)
         self._backend = backend
         self._notifier = notifier
+        self._alive = alive
         self._to_decode: deque[Flight[R]] = deque()
         self._pending: deque[Callable[[], None]] = deque()
         """How to settle what the device was handed, oldest first."""
@@ -161,15 +166,32 @@ class Turns(Generic[R]):
     def _settle_decode(self, flight: Flight[R], state: R, work: Work[Picture]) -> None:
         picture, seconds = work.settle()
         self.account.bill_decode(flight, seconds)
-        try:
-            if not picture.sound:
-                picture, seconds, note = self._backend.rescue(flight.request, state)
-                self.account.bill(flight, seconds)
-                flight.notes = (*flight.notes, note)
-        except Exception as error:
-            self._give_up(flight, error)
-            return
+        if not picture.sound:
+            try:
+                picture = self._rescue(flight, state)
+            except Canceled:
+                self._cancel(flight)
+                return
+            except Exception as error:
+                self._give_up(flight, error)
+                return
         self._finish(flight, state, picture)
+
+    def _rescue(self, flight: Flight[R], state: R) -> Picture:
+        """Once more in higher precision, for as long as somebody wants it."""
+
+        def alive() -> None:
+            self._alive()
+            if flight.canceled:
+                raise Canceled
+
+        started = time.perf_counter()
+        try:
+            picture, note = self._backend.rescue(flight.request, state, alive)
+        finally:
+            self.account.bill(flight, time.perf_counter() - started)
+        flight.notes = (*flight.notes, note)
+        return picture
 
     def _finish(self, flight: Flight[R], state: R, picture: Picture) -> None:
         finished_at = time.monotonic()

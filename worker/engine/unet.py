@@ -111,6 +111,7 @@ class UnetOverBuffers:
                 self._call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Of this thread alone: another model's engine may allocate meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             output = self._call()
         return graph, output

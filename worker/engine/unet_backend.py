@@ -139,14 +139,21 @@ class UnetBackend:
         return Measured(download.picture, begin, self._device.mark())
 
     @torch.no_grad()
-    def rescue(self, request: ImageRequest, row: Row) -> tuple[Picture, float, str]:
+    def rescue(
+        self, request: ImageRequest, row: Row, alive: Callable[[], None]
+    ) -> tuple[Picture, str]:
         """Higher precision."""
-        return rescue(self._model, request, row)
+        try:
+            return rescue(self._model, request, row, alive)
+        finally:
+            self._device.release_memory()
 
     def facts(self, row: Row, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
         """What the receipt says."""
-        rows = 1 if row.rescued else shape.rows
-        return self._loaded.run_facts(row.scheduler, rows, notes, row.dtype)
+        if row.rescued:
+            return self._loaded.run_facts(row.scheduler, 1, notes, row.dtype)
+        compiled = self._model.compiled(shape)
+        return self._loaded.run_facts(row.scheduler, shape.rows, notes, row.dtype, compiled)
 
     def discard(self, row: Row) -> None:
         """Free the row's slot."""

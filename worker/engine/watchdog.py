@@ -23,6 +23,10 @@ class Watchdog:
     def __enter__(self) -> None:
         self._since = time.monotonic()
 
+    def restart(self) -> None:
+        """The work at hand consists of pieces, and one has ended: the budget is for each."""
+        self._since = time.monotonic()
+
     def __exit__(self, *_: object) -> None:
         self._since = None
 

@@ -47,6 +47,7 @@ def make_receipt(job: Job, index: int, facts: RunFacts) -> dict[str, Any]:
         "device": facts.device,
         "rows": facts.rows,
         "cpu_threads": facts.cpu_threads,
+        "speed": dict(facts.speed),
         "notes": list(facts.notes),
         "software": {
             "darkroom": darkroom_version(),

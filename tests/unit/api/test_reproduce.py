@@ -15,6 +15,7 @@ RECEIPT: dict[str, Any] = {
     "dtype": "float32",
     "rows": 1,
     "cpu_threads": 2,
+    "speed": {"channels_last": False, "compile": "off"},
     "notes": [],
     "software": {"torch": "2.13", "diffusers": "0.42", "cuda": None, "darkroom": "1"},
 }
@@ -53,6 +54,8 @@ def test_other_sizes_are_different() -> None:
         (("model", "content_hash"), "b" * 64, "checkpoint"),
         (("device",), "NVIDIA H200", "device"),
         (("rows",), 8, "rows"),
+        (("speed", "channels_last"), True, "channels_last was false and is true"),
+        (("speed", "compile"), "inductor", "compile was off and is inductor"),
         (("software", "torch"), "2.14", "torch"),
     ],
 )
@@ -64,6 +67,11 @@ def test_the_reason_names_what_differs(path: tuple[str, ...], value: Any, word: 
     place[path[-1]] = value
     assert word in explain(RECEIPT, now, "different").lower()
     assert "although" in explain(RECEIPT, now, "identical")
+
+
+def test_receipts_from_before_speed_settings_were_recorded_are_not_said_to_differ_in_them() -> None:
+    old = {key: value for key, value in RECEIPT.items() if key != "speed"}
+    assert "hardware" in explain(old, RECEIPT, "different")
 
 
 def test_equal_receipts_say_so() -> None:

@@ -1,7 +1,10 @@
 """Each way in which a device fails, injected through the device interface."""
 
+import copy
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ from tests.unit.engine.faulty import FaultyDevice, Hang, out_of_memory, poisoned
 from tests.unit.engine.toys import request, toy_engine, toy_spec
 from worker.engine.device import WorkKind, open_device
 from worker.engine.diffusion import DiffusionEngine
+from worker.engine.errors import Canceled
 from worker.engine.interface import FaultCallback
 
 LIMIT = 60.0
@@ -22,11 +26,9 @@ LIMIT = 60.0
 def faulty_engine(
     fault: Callable[[WorkKind, Any], Any],
     on_fault: FaultCallback | None = None,
-    tick_budget: float = 60.0,
     **changes: Any,
 ) -> DiffusionEngine:
-    spec = toy_spec("sd15", **changes)
-    engine = DiffusionEngine(spec, FaultyDevice(fault), on_fault, tick_budget)
+    engine = DiffusionEngine(toy_spec("sd15", **changes), FaultyDevice(fault), on_fault)
     engine.load()
     return engine
 
@@ -116,6 +118,62 @@ def test_nan_from_the_unet_is_cured_by_everything_in_float32() -> None:
     assert (image.facts.dtype, image.facts.rows) == ("float32", 1)
     assert image.pixels.std() > 0
     engine.close()
+
+
+def test_an_image_can_be_taken_back_while_it_is_made_again_in_float32() -> None:
+    """And each of its steps has the whole budget of a tick."""
+    again = threading.Event()
+    spoil = _nan_where(torch.bfloat16, ("tick",))
+    slow = 0.0
+
+    def fault(kind: WorkKind, result: Any) -> Any:
+        nonlocal slow
+        if kind == "tick" and result.dtype == torch.float32:
+            slow += 0.3
+            again.set()
+            time.sleep(0.3)
+        return spoil(kind, result)
+
+    faults: list[JobError] = []
+    engine = faulty_engine(fault, faults.append, dtype="bfloat16", tick_budget=1.0)
+    image = engine.submit(request(steps=6)).future.result(LIMIT)
+    assert image.facts.dtype == "float32"
+    assert slow > 1.5  # Longer than the budget of one tick.
+    assert faults == []
+    again.clear()
+    ticket = engine.submit(request(steps=500))
+    assert again.wait(LIMIT)
+    ticket.cancel()
+    with pytest.raises(Canceled):
+        ticket.future.result(LIMIT)
+    assert engine.counters.canceled == 1
+    assert ticket.gpu_seconds + image.gpu_seconds == pytest.approx(engine.busy_seconds, rel=0.01)
+    engine.close()
+
+
+def test_a_model_in_float32_is_gone_as_soon_as_its_picture_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not when the garbage collector comes: until then nothing else might fit."""
+    upcast: list[weakref.ref[torch.nn.Module]] = []
+    copy_part = copy.deepcopy
+
+    def noted(part: Any, memo: Any = None) -> Any:
+        copied = copy_part(part, memo)
+        if isinstance(copied, torch.nn.Module):
+            upcast.append(weakref.ref(copied))
+        return copied
+
+    engine = faulty_engine(_nan_where(torch.bfloat16, ("tick",)), dtype="bfloat16")
+    monkeypatch.setattr(copy, "deepcopy", noted)
+    gc.disable()
+    try:
+        engine.submit(request()).future.result(LIMIT)
+        engine.close()  # Its last turn has ended.
+        assert upcast
+        assert [part() for part in upcast if part() is not None] == []
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("value", [torch.nan, -1.0])
