@@ -3,9 +3,9 @@
 import asyncio
 import hashlib
 import io
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import UploadFile
 
@@ -13,6 +13,7 @@ from api.auth import Principal
 from api.deps import Resources
 from api.images import service as images
 from api.images.schemas import Inspection
+from api.jobs.schemas import JobSubmission
 from api.problems import Problem
 from api.uploads.service import refused
 from shared.gallery import statements as gallery
@@ -30,21 +31,19 @@ class _Named(BaseModel):
 
 
 class _ReceiptFields(BaseModel):
-    """What a job body needs of a receipt. A receipt in a file is a claim, checked like input."""
+    """What is read of a receipt beside a job's settings. It is a claim, checked like input."""
 
-    kind: str
-    prompt: str
-    negative_prompt: str | None = None
-    seed: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
+    kind: Literal["txt2img", "img2img"]
     scheduler: _Named
     model: _Named
-    strength: float | None = None
-    init_image_sha256: str | None = None
-    output_format: str = "png"
+    init_image_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+
+_SETTINGS = (
+    *("prompt", "negative_prompt", "seed", "width", "height", "steps", "guidance_scale"),
+    *("strength", "output_format"),
+)
+"""What a receipt and a job's body have under one name."""
 
 
 async def inspect(resources: Resources, principal: Principal, file: UploadFile) -> Inspection:
@@ -75,7 +74,7 @@ async def inspect(resources: Resources, principal: Principal, file: UploadFile) 
         receipt=receipt,
         stored=stored is not None,
         image=images.present(resources, stored) if stored is not None else None,
-        job=_job_body(fields, start),
+        job=_job_body(receipt, fields, start),
         notes=notes,
     )
 
@@ -105,10 +104,16 @@ def receipt_of(data: bytes) -> dict[str, Any] | None:
 
 
 def _fields_of(receipt: dict[str, Any] | None) -> _ReceiptFields | None:
+    """None where it is no receipt of a job that could have been submitted."""
     try:
-        return None if receipt is None else _ReceiptFields.model_validate(receipt)
+        if receipt is None:
+            return None
+        fields = _ReceiptFields.model_validate(receipt)
+        start = "an image" if fields.kind == "img2img" else None
+        JobSubmission.model_validate(_job_body(receipt, fields, start))
     except ValidationError:
         return None
+    return fields
 
 
 async def _initial_image(
@@ -126,19 +131,14 @@ async def _initial_image(
     return None
 
 
-def _job_body(fields: _ReceiptFields, init_image: str | None) -> dict[str, Any]:
-    body = {
-        "prompt": fields.prompt,
-        "negative_prompt": fields.negative_prompt,
-        "seed": fields.seed,
-        "width": fields.width,
-        "height": fields.height,
-        "steps": fields.steps,
-        "guidance_scale": fields.guidance_scale,
+def _job_body(
+    receipt: dict[str, Any], fields: _ReceiptFields, init_image: str | None
+) -> dict[str, Any]:
+    body = {name: receipt.get(name) for name in _SETTINGS} | {
         "scheduler": fields.scheduler.name,
         "model": fields.model.name,
         "init_image": init_image,
-        "strength": fields.strength if init_image is not None else None,
-        "output_format": fields.output_format,
     }
+    if init_image is None:
+        del body["strength"]
     return {name: value for name, value in body.items() if value is not None}

@@ -46,6 +46,15 @@ def test_a_receipt_is_read_back(
     assert read_receipt(opened) == receipt
 
 
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_the_longest_prompts_fit(
+    receipt: dict[str, Any], picture: Image.Image, output_format: str
+) -> None:
+    longest = {**receipt, "prompt": "🌙" * 4000, "negative_prompt": "🏠" * 4000}
+    encoded = encode_image(picture, output_format, longest)
+    assert read_receipt(Image.open(io.BytesIO(encoded.body))) == longest
+
+
 @pytest.mark.parametrize("output_format", ["png", "webp"])
 def test_lossless_formats_keep_every_pixel(
     receipt: dict[str, Any], picture: Image.Image, output_format: str
@@ -64,7 +73,23 @@ def test_other_tools_see_the_settings(receipt: dict[str, Any], picture: Image.Im
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nonsense", "[]", '{"receipt_version": 999}', "[" * 70_000, '{"a": 1}']
+    "text",
+    [
+        "",
+        "nonsense",
+        "[]",
+        '{"receipt_version": 999}',
+        '{"a": 1}',
+        "[" * 30_000,
+        "[" * 300_000,
+        '{"receipt_version": 1, "notes": ' + "[" * 600 + "]" * 600 + "}",
+        '{"receipt_version": 1, "guidance_scale": NaN}',
+        '{"receipt_version": 1, "guidance_scale": 1e999}',
+        '{"receipt_version": 1, "seed": 1' + "0" * 10_000 + "}",
+        r'{"receipt_version": 1, "prompt": "\ud800"}',
+        r'{"receipt_version": 1, "\ud800": 1}',
+        r'{"receipt_version": 1, "init_image_sha256": "\u0000"}',
+    ],
 )
 def test_what_is_no_receipt_is_none(picture: Image.Image, text: str) -> None:
     chunks = PngInfo()

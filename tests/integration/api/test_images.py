@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 from PIL import Image as Pillow
+from PIL.PngImagePlugin import PngInfo
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.gallery.models import Image
@@ -193,6 +195,76 @@ def test_inspect_of_image_to_image_finds_the_start(
     unknown = stranger.post("/v1/images/inspect", files=files).json()
     assert "init_image" not in unknown["job"]
     assert unknown["notes"]
+
+
+def with_receipt(text: str) -> dict[str, tuple[str, bytes]]:
+    """A PNG that says so of itself."""
+    chunks = PngInfo()
+    chunks.add_itxt("darkroom", text)
+    file = io.BytesIO()
+    Pillow.new("RGB", (64, 64)).save(file, "PNG", pnginfo=chunks)
+    return {"file": ("a.png", file.getvalue())}
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"seed": 2**53},
+        {"seed": 10**4000},
+        {"seed": "7"},
+        {"kind": "upscale"},
+        {"width": 65},
+        {"height": 1_000_000},
+        {"steps": 0},
+        {"guidance_scale": -1},
+        {"strength": 2, "kind": "img2img"},
+        {"prompt": ""},
+        {"prompt": "a" * 4001},
+        {"prompt": "a\x1b[2J"},
+        {"output_format": "gif"},
+        {"init_image_sha256": "0" * 63},
+        {"init_image_sha256": ["0"]},
+        {"scheduler": None},
+        {"model": {"name": "m" * 65}},
+    ],
+)
+def test_a_receipt_that_no_job_could_have_is_none(
+    http: httpx2.Client, job: dict[str, Any], claim: dict[str, Any]
+) -> None:
+    receipt = read_receipt(Pillow.open(io.BytesIO(read(http, job))))
+    assert receipt is not None
+    files = with_receipt(json.dumps(receipt | claim))
+    check_problem(http.post("/v1/images/inspect", files=files), 422, "receipt_missing")
+
+
+@pytest.mark.parametrize("more", [{"n": 10**4000}, {"n": [[[[[["deep"]]]]]]}, {"🌙": 1e300}])
+def test_what_else_a_receipt_says_is_told_as_it_stands(
+    http: httpx2.Client, job: dict[str, Any], more: dict[str, Any]
+) -> None:
+    receipt = read_receipt(Pillow.open(io.BytesIO(read(http, job))))
+    assert receipt is not None
+    answer = http.post("/v1/images/inspect", files=with_receipt(json.dumps(receipt | more)))
+    assert answer.status_code == 200
+    assert answer.json()["receipt"] == receipt | more
+    assert answer.json()["job"]["seed"] == 40
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_the_longest_prompts_can_be_made_and_inspected(
+    http: httpx2.Client, output_format: str
+) -> None:
+    body = {
+        "prompt": "🌙" * 4000,
+        "negative_prompt": "🏠" * 4000,
+        "model": "sim",
+        "output_format": output_format,
+    }
+    made = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).json()
+    assert made["state"] == "succeeded", made["error"]
+    files = {"file": ("a", read(http, made))}
+    found = http.post("/v1/images/inspect", files=files).json()
+    assert found["job"]["negative_prompt"] == body["negative_prompt"]
+    assert found["stored"] is True
 
 
 def test_a_picture_without_a_receipt_is_refused(http: httpx2.Client) -> None:
