@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidInput, ModelUnavailable, NanOutput
-from shared.schedulers import SCHEDULERS
+from shared.schedulers import SCHEDULERS, steps_to_run
 from worker.engine.backend import Done, Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, TickTime, WarmUpReport
@@ -35,6 +35,7 @@ class PipelineBackend:
         self._image_pipeline = _image_pipeline(loaded.pipeline)
         self._truncation = Truncation(_clip_tokenizers(loaded.pipeline))
         self._parameters = inspect.signature(self._pipeline.__call__).parameters
+        self._is_lcm = type(loaded.pipeline).__name__ == "LatentConsistencyModelPipeline"
 
     @property
     def model(self) -> ModelFacts:
@@ -69,13 +70,15 @@ class PipelineBackend:
         """Refuse what the pipeline's call has no parameter for."""
         if request.scheduler not in SCHEDULERS:
             raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
+        if self._is_lcm and request.scheduler != "lcm":
+            raise InvalidInput("A latent consistency model runs with the scheduler lcm only.")
         if request.negative_prompt and "negative_prompt" not in self._parameters:
             raise InvalidInput(f"Model {self.model.name!r} takes no negative prompt.")
         if (request.init_image is None) != (request.strength is None):
             raise InvalidInput("An initial image and a strength go together.")
         if request.init_image is not None and self._image_pipeline is None:
             raise InvalidInput(f"Model {self.model.name!r} makes no pictures from pictures.")
-        if request.strength is not None and int(request.steps * request.strength) < 1:
+        if self._steps(request) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
 
     def shape_of(self, request: ImageRequest) -> Shape:
@@ -161,7 +164,6 @@ class PipelineBackend:
 
     def _call(self, pipeline: Any, request: ImageRequest) -> PipelineRun:
         scheduler, notes = self._scheduler_for(request.scheduler)
-        steps = request.steps
         arguments: dict[str, Any] = {
             "prompt": request.prompt,
             "num_inference_steps": request.steps,
@@ -174,7 +176,6 @@ class PipelineBackend:
         if request.init_image is None:
             arguments |= {"width": request.width, "height": request.height}
         else:
-            steps = min(int(steps * (request.strength or 1)), steps)
             pipeline = self._with_parts_of(pipeline)
             size = (request.width, request.height)
             image = request.init_image.resize(size, Image.Resampling.LANCZOS)
@@ -183,11 +184,14 @@ class PipelineBackend:
         return PipelineRun(
             pipeline,
             arguments,
-            steps=steps,
+            steps=self._steps(request),
             scheduler=scheduler,
             notes=notes,
             dtype=self._loaded.dtype,
         )
+
+    def _steps(self, request: ImageRequest) -> int:
+        return steps_to_run(request.steps, request.strength, stretched=self._is_lcm)
 
     def _with_parts_of(self, pipeline: Any) -> Any:
         """The image-to-image pipeline over the parts of `pipeline` (they may be upcast)."""

@@ -113,6 +113,7 @@ def test_the_part_that_no_encoder_reads_is_named(engine: DiffusionEngine) -> Non
         {"strength": 0.5},
         {"init_image": START},
         {"init_image": START, "strength": 0.1, "steps": 5},
+        {"init_image": START, "strength": 0.4, "steps": 2, "scheduler": "lcm"},
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
@@ -127,11 +128,36 @@ def test_more_steps_than_a_schedule_has_fail_the_image(engine: DiffusionEngine) 
         engine.submit(request(scheduler="lcm", steps=60)).future.result(LIMIT)
 
 
-def test_a_latent_consistency_model_takes_no_other_scheduler() -> None:
-    engine = toy_engine("lcm")
+@pytest.fixture(scope="module")
+def consistent() -> Iterator[DiffusionEngine]:
+    """An engine over a latent consistency model."""
+    opened = toy_engine("lcm")
+    yield opened
+    opened.close()
+
+
+def test_a_latent_consistency_model_takes_no_other_scheduler(consistent: DiffusionEngine) -> None:
     with pytest.raises(InvalidInput):
-        engine.submit(request(scheduler="euler"))
-    engine.close()
+        consistent.submit(request(scheduler="euler"))
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(2, 0.4), (4, 0.2), (1, 0.8)])
+def test_a_latent_consistency_model_runs_all_steps_at_any_strength(
+    consistent: DiffusionEngine, steps: int, strength: float
+) -> None:
+    asked = request(scheduler="lcm", steps=steps, strength=strength, init_image=START)
+    updates: list[StepUpdate] = []
+    image = consistent.submit(asked, updates.append).future.result(LIMIT)
+    assert np.array_equal(image.pixels, reference(toy_folder("lcm")).pixels(asked))
+    assert (updates[-1].step, updates[-1].steps) == (steps, steps)
+
+
+def test_a_strength_that_leaves_a_latent_consistency_model_too_few_timesteps(
+    consistent: DiffusionEngine,
+) -> None:
+    asked = request(scheduler="lcm", steps=30, strength=0.4, init_image=START)
+    with pytest.raises(InvalidInput):
+        consistent.submit(asked).future.result(LIMIT)
 
 
 @pytest.mark.parametrize(
