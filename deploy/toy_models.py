@@ -59,6 +59,19 @@ def build_turbo(folder: Path, seed: int = 0) -> None:
     )
 
 
+def build_edm(folder: Path, seed: int = 0) -> None:
+    """XL as Playground v2.5 has it: a schedule of EDM's kind, latents of a given mean and width."""
+    from diffusers import EDMEulerScheduler
+
+    _build_stable_diffusion_xl(
+        folder,
+        seed,
+        EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
+        latents_mean=[-1.6, 0.3, 2.1, -0.2],
+        latents_std=[8.4, 5.9, 3.7, 5.0],
+    )
+
+
 def build_lcm(folder: Path, seed: int = 0) -> None:
     """A latent consistency model: guidance as a time embedding, so one half only."""
     import torch
@@ -89,13 +102,14 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd21v": build_sd21v,
     "sdxl": build_sdxl,
     "turbo": build_turbo,
+    "edm": build_edm,
     "lcm": build_lcm,
     "pag": build_pag,
 }
 """Family name on the command line -> its builder."""
 
 
-def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any) -> None:
+def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any, **vae: Any) -> None:
     import torch
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -103,7 +117,7 @@ def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any) -> None:
     torch.manual_seed(seed)
     pooled, time_width = 32, 8
     StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025, force_upcast=True),
+        vae=_vae(scaling_factor=0.13025, force_upcast=True, **vae),
         text_encoder=CLIPTextModel(_text_config()).eval(),
         text_encoder_2=CLIPTextModelWithProjection(
             _text_config(hidden_act="gelu", projection_dim=pooled)

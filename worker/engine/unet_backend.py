@@ -33,7 +33,9 @@ def family_of(pipeline: Any) -> str | None:
     """The family that the batched backend serves, or None.
 
     Beside the class, the parts must be of the usual kind: a UNet that takes the VAE's latents and
-    nothing else from an image, and embeddings that come from the text alone (plus SDXL's sizes).
+    nothing else from an image, embeddings that come from the text alone (plus SDXL's sizes), and a
+    scheduler whose noise levels are a table of ᾱ, which every scheduler on offer can take over.
+    EDM's schedulers, and those of flow matching, have no such table.
     """
     family = _FAMILIES.get(type(pipeline).__name__)
     unet: Any = getattr(pipeline, "unet", None)
@@ -47,6 +49,7 @@ def family_of(pipeline: Any) -> str | None:
         and unet.config.class_embed_type is None
         and unet.config.addition_embed_type in embeddings
         and getattr(pipeline, "text_encoder", None) is not None
+        and getattr(pipeline.scheduler, "alphas_cumprod", None) is not None
     )
     return family if usual else None
 
@@ -84,7 +87,12 @@ class UnetBackend:
         """Choose the rows, run every configured size, fit the previews."""
         report, self._rows = warm_up(self._loaded, self._model)
         pipeline = self._loaded.pipeline
-        self._previews = PreviewMap.fit(pipeline.vae, pipeline.vae_scale_factor, self._device)
+        self._previews = PreviewMap.fit(
+            pipeline.vae,
+            pipeline.vae_scale_factor,
+            self._device,
+            standardized=self._model.family == "sdxl",
+        )
         return dataclasses.replace(report, preview_error=self._previews.error)
 
     def check(self, request: ImageRequest) -> None:

@@ -1,16 +1,20 @@
 """What a real model offers beside its pictures: facts, previews, truncation, refusals."""
 
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidInput
 from tests.unit.engine.reference import reference
-from tests.unit.engine.toys import request, toy_engine, toy_folder
+from tests.unit.engine.toys import request, toy_engine, toy_folder, toy_spec
 from worker.engine import Canceled, StepUpdate
 from worker.engine.diffusion import DiffusionEngine
 
@@ -79,6 +83,51 @@ def test_previews_have_the_size_of_the_latents_and_the_look_of_the_picture() -> 
     pictures = [update.preview_webp for update in updates]
     assert pictures
     assert all(picture is not None and picture[8:12] == b"WEBP" for picture in pictures)
+
+
+def test_previews_know_the_mean_and_the_deviation_of_a_vae_s_latents(tmp_path: Path) -> None:
+    """The same picture as latents of two models, one of which standardizes them: one preview."""
+    from diffusers import AutoencoderKL
+
+    mean, deviation = [-0.24, -0.28, -0.01, 0.33], [0.17, 0.19, 0.15, 0.18]  # about the toy's own
+    plain = _with_vae_config(tmp_path / "plain", scaling_factor=6.0)
+    standard = _with_vae_config(
+        tmp_path / "standard", scaling_factor=1.0, latents_mean=mean, latents_std=deviation
+    )
+    picture = torch.from_numpy(np.array(START.resize((8, 8)).resize((64, 64))))
+    vae = AutoencoderKL.from_pretrained(plain / "vae")
+    with torch.no_grad():
+        latents = vae.encode(picture.permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
+    each_mean, each_deviation = torch.tensor([mean, deviation]).view(2, 1, 4, 1, 1)
+    shown = _preview(plain, latents * 6.0)
+    again = _preview(standard, (latents - each_mean) / each_deviation)
+    assert np.abs(again - shown).max() <= 3
+    assert shown.std() > 10
+
+
+def _with_vae_config(folder: Path, **values: Any) -> Path:
+    """A copy of toy SDXL whose VAE says this of its latents."""
+    shutil.copytree(toy_folder("sdxl"), folder)
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    return folder
+
+
+def _preview(folder: Path, latents: torch.Tensor) -> NDArray[np.int64]:
+    """What a model shows of clean latents, (8, 8, 3), in 0 … 255."""
+    from worker.engine.device import open_device
+    from worker.engine.loaded import load
+    from worker.engine.row import Prediction
+    from worker.engine.unet_backend import UnetBackend
+
+    backend = UnetBackend(load(toy_spec("sdxl", source=str(folder)), open_device("cpu")), "sdxl")
+    backend.warm_up()
+    asked = request()
+    row, _ = backend.prepare(asked, backend.shape_of(asked))
+    row.seen = Prediction(latents, torch.zeros_like(latents), timestep=0.0)
+    shown = backend.preview(row)
+    assert shown is not None
+    return shown.rgb().astype(np.int64)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "lms"])
@@ -182,3 +231,37 @@ def test_another_pipeline_can_be_canceled_between_steps(whole: DiffusionEngine) 
     assert isinstance(ticket.future.exception(LIMIT), Canceled)
     image = neighbour.future.result(LIMIT)
     assert np.array_equal(image.pixels, reference(toy_folder("pag")).pixels(request(seed=3)))
+
+
+def test_a_scheduler_without_a_table_of_noise_levels_runs_as_its_own_pipeline_does() -> None:
+    """EDM's, as Playground v2.5 has it: no scheduler on offer can take its config over."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+
+    engine = toy_engine("edm")
+    engine.warm_up()
+    assert engine.model.family == "pipeline"
+    asked = request(negative_prompt="blurry", init_image=START.resize((64, 64)), strength=0.5)
+    images = [
+        engine.submit(each).future.result(LIMIT)
+        for each in (request(negative_prompt="blurry"), asked)
+    ]
+    engine.close()
+    from_text = StableDiffusionXLPipeline.from_pretrained(toy_folder("edm"))
+    from_image = StableDiffusionXLImg2ImgPipeline(**from_text.components)
+    common = {
+        "prompt": asked.prompt,
+        "negative_prompt": "blurry",
+        "num_inference_steps": asked.steps,
+        "guidance_scale": asked.guidance_scale,
+    }
+    start = {"image": asked.init_image, "strength": 0.5}
+    for image, pipeline, more in (
+        (images[0], from_text, {"width": 64, "height": 64}),
+        (images[1], from_image, start),
+    ):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator("cpu").manual_seed(asked.seed)
+        (expected,) = pipeline(**common, **more, generator=generator).images
+        assert np.array_equal(image.pixels, np.asarray(expected))
+        assert image.facts.scheduler_class == "EDMEulerScheduler"
+        assert "does not fit this model" in image.facts.notes[0]
