@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class PipelineBackend:
         self._image_pipeline = _image_pipeline(loaded.pipeline)
         self._truncation = Truncation(_clip_tokenizers(loaded.pipeline))
         self._parameters = inspect.signature(self._pipeline.__call__).parameters
+        self._factor = _size_factor(loaded.pipeline)
         self._is_lcm = type(loaded.pipeline).__name__ == "LatentConsistencyModelPipeline"
 
     @property
@@ -72,6 +74,8 @@ class PipelineBackend:
             raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
         if self._is_lcm and request.scheduler != "lcm":
             raise InvalidInput("A latent consistency model runs with the scheduler lcm only.")
+        if request.width % self._factor or request.height % self._factor:
+            raise InvalidInput(f"Width and height must be multiples of {self._factor} pixels.")
         if request.negative_prompt and "negative_prompt" not in self._parameters:
             raise InvalidInput(f"Model {self.model.name!r} takes no negative prompt.")
         if (request.init_image is None) != (request.strength is None):
@@ -104,9 +108,19 @@ class PipelineBackend:
         return None
 
     def decode(self, row: PipelineRun) -> Work[Picture]:
-        """Let the pipeline run to its end."""
+        """Let the pipeline run to its end.
+
+        Raises:
+            InvalidInput: it made a picture of another size than was asked for.
+        """
         begin = self._device.mark()
         image = self._device.run("decode", row.finish)
+        width, height = row.size
+        if image.shape[:2] != (height, width):
+            made = f"{image.shape[1]}x{image.shape[0]}"
+            raise InvalidInput(
+                f"Model {self.model.name!r} makes {made} of {width}x{height} pixels."
+            )
         return Measured(lambda: _picture(image), begin, self._device.mark())
 
     def rescue(self, request: ImageRequest, row: PipelineRun) -> tuple[Picture, float, str]:
@@ -180,10 +194,13 @@ class PipelineBackend:
             size = (request.width, request.height)
             image = request.init_image.resize(size, Image.Resampling.LANCZOS)
             arguments |= {"image": image, "strength": request.strength}
+            if "width" in inspect.signature(pipeline.__call__).parameters:  # else the image's
+                arguments |= {"width": request.width, "height": request.height}
         pipeline.scheduler = scheduler
         return PipelineRun(
             pipeline,
             arguments,
+            size=(request.width, request.height),
             steps=self._steps(request),
             scheduler=scheduler,
             notes=notes,
@@ -218,6 +235,19 @@ def _image_pipeline(pipeline: Any) -> Any | None:
         return None
     image_pipeline.set_progress_bar_config(disable=True)
     return image_pipeline
+
+
+def _size_factor(pipeline: Any) -> int:
+    """What the pipeline rounds or refuses sizes by, in pixels, as far as it says.
+
+    Flux and its like have it in their image processor (two latents a patch), Stable Diffusion 3 in
+    its patch size.
+    """
+    processor = getattr(getattr(pipeline, "image_processor", None), "config", None)
+    factor = getattr(pipeline, "vae_scale_factor", 1)
+    return math.lcm(
+        getattr(processor, "vae_scale_factor", 1), factor * getattr(pipeline, "patch_size", 1)
+    )
 
 
 def _clip_tokenizers(pipeline: Any) -> list[Any]:

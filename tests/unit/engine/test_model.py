@@ -1,5 +1,6 @@
 """What a real model offers beside its pictures: facts, previews, truncation, refusals."""
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -219,6 +220,53 @@ def test_another_pipeline_runs_through_its_own_call(
     image = whole.submit(asked).future.result(LIMIT)
     assert np.array_equal(image.pixels, reference(toy_folder("pag")).pixels(asked))
     assert whole.model.family == "pipeline"
+
+
+@pytest.fixture(scope="module")
+def patched() -> Iterator[DiffusionEngine]:
+    """An engine over a pipeline whose sizes are multiples of 16."""
+    opened = toy_engine("flux")
+    opened.warm_up()
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("changes", [{}, {"init_image": START, "strength": 0.5}])
+def test_a_pipeline_makes_the_size_that_was_asked_for(
+    patched: DiffusionEngine, changes: dict[str, Any]
+) -> None:
+    asked = request(width=96, height=80, **changes)
+    image = patched.submit(asked).future.result(LIMIT)
+    assert image.pixels.shape == (80, 96, 3)
+    assert patched.model.family == "pipeline"
+
+
+@pytest.mark.parametrize("changes", [{"width": 72}, {"height": 72}])
+def test_a_size_that_a_pipeline_would_round_is_refused(
+    patched: DiffusionEngine, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput, match="multiples of 16 pixels"):
+        patched.submit(request(**changes))
+
+
+def test_a_picture_of_another_size_is_not_handed_over(
+    whole: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline that rounds sizes and does not say by what."""
+    from diffusers import StableDiffusionPAGPipeline
+
+    call = StableDiffusionPAGPipeline.__call__
+
+    @functools.wraps(call)
+    def rounding(pipeline: Any, **arguments: Any) -> Any:
+        sides = {side: arguments[side] // 16 * 16 for side in ("width", "height")}
+        return call(pipeline, **{**arguments, **sides})
+
+    monkeypatch.setattr(StableDiffusionPAGPipeline, "__call__", rounding)
+    with pytest.raises(InvalidInput, match="makes 64x64 of 72x64 pixels"):
+        whole.submit(request(width=72)).future.result(LIMIT)
+    image = whole.submit(request(width=80)).future.result(LIMIT)
+    assert image.pixels.shape == (64, 80, 3)
 
 
 def test_another_pipeline_can_be_canceled_between_steps(whole: DiffusionEngine) -> None:
