@@ -59,6 +59,19 @@ def build_turbo(folder: Path, seed: int = 0) -> None:
     )
 
 
+def build_edm(folder: Path, seed: int = 0) -> None:
+    """XL as Playground v2.5 has it: a schedule of EDM's kind, latents of a given mean and width."""
+    from diffusers import EDMEulerScheduler
+
+    _build_stable_diffusion_xl(
+        folder,
+        seed,
+        EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
+        latents_mean=[-1.6, 0.3, 2.1, -0.2],
+        latents_std=[8.4, 5.9, 3.7, 5.0],
+    )
+
+
 def build_lcm(folder: Path, seed: int = 0) -> None:
     """A latent consistency model: guidance as a time embedding, so one half only."""
     import torch
@@ -83,19 +96,52 @@ def build_pag(folder: Path, seed: int = 0) -> None:
     _build_stable_diffusion(folder, seed, pipeline="StableDiffusionPAGPipeline")
 
 
+def build_flux(folder: Path, seed: int = 0) -> None:
+    """Flux: a transformer with flow matching, run as a whole; its sizes are multiples of 16."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast
+
+    torch.manual_seed(seed)
+    vae, width = _vae(shift_factor=0.1159), 32
+    FluxPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(_text_config()).eval(),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=T5EncoderModel(_t5_config(width)).eval(),
+        tokenizer_2=T5TokenizerFast(
+            vocab=_t5_vocabulary(), extra_ids=0, model_max_length=_MAX_TOKENS
+        ),
+        transformer=FluxTransformer2DModel(
+            in_channels=4 * vae.config.latent_channels,  # patches of 2 × 2 latents
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=width,
+            pooled_projection_dim=width,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    ).save_pretrained(folder)
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "sd15": build_sd15,
     "sd21": build_sd21,
     "sd21v": build_sd21v,
     "sdxl": build_sdxl,
     "turbo": build_turbo,
+    "edm": build_edm,
     "lcm": build_lcm,
     "pag": build_pag,
+    "flux": build_flux,
 }
 """Family name on the command line -> its builder."""
 
 
-def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any) -> None:
+def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any, **vae: Any) -> None:
     import torch
     from diffusers import StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -103,7 +149,7 @@ def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any) -> None:
     torch.manual_seed(seed)
     pooled, time_width = 32, 8
     StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025, force_upcast=True),
+        vae=_vae(scaling_factor=0.13025, force_upcast=True, **vae),
         text_encoder=CLIPTextModel(_text_config()).eval(),
         text_encoder_2=CLIPTextModelWithProjection(
             _text_config(hidden_act="gelu", projection_dim=pooled)
@@ -216,6 +262,25 @@ def _text_config(**overrides: Any) -> Any:
         "pad_token_id": vocabulary["<|endoftext|>"],
     }
     return CLIPTextConfig(**{**config, **overrides})
+
+
+def _t5_config(width: int) -> Any:
+    from transformers import T5Config
+
+    return T5Config(
+        vocab_size=len(_t5_vocabulary()),
+        d_model=width,
+        d_kv=16,
+        d_ff=2 * width,
+        num_layers=1,
+        num_heads=2,
+    )
+
+
+def _t5_vocabulary() -> list[tuple[str, float]]:
+    """(piece, score): printable ASCII, one token a character; a blank is SentencePiece's bar."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *map(chr, range(33, 127))]
+    return [(piece, -float(rank)) for rank, piece in enumerate(pieces)]
 
 
 def make_tokenizer() -> Any:

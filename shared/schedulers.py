@@ -1,4 +1,5 @@
-"""The schedulers that a job can name: wire name -> diffusers class and what it pins in its config.
+"""The schedulers that a job can name: wire name -> diffusers class and what it pins in its config;
+and how many steps of a schedule run.
 
 Pure data, so that the API can validate names without importing torch. Everything not pinned here
 (betas, prediction type, timestep spacing) comes from the checkpoint's own scheduler config, as
@@ -68,3 +69,31 @@ SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
     }
 )
 """Wire name -> scheduler, in the order that documentation and clients show."""
+
+
+def steps_to_run(steps: int, strength: float | None, *, stretched: bool) -> int:
+    """Denoising steps that one image takes; 0 where the strength leaves none.
+
+    diffusers' image-to-image pipelines run the end of a schedule, `int(steps * strength)` steps of
+    it. Latent consistency models hand the strength to their scheduler instead, which spreads all
+    the steps over that end.
+
+    Args:
+        steps: of the whole schedule.
+        strength: (0, 1]; None without an initial image.
+        stretched: whether the model is of the second kind.
+    """
+    if strength is None or stretched:
+        return steps
+    return min(int(steps * strength), steps)
+
+
+def may_stretch(scheduler: str, family: str | None) -> bool:
+    """Whether a model of this family may spread all steps over what a strength leaves.
+
+    Args:
+        scheduler: wire name.
+        family: as workers announce it. Stable Diffusion cuts its schedule even with the scheduler
+            `lcm`; where the family is None or says nothing of it, only the engine knows.
+    """
+    return scheduler == "lcm" and family not in ("sd", "sdxl")

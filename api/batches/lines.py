@@ -1,5 +1,6 @@
 """A line of a batch to its jobs: defaults, expansion, and the same rules as POST /v1/jobs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +43,16 @@ class LineChecker:
         templates: bool,
         catalog: ModelCatalog,
         settings: Settings,
+        families: Mapping[str, str],
         webhook: dict[str, Any] | None = None,
     ) -> None:
-        """`webhook` is the column of that name for the jobs whose lines bring none."""
+        """`families` are as in `plan_job`; `webhook` is for the jobs whose lines bring none."""
         self._defaults = defaults
         self._webhook = webhook
         self._templates = templates
         self._catalog = catalog
         self._settings = settings
+        self._families = families
         self._names: set[str] = set()
         self._room = MAX_LINES
 
@@ -112,7 +115,7 @@ class LineChecker:
             message = "In a batch, init_image is the id of an upload or of an image."
             raise LineRefused.because("malformed_init_image", message, "/init_image")
         try:
-            plan = plan_job(asked, self._catalog, self._settings)
+            plan = plan_job(asked, self._catalog, self._settings, self._families)
             webhook = job_webhook(asked.webhook, self._settings) or self._webhook
         except Problem as problem:
             raise LineRefused(*problem.errors) from None

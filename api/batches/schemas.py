@@ -145,7 +145,7 @@ class Batch(AnswerModel):
     invalid_lines: int = Field(description="Lines that broke a rule; GET …/errors says which.")
     counts: Counts
     images: ImageCounts
-    cost: int = Field(description="Width × height × steps, over all images.")
+    cost: int = Field(description="Width × height × steps that run, over all images.")
     fraction: float = Field(description="Jobs that have ended, 0 to 1.")
     rate: Rate | None
     eta: UtcTime | None = Field(description="null until there is evidence to say it from.")
@@ -191,7 +191,7 @@ class DryRun(AnswerModel):
     invalid_lines: int
     jobs: int
     images: int
-    cost: int = Field(description="Width × height × steps, over all images.")
+    cost: int = Field(description="Width × height × steps that run, over all images.")
     estimate: Estimate | None = Field(description="null without evidence.")
     eta: UtcTime | None = Field(
         description="Even odds, behind what waits now. null without evidence or a live worker."

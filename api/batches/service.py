@@ -61,7 +61,8 @@ async def submit(
         if replay is not None:
             return replay
     async with _turns:
-        found = await validate(resources, principal, lines, _checker(resources, submission))
+        checker = await _checker(resources, submission)
+        found = await validate(resources, principal, lines, checker)
         try:
             if found.makes_a_batch(submission.options.on_error):
                 return await accept(resources, principal, submission, found)
@@ -90,7 +91,8 @@ async def estimate(
 ) -> DryRun:
     """Validate all lines and say what they would make; nothing is kept."""
     async with _turns:
-        found = await validate(resources, principal, lines, _checker(resources, submission))
+        checker = await _checker(resources, submission)
+        found = await validate(resources, principal, lines, checker)
     found.close()
     async with resources.tenant_transaction(principal) as session:
         asked = statements.recent_speed(principal.tenant_id, sorted(found.models))
@@ -123,7 +125,7 @@ async def estimate(
     )
 
 
-def _checker(resources: Resources, submission: Submission) -> LineChecker:
+async def _checker(resources: Resources, submission: Submission) -> LineChecker:
     options = submission.options
     names = ("session_id", "start_within", "finish_within")
     given = {name: getattr(options, name) for name in names}
@@ -135,6 +137,7 @@ def _checker(resources: Resources, submission: Submission) -> LineChecker:
         templates=options.templates,
         catalog=resources.catalog,
         settings=resources.settings,
+        families=await resources.roster.families(),
         webhook=webhook if tells_of_jobs else None,
     )
 

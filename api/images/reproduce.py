@@ -112,7 +112,7 @@ def _columns(
         "session_id": original.session_id,
         "job_metadata": {MARK: to_wire("img", original.id)},
         "warnings": [],
-        "cost": receipt["width"] * receipt["height"] * receipt["steps"],
+        "cost": source.cost // len(source.seeds),
         "max_attempts": resources.settings.max_attempts,
     }
 

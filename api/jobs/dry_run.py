@@ -18,7 +18,8 @@ async def dry_run(resources: Resources, principal: Principal, asked: JobSubmissi
     Raises:
         Problem: the request breaks a rule, or the key may not have such pictures made.
     """
-    plan = plan_job(asked, resources.catalog, resources.settings)
+    families = await resources.roster.families()
+    plan = plan_job(asked, resources.catalog, resources.settings, families)
     check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
     estimate = await resources.estimates.of_new(work_of_plan(plan))
     is_drawn = asked.seed is None and asked.seeds is None

@@ -203,10 +203,9 @@ def work_of_job(job: Job) -> Work:
         model=job.model,
         width=job.width,
         height=job.height,
-        steps=job.steps,
-        strength=job.strength,
         guidance_scale=job.guidance_scale,
         images=len(job.seeds),
+        cost=job.cost,
     )
 
 
@@ -216,10 +215,9 @@ def work_of_plan(plan: Plan) -> Work:
         model=plan.model,
         width=plan.width,
         height=plan.height,
-        steps=plan.steps,
-        strength=plan.strength,
         guidance_scale=plan.guidance_scale,
         images=len(plan.seeds),
+        cost=plan.cost,
     )
 
 

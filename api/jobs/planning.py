@@ -1,13 +1,14 @@
 """What a submission means: defaults of the model, its limits, and the seeds of every image."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from api.jobs.schemas import MAX_SEED, JobSubmission
 from api.problems import FieldError, Problem
 from shared.model_catalog import ModelCatalog, ModelSpec
-from shared.schedulers import SCHEDULERS
+from shared.schedulers import SCHEDULERS, may_stretch, steps_to_run
 from shared.settings import Settings
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ class Plan:
     width: int
     height: int
     steps: int
+    steps_to_run: int
+    """At most `steps`: fewer with a strength; 0 where it leaves none."""
     guidance_scale: float
     scheduler: str
     strength: float | None
@@ -37,8 +40,8 @@ class Plan:
 
     @property
     def cost(self) -> int:
-        """width × height × steps × images."""
-        return self.width * self.height * self.steps * len(self.seeds)
+        """width × height × steps that run × images."""
+        return self.width * self.height * self.steps_to_run * len(self.seeds)
 
     def columns(self) -> dict[str, object]:
         """The plan as columns of a job's row."""
@@ -62,8 +65,17 @@ class Plan:
         }
 
 
-def plan_job(asked: JobSubmission, catalog: ModelCatalog, settings: Settings) -> Plan:
+def plan_job(
+    asked: JobSubmission, catalog: ModelCatalog, settings: Settings, families: Mapping[str, str]
+) -> Plan:
     """Fill in what was left open and check what depends on the model.
+
+    Args:
+        asked: what the client sent.
+        catalog: the models there are.
+        settings: how many images a job may have.
+        families: model -> family, as workers announce it. Where it is not known how many steps a
+            strength leaves, all are counted and the engine decides.
 
     Raises:
         Problem: 422 with every field that breaks a rule.
@@ -74,6 +86,9 @@ def plan_job(asked: JobSubmission, catalog: ModelCatalog, settings: Settings) ->
             "/model", "unknown_model", "No model has this name; see GET /v1/models."
         )
     is_img2img = asked.init_image is not None
+    steps, scheduler = _or(asked.steps, spec.default_steps), _or(asked.scheduler, spec.scheduler)
+    strength = _or(asked.strength, DEFAULT_STRENGTH) if is_img2img else None
+    stretched = may_stretch(scheduler, families.get(spec.name))
     plan = Plan(
         kind="img2img" if is_img2img else "txt2img",
         model=spec.name,
@@ -82,16 +97,17 @@ def plan_job(asked: JobSubmission, catalog: ModelCatalog, settings: Settings) ->
         seeds=_seeds(asked),
         width=_or(asked.width, spec.default_width),
         height=_or(asked.height, spec.default_height),
-        steps=_or(asked.steps, spec.default_steps),
+        steps=steps,
+        steps_to_run=steps_to_run(steps, strength, stretched=stretched),
         guidance_scale=_or(asked.guidance_scale, spec.default_guidance_scale),
-        scheduler=_or(asked.scheduler, spec.scheduler),
-        strength=_or(asked.strength, DEFAULT_STRENGTH) if is_img2img else None,
+        scheduler=scheduler,
+        strength=strength,
         output_format=asked.output_format,
         session_id=asked.session_id,
         metadata=dict(asked.metadata),
         previews=asked.previews,
     )
-    errors = _broken_limits(plan, spec, settings.max_images_per_job, asked.seeds is not None)
+    errors = _broken_limits(plan, spec, settings.max_images_per_job, asked)
     if errors:
         raise Problem("validation_failed", errors[0].message, errors=errors)
     return plan
@@ -110,14 +126,20 @@ def _seeds(asked: JobSubmission) -> list[int]:
     return list(range(first, first + count))
 
 
+def _pointer_to_sent(asked: JobSubmission, *names: str) -> str:
+    """The first of these fields that the client did send: the others are our defaults."""
+    sent = (name for name in names if getattr(asked, name) is not None)
+    return f"/{next(sent, names[0])}"
+
+
 def _broken_limits(
-    plan: Plan, spec: ModelSpec, max_images: int, has_seed_list: bool
+    plan: Plan, spec: ModelSpec, max_images: int, asked: JobSubmission
 ) -> list[FieldError]:
     count = len(plan.seeds)
     rules = (
         (
             count <= max_images,
-            "/seeds" if has_seed_list else "/num_images",
+            "/seeds" if asked.seeds is not None else "/num_images",
             "too_many_images",
             f"A job may have {max_images} images at most.",
         ),
@@ -152,10 +174,10 @@ def _broken_limits(
             f"No such scheduler; there are {', '.join(SCHEDULERS)}.",
         ),
         (
-            plan.strength is None or int(plan.steps * plan.strength) >= 1,
-            "/strength",
+            plan.steps_to_run >= 1,
+            _pointer_to_sent(asked, "strength", "steps", "init_image"),
             "strength_too_low",
-            "steps × strength must be at least 1.",
+            f"steps × strength must be at least 1; it is {plan.steps} × {plan.strength}.",
         ),
     )
     return [

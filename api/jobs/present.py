@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
+from api.jobs.estimates import work_of_job
 from api.jobs.schemas import (
     Attempt,
     ErrorInfo,
@@ -122,7 +123,8 @@ def _coarse(eta: Eta | None) -> tuple[int, int] | None:
 def _final_progress(job: rows.Job) -> Progress | None:
     if job.state != JobState.SUCCEEDED:
         return None
-    return Progress(step=job.steps, steps=job.steps, fraction=1.0)
+    steps = work_of_job(job).steps
+    return Progress(step=steps, steps=steps, fraction=1.0)
 
 
 def _error(code: str | None, message: str | None) -> ErrorInfo | None:

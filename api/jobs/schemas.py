@@ -267,7 +267,7 @@ class JobDryRun(AnswerModel):
     strength: float | None
     num_images: int
     seeds: list[int] | None = Field(description="Null: they would be drawn at the submission.")
-    cost: int = Field(description="Width × height × steps × images, the unit of quotas.")
+    cost: int = Field(description="Width × height × steps that run × images, the unit of quotas.")
     eta: Eta | None = Field(description="If it were submitted now. Null without evidence.")
     warnings: list[JobWarning]
 

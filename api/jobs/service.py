@@ -63,7 +63,8 @@ async def submit(
     Raises:
         Problem: the request breaks a rule, the key was used for another body, or Postgres is away.
     """
-    plan = plan_job(asked, resources.catalog, resources.settings)
+    families = await resources.roster.families()
+    plan = plan_job(asked, resources.catalog, resources.settings, families)
     fingerprint = _fingerprint("POST /v1/jobs", asked)
     if idempotency_key is not None and asked.init_image is not None:
         # Asked before the picture is decoded and stored, which a replay should not repeat.

@@ -40,6 +40,15 @@ class WorkerRoster:
             return None
         return any(worker.serves(model) for worker in workers)
 
+    async def families(self) -> dict[str, str]:
+        """Model -> family, of the models that a live worker has loaded once."""
+        return {
+            model.name: model.family
+            for worker in await self.workers() or ()
+            for model in worker.models
+            if model.family is not None
+        }
+
     async def look(self, name: str | None = None) -> list[tuple[WorkerAnnouncement, float]]:
         """(announcement, seconds since it was made) as of now, in the order of the names.
 

@@ -29,9 +29,8 @@ def list_finished(since: datetime, limit: int) -> Select[Any]:
             Job.model,
             Job.width,
             Job.height,
-            Job.steps,
-            Job.strength,
             Job.guidance_scale,
+            Job.cost,
             func.cardinality(Job.seeds).label("images"),
             cast(first.receipt["rows"].astext, Integer).label("rows"),
             first.receipt["device"].astext.label("device"),
@@ -63,7 +62,7 @@ def measure_loads() -> Select[str, str, str, int, int, float]:
             Job.state,
             func.count(),
             cast(func.sum(func.cardinality(Job.seeds)), BigInteger),
-            cast(func.sum(Job.cost * func.coalesce(Job.strength, 1.0)), Float),
+            cast(func.sum(Job.cost), Float),
         )
         .where(
             Job.finished_at.is_(None),

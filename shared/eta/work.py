@@ -12,7 +12,7 @@ class Work:
     width: int
     height: int
     steps: int
-    """Denoising steps that run: fewer than asked for with a `strength` below 1."""
+    """Denoising steps that run: fewer than asked for where a `strength` leaves some out."""
     guided: bool
     """Whether a step computes an unconditional half, too."""
     images: int
@@ -28,13 +28,12 @@ def work_of(
     model: str,
     width: int,
     height: int,
-    steps: int,
-    strength: float | None,
     guidance_scale: float,
     images: int,
+    cost: int,
 ) -> Work:
-    """The work of a job with these settings."""
-    run = steps if strength is None else max(1, min(int(steps * strength), steps))
+    """The work of a job with these settings, whose cost counts the steps that run."""
+    run = max(1, cost // (width * height * images))
     return Work(model, width, height, run, guidance_scale > 1, images)
 
 

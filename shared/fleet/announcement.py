@@ -53,6 +53,8 @@ class AnnouncedModel(BaseModel):
     name: str
     state: ModelState = ModelState.WARM
     content_hash: str | None = None
+    family: str | None = None
+    """See `worker.engine.interface.ModelFacts`; None while it has never been loaded."""
     rows: int | None = None
     """The fixed batch shape; None while it has never been loaded."""
     sizes: tuple[tuple[int, int], ...] = ()

@@ -128,7 +128,7 @@ class Job(Base):
     job_metadata: Mapped[Json] = mapped_column("metadata")
     warnings: Mapped[list[dict[str, str]]] = mapped_column(JSONB, server_default=text("'[]'"))
     cost: Mapped[int] = mapped_column(BigInteger)
-    """width × height × steps × images."""
+    """width × height × steps that run × images; a strength below 1 leaves some of the steps out."""
     start_deadline: Mapped[Instant | None]
     finish_deadline: Mapped[Instant | None]
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))

@@ -147,6 +147,7 @@ def _copy_raw(system: System, content: bytes) -> float:
         templates=True,
         catalog=load_catalog(MODELS),
         settings=system.settings,
+        families={},
     )
     for line in read_file(io.BytesIO(content), "jsonl"):
         for job in checker.check(line):

@@ -4,6 +4,7 @@ import base64
 import io
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -108,6 +109,22 @@ def test_image_to_image_follows_its_start(studio: ApiProcess) -> None:
 
     near, far = distance(0.2), distance(0.9)
     assert near < far
+
+
+def test_a_model_that_cuts_its_schedule_does_so_with_the_scheduler_lcm(studio: ApiProcess) -> None:
+    """Its worker has announced what it is: all count the steps that the engine runs."""
+    start = generate(studio, seed=21)["images"][0]["id"]
+    fields = {"scheduler": "lcm", "init_image": start, "strength": 0.5}
+    job = generate(studio, seed=5, **fields)
+    assert job["progress"] == {"step": 3, "steps": 3, "fraction": 1.0}
+
+    def ask(steps: int) -> httpx2.Response:
+        body = {"prompt": PROMPT, "model": "demo", "steps": steps, **fields}
+        return studio.http.post("/v1/jobs", params={"dry_run": "1"}, json=body)
+
+    assert ask(6).json()["cost"] == 128 * 128 * 3
+    refused = ask(1).json()
+    assert [error["code"] for error in refused["errors"]] == ["strength_too_low"]
 
 
 def test_an_upload_a_data_url_and_an_image_start_the_same_picture(studio: ApiProcess) -> None:

@@ -222,8 +222,7 @@ def _work(row: Any) -> Work:
         model=row.model,
         width=row.width,
         height=row.height,
-        steps=row.steps,
-        strength=row.strength,
         guidance_scale=row.guidance_scale,
         images=row.images,
+        cost=row.cost,
     )

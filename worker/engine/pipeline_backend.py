@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidInput, ModelUnavailable, NanOutput
-from shared.schedulers import SCHEDULERS
+from shared.schedulers import SCHEDULERS, steps_to_run
 from worker.engine.backend import Done, Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, TickTime, WarmUpReport
@@ -35,6 +36,8 @@ class PipelineBackend:
         self._image_pipeline = _image_pipeline(loaded.pipeline)
         self._truncation = Truncation(_clip_tokenizers(loaded.pipeline))
         self._parameters = inspect.signature(self._pipeline.__call__).parameters
+        self._factor = _size_factor(loaded.pipeline)
+        self._is_lcm = type(loaded.pipeline).__name__ == "LatentConsistencyModelPipeline"
 
     @property
     def model(self) -> ModelFacts:
@@ -69,13 +72,17 @@ class PipelineBackend:
         """Refuse what the pipeline's call has no parameter for."""
         if request.scheduler not in SCHEDULERS:
             raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
+        if self._is_lcm and request.scheduler != "lcm":
+            raise InvalidInput("A latent consistency model runs with the scheduler lcm only.")
+        if request.width % self._factor or request.height % self._factor:
+            raise InvalidInput(f"Width and height must be multiples of {self._factor} pixels.")
         if request.negative_prompt and "negative_prompt" not in self._parameters:
             raise InvalidInput(f"Model {self.model.name!r} takes no negative prompt.")
         if (request.init_image is None) != (request.strength is None):
             raise InvalidInput("An initial image and a strength go together.")
         if request.init_image is not None and self._image_pipeline is None:
             raise InvalidInput(f"Model {self.model.name!r} makes no pictures from pictures.")
-        if request.strength is not None and int(request.steps * request.strength) < 1:
+        if self._steps(request) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
 
     def shape_of(self, request: ImageRequest) -> Shape:
@@ -101,9 +108,19 @@ class PipelineBackend:
         return None
 
     def decode(self, row: PipelineRun) -> Work[Picture]:
-        """Let the pipeline run to its end."""
+        """Let the pipeline run to its end.
+
+        Raises:
+            InvalidInput: it made a picture of another size than was asked for.
+        """
         begin = self._device.mark()
         image = self._device.run("decode", row.finish)
+        width, height = row.size
+        if image.shape[:2] != (height, width):
+            made = f"{image.shape[1]}x{image.shape[0]}"
+            raise InvalidInput(
+                f"Model {self.model.name!r} makes {made} of {width}x{height} pixels."
+            )
         return Measured(lambda: _picture(image), begin, self._device.mark())
 
     def rescue(
@@ -170,7 +187,6 @@ class PipelineBackend:
 
     def _call(self, pipeline: Any, request: ImageRequest) -> PipelineRun:
         scheduler, notes = self._scheduler_for(request.scheduler)
-        steps = request.steps
         arguments: dict[str, Any] = {
             "prompt": request.prompt,
             "num_inference_steps": request.steps,
@@ -183,20 +199,25 @@ class PipelineBackend:
         if request.init_image is None:
             arguments |= {"width": request.width, "height": request.height}
         else:
-            steps = min(int(steps * (request.strength or 1)), steps)
             pipeline = self._with_parts_of(pipeline)
             size = (request.width, request.height)
             image = request.init_image.resize(size, Image.Resampling.LANCZOS)
             arguments |= {"image": image, "strength": request.strength}
+            if "width" in inspect.signature(pipeline.__call__).parameters:  # else the image's
+                arguments |= {"width": request.width, "height": request.height}
         pipeline.scheduler = scheduler
         return PipelineRun(
             pipeline,
             arguments,
-            steps=steps,
+            size=(request.width, request.height),
+            steps=self._steps(request),
             scheduler=scheduler,
             notes=notes,
             dtype=self._loaded.dtype,
         )
+
+    def _steps(self, request: ImageRequest) -> int:
+        return steps_to_run(request.steps, request.strength, stretched=self._is_lcm)
 
     def _with_parts_of(self, pipeline: Any) -> Any:
         """The image-to-image pipeline over the parts of `pipeline` (they may be upcast)."""
@@ -223,6 +244,19 @@ def _image_pipeline(pipeline: Any) -> Any | None:
         return None
     image_pipeline.set_progress_bar_config(disable=True)
     return image_pipeline
+
+
+def _size_factor(pipeline: Any) -> int:
+    """What the pipeline rounds or refuses sizes by, in pixels, as far as it says.
+
+    Flux and its like have it in their image processor (two latents a patch), Stable Diffusion 3 in
+    its patch size.
+    """
+    processor = getattr(getattr(pipeline, "image_processor", None), "config", None)
+    factor = getattr(pipeline, "vae_scale_factor", 1)
+    return math.lcm(
+        getattr(processor, "vae_scale_factor", 1), factor * getattr(pipeline, "patch_size", 1)
+    )
 
 
 def _clip_tokenizers(pipeline: Any) -> list[Any]:

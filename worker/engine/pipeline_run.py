@@ -25,11 +25,14 @@ class PipelineRun:
         pipeline: Any,
         arguments: dict[str, Any],
         *,
+        size: tuple[int, int],
         steps: int,
         scheduler: Any,
         notes: tuple[str, ...],
         dtype: str,
     ) -> None:
+        self.size = size
+        """(width, height) in pixels, as asked for."""
         self.steps = steps
         self.step = 0
         self.scheduler = scheduler

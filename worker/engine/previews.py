@@ -34,15 +34,25 @@ class PreviewMap:
     """Root mean square error of the fit, in 0 … 1 of full scale."""
 
     @classmethod
-    def fit(cls, vae: Any, factor: int, device: Device) -> "PreviewMap":
-        """Fit the map. `factor` is the side of a latent in pixels."""
+    def fit(cls, vae: Any, factor: int, device: Device, *, standardized: bool) -> "PreviewMap":
+        """Fit the map.
+
+        Args:
+            vae: of the model.
+            factor: the side of a latent in pixels.
+            device: where the VAE is.
+            standardized: whether the model's UNet sees latents less their mean and over their
+                deviation, where the VAE's config has both, as SDXL's does.
+        """
         pictures = _synthetic_pictures()
         samples: list[torch.Tensor] = []
         colours: list[torch.Tensor] = []
         for picture in pictures:
             latents = device.run("encode", partial(_encode, vae, picture, device))
             small = torch.nn.functional.avg_pool2d(picture[None], factor)[0]
-            samples.append(latents.flatten(1).T)
+            if standardized:
+                latents = _standardize(latents, vae.config)
+            samples.append((latents * vae.config.scaling_factor).flatten(1).T)
             colours.append(small.flatten(1).T)
         known = torch.cat(samples).double()
         known = torch.cat([known, torch.ones(len(known), 1, dtype=torch.float64)], dim=1)
@@ -101,8 +111,16 @@ def _encode(vae: Any, picture: torch.Tensor, device: Device) -> torch.Tensor:
     image = device.from_host(picture[None] * 2 - 1).to(vae.dtype)
     encoded = vae.encode(image)
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    scaled: torch.Tensor = latents * vae.config.scaling_factor
-    return scaled[0].float().cpu()
+    first: torch.Tensor = latents[0].float().cpu()
+    return first
+
+
+def _standardize(latents: torch.Tensor, config: Any) -> torch.Tensor:
+    """(channels, h, w), as they are or with a mean of 0 and a deviation of 1 in each channel."""
+    mean, deviation = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or deviation is None:
+        return latents
+    return (latents - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
 
 
 def _synthetic_pictures() -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.errors import InvalidInput, ModelUnavailable, NanOutput
 from shared.model_catalog import ModelSpec
-from shared.schedulers import SCHEDULERS
+from shared.schedulers import SCHEDULERS, may_stretch, steps_to_run
 from worker.engine.backend import Done, Picture, Preview, Shape
 from worker.engine.interface import (
     FaultCallback,
@@ -282,9 +282,9 @@ class _Small:
 
 
 def _steps(request: ImageRequest) -> int:
-    if request.strength is None:
-        return request.steps
-    return min(int(request.steps * request.strength), request.steps)
+    """With the scheduler lcm, a simulated model plays a latent consistency model."""
+    stretched = may_stretch(request.scheduler, "simulated")
+    return steps_to_run(request.steps, request.strength, stretched=stretched)
 
 
 def _sleep(seconds: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from shared.errors import InvalidInput
-from shared.schedulers import SCHEDULERS
+from shared.schedulers import SCHEDULERS, steps_to_run
 from worker.engine.backend import Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured, WorkKind
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpReport
@@ -33,7 +33,9 @@ def family_of(pipeline: Any) -> str | None:
     """The family that the batched backend serves, or None.
 
     Beside the class, the parts must be of the usual kind: a UNet that takes the VAE's latents and
-    nothing else from an image, and embeddings that come from the text alone (plus SDXL's sizes).
+    nothing else from an image, embeddings that come from the text alone (plus SDXL's sizes), and a
+    scheduler whose noise levels are a table of ᾱ, which every scheduler on offer can take over.
+    EDM's schedulers, and those of flow matching, have no such table.
     """
     family = _FAMILIES.get(type(pipeline).__name__)
     unet: Any = getattr(pipeline, "unet", None)
@@ -47,6 +49,7 @@ def family_of(pipeline: Any) -> str | None:
         and unet.config.class_embed_type is None
         and unet.config.addition_embed_type in embeddings
         and getattr(pipeline, "text_encoder", None) is not None
+        and getattr(pipeline.scheduler, "alphas_cumprod", None) is not None
     )
     return family if usual else None
 
@@ -84,7 +87,12 @@ class UnetBackend:
         """Choose the rows, run every configured size, fit the previews."""
         report, self._rows = warm_up(self._loaded, self._model)
         pipeline = self._loaded.pipeline
-        self._previews = PreviewMap.fit(pipeline.vae, pipeline.vae_scale_factor, self._device)
+        self._previews = PreviewMap.fit(
+            pipeline.vae,
+            pipeline.vae_scale_factor,
+            self._device,
+            standardized=self._model.family == "sdxl",
+        )
         return dataclasses.replace(report, preview_error=self._previews.error)
 
     def check(self, request: ImageRequest) -> None:
@@ -98,7 +106,8 @@ class UnetBackend:
             raise InvalidInput(f"Width and height must be multiples of {factor} pixels.")
         if (request.init_image is None) != (request.strength is None):
             raise InvalidInput("An initial image and a strength go together.")
-        if request.strength is not None and int(request.steps * request.strength) < 1:
+        stretched = self._model.family == "lcm"
+        if steps_to_run(request.steps, request.strength, stretched=stretched) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
 
     def shape_of(self, request: ImageRequest) -> Shape:

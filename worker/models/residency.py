@@ -138,6 +138,7 @@ class Residency:
                 name=model.spec.name,
                 state=model.state,
                 content_hash=model.facts.content_hash if model.facts else None,
+                family=model.facts.family if model.facts else None,
                 rows=model.facts.rows if model.facts else None,
                 sizes=model.spec.sizes_to_warm,
                 memory_bytes=model.facts.memory_bytes if model.facts else None,

@@ -207,7 +207,7 @@ class JobDryRun(Document):
     seeds: tuple[int, ...] | None = None
     """None: they would be drawn at the submission."""
     cost: int
-    """Width × height × steps × images, the unit of quotas."""
+    """Width × height × steps that run × images, the unit of quotas."""
     eta: Eta | None = None
     """If it were submitted now; None without evidence."""
     warnings: tuple[JobWarning, ...] = ()

@@ -55,6 +55,9 @@ BAD_FIELDS = {
     "strength so low that no step is left": Bad(
         {"strength": 0.01, "init_image": data_url(PNG)}, "/strength", "strength_too_low"
     ),
+    "one step, which the default strength leaves out": Bad(
+        {"steps": 1, "init_image": data_url(PNG)}, "/steps", "strength_too_low"
+    ),
     "unknown model": Bad({"model": "nobody"}, "/model", "unknown_model"),
     "unknown scheduler": Bad({"scheduler": "magic"}, "/scheduler", "unknown_scheduler"),
     "unknown field": Bad({"promt": "x"}, "/promt", "extra_forbidden"),

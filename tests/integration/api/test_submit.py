@@ -124,6 +124,22 @@ def test_an_upload_starts_image_to_image(
     assert init_image["sha256"] == upload["sha256"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "run"),
+    [
+        ({}, 6),
+        ({"steps": 10, "strength": 0.25}, 2),
+        ({"scheduler": "lcm", "steps": 2, "strength": 0.4}, 2),
+        ({"scheduler": "lcm", "steps": 1}, 1),
+    ],
+)
+def test_the_cost_of_image_to_image_counts_the_steps_that_run(
+    submit: Submit, row_of: Callable[[str], Job], asked: dict[str, Any], run: int
+) -> None:
+    job = submit(init_image=data_url(PNG), num_images=2, **asked)
+    assert row_of(job["id"]).cost == 128 * 64 * run * 2
+
+
 def test_a_data_url_is_kept_as_an_upload(
     http: httpx2.Client, submit: Submit, row_of: Callable[[str], Job], storage: Storage
 ) -> None:

@@ -4,7 +4,7 @@ import pytest
 from celery import Celery
 
 from worker.queue.bulk_slots import BulkSlots, bulk_limit
-from worker.queue.gates import Intake
+from worker.queue.gates import QueueGates
 
 BULK, OTHER, FAST = "generate.m.bulk", "generate.n.bulk", "generate.m.interactive"
 
@@ -19,7 +19,7 @@ def test_a_reserve_is_left_for_interactive_jobs(threads: int, rows: int, bulk: i
 
 def test_bulk_queues_are_left_out_while_no_slot_is_free() -> None:
     app = Celery("slots", broker="memory://", set_as_current=False)
-    slots, intake = BulkSlots(2), Intake()
+    slots, intake = BulkSlots(2), QueueGates()
     slots.attach(intake)
     intake.attach(app)
     order = app.conf.broker_transport_options["queue_order_strategy"]([BULK, FAST, OTHER])

@@ -1,16 +1,21 @@
 """What a real model offers beside its pictures: facts, previews, truncation, refusals."""
 
+import functools
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidInput
 from tests.unit.engine.reference import reference
-from tests.unit.engine.toys import request, toy_engine, toy_folder
+from tests.unit.engine.toys import request, toy_engine, toy_folder, toy_spec
 from worker.engine import Canceled, StepUpdate
 from worker.engine.diffusion import DiffusionEngine
 
@@ -81,6 +86,51 @@ def test_previews_have_the_size_of_the_latents_and_the_look_of_the_picture() -> 
     assert all(picture is not None and picture[8:12] == b"WEBP" for picture in pictures)
 
 
+def test_previews_know_the_mean_and_the_deviation_of_a_vae_s_latents(tmp_path: Path) -> None:
+    """The same picture as latents of two models, one of which standardizes them: one preview."""
+    from diffusers import AutoencoderKL
+
+    mean, deviation = [-0.24, -0.28, -0.01, 0.33], [0.17, 0.19, 0.15, 0.18]  # about the toy's own
+    plain = _with_vae_config(tmp_path / "plain", scaling_factor=6.0)
+    standard = _with_vae_config(
+        tmp_path / "standard", scaling_factor=1.0, latents_mean=mean, latents_std=deviation
+    )
+    picture = torch.from_numpy(np.array(START.resize((8, 8)).resize((64, 64))))
+    vae = AutoencoderKL.from_pretrained(plain / "vae")
+    with torch.no_grad():
+        latents = vae.encode(picture.permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
+    each_mean, each_deviation = torch.tensor([mean, deviation]).view(2, 1, 4, 1, 1)
+    shown = _preview(plain, latents * 6.0)
+    again = _preview(standard, (latents - each_mean) / each_deviation)
+    assert np.abs(again - shown).max() <= 3
+    assert shown.std() > 10
+
+
+def _with_vae_config(folder: Path, **values: Any) -> Path:
+    """A copy of toy SDXL whose VAE says this of its latents."""
+    shutil.copytree(toy_folder("sdxl"), folder)
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    return folder
+
+
+def _preview(folder: Path, latents: torch.Tensor) -> NDArray[np.int64]:
+    """What a model shows of clean latents, (8, 8, 3), in 0 … 255."""
+    from worker.engine.device import open_device
+    from worker.engine.loaded import load
+    from worker.engine.row import Prediction
+    from worker.engine.unet_backend import UnetBackend
+
+    backend = UnetBackend(load(toy_spec("sdxl", source=str(folder)), open_device("cpu")), "sdxl")
+    backend.warm_up()
+    asked = request()
+    row, _ = backend.prepare(asked, backend.shape_of(asked))
+    row.seen = Prediction(latents, torch.zeros_like(latents), timestep=0.0)
+    shown = backend.preview(row)
+    assert shown is not None
+    return shown.rgb().astype(np.int64)
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "lms"])
 def test_the_predicted_latents_end_in_the_final_ones(scheduler: str) -> None:
     from tests.unit.engine.crowds import make_alone
@@ -113,6 +163,7 @@ def test_the_part_that_no_encoder_reads_is_named(engine: DiffusionEngine) -> Non
         {"strength": 0.5},
         {"init_image": START},
         {"init_image": START, "strength": 0.1, "steps": 5},
+        {"init_image": START, "strength": 0.4, "steps": 2, "scheduler": "lcm"},
     ],
 )
 def test_what_the_model_cannot_do_is_refused(
@@ -127,11 +178,36 @@ def test_more_steps_than_a_schedule_has_fail_the_image(engine: DiffusionEngine) 
         engine.submit(request(scheduler="lcm", steps=60)).future.result(LIMIT)
 
 
-def test_a_latent_consistency_model_takes_no_other_scheduler() -> None:
-    engine = toy_engine("lcm")
+@pytest.fixture(scope="module")
+def consistent() -> Iterator[DiffusionEngine]:
+    """An engine over a latent consistency model."""
+    opened = toy_engine("lcm")
+    yield opened
+    opened.close()
+
+
+def test_a_latent_consistency_model_takes_no_other_scheduler(consistent: DiffusionEngine) -> None:
     with pytest.raises(InvalidInput):
-        engine.submit(request(scheduler="euler"))
-    engine.close()
+        consistent.submit(request(scheduler="euler"))
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(2, 0.4), (4, 0.2), (1, 0.8)])
+def test_a_latent_consistency_model_runs_all_steps_at_any_strength(
+    consistent: DiffusionEngine, steps: int, strength: float
+) -> None:
+    asked = request(scheduler="lcm", steps=steps, strength=strength, init_image=START)
+    updates: list[StepUpdate] = []
+    image = consistent.submit(asked, updates.append).future.result(LIMIT)
+    assert np.array_equal(image.pixels, reference(toy_folder("lcm")).pixels(asked))
+    assert (updates[-1].step, updates[-1].steps) == (steps, steps)
+
+
+def test_a_strength_that_leaves_a_latent_consistency_model_too_few_timesteps(
+    consistent: DiffusionEngine,
+) -> None:
+    asked = request(scheduler="lcm", steps=30, strength=0.4, init_image=START)
+    with pytest.raises(InvalidInput):
+        consistent.submit(asked).future.result(LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +222,53 @@ def test_another_pipeline_runs_through_its_own_call(
     assert whole.model.family == "pipeline"
 
 
+@pytest.fixture(scope="module")
+def patched() -> Iterator[DiffusionEngine]:
+    """An engine over a pipeline whose sizes are multiples of 16."""
+    opened = toy_engine("flux")
+    opened.warm_up()
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("changes", [{}, {"init_image": START, "strength": 0.5}])
+def test_a_pipeline_makes_the_size_that_was_asked_for(
+    patched: DiffusionEngine, changes: dict[str, Any]
+) -> None:
+    asked = request(width=96, height=80, **changes)
+    image = patched.submit(asked).future.result(LIMIT)
+    assert image.pixels.shape == (80, 96, 3)
+    assert patched.model.family == "pipeline"
+
+
+@pytest.mark.parametrize("changes", [{"width": 72}, {"height": 72}])
+def test_a_size_that_a_pipeline_would_round_is_refused(
+    patched: DiffusionEngine, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput, match="multiples of 16 pixels"):
+        patched.submit(request(**changes))
+
+
+def test_a_picture_of_another_size_is_not_handed_over(
+    whole: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline that rounds sizes and does not say by what."""
+    from diffusers import StableDiffusionPAGPipeline
+
+    call = StableDiffusionPAGPipeline.__call__
+
+    @functools.wraps(call)
+    def rounding(pipeline: Any, **arguments: Any) -> Any:
+        sides = {side: arguments[side] // 16 * 16 for side in ("width", "height")}
+        return call(pipeline, **{**arguments, **sides})
+
+    monkeypatch.setattr(StableDiffusionPAGPipeline, "__call__", rounding)
+    with pytest.raises(InvalidInput, match="makes 64x64 of 72x64 pixels"):
+        whole.submit(request(width=72)).future.result(LIMIT)
+    image = whole.submit(request(width=80)).future.result(LIMIT)
+    assert image.pixels.shape == (64, 80, 3)
+
+
 def test_another_pipeline_can_be_canceled_between_steps(whole: DiffusionEngine) -> None:
     ticks = whole.counters.ticks
     ticket = whole.submit(request(steps=400))
@@ -156,3 +279,37 @@ def test_another_pipeline_can_be_canceled_between_steps(whole: DiffusionEngine) 
     assert isinstance(ticket.future.exception(LIMIT), Canceled)
     image = neighbour.future.result(LIMIT)
     assert np.array_equal(image.pixels, reference(toy_folder("pag")).pixels(request(seed=3)))
+
+
+def test_a_scheduler_without_a_table_of_noise_levels_runs_as_its_own_pipeline_does() -> None:
+    """EDM's, as Playground v2.5 has it: no scheduler on offer can take its config over."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+
+    engine = toy_engine("edm")
+    engine.warm_up()
+    assert engine.model.family == "pipeline"
+    asked = request(negative_prompt="blurry", init_image=START.resize((64, 64)), strength=0.5)
+    images = [
+        engine.submit(each).future.result(LIMIT)
+        for each in (request(negative_prompt="blurry"), asked)
+    ]
+    engine.close()
+    from_text = StableDiffusionXLPipeline.from_pretrained(toy_folder("edm"))
+    from_image = StableDiffusionXLImg2ImgPipeline(**from_text.components)
+    common = {
+        "prompt": asked.prompt,
+        "negative_prompt": "blurry",
+        "num_inference_steps": asked.steps,
+        "guidance_scale": asked.guidance_scale,
+    }
+    start = {"image": asked.init_image, "strength": 0.5}
+    for image, pipeline, more in (
+        (images[0], from_text, {"width": 64, "height": 64}),
+        (images[1], from_image, start),
+    ):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator("cpu").manual_seed(asked.seed)
+        (expected,) = pipeline(**common, **more, generator=generator).images
+        assert np.array_equal(image.pixels, np.asarray(expected))
+        assert image.facts.scheduler_class == "EDMEulerScheduler"
+        assert "does not fit this model" in image.facts.notes[0]

@@ -49,21 +49,20 @@ def test_the_time_in_a_row_is_found_whatever_the_load(
     assert Finished(work(), GPU, 4, gpu_seconds, run_seconds).row_seconds == pytest.approx(2.0)
 
 
-def test_strength_shortens_a_schedule() -> None:
-    def asked(strength: float | None, guidance_scale: float = 5.0) -> Work:
+def test_the_steps_that_run_are_what_the_cost_counts() -> None:
+    def asked(run: int, guidance_scale: float = 5.0) -> Work:
         return work_of(
             model="m",
             width=64,
             height=64,
-            steps=10,
-            strength=strength,
             guidance_scale=guidance_scale,
-            images=1,
+            images=3,
+            cost=64 * 64 * run * 3,
         )
 
-    assert (asked(0.5).steps, asked(None).steps) == (5, 10)
-    assert asked(None).guided
-    assert not asked(None, guidance_scale=1.0).guided
+    assert (asked(5).steps, asked(10).steps) == (5, 10)
+    assert asked(10).guided
+    assert not asked(10, guidance_scale=1.0).guided
 
 
 def test_what_was_never_made_is_scaled_from_what_was() -> None:
