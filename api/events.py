@@ -17,7 +17,8 @@ from shared.queue.events import append_event
 
 START = "0-0"
 """Before the first entry of any stream."""
-_RECENT = 32
+_RECENT = 8
+"""Entries behind which the newest progress is not to be found: previews follow it."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,12 @@ async def read_progress(
         recent = await circuit.call(redis.xrevrange(names.events_key(job_id), count=_RECENT))
     except RedisDown:
         return None
-    latest: dict[int, dict[str, Any]] = {}
     for event in _entries(recent or ()):
         if event.kind == "job":
             break  # What lies before it belongs to an earlier attempt.
         if event.kind == "progress":
             data = event.decoded()
-            latest.setdefault(int(data.get("image_index", 0)), data)
-    if not latest:
-        return None
-    newest = next(iter(latest.values()))
-    done = sum(float(data["fraction"]) for data in latest.values())
-    return Progress(
-        step=int(newest["step"]),
-        steps=int(newest["steps"]),
-        fraction=round(min(done / images, 1.0), 4),
-    )
+            # Workers of older releases do not say how far the other images are.
+            whole = data.get("job_fraction", float(data["fraction"]) / images)
+            return Progress(step=int(data["step"]), steps=int(data["steps"]), fraction=whole)
+    return None

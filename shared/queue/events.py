@@ -12,7 +12,8 @@ from uuid import UUID
 from shared.queue import names
 
 MAX_ENTRIES = 600
-"""About 150 s of progress at 4 a second; older entries only repeat what newer ones say."""
+"""About 150 s of progress at 4 a second, half with previews; older entries only repeat what newer
+ones say."""
 TTL_SECONDS = 3600
 """After its last event a stream is kept for late readers, then Redis drops it."""
 

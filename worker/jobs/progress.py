@@ -1,14 +1,15 @@
 """Tell clients how far their jobs are: events on each job's Redis stream.
 
 Starts come from the jobs' threads, steps from the engine's, which may be many hundreds a second.
-They are noted there and written by a thread of this module's own, at most four times a second for
-each job. A job's end is written at once, by whoever ends it, with what is noted of the job.
+They are noted there and written by a thread of this module's own: at most four times a second one
+step of each job, its images taking turns, with how far the whole job is. A job's end is written at
+once, by whoever ends it, with what is noted of the job.
 """
 
 import base64
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -45,6 +46,9 @@ class ProgressReporter:
         self._lock = threading.Lock()
         self._started: dict[UUID, _Event] = {}
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
+        """Of each image, what is not written yet; longest waiting first."""
+        self._done: dict[UUID, dict[int, float]] = {}
+        """Of each job in hand: how far its images are, 0 to 1."""
         self._writing = threading.Lock()
         """From taking notes to having written them, so that no event overtakes a job's earlier."""
         self._wake = threading.Event()
@@ -58,6 +62,10 @@ class ProgressReporter:
 
         def note(update: StepUpdate) -> None:
             with self._lock:
+                done = self._done.get(job.id)
+                if done is None:
+                    return  # A late step of a job that has ended.
+                done[index] = update.step / update.steps
                 self._latest[(job.id, index)] = update
             self._wake.set()
             self._webhooks.note(job, index, update)
@@ -68,6 +76,7 @@ class ProgressReporter:
         """Announce soon that a worker has begun the job; returns at once."""
         with self._lock:
             self._started[job.id] = _transition(job)
+            self._done[job.id] = dict.fromkeys(range(len(job.seeds)), 0.0)
         self._wake.set()
         self._webhooks.forget(job.id)
         self._hints.jobs_changed([job])
@@ -97,17 +106,26 @@ class ProgressReporter:
             self._wake.clear()
             with self._writing:
                 self._write(self._take())
+            if self._latest:
+                self._wake.set()
             pause.wait(INTERVAL_SECONDS - _GATHER_SECONDS)
 
     def _take(self, only: UUID | None = None) -> list[_Event]:
-        """What has been noted, and is so no more."""
+        """What was noted, and is so no more: all of one job, which ends, or one step of each."""
         with self._lock:
             begun = [job_id for job_id in self._started if only in (None, job_id)]
             events = [self._started.pop(job_id) for job_id in begun]
-            keys = [key for key in self._latest if only in (None, key[0])]
+            if only is None:
+                turns = {job_id: (job_id, index) for job_id, index in reversed(self._latest)}
+                keys = list(turns.values())
+            else:
+                keys = [key for key in self._latest if key[0] == only]
             noted = {key: self._latest.pop(key) for key in keys}
+            whole = {job_id: _mean(self._done[job_id].values()) for job_id, _ in keys}
+            if only is not None:
+                self._done.pop(only, None)
         for (job_id, index), update in noted.items():
-            events.append((job_id, "progress", _progress(index, update)))
+            events.append((job_id, "progress", _progress(index, update, whole[job_id])))
             if update.preview_webp:
                 events.append((job_id, "preview", _preview(index, update.preview_webp)))
         return events
@@ -130,13 +148,18 @@ def _transition(job: Job) -> _Event:
     return job.id, "job", {"state": str(job.state), "sequence": job.sequence}
 
 
-def _progress(index: int, update: StepUpdate) -> dict[str, Any]:
+def _progress(index: int, update: StepUpdate, whole: float) -> dict[str, Any]:
     return {
         "image_index": index,
         "step": update.step,
         "steps": update.steps,
         "fraction": round(update.step / update.steps, 4),
+        "job_fraction": round(whole, 4),
     }
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _preview(index: int, webp: bytes) -> dict[str, Any]:

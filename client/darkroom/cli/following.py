@@ -60,7 +60,8 @@ def _show(view: JobView, event: "JobEvent") -> None:
     if isinstance(event, JobChanged):
         view.words(words_of(event.job))
     elif isinstance(event, ProgressMade):
-        view.step(event.image_index, event.fraction, f"step {event.step} of {event.steps}")
+        words = f"step {event.step} of {event.steps}"
+        view.step(event.image_index, event.fraction, words, event.job_fraction)
     elif isinstance(event, PreviewMade):
         view.picture(event.data)
     elif isinstance(event, ImageMade):

@@ -40,12 +40,12 @@ class JobView:
             self._output.note(f"{self._label}: {words}")
         self._said = words
 
-    def step(self, image: int, fraction: float, words: str) -> None:
-        """One image is `fraction` (0 to 1) done."""
+    def step(self, image: int, fraction: float, words: str, whole: float | None = None) -> None:
+        """One image is `fraction` (0 to 1) done, and the job `whole`, where that is known."""
         self._fractions[image] = fraction
         if self._bar is not None and self._task is not None:
             done = sum(self._fractions.values()) / self._images
-            self._bar.update(self._task, completed=done, words=words)
+            self._bar.update(self._task, completed=max(done, whole or 0.0), words=words)
 
     def picture(self, data: bytes) -> None:
         """The latest preview."""

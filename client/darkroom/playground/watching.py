@@ -23,6 +23,8 @@ class Watched:
     job: darkroom.Job
     steps: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Image index → (step, steps)."""
+    told: float = 0.0
+    """How far the whole job is, as its latest event says; 0 where it does not."""
     previews: dict[int, bytes] = field(default_factory=dict)
     """Image index → the newest preview, WebP."""
     error: darkroom.DarkroomError | None = None
@@ -37,6 +39,7 @@ class Watched:
                 self.job = job
             case darkroom.ProgressMade(image_index=index, step=step, steps=steps):
                 self.steps[index] = (step, steps)
+                self.told = event.job_fraction or 0.0
             case darkroom.PreviewMade(image_index=index, data=picture):
                 self.previews[index] = picture
 
@@ -44,7 +47,7 @@ class Watched:
     def fraction(self) -> float:
         """How far the whole job is, 0 to 1."""
         done = sum(step / steps for step, steps in self.steps.values() if steps)
-        return min(1.0, done / max(1, len(self.job.seeds)))
+        return min(1.0, max(self.told, done / max(1, len(self.job.seeds))))
 
 
 class Watches:

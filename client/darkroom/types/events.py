@@ -30,6 +30,8 @@ class ProgressMade:
     steps: int
     fraction: float
     """Of this picture, 0 to 1."""
+    job_fraction: float | None = None
+    """Of the whole job, 0 to 1; None from older servers."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ def decode_event(kind: str, event_id: str, text: str) -> JobEvent | None:
             return JobChanged(event_id, decode(Job, data))
         if kind == "progress":
             return ProgressMade(
-                event_id, data["image_index"], data["step"], data["steps"], data["fraction"]
+                event_id,
+                data["image_index"],
+                data["step"],
+                data["steps"],
+                data["fraction"],
+                data.get("job_fraction"),
             )
         if kind == "preview":
             picture = base64.b64decode(data["data"])

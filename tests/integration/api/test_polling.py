@@ -74,12 +74,15 @@ def test_progress_of_several_images_is_that_of_the_job(
     job = submit(num_images=4)
     claim(database, job)
     tell(redis_client, job, "job", state="running", sequence=1)
-    for index, step in ((0, 8), (1, 4), (0, 8)):
-        tell(
-            redis_client, job, "progress", image_index=index, step=step, steps=8, fraction=step / 8
-        )
+    step = {"step": 4, "steps": 8, "fraction": 0.5}
+    tell(redis_client, job, "progress", image_index=1, **step, job_fraction=0.375)
+    tell(redis_client, job, "preview", image_index=1, content_type="image/webp", data="")
     progress = http.get(job["links"]["self"]).json()["progress"]
-    assert progress["fraction"] == pytest.approx((1 + 0.5) / 4)
+    assert progress == {"step": 4, "steps": 8, "fraction": 0.375}
+    tell(redis_client, job, "progress", image_index=1, **step)  # A worker of an older release.
+    assert http.get(job["links"]["self"]).json()["progress"]["fraction"] == 0.125
+    tell(redis_client, job, "job", state="running", sequence=2)
+    assert http.get(job["links"]["self"]).json()["progress"]["fraction"] == 0
 
 
 def test_attempts_and_errors_are_shown(

@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 from PIL import Image as Picture
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
@@ -15,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.gallery.models import Image, Prompt
 from shared.jobs import statements
 from shared.jobs.models import Job, JobAttempt
+from shared.queue.names import events_key
 from shared.queue.publish import celery_app, publish_job
 from shared.receipts import read_receipt
 from shared.settings import Settings
@@ -198,3 +201,24 @@ def test_device_time_of_all_attempts_adds_up(
         ]
     assert min(seconds) > 0
     assert again.gpu_seconds == pytest.approx(sum(seconds))
+
+
+def test_progress_of_several_images_only_grows_and_is_told_four_times_a_second(
+    database: sessionmaker[Session],
+    settings: Settings,
+    tenant: UUID,
+    generate_worker: WorkerProcess,
+    redis_client: "redis.Redis",
+) -> None:
+    job = finished(database, submit(database, settings, tenant, seeds=list(range(16)), steps=100))
+    assert job.started_at is not None
+    assert job.finished_at is not None
+    entries: Any = redis_client.xrange(events_key(job.id))
+    told = [json.loads(fields[b"data"]) for _, fields in entries if fields[b"type"] == b"progress"]
+    fractions = [event["job_fraction"] for event in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    # Each image's last step is told when the job ends, if not before.
+    assert {event["image_index"] for event in told if event["fraction"] == 1} == set(range(16))
+    seconds = (job.finished_at - job.started_at).total_seconds()
+    assert 3 <= len(told) <= 4 * seconds + 1 + 16
