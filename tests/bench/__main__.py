@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.page import write_page
 from tests.bench.row import Row
 
 MODULES = (
@@ -30,24 +31,27 @@ def main() -> int:
     """Run the chosen modules; exit 1 if a row misses its goal, so that a script can tell."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(MODULES)} (default: all)")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the table of a whole run into docs/performance.md"
+    )
     arguments = parser.parse_args()
-    chosen = arguments.modules or [name for name in MODULES if _exists(name)]
-    rows: list[Row] = []
-    for name in chosen:
+    if arguments.docs and arguments.modules:
+        parser.error("--docs wants a whole run")
+    measured: dict[str, list[Row]] = {}
+    for name in arguments.modules or MODULES:
         started = time.monotonic()
         module = importlib.import_module(f"tests.bench.{name}")
         for row in module.rows():
-            rows.append(row)
+            measured.setdefault(name, []).append(row)
             mark = "holds" if row["holds"] else "MISSED"
             print(f"{row['name']}: {row['value']:g} {row['unit']} ({row['goal']}, {mark})")
         print(f"-- {name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    rows = [row for found in measured.values() for row in found]
     _print_table(rows)
     _write(rows)
+    if arguments.docs:
+        write_page(measured)
     return 0 if all(row["holds"] for row in rows) else 1
-
-
-def _exists(name: str) -> bool:
-    return (Path(__file__).parent / f"{name}.py").is_file()
 
 
 def _print_table(rows: list[Row]) -> None:

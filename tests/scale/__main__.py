@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.pages import put_into
 from tests.processes import PROJECT
 from tests.scale.run import REGIMES, running_bed
 from tests.scale.scans import scan_costs
-from tests.scale.tables import put_into, tables
+from tests.scale.tables import tables
 
 DEFAULT_WORKERS = (1, 2, 4, 8, 16, 32)
 DEFAULT_FILE = Path(".darkroom/scale.json")

@@ -1,8 +1,6 @@
 """The tables of docs/scaling.md, from the measured rows: printed, and put between their markers."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from tests.scale.model import Budget, Costs, Fleet, largest_fleet, loads
@@ -40,21 +38,6 @@ def tables(rows: Sequence[Mapping[str, Any]], scans: Mapping[str, float]) -> dic
         found["model"] = _model(costs)
         found["stops"] = _stops(costs)
     return found
-
-
-def put_into(page: Path, found: Mapping[str, str]) -> None:
-    """Replace what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
-
-    Raises:
-        ValueError: the page has no such place.
-    """
-    text = page.read_text("utf-8")
-    for name, table in found.items():
-        place = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text, count = place.subn(lambda old, new=table: f"{old[1]}{new}{old[2]}", text)
-        if count != 1:
-            raise ValueError(f"{page} has no one place for the table {name}")
-    page.write_text(text, "utf-8")
 
 
 def _model(costs: Costs) -> str:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import put_into
 from tests.processes import PROJECT
 from tests.scale.model import Budget, Costs, Fleet, largest_fleet, loads
-from tests.scale.tables import put_into, tables
+from tests.scale.tables import tables
 
 COSTS = Costs(
     postgres_ms_per_job=5.0,
