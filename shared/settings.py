@@ -43,7 +43,7 @@ class Settings(BaseSettings):
 
     # Servers -------------------------------------------------------------------------------
     database_url: SecretStr
-    """``postgresql://user:password@host:port/name``; PostgreSQL ≥ 15 with pgvector ≥ 0.7."""
+    """``postgresql://user:password@host:port/name``; PostgreSQL ≥ 15 with pgvector ≥ 0.8."""
     redis_url: SecretStr
     """``redis://:password@host:port/0``; Redis ≥ 6.2 or Valkey."""
     s3_endpoint: str | None = None

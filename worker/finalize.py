@@ -151,12 +151,16 @@ def commit_success(
             done = session.scalars(success).one_or_none()
         if done is not None:
             return done
-    with database.begin() as session:
-        # New, or removed by retention since. Without the success it is not kept either.
+    with database() as session:
+        # New, or removed by retention since. Without the success it is not kept either: nothing
+        # would ever remove a prompt without pictures.
         prompt.ensure(session)
         done = session.scalars(success).one_or_none()
-        if done is None:
-            done = session.scalars(ledger.find_committed(job_id, attempt)).one_or_none()
+        if done is not None:
+            session.commit()
+            return done
+        session.rollback()
+        done = session.scalars(ledger.find_committed(job_id, attempt)).one_or_none()
         if done is None:
             raise LeaseGone
         return done

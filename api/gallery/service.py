@@ -1,6 +1,7 @@
 """The rules of keeping and throwing away: stars, and the deletion of images, jobs and sessions."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ _log = get_logger(__name__)
 _JOBS_AT_ONCE = 200
 _SECONDS = 10.0
 """For the SQL of one portion."""
+_OBJECTS_SECONDS = 5.0
+"""For removing objects from S3; the sweep removes the rest."""
 
 
 @dataclass
@@ -90,7 +93,7 @@ async def delete_job(resources: Resources, principal: Principal, job_id: str) ->
             raise not_found("job")
         if job.finished_at is None:
             raise Problem("job_not_finished", f"The job is {job.state}.")
-        await _delete_jobs(session, principal, job.session_id, [row_id], gone)
+        await _delete_jobs(session, principal, job.session_id, [(row_id, job.attempt)], gone)
     return await _finish(resources, principal, [gone])
 
 
@@ -113,9 +116,9 @@ async def delete_session(resources: Resources, principal: Principal, session_id:
             if (await session.scalars(unfinished)).one():
                 raise Problem("job_not_finished", "Jobs of the session wait or run.")
             listed = deletion.list_jobs(principal.tenant_id, session_id, _JOBS_AT_ONCE)
-            job_ids = (await session.scalars(listed)).all()
-            if job_ids:
-                await _delete_jobs(session, principal, session_id, job_ids, gone)
+            jobs = [(row.id, row.attempt) for row in await session.execute(listed)]
+            if jobs:
+                await _delete_jobs(session, principal, session_id, jobs, gone)
             else:
                 await session.execute(deletion.delete_session(principal.tenant_id, session_id))
                 gone.sessions = 1
@@ -126,13 +129,17 @@ async def _delete_jobs(
     session: AsyncSession,
     principal: Principal,
     session_id: str,
-    job_ids: Sequence[UUID],
+    jobs: Sequence[tuple[UUID, int]],
     gone: _Gone,
 ) -> None:
+    """`jobs` are (id, attempts)."""
+    job_ids = [job_id for job_id, _ in jobs]
     statement = deletion.delete_images_of_jobs(principal.tenant_id, job_ids)
     images = (await session.execute(statement)).all()
     # Objects of attempts that committed nothing lie there, too.
-    gone.prefixes += [f"{session_id}/{to_wire('job', job_id)}/" for job_id in job_ids]
+    gone.prefixes += [
+        f"{session_id}/{to_wire('job', job_id)}/" for job_id, attempts in jobs if attempts
+    ]
     await _after_images(session, principal, [row.prompt_id for row in images], gone)
     await session.execute(ledger.delete_ended(job_ids))
     gone.jobs = len(job_ids)
@@ -153,7 +160,8 @@ async def _after_images(
         for prompt_id in counts.keys() - set(deleted):
             count = counts[prompt_id]
             await session.execute(deletion.count_deleted(tenant_id, prompt_id, count))
-    await session.execute(deletion.doom_objects(tenant_id, gone.prefixes))
+    if gone.prefixes:
+        await session.execute(deletion.doom_objects(tenant_id, gone.prefixes))
 
 
 async def _finish(resources: Resources, principal: Principal, portions: Sequence[_Gone]) -> Deleted:
@@ -174,11 +182,17 @@ async def _finish(resources: Resources, principal: Principal, portions: Sequence
 
 
 def _remove(storage: Storage, prefixes: Sequence[str]) -> tuple[int, list[str]]:
-    """How many objects went, and the prefixes under which nothing is left."""
+    """How many objects went, and the prefixes under which nothing is left.
+
+    Within seconds: a client that gives up and asks again would be told that nothing is there.
+    """
     objects = 0
     done: list[str] = []
+    deadline = time.monotonic() + _OBJECTS_SECONDS
     try:
         for prefix in prefixes:
+            if time.monotonic() > deadline:
+                break
             objects += storage.delete(storage.list_keys(prefix))
             done.append(prefix)
     except StorageUnavailable as error:

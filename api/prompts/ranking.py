@@ -9,6 +9,8 @@ _SIMILARITY = 0.75
 _APPEAL = 0.25
 _COMPLETED = 0.85
 """What a prompt that completes the typed text is taken to have of similarity, at least."""
+_NEAR = 0.25
+"""Similarity below which sentences have nothing to do with each other: most pairs have less."""
 _NEUTRAL = 0.5
 """The similarity of prompts when there is nothing to compare with."""
 _DOUBT = 2
@@ -30,6 +32,11 @@ class Candidate:
     completes: bool = False
 
     @property
+    def is_near(self) -> bool:
+        """Whether it has to do with what it was compared with."""
+        return self.completes or (self.similarity or 0.0) >= _NEAR
+
+    @property
     def appeal(self) -> float:
         """What people did with its pictures, -1 … 1: a star counts twice."""
         good = 2 * self.starred + self.reused - self.deleted
@@ -46,10 +53,12 @@ class Candidate:
 
 
 def rank(candidates: Iterable[Candidate], typed: str | None, limit: int) -> list[Candidate]:
-    """The best, distinct in their words, without what was typed itself."""
+    """The best, distinct in their words, without what was typed itself or is far from it."""
     seen = {words_of(typed)} if typed is not None else set()
     ranked: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda one: (-one.score, one.text)):
+        if typed is not None and not candidate.is_near:
+            continue
         words = words_of(candidate.text)
         if words in seen:
             continue
@@ -64,7 +73,7 @@ def reason(candidate: Candidate, near_what: str | None) -> str:
     """Why a prompt is recommended, in a phrase."""
     if candidate.completes:
         parts = ["completes what you typed"]
-    elif candidate.similarity is not None and near_what is not None:
+    elif candidate.is_near and near_what is not None:
         parts = [f"close to {near_what}"]
     else:
         parts = ["one of yours"]
@@ -78,15 +87,20 @@ def reason(candidate: Candidate, near_what: str | None) -> str:
 
 
 def choose_starters(
-    starters: Sequence[str], typed: str | None, limit: int
+    starters: Sequence[str], typed: str | None, limit: int, *, without: Iterable[str] = ()
 ) -> list[tuple[str, float]]:
-    """(prompt, score) of the starters that fit best: those that begin so, then by common words."""
+    """(prompt, score) of the starters that fit best: those that begin so, then by common words.
+
+    Left out are what was typed and the prompts `without`, whatever the order of their words.
+    """
+    known = {words_of(text) for text in without} | {words_of(typed or "")}
+    starters = [starter for starter in starters if words_of(starter) not in known]
     if typed is None:
         return [(starter, _NEUTRAL) for starter in starters[:limit]]
     wanted = set(words_of(typed))
     scored = []
     for place, starter in enumerate(starters):
-        begins = starter.lower().startswith(typed.lower()) and starter.lower() != typed.lower()
+        begins = starter.lower().startswith(typed.lower())
         shared = len(wanted & set(words_of(starter))) / max(1, len(wanted))
         scored.append((-max(_COMPLETED * begins, _NEUTRAL * shared), place, starter))
     return [(starter, round(-score, 6)) for score, _, starter in sorted(scored)[:limit]]

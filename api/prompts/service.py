@@ -55,6 +55,7 @@ async def recommend_prompts(
         gathered = await _gather(resources, session, principal, asked, vectors)
         candidates = await _candidates(session, principal, asked, gathered)
         chosen = rank(candidates, asked.typed, asked.limit)
+        starters = await _starters(session, principal, asked, chosen)
         best = recommend.best_images(principal.tenant_id, [one.prompt_id for one in chosen])
         pictures = {row.prompt_id: row for row in (await session.scalars(best)).all()}
     data = [
@@ -66,8 +67,9 @@ async def recommend_prompts(
             image=images.present(resources, pictures[one.prompt_id]),
         )
         for one in chosen
+        if one.prompt_id in pictures  # else its last picture has just been deleted
     ]
-    return Recommendations(data=data + _starters(asked, asked.limit - len(data)))
+    return Recommendations(data=data + starters)
 
 
 async def _gather(
@@ -82,7 +84,9 @@ async def _gather(
     completing: frozenset[UUID] = frozenset()
     others: frozenset[UUID] = frozenset()
     if asked.typed is not None:
-        found = await session.scalars(recommend.completing(tenant_id, asked.typed))
+        found = await session.scalars(
+            recommend.completing(tenant_id, asked.typed, asked.session_id)
+        )
         completing = frozenset(found)
     else:
         vectors = await _session_vectors(session, principal, asked.session_id)
@@ -91,7 +95,9 @@ async def _gather(
     similarity: dict[UUID, float] = {}
     if vectors:
         taken = await resources.censuses.of(session, tenant_id)
-        nearest = await session.execute(recommend.near(tenant_id, vectors, not taken.many))
+        nearest = await session.execute(
+            recommend.near(tenant_id, vectors, not taken.many, asked.session_id)
+        )
         similarity = {row.id: row.similarity for row in nearest}
     return _Gathered(similarity, completing, others, near_what)
 
@@ -136,10 +142,20 @@ async def _candidates(
     ]
 
 
-def _starters(asked: Asked, limit: int) -> list[Recommendation]:
+async def _starters(
+    session: AsyncSession, principal: Principal, asked: Asked, chosen: Sequence[Candidate]
+) -> list[Recommendation]:
+    """Shipped prompts to fill up with: none that is typed, recommended or used already."""
+    missing = asked.limit - len(chosen)
+    if missing <= 0:
+        return []
+    known = [one.text for one in chosen]
+    if asked.session_id is not None:
+        used = recommend.list_used(principal.tenant_id, asked.session_id, STARTERS)
+        known += await session.scalars(used)
     return [
         Recommendation(
             prompt=prompt, score=score, reason="a starter idea", starter=True, image=None
         )
-        for prompt, score in choose_starters(STARTERS, asked.typed, limit)
+        for prompt, score in choose_starters(STARTERS, asked.typed, missing, without=known)
     ]

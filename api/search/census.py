@@ -11,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.search import census, statements
 
 _SECONDS = 30.0
+_COUNTED = 200_000
+"""Prompts of a tenant up to which they are counted (some 15 ms); beyond, the system's are taken."""
 _REMEMBERED = 256
 """Tenants per process, each with some hundred words, 1,000 at most."""
 
@@ -20,7 +22,7 @@ class Census:
     """What was counted of a tenant's prompts."""
 
     prompts: int
-    """Exactly up to the border of exact searches; estimated beyond."""
+    """Exactly up to 200,000; estimated from the whole system's beyond."""
     many: bool
     """Whether there are more than can be ordered exactly."""
     common: Mapping[str, int]
@@ -40,11 +42,10 @@ class Censuses:
         known = self._known.get(tenant_id)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        border = statements.EXACT_UP_TO
-        taken = await session.execute(census.take_census(tenant_id, border + 1))
+        taken = await session.execute(census.take_census(tenant_id, _COUNTED + 1))
         mine, of_system, sampled, hits = taken.one()
-        many = mine > border
-        prompts = max(mine, int(of_system)) if many else mine
+        many = mine > statements.EXACT_UP_TO
+        prompts = max(mine, int(of_system)) if mine > _COUNTED else mine
         common = {word: round(count / sampled * prompts) for word, count in hits.items()}
         made = Census(prompts, many, common)
         if sampled == census.SAMPLE:

@@ -13,8 +13,10 @@ from api.problems import Problem
 from shared.search.lexical import MAX_WORDS, Lexical, Word
 from shared.search.question import Position
 
-_HEAD = struct.Struct(">BBId16s16s")
+_HEAD = struct.Struct(">BBBId16s16s")
 _WORD = struct.Struct(">HBB")
+_MODEL = 4
+"""Bytes of a hash: a system has vectors of one model, or of two while it changes them."""
 _CHECKSUM = 8
 
 
@@ -28,11 +30,19 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True)
 class Cursor:
-    """How to go on: the phase, the last entry, and the weights that the first page gave words."""
+    """How to go on: the phase, the last entry, and what scored the first page."""
 
     phase: Phase
     position: Position
     lexical: Lexical
+    """The weights that the first page gave the query's words."""
+    models: frozenset[bytes] = frozenset()
+    """`model_digest` of the models whose vectors of the query the first page had."""
+
+
+def model_digest(model: str) -> bytes:
+    """What a cursor keeps of an embedding model's name."""
+    return hashlib.blake2b(model.encode(), digest_size=_MODEL).digest()
 
 
 def encode(cursor: Cursor, words: Sequence[str], *scope: object) -> str:
@@ -44,6 +54,7 @@ def encode(cursor: Cursor, words: Sequence[str], *scope: object) -> str:
     raw = _HEAD.pack(
         cursor.phase,
         len(cursor.lexical.words),
+        len(cursor.models),
         cursor.lexical.whole,
         here.score,
         here.prompt_id.bytes,
@@ -51,6 +62,7 @@ def encode(cursor: Cursor, words: Sequence[str], *scope: object) -> str:
     )
     for word in cursor.lexical.words:
         raw += _WORD.pack(words.index(word.text), word.weight, word.rare)
+    raw += b"".join(sorted(cursor.models))
     return base64.urlsafe_b64encode(raw + _checksum(raw, scope)).decode().rstrip("=")
 
 
@@ -61,23 +73,44 @@ def decode(text: str, words: Sequence[str], *scope: object) -> Cursor:
         Problem: it is damaged, forged, or of another search.
     """
     try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        body, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
+        body, checksum = _split(text)
         if checksum != _checksum(body, scope):
             raise ValueError("of another search")
-        phase, count, whole, score, prompt_id, image_id = _HEAD.unpack_from(body)
-        if count > MAX_WORDS or len(body) != _HEAD.size + count * _WORD.size:
+        phase, count, models, whole, score, prompt_id, image_id = _HEAD.unpack_from(body)
+        end = _HEAD.size + count * _WORD.size
+        if count > MAX_WORDS or len(body) != end + models * _MODEL:
             raise ValueError("of another length")
         if count and not whole:
             raise ValueError("without weight")
         chosen = [
             Word(words[index], weight, bool(rare))
-            for index, weight, rare in _WORD.iter_unpack(body[_HEAD.size :])
+            for index, weight, rare in _WORD.iter_unpack(body[_HEAD.size : end])
         ]
         position = Position(score, UUID(bytes=prompt_id), UUID(bytes=image_id))
-        return Cursor(Phase(phase), position, Lexical(tuple(chosen), whole))
+        return Cursor(Phase(phase), position, Lexical(tuple(chosen), whole), _models_in(body))
     except (binascii.Error, ValueError, IndexError, struct.error):
         raise Problem("malformed_cursor") from None
+
+
+def models_of(text: str) -> frozenset[bytes]:
+    """The models that a cursor names, unchecked: the query's vectors are fetched before its words
+    are known, without which a cursor cannot be decoded. Nothing for what is no cursor.
+    """
+    try:
+        return _models_in(_split(text)[0])
+    except (binascii.Error, ValueError, IndexError):
+        return frozenset()
+
+
+def _split(text: str) -> tuple[bytes, bytes]:
+    raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    return raw[:-_CHECKSUM], raw[-_CHECKSUM:]
+
+
+def _models_in(body: bytes) -> frozenset[bytes]:
+    start = _HEAD.size + body[1] * _WORD.size
+    here = range(start, start + body[2] * _MODEL, _MODEL)
+    return frozenset(body[at : at + _MODEL] for at in here)
 
 
 def _checksum(raw: bytes, scope: tuple[object, ...]) -> bytes:

@@ -7,6 +7,7 @@ import json
 import struct
 import time
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from uuid import uuid4
 
 from redis.exceptions import RedisError
@@ -15,6 +16,7 @@ from api.deps import Resources
 from api.metrics.families import timed_search
 from api.problems import Problem
 from api.publishing import RedisDown
+from api.search.cursor import model_digest
 from shared.logging import get_logger
 from shared.queue import names
 from shared.search import embeddings
@@ -27,6 +29,7 @@ PATIENCE = 2.0
 _REMEMBERED = 2048
 """Vectors per process: 8 kB each as text."""
 _MODELS_SECONDS = 10.0
+_REFUSED_SECONDS = 5.0
 _RETRY_AFTER = "5"
 
 
@@ -38,32 +41,47 @@ class QueryVectors:
         self._asked: dict[tuple[str, str], asyncio.Task[QueryVector]] = {}
         self._models: list[str] = []
         self._models_until = 0.0
+        self._refused_until: dict[str, float] = {}
 
-    def remembered(self, text: str) -> tuple[QueryVector, ...] | None:
+    def remembered(self, text: str, only: Collection[bytes] = ()) -> tuple[QueryVector, ...] | None:
         """The same, if this process knows all of it at once."""
         if time.monotonic() >= self._models_until:
             return None
         digest = _digest(text)
-        known = [self._known.get((model, digest)) for model in self._models]
+        known = [self._known.get((model, digest)) for model in _those(self._models, only)]
         vectors = tuple(vector for vector in known if vector is not None)
         return vectors if len(vectors) == len(known) else None
 
     @timed_search("embedding")
-    async def of(self, resources: Resources, text: str) -> tuple[QueryVector, ...]:
+    async def of(
+        self, resources: Resources, text: str, only: Collection[bytes] = ()
+    ) -> tuple[QueryVector, ...]:
         """The text in the space of every model that prompts have vectors of; normally one.
 
+        While prompts are embedded anew, one of two will do. A later page must have been scored as
+        the first one was, or it would lose its place: it names `only` the models of that one
+        (`cursor.model_digest`), and wants them all.
+
         Raises:
-            Problem: 503 when not one of them can be had, with the reason.
+            Problem: 503 when not one of them can be had, or not all, with the reason.
         """
-        models = await self._models_in_use(resources)
+        models = _those(await self._models_in_use(resources), only)
+        if not only:
+            now = time.monotonic()
+            # Who has just refused is not waited for again as long as there is another.
+            willing = [model for model in models if self._refused_until.get(model, 0.0) <= now]
+            models = willing or models
         answers = await asyncio.gather(
             *(self._vector(resources, model, text) for model in models), return_exceptions=True
         )
         vectors = tuple(answer for answer in answers if isinstance(answer, QueryVector))
-        for answer in answers:
-            # While prompts are embedded anew, half a search is better than none.
-            if isinstance(answer, BaseException) and not (vectors and isinstance(answer, Problem)):
-                raise answer
+        for model, answer in zip(models, answers, strict=True):
+            if isinstance(answer, Problem):
+                self._refused_until[model] = time.monotonic() + _REFUSED_SECONDS
+            if isinstance(answer, BaseException):
+                half_will_do = vectors and isinstance(answer, Problem) and not only
+                if not half_will_do:
+                    raise answer
         return vectors
 
     async def _models_in_use(self, resources: Resources) -> list[str]:
@@ -96,6 +114,12 @@ class QueryVectors:
         self._known[key] = done.result()
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
+
+
+def _those(models: Sequence[str], only: Collection[bytes]) -> list[str]:
+    """Those that are named; all of them once none of these is left."""
+    named = [model for model in models if model_digest(model) in only]
+    return named or list(models)
 
 
 def _digest(text: str) -> str:

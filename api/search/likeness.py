@@ -55,9 +55,14 @@ async def like_image(
     row = await images.find(resources, principal, image_id)
     if resources.settings.picture_model is None:
         return await service.search(resources, principal, _with_prompt_of(row, asked))
-    vector = await _vector_of(resources, principal, row, resources.settings.picture_model)
+    try:
+        vector = await _vector_of(resources, principal, row, resources.settings.picture_model)
+    except Problem as problem:
+        if problem.kind.code != "object_missing":
+            raise
+        return await service.search(resources, principal, _with_prompt_of(row, asked))
     others = replace(asked, filters=replace(asked.filters, without_image=row.id))
-    return await _search(resources, principal, vector, others)
+    return await _search(resources, principal, vector, others, image_id)
 
 
 async def like_file(
@@ -75,7 +80,8 @@ async def like_file(
         except ImageRefused as refusal:
             raise refused(refusal) from None
         vector = await vector_of_picture(resources, resources.settings.picture_model, clean.data)
-        return await _search(resources, principal, vector, asked)
+        digest = hashlib.sha256(data).hexdigest()
+        return await _search(resources, principal, vector, asked, digest)
     row = await _known(resources, principal, data)
     if row is not None:
         return await service.search(resources, principal, _with_prompt_of(row, asked))
@@ -115,11 +121,11 @@ async def _vector_of(
 
 
 async def _search(
-    resources: Resources, principal: Principal, vector: QueryVector, asked: Asked
+    resources: Resources, principal: Principal, vector: QueryVector, asked: Asked, picture: str
 ) -> Page[Hit]:
+    """`picture` is its id or its digest. Its vector's text varies: Postgres has fewer digits."""
     question = Likeness(principal.tenant_id, asked.filters, vector, asked.min_score)
-    seen = hashlib.sha256(vector.text.encode()).hexdigest()
-    scope = ("pictures", vector.model, seen, *asked.scope(principal))
+    scope = ("pictures", vector.model, picture, *asked.scope(principal))
     async with resources.tenant_transaction(
         principal, service.SECONDS, statements.PLANNING
     ) as session:

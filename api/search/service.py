@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 SECONDS = 10.0
 """For the SQL of one search: going through a million prompts exactly takes two."""
-_HIGHEST = UUID(int=2**128 - 1)
 _PAGES: dict[Phase, Callable[[Question, int, Position | None], Hits]] = {
     Phase.FEW: statements.page_of_few,
     Phase.MANY: statements.page_of_many,
@@ -100,12 +99,13 @@ async def find(
 ) -> tuple[list[Found], str | None]:
     """The same, as rows."""
     scope = asked.scope(principal)
-    vectors = resources.vectors.remembered(asked.text)
+    models = cursor.models_of(asked.after) if asked.after is not None else frozenset()
+    vectors = resources.vectors.remembered(asked.text, models)
     begun = None
     if vectors is None:
         # While a worker embeds the text, its words are weighed: in a transaction of its own, since
         # a worker that is away must not cost others their connections.
-        async with _beside(resources.vectors.of(resources, asked.text)) as embedding:
+        async with _beside(resources.vectors.of(resources, asked.text, models)) as embedding:
             async with _transaction(resources, principal) as session:
                 begun = await _begin(resources, session, principal, asked)
             vectors = await embedding
@@ -118,7 +118,8 @@ async def find(
     page = found[: asked.limit]
     if len(found) <= asked.limit:
         return page, None
-    last = Cursor(page[-1].phase, page[-1].position, begun.lexical)
+    used = frozenset(cursor.model_digest(vector.model) for vector in vectors)
+    last = Cursor(page[-1].phase, page[-1].position, begun.lexical, used)
     return page, cursor.encode(last, begun.words, *scope)
 
 
@@ -178,9 +179,9 @@ async def _fill(
 ) -> list[Found]:
     """As many entries as are wanted, or all that there are."""
     found = await _read(session, question, phase, after, wanted)
-    if phase is Phase.MANY and len(found) < wanted and not await _cut_off(session, question):
-        rest = await _read(session, question, Phase.REST, None, wanted - len(found))
-        found += rest
+    if phase is Phase.MANY and len(found) < wanted:
+        # Also where `min_score` has ended the candidates: one that is none may hold more words.
+        found += await _read(session, question, Phase.REST, None, wanted - len(found))
     return found
 
 
@@ -201,18 +202,6 @@ def entries(phase: Phase, result: Sequence[Any]) -> list[Found]:
         Found(phase, image, prompt, prompt_id, score, similarity)
         for image, prompt, prompt_id, score, similarity in result
     ]
-
-
-async def _cut_off(session: AsyncSession, question: Question) -> bool:
-    """Whether `min_score` has ended the candidates: what is no candidate scores still less."""
-    if question.min_score is None:
-        return False
-    below = Position(question.min_score, _HIGHEST, _HIGHEST)
-    every = replace(question, min_score=None)
-    return any(
-        entry.score < question.min_score
-        for entry in await _read(session, every, Phase.MANY, below, 1)
-    )
 
 
 def _present(resources: Resources, entry: Found) -> Hit:

@@ -104,10 +104,10 @@ def has_unfinished_job(tenant_id: UUID, session_id: str) -> Select[bool]:
     )
 
 
-def list_jobs(tenant_id: UUID, session_id: str, limit: int) -> Select[UUID]:
-    """Ids of ended jobs of the session, locked against being retried."""
+def list_jobs(tenant_id: UUID, session_id: str, limit: int) -> Select[UUID, int]:
+    """(id, attempts) of ended jobs of the session, locked against being retried."""
     return (
-        select(Job.id)
+        select(Job.id, Job.attempt)
         .where(
             Job.tenant_id == tenant_id,
             Job.session_id == session_id,

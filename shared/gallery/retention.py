@@ -37,6 +37,11 @@ def list_prompts_of_jobs(job_ids: Sequence[UUID]) -> Select[UUID]:
     return select(Image.prompt_id).where(Image.job_id.in_(job_ids)).distinct()
 
 
+def lock_prompts(prompt_ids: Sequence[UUID]) -> Select[UUID]:
+    """Keep others from naming or deleting these prompts; the next statement sees what they did."""
+    return select(Prompt.id).where(Prompt.id.in_(prompt_ids)).order_by(Prompt.id).with_for_update()
+
+
 def delete_unused_prompts(prompt_ids: Sequence[UUID]) -> Delete:
     """Forget those of the prompts that no image names any more."""
     used = select(Image.id).where(Image.prompt_id == Prompt.id).exists()

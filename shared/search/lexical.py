@@ -13,6 +13,9 @@ from dataclasses import dataclass
 MAX_WORDS = 8
 """The weightiest words of a query; what comes after them hardly changes an order."""
 MAX_WORD_CHARACTERS = 512
+RARE_UP_TO = 2_000
+"""Prompts that rare words may add to the candidates. Words are counted no further: what more
+prompts hold is not rare, however many there are."""
 _RARE_SHARE = 0.002
 _RARE_COUNT = 2
 _JUDGED_FROM = 50
@@ -68,7 +71,7 @@ def weigh(counts: Mapping[str, int], prompts: int) -> Lexical:
 def _is_rare(count: int, prompts: int) -> bool:
     if prompts < _JUDGED_FROM:
         return False
-    return count <= max(_RARE_COUNT, _RARE_SHARE * prompts)
+    return count <= min(max(_RARE_COUNT, _RARE_SHARE * prompts), RARE_UP_TO)
 
 
 def all_of(words: Iterable[Word]) -> str:

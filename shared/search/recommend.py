@@ -26,7 +26,7 @@ from shared.search.index import PROMPTS
 from shared.tables import only
 
 NEAR = 60
-_COMPLETING = 20
+_COMPLETING = 60
 _STARRED = 200
 _LATEST = 20
 _SEEDS = 20
@@ -37,15 +37,18 @@ _FOLDED_LENGTH = 200
 Fate = Row[UUID, str, int, int, int, int, bool]
 
 
-def near(tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool) -> Select[UUID, float]:
-    """(prompt, similarity) of the nearest, nearest first."""
+def near(
+    tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool, session_id: str | None
+) -> Select[UUID, float]:
+    """(prompt, similarity) of the nearest that the session has made nothing of, nearest first."""
+    unused = _unused_in(tenant_id, session_id)
     texts = {vector.model: literal(vector.text, Text) for vector in vectors}
     similarity = fusion.similarity(texts).label("similarity")
-    statement = select(Prompt.id, similarity).where(Prompt.tenant_id == tenant_id)
+    statement = select(Prompt.id, similarity).where(Prompt.tenant_id == tenant_id, unused)
     if not exactly:
         legs = [
             select(Prompt.id)
-            .where(Prompt.tenant_id == tenant_id, literal_column(where))
+            .where(Prompt.tenant_id == tenant_id, literal_column(where), unused)
             .order_by(order)
             .limit(NEAR)
             for where, order in (
@@ -57,16 +60,24 @@ def near(tenant_id: UUID, vectors: Sequence[QueryVector], exactly: bool) -> Sele
     return statement.order_by(similarity.desc(), Prompt.id.desc()).limit(NEAR)
 
 
-def completing(tenant_id: UUID, typed: str) -> Select[UUID]:
-    """Prompts that begin with what was typed, whatever the case, and go on."""
+def completing(tenant_id: UUID, typed: str, session_id: str | None) -> Select[UUID]:
+    """Prompts that begin with what was typed, whatever the case, and go on.
+
+    Without those that the session has made pictures of.
+    """
     begin = typed.lower()[:_FOLDED_LENGTH]
+    whole = func.lower(literal(typed, Text))
     return (
         select(Prompt.id)
         .where(
             Prompt.tenant_id == tenant_id,
             # Comparisons, and not LIKE, which row-level security keeps from the index.
-            Prompt.folded > begin,
+            Prompt.folded >= begin,
             Prompt.folded < begin + _LAST_CHARACTER,
+            # The index has the first 200 characters alone.
+            func.starts_with(func.lower(Prompt.text), whole),
+            func.lower(Prompt.text) != whole,
+            _unused_in(tenant_id, session_id),
         )
         .order_by(Prompt.folded)
         .limit(_COMPLETING)
@@ -92,6 +103,15 @@ def doing_well(tenant_id: UUID) -> Select[UUID]:
     return select(starred.c.prompt_id).union(select(latest.c.id)).subquery().select()
 
 
+def list_used(tenant_id: UUID, session_id: str, texts: Sequence[str]) -> Select[str]:
+    """Those of the texts that jobs of the session have as their prompt."""
+    return (
+        select(Job.prompt)
+        .where(Job.tenant_id == tenant_id, Job.session_id == session_id, Job.prompt.in_(texts))
+        .distinct()
+    )
+
+
 def latest_of_session(tenant_id: UUID, session_id: str) -> Select[UUID]:
     """The prompt of the session's newest picture."""
     return (
@@ -110,7 +130,7 @@ def fates(
     made = select(func.count()).select_from(Image).where(own)
     starred = made.where(Image.starred)
     newest = (
-        select(Image.seed, Image.job_id)
+        select(Image.id, Image.seed)
         .where(own)
         .order_by(Image.id.desc())
         .limit(_SEEDS)
@@ -126,8 +146,11 @@ def fates(
             .where(
                 again.tenant_id == tenant_id,
                 again.seed == newest.c.seed,
-                again.job_id != newest.c.job_id,
+                # Later and for another prompt: whoever took the seed from here.
+                again.id > newest.c.id,
+                again.prompt_id != Prompt.id,
             )
+            .correlate(newest, Prompt)
             .exists()
         )
     )
@@ -158,6 +181,16 @@ def best_images(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[Image]:
         .join(best, true())
         .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids))
     )
+
+
+def _unused_in(tenant_id: UUID, session_id: str | None) -> ColumnElement[bool]:
+    """Whether the session has no picture of the prompt; asked of many, so it is read once."""
+    if session_id is None:
+        return true()
+    used = select(Image.prompt_id).where(
+        Image.tenant_id == tenant_id, Image.session_id == session_id
+    )
+    return Prompt.id.not_in(used)
 
 
 def _used_in(tenant_id: UUID, session_id: str | None) -> ColumnElement[bool]:

@@ -38,6 +38,7 @@ from shared.search import census, fusion
 from shared.search.census import prompts_with
 from shared.search.filters import Filters, image_conditions, narrows
 from shared.search.index import PROMPTS
+from shared.search.lexical import RARE_UP_TO
 from shared.search.question import Position, Question, Shape
 
 EXACT_UP_TO = 20_000
@@ -45,8 +46,6 @@ EXACT_UP_TO = 20_000
 1 in 100 takes longer and loses some (docs/adr/0013)."""
 CANDIDATES = 200
 """The nearest prompts that an HNSW search looks at; a page has at most as many entries."""
-RARE_UP_TO = 2_000
-"""Prompts that the words of a query may add to the candidates, each of its two ways."""
 _SHAPES = 128
 """Statements that are kept, some 100 kB each: those of what people really ask."""
 

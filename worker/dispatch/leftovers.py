@@ -1,8 +1,7 @@
 """Remove objects whose rows a client has deleted and that storage did not take at once."""
 
-from collections import defaultdict
+import time
 from datetime import timedelta
-from uuid import UUID
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -16,7 +15,9 @@ log = get_logger(__name__)
 _EVERY = timedelta(seconds=30)
 _AGE = timedelta(seconds=30)
 """Whoever deleted the rows removes the objects within seconds, unless it was stopped."""
-_AT_ONCE = 200
+_AT_ONCE = 50
+_SECONDS = 5.0
+"""Of one round: the dispatcher's other duties wait for it."""
 
 
 class Leftovers:
@@ -40,16 +41,19 @@ class Leftovers:
         Raises:
             StorageUnavailable: S3 cannot be reached; the rest goes in a later round.
         """
-        with self._database.begin() as session:
-            rows = session.execute(deletion.list_doomed(self._age, _AT_ONCE)).all()
+        deadline = time.monotonic() + _SECONDS
         swept = 0
-        by_tenant: dict[UUID, list[str]] = defaultdict(list)
-        for tenant_id, prefix in rows:
-            swept += self._storage.delete(self._storage.list_keys(prefix))
-            by_tenant[tenant_id].append(prefix)
-        for tenant_id, prefixes in by_tenant.items():
+        while time.monotonic() < deadline:
             with self._database.begin() as session:
-                session.execute(deletion.forget_doomed(tenant_id, prefixes))
+                rows = session.execute(deletion.list_doomed(self._age, _AT_ONCE)).all()
+            if not rows:
+                break
+            for tenant_id, prefix in rows:
+                swept += self._storage.delete(self._storage.list_keys(prefix))
+                with self._database.begin() as session:
+                    session.execute(deletion.forget_doomed(tenant_id, [prefix]))
+                if time.monotonic() > deadline:
+                    break
         if swept:
             log.info("leftovers_swept", objects=swept)
         return swept

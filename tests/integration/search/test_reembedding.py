@@ -1,20 +1,27 @@
 """After a change of the embedding model: prompts are embedded anew, and found all the while."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from uuid import UUID
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.app import open_resources
+from api.auth import Principal
+from api.search import cursor, service
+from api.search.service import Asked
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
 from shared.database import open_engine, session_factory
 from shared.gallery import models as rows
 from shared.search import embeddings
+from shared.search.filters import Filters
 from shared.search.index import PROMPTS
 from shared.settings import Settings
 from shared.tenancy import statements as tenancy
-from tests.integration.search.gallery import any_vector, insert_image
+from tests.integration.search.gallery import Embeddings, any_vector, insert_image
 from worker.embedding import reembed
 from worker.embedding.reembed import EmbeddingKeeper
 
@@ -93,3 +100,33 @@ def test_it_goes_on_where_it_was_stopped(
     second.tend_indexes()
     assert indexes(database) == {PROMPTS.name(used, 384)}
     engine.dispose()
+
+
+def test_every_page_goes_by_the_models_that_the_first_one_had(
+    other_settings: Settings, embeddings: Embeddings
+) -> None:
+    """The worker cannot load the former model any more; half of the prompts are of it."""
+    engine = open_engine(other_settings)
+    with session_factory(engine).begin() as session:
+        tenant = session.scalars(tenancy.ensure_tenant("t")).one()
+        for number in range(COUNT):
+            model, length = (FORMER, 8) if number % 2 else (embeddings.model, 384)
+            vector = any_vector(number, length)
+            insert_image(session, tenant, f"prompt {number}", vector, model=model)
+    engine.dispose()
+    principal = Principal(tenant, "t", frozenset({"search"}))
+
+    async def look() -> None:
+        async with open_resources(other_settings) as resources:
+            seen: list[UUID] = []
+            after = None
+            while True:
+                asked = Asked("a prompt", Filters(), 3, after)
+                found, after = await service.find(resources, principal, asked)
+                seen += [entry.image.id for entry in found]
+                if after is None:
+                    break
+                assert cursor.models_of(after) == {cursor.model_digest(embeddings.model)}
+            assert len(seen) == len(set(seen)) == COUNT
+
+    asyncio.run(look())

@@ -20,11 +20,18 @@ CURSOR = Cursor(
     Phase.MANY,
     Position(0.123456, new_id(), new_id()),
     Lexical((Word("kraken", 255, True), Word("a", 3, False)), 300),
+    frozenset({cursor.model_digest("former"), cursor.model_digest("later")}),
 )
 
 
 def test_a_cursor_comes_back_whole() -> None:
     assert cursor.decode(cursor.encode(CURSOR, WORDS, "x", 1), WORDS, "x", 1) == CURSOR
+
+
+def test_its_models_can_be_read_beforehand() -> None:
+    assert cursor.models_of(cursor.encode(CURSOR, WORDS, "x", 1)) == CURSOR.models
+    for damaged in ("", "AA", "雪", "A" * 200):
+        cursor.models_of(damaged)
 
 
 def test_a_cursor_is_of_its_search_alone() -> None:
@@ -53,7 +60,7 @@ def test_any_text_is_refused_and_nothing_worse(text: str) -> None:
 
 def test_a_forged_cursor_with_a_right_checksum_is_refused_too() -> None:
     """The checksum has no secret; what it protects must hold without it."""
-    for body in (b"", b"\x09" * 46, cursor._HEAD.pack(1, 8, 0, 1.0, b"1" * 16, b"2" * 16)):
+    for body in (b"", b"\x09" * 47, cursor._HEAD.pack(1, 8, 0, 0, 1.0, b"1" * 16, b"2" * 16)):
         raw = body + cursor._checksum(body, ("x",))
         text = base64.urlsafe_b64encode(raw).decode().rstrip("=")
         with pytest.raises(Problem):

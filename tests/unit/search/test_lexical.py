@@ -1,6 +1,6 @@
 """Words of a query: rarer ones weigh more, absent ones weigh without matching."""
 
-from shared.search.lexical import MAX_WORDS, Lexical, tsquery_of, weigh
+from shared.search.lexical import MAX_WORDS, RARE_UP_TO, Lexical, tsquery_of, weigh
 
 
 def test_a_rarer_word_weighs_more() -> None:
@@ -28,6 +28,11 @@ def test_what_is_rare_grows_with_the_prompts() -> None:
     assert not weigh({"word": 3}, 1000).rare
     assert weigh({"word": 200}, 100_000).rare
     assert not weigh({"word": 201}, 100_000).rare
+
+
+def test_a_count_that_stopped_at_its_bound_is_not_rare() -> None:
+    assert weigh({"word": RARE_UP_TO}, 5_000_000).rare
+    assert not weigh({"word": RARE_UP_TO + 1}, 5_000_000).rare
 
 
 def test_a_word_of_every_prompt_still_weighs_something() -> None:

@@ -68,3 +68,15 @@ def test_starters_that_begin_as_typed_come_first() -> None:
     assert 0 < score <= 1
     assert len(choose_starters(STARTERS, None, 4)) == 4
     assert choose_starters(STARTERS, "x", 0) == []
+
+
+def test_starters_leave_out_what_is_known_already() -> None:
+    starters = ["a lake at dawn", "a lake at dusk", "a lake at noon"]
+    known = choose_starters(starters, "A lake at DAWN!", 5, without=["Dusk, at a lake"])
+    assert [starter for starter, _ in known] == ["a lake at noon"]
+
+
+def test_what_has_nothing_to_do_with_the_words_is_not_recommended() -> None:
+    ranked = rank([candidate("far", similarity=0.1), candidate("unknown", similarity=None)], "x", 5)
+    assert ranked == []
+    assert reason(candidate("far", similarity=0.1), "what this session made last") == "one of yours"
