@@ -12,6 +12,7 @@ from api.images.routes import ImageId
 from api.images.schemas import Image
 from api.jobs.routes import JobId
 from api.problems import not_found, responses
+from api.uploads.routes import UploadId
 from api.wire import json_answer
 
 router = APIRouter(prefix="/v1", tags=["gallery"])
@@ -69,6 +70,25 @@ async def unstar(resources: Res, principal: ImagesWrite, image_id: ImageId) -> R
 async def delete_image(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
     """Its row, its files, and its prompt's embedding if it was the prompt's last picture."""
     return json_answer(await service.delete_image(resources, principal, image_id))
+
+
+@router.delete(
+    "/uploads/{upload_id}",
+    operation_id="uploads.delete",
+    summary="Delete an upload",
+    response_class=Response,
+    responses={
+        200: {"model": Deleted},
+        **responses("insufficient_scope", "not_found", "job_not_finished", "database_unavailable"),
+    },
+)
+async def delete_upload(resources: Res, principal: JobsWrite, upload_id: UploadId) -> Response:
+    """Its row and its file; what was made from it stays.
+
+    Jobs keep the pictures that came with them (a `data:` or https `init_image`) as uploads: their
+    `init_image` is the id.
+    """
+    return json_answer(await service.delete_upload(resources, principal, upload_id))
 
 
 @router.delete(

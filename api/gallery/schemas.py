@@ -14,6 +14,7 @@ class Deleted(AnswerModel):
     prompts: int = Field(
         description="With their embeddings: those that no picture of yours is made from any more."
     )
+    uploads: int
     objects: int = Field(description="Files in object storage: pictures and thumbnails.")
     objects_pending: bool = Field(
         description="Storage did not answer: the remaining files are removed within minutes."

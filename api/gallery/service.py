@@ -1,4 +1,4 @@
-"""The rules of keeping and throwing away: stars, and the deletion of images, jobs and sessions."""
+"""The rules of keeping and throwing away: stars, deletion of images, jobs, sessions and uploads."""
 
 import asyncio
 import time
@@ -39,6 +39,7 @@ class _Gone:
     jobs: int = 0
     images: int = 0
     prompts: int = 0
+    uploads: int = 0
     prefixes: list[str] = field(default_factory=list)
 
 
@@ -75,6 +76,27 @@ async def delete_image(resources: Resources, principal: Principal, image_id: str
         # The thumbnail's key begins in the same way.
         gone.prefixes.append(row.s3_key.rpartition(".")[0] + ".")
         await _after_images(session, principal, [row.prompt_id], gone)
+    return await _finish(resources, principal, [gone])
+
+
+async def delete_upload(resources: Resources, principal: Principal, upload_id: str) -> Deleted:
+    """One upload. Jobs that started from it, and their pictures, stay on record.
+
+    Raises:
+        Problem: 404; 409 while a job that starts from it waits or runs.
+    """
+    row_id = parse_id("upl", upload_id, "upload")
+    gone = _Gone(uploads=1)
+    async with resources.tenant_transaction(principal) as session:
+        found = await session.scalars(deletion.delete_upload(principal.tenant_id, row_id))
+        key = found.one_or_none()
+        if key is None:
+            raise not_found("upload")
+        wanted = deletion.has_unfinished_job_from(principal.tenant_id, key)
+        if (await session.scalars(wanted)).one():
+            raise Problem("job_not_finished", "A job that starts from it waits or runs.")
+        gone.prefixes.append(key)
+        await session.execute(deletion.doom_objects(principal.tenant_id, gone.prefixes))
     return await _finish(resources, principal, [gone])
 
 
@@ -176,6 +198,7 @@ async def _finish(resources: Resources, principal: Principal, portions: Sequence
         jobs=sum(gone.jobs for gone in portions),
         images=sum(gone.images for gone in portions),
         prompts=sum(gone.prompts for gone in portions),
+        uploads=sum(gone.uploads for gone in portions),
         objects=objects,
         objects_pending=len(done) < len(prefixes),
     )

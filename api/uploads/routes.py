@@ -15,6 +15,8 @@ from api.wire import json_answer
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
+UploadId = Annotated[str, Path(description="`upl_…`")]
+
 
 @router.post(
     "",
@@ -60,8 +62,6 @@ async def create(
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
 )
-async def get(
-    resources: Res, principal: JobsRead, upload_id: Annotated[str, Path(description="`upl_…`")]
-) -> Response:
+async def get(resources: Res, principal: JobsRead, upload_id: UploadId) -> Response:
     """What was kept of an uploaded picture, with a URL that reads it for some minutes."""
     return json_answer(await service.get(resources, principal, upload_id))

@@ -24,7 +24,7 @@ from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
-from shared.gallery.models import DoomedObject, Image, Prompt, Session
+from shared.gallery.models import DoomedObject, Image, Prompt, Session, Upload
 from shared.jobs.models import Job
 from shared.jobs.statements import session_lock
 
@@ -54,6 +54,26 @@ def delete_images_of_jobs(tenant_id: UUID, job_ids: Sequence[UUID]) -> Returning
         delete(Image)
         .where(Image.tenant_id == tenant_id, Image.job_id.in_(job_ids))
         .returning(Image.prompt_id, Image.s3_key)
+    )
+
+
+def delete_upload(tenant_id: UUID, upload_id: UUID) -> ReturningDelete[str]:
+    """The key of the upload that was there."""
+    return (
+        delete(Upload)
+        .where(Upload.tenant_id == tenant_id, Upload.id == upload_id)
+        .returning(Upload.s3_key)
+    )
+
+
+def has_unfinished_job_from(tenant_id: UUID, s3_key: str) -> Select[bool]:
+    """Whether a job that starts from this picture waits or runs."""
+    return select(
+        exists().where(
+            Job.tenant_id == tenant_id,
+            Job.finished_at.is_(None),
+            Job.init_image["s3_key"].astext == s3_key,
+        )
     )
 
 

@@ -7,7 +7,7 @@ from darkroom import wire
 from darkroom._sync.concurrency import in_thread
 from darkroom._sync.transport import Request, Transport
 from darkroom.decoding import decode
-from darkroom.types.images import Upload
+from darkroom.types.images import Deleted, Upload
 from darkroom.types.requests import FileSource
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ class Uploads:
         """What was kept, with a URL that reads it for some minutes."""
         path = f"/v1/uploads/{wire.segment(upload)}"
         return decode(Upload, self._transport.json(Request("GET", path)))
+
+    def delete(self, upload: "str | Identified") -> Deleted:
+        """Delete it for good; what was made from it stays.
+
+        Raises:
+            JobNotFinished: a job that starts from it waits or runs.
+        """
+        path = f"/v1/uploads/{wire.segment(upload)}"
+        return decode(Deleted, self._transport.json(Request("DELETE", path)))
 
     def send(self, name: str, data: bytes) -> Upload:
         """The same as `create`, of bytes at hand."""

@@ -76,6 +76,7 @@ class Deleted(Document):
     jobs: int = 0
     images: int = 0
     prompts: int = 0
+    uploads: int = 0
     objects: int = 0
     objects_pending: bool = False
     """Storage did not answer: the remaining files are removed within minutes."""

@@ -1,5 +1,7 @@
 """Stars and deletions: rows, objects and vectors go, and the answer says what went."""
 
+import base64
+import io
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
@@ -7,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -51,7 +54,7 @@ def left(team: Team) -> tuple[int, int, int]:
 
 def gone(**counts: int) -> dict[str, Any]:
     """An answer."""
-    nothing = {"sessions": 0, "jobs": 0, "images": 0, "prompts": 0, "objects": 0}
+    nothing = {"sessions": 0, "jobs": 0, "images": 0, "prompts": 0, "uploads": 0, "objects": 0}
     return {**nothing, **counts, "objects_pending": False}
 
 
@@ -110,6 +113,32 @@ def test_what_waits_or_runs_is_not_deleted(team: Team) -> None:
         assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
     team.http.post(f"/v1/jobs/{to_wire('job', job.id)}/cancel").raise_for_status()
     assert team.http.delete("/v1/sessions/busy").json() == gone(sessions=1, jobs=1)
+
+
+def test_an_upload_goes_once_nothing_waits_for_it(team: Team, make: Any, storage: Storage) -> None:
+    job = make("the same at night", init_image=data_url(), strength=0.9)
+    upload = job["init_image"]
+    source = {"ref": upload, "s3_key": f"_uploads/{upload}.png", "sha256": "0" * 64}
+    with team.database.begin() as session:
+        waiting = accept(session, team.tenant_id, model="nobodys", init_image=source)
+    refused = team.http.delete(f"/v1/uploads/{upload}")
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
+    team.http.post(f"/v1/jobs/{to_wire('job', waiting.id)}/cancel").raise_for_status()
+    answer = team.http.delete(f"/v1/uploads/{upload}")
+    assert answer.json() == gone(uploads=1, objects=1)
+    assert storage.list_keys(f"_uploads/{upload}") == []
+    for method in ("GET", "DELETE"):
+        assert team.http.request(method, f"/v1/uploads/{upload}").status_code == 404
+    again = team.http.post("/v1/jobs", json={**JOB, "prompt": "x", "init_image": upload})
+    assert again.status_code == 404
+    assert len(team.http.get(f"/v1/jobs/{job['id']}").json()["images"]) == 1
+
+
+def data_url() -> str:
+    """A grey picture, as a client would put it into a job."""
+    written = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(written, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def test_a_session_goes_with_everything_in_it(team: Team, make: Any, storage: Storage) -> None:

@@ -57,6 +57,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "images.star": lambda c: c.images.star("img_1"),
     "images.unstar": lambda c: c.images.unstar("img_1"),
     "uploads.create": lambda c: c.uploads.create(("a.png", b"file")),
+    "uploads.delete": lambda c: c.uploads.delete("upl_1"),
     "uploads.get": lambda c: c.uploads.get("upl_1"),
     "models.list": lambda c: c.models.list().page(),
     "usage.get": lambda c: c.usage(),
