@@ -9,7 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from shared.errors import DeviceLost, JobError
 from worker.engine.backend import Backend, R
@@ -32,6 +33,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class _Command:
+    """Something to run on the engine's thread between two turns; another thread waits for it."""
+
+    function: Callable[[], Any]
+    result: "Future[Any]"
+
+    def run(self) -> None:
+        """Do it."""
+        try:
+            self.result.set_result(self.function())
+        except BaseException as error:  # handed to the waiting thread
+            self.result.set_exception(error)
+
+
 class StepLoop(Generic[R]):
     """An `Engine` over the backend that `open_backend` gives; it is called by `load`."""
 
@@ -46,7 +62,7 @@ class StepLoop(Generic[R]):
         self._tick_budget = tick_budget
         self._condition = threading.Condition()
         self._inbox: deque[Flight[R]] = deque()
-        self._commands: deque[Callable[[], None]] = deque()
+        self._commands: deque[_Command] = deque()
         self._open: set[Flight[R]] = set()
         self._awake = False
         self._closed = False
@@ -131,16 +147,20 @@ class StepLoop(Generic[R]):
             logger.exception("The engine's thread ended")
             self._break(DeviceLost(f"The device failed: {type(error).__name__}: {error}"))
         finally:
+            with self._condition:
+                left, self._commands = self._commands, deque()
+            self._refuse(left)
             if self._loaded is not None:
                 self._loaded[0].close()
 
     def _once(self) -> bool:
         """Take in what other threads want, then one turn; False when it is over."""
         commands, flights = self._take_in()
-        if self._closed or self._fault is not None:
+        if self._over:
+            self._refuse(commands)
             return False
         for command in commands:
-            command()
+            command.run()
         if self._loaded is not None:
             turns = self._loaded[1]
             with self._watchdog:
@@ -149,7 +169,7 @@ class StepLoop(Generic[R]):
                 turns.turn()
         return True
 
-    def _take_in(self) -> tuple[deque[Callable[[], None]], deque[Flight[R]]]:
+    def _take_in(self) -> "tuple[deque[_Command], deque[Flight[R]]]":
         """Everything that was asked for since the last turn; waits if there is nothing to do."""
         with self._condition:
             if self._loaded is None or self._loaded[1].idle:
@@ -178,19 +198,17 @@ class StepLoop(Generic[R]):
     def _on_engine_thread(self, function: Callable[[], T]) -> T:
         """Run something between two turns and wait for it."""
         result: Future[T] = Future()
-
-        def command() -> None:
-            try:
-                result.set_result(function())
-            except BaseException as error:  # handed to the waiting thread
-                result.set_exception(error)
-
         with self._condition:
             self._refuse_if_over()
-            self._commands.append(command)
+            self._commands.append(_Command(function, result))
             self._awake = True
             self._condition.notify()
         return result.result()
+
+    def _refuse(self, commands: "deque[_Command]") -> None:
+        """Tell the threads that wait for these that the end came first."""
+        for command in commands:
+            command.result.set_exception(EngineClosed("The engine is closed."))
 
     def _wake(self) -> None:
         with self._condition:
@@ -198,6 +216,10 @@ class StepLoop(Generic[R]):
             self._condition.notify()
 
     # --- faults -----------------------------------------------------------------------------
+
+    @property
+    def _over(self) -> bool:
+        return self._closed or self._fault is not None
 
     def _refuse_if_over(self) -> None:
         if self._fault is not None:
@@ -211,7 +233,7 @@ class StepLoop(Generic[R]):
     def _break(self, fault: JobError) -> None:
         """The device is gone: hand every image back, then say so. Any thread, once."""
         with self._condition:
-            if self._fault is not None or self._closed:
+            if self._over:
                 return
             self._fault = fault
         self._fail_open(fault)

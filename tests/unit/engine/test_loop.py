@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,28 @@ def test_closing_gives_unfinished_images_back(engine: SimulatedEngine) -> None:
     assert isinstance(ticket.future.exception(LIMIT), Canceled)
     with pytest.raises(EngineClosed):
         engine.submit(request())
+
+
+def test_who_waits_for_the_engine_hears_of_its_end(engine: SimulatedEngine) -> None:
+    """A warm-up behind another one, when the engine is closed."""
+    under_way, end = threading.Event(), threading.Event()
+
+    def slow_warm_up() -> Any:
+        under_way.set()
+        assert end.wait(LIMIT)
+
+    engine._backend.warm_up = slow_warm_up  # type: ignore[method-assign]
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(engine.warm_up)
+        assert under_way.wait(LIMIT)
+        second = threads.submit(engine.warm_up)
+        wait_until(lambda: bool(engine._commands), LIMIT, "the second warm-up")
+        closing = threads.submit(engine.close)
+        wait_until(lambda: engine._closed, LIMIT, "the end")
+        end.set()
+        assert isinstance(second.exception(LIMIT), EngineClosed)
+        assert first.exception(LIMIT) is None
+        closing.result(LIMIT)
 
 
 def test_an_engine_that_is_not_loaded_says_so() -> None:
