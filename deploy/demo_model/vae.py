@@ -54,7 +54,7 @@ def build(preset: Preset) -> AutoencoderTiny:
 
 def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
     """uint8 pictures [n, height, width, 3] as floats [n, 3, height, width] in -1 to 1."""
-    floats = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
+    floats = torch.from_numpy(np.array(pictures, order="C")).to(device).permute(0, 3, 1, 2)
     return floats.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
