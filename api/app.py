@@ -1,10 +1,11 @@
 """The API process: `uvicorn api.app:create_app --factory`."""
 
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -33,6 +34,7 @@ from api.metrics.routes import router as metrics
 from api.middleware import RequestEnvelope
 from api.models.routes import router as models
 from api.openapi import install_openapi
+from api.parameters import refuse_unknown_parameters
 from api.problems import (
     Problem,
     handle_http_exception,
@@ -78,6 +80,7 @@ _CORS: dict[str, Any] = {
     ),
 }
 """Keys travel in `Authorization`, never in cookies, so no site can use a visitor's."""
+_STORAGE_THREADS = 32
 _BLOCKING_CONNECTIONS = 1024
 """Event streams and waits at once; each holds one connection to Redis."""
 
@@ -138,7 +141,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         prompts,
         gallery,
     ):
-        app.include_router(router)
+        # What makes EventSource work in old browsers adds parameters of its own to streams.
+        strict = router not in (health, metrics, models, streams)
+        checks = [Depends(refuse_unknown_parameters)] if strict else None
+        app.include_router(router, dependencies=checks)
     install_openapi(app)
     return app
 
@@ -153,6 +159,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     roster = WorkerRoster(quick, circuit)
     publisher = JobPublisher(celery_app(settings), circuit)
     storage = Storage(settings)
+    storage_threads = ThreadPoolExecutor(_STORAGE_THREADS, "storage")
     fetcher = ImageFetcher(settings)
     try:
         yield Resources(
@@ -165,6 +172,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             publisher=publisher,
             roster=roster,
             storage=storage,
+            storage_threads=storage_threads,
             fetcher=fetcher,
             keys=KeyCache(),
             rates=RequestRates(quick, settings.redis_url.get_secret_value()),
@@ -178,6 +186,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     finally:
         publisher.close()
         fetcher.close()
+        storage_threads.shutdown(wait=False, cancel_futures=True)
         storage.close()
         await blocking.aclose()
         await quick.aclose()

@@ -19,7 +19,7 @@ from shared.keys import matches, parse_key
 from shared.quotas import NO_QUOTAS, Quotas
 from shared.tenancy import statements as tenancy
 from shared.tenancy.models import ApiKey
-from shared.tenancy.scopes import OPERATOR, allows
+from shared.tenancy.scopes import OPERATOR, allows, name_of
 
 _CACHE_SECONDS = 5.0
 """The longest a revoked key goes on working in one process."""
@@ -138,7 +138,7 @@ def require(scope: str) -> Callable[[Principal], Awaitable[Principal]]:
 
     async def check(principal: Annotated[Principal, Depends(authenticate)]) -> Principal:
         if not principal.may(scope):
-            raise Problem("insufficient_scope", f"This needs the scope {scope}.")
+            raise Problem("insufficient_scope", f"This needs the scope {name_of(scope)}.")
         return principal
 
     return check

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import psycopg
 from fastapi import Depends, Request
@@ -20,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from api.problems import Problem
 from api.publishing import Circuit, JobPublisher
 from api.workers.roster import WorkerRoster
+from shared.errors import StorageUnavailable
 from shared.ids import MalformedId, Prefix, from_wire
 from shared.logging import get_logger
 from shared.model_catalog import ModelCatalog
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 
 _log = get_logger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass
 class Resources:
@@ -59,6 +65,7 @@ class Resources:
     publisher: JobPublisher
     roster: WorkerRoster
     storage: Storage
+    storage_threads: ThreadPoolExecutor
     fetcher: "ImageFetcher"
     keys: "KeyCache"
     rates: RequestRates
@@ -70,6 +77,21 @@ class Resources:
     queues: "QueueDepths"
     streams: "Counter[str]" = field(default_factory=Counter)
     """Open event streams by key."""
+
+    async def on_storage(
+        self, work: Callable[..., T], *args: Any, seconds: float | None = None
+    ) -> T:
+        """Call storage, on threads of its own: while it hangs, nothing else waits for a thread.
+
+        Raises:
+            StorageUnavailable: no answer within `seconds`; the call itself goes on, unheard.
+        """
+        call = partial(contextvars.copy_context().run, work, *args)
+        answer = asyncio.get_running_loop().run_in_executor(self.storage_threads, call)
+        try:
+            return await asyncio.wait_for(answer, seconds)
+        except TimeoutError:
+            raise StorageUnavailable(f"no answer within {seconds} s") from None
 
     @asynccontextmanager
     async def transaction(self, seconds: float | None = None) -> AsyncIterator[AsyncSession]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from fastapi.responses import Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from api.problems import Problem
 
@@ -21,6 +22,14 @@ UtcTime = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UT
 AwareTime = Annotated[
     AwareDatetime, Field(description="RFC 3339 with an offset, e.g. 2026-01-31T12:00:00Z.")
 ]
+
+
+def no_nul(text: str) -> str:
+    """A validator of parameters: Postgres has no text with a NUL character."""
+    if "\0" in text:
+        raise PydanticCustomError("nul", "It holds a NUL character, which no text here has.")
+    return text
+
 
 PageLimit = Annotated[int, Field(ge=1, le=200, description="Entries per page, 1 to 200.")]
 

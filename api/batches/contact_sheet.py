@@ -30,7 +30,8 @@ async def draw_contact_sheet(
         bodies: list[bytes | None] = []
         for start in range(0, len(tiles), _AT_ONCE):
             some = tiles[start : start + _AT_ONCE]
-            bodies += await asyncio.gather(*(asyncio.to_thread(_read, resources, t) for t in some))
+            reads = (resources.on_storage(_read, resources, tile) for tile in some)
+            bodies += await asyncio.gather(*reads)
         # Imported late: most API processes never draw, and Pillow takes 4 MB.
         from api.batches.sheet import draw
 

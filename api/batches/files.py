@@ -45,7 +45,7 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
         "s3_key": key,
     }
     try:
-        await asyncio.to_thread(resources.storage.put_file, key, file, _CONTENT_TYPE)
+        await resources.on_storage(resources.storage.put_file, key, file, _CONTENT_TYPE)
     except StorageUnavailable:
         raise Problem("storage_unavailable") from None
     try:
@@ -93,7 +93,7 @@ def present_file(row: rows.BatchFile) -> BatchFile:
 async def _remove(resources: Resources, key: str) -> None:
     """At worst an object is left that nobody can name."""
     with contextlib.suppress(StorageUnavailable):
-        await asyncio.to_thread(resources.storage.delete, [key])
+        await resources.on_storage(resources.storage.delete, [key])
 
 
 def _clean_name(name: str | None) -> str:

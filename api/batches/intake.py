@@ -221,7 +221,7 @@ async def _open_upload(
         raise not_found("file")
     file = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
     try:
-        await asyncio.to_thread(resources.storage.read_into, row.s3_key, file)
+        await resources.on_storage(resources.storage.read_into, row.s3_key, file)
     except ObjectMissing:
         file.close()
         raise Problem("object_missing") from None

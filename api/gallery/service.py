@@ -1,6 +1,5 @@
 """The rules of keeping and throwing away: stars, deletion of images, jobs, sessions and uploads."""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -64,7 +63,7 @@ async def delete_image(resources: Resources, principal: Principal, image_id: str
     """One image. Its job stays on record.
 
     Raises:
-        Problem: 404.
+        Problem: 404; 409 while a job that starts from it waits or runs.
     """
     row_id = parse_id("img", image_id, "image")
     gone = _Gone()
@@ -73,6 +72,7 @@ async def delete_image(resources: Resources, principal: Principal, image_id: str
         row = found.one_or_none()
         if row is None:
             raise not_found("image")
+        await _refuse_while_wanted(session, principal, [row.s3_key])
         # The thumbnail's key begins in the same way.
         gone.prefixes.append(row.s3_key.rpartition(".")[0] + ".")
         await _after_images(session, principal, [row.prompt_id], gone)
@@ -92,9 +92,7 @@ async def delete_upload(resources: Resources, principal: Principal, upload_id: s
         key = found.one_or_none()
         if key is None:
             raise not_found("upload")
-        wanted = deletion.has_unfinished_job_from(principal.tenant_id, key)
-        if (await session.scalars(wanted)).one():
-            raise Problem("job_not_finished", "A job that starts from it waits or runs.")
+        await _refuse_while_wanted(session, principal, [key])
         gone.prefixes.append(key)
         await session.execute(deletion.doom_objects(principal.tenant_id, gone.prefixes))
     return await _finish(resources, principal, [gone])
@@ -137,6 +135,9 @@ async def delete_session(resources: Resources, principal: Principal, session_id:
             unfinished = deletion.has_unfinished_job(principal.tenant_id, session_id)
             if (await session.scalars(unfinished)).one():
                 raise Problem("job_not_finished", "Jobs of the session wait or run.")
+            wanted = deletion.has_unfinished_job_from_session(principal.tenant_id, session_id)
+            if (await session.scalars(wanted)).one():
+                raise Problem("job_not_finished", "Jobs that start from its images wait or run.")
             listed = deletion.list_jobs(principal.tenant_id, session_id, _JOBS_AT_ONCE)
             jobs = [(row.id, row.attempt) for row in await session.execute(listed)]
             if jobs:
@@ -158,6 +159,7 @@ async def _delete_jobs(
     job_ids = [job_id for job_id, _ in jobs]
     statement = deletion.delete_images_of_jobs(principal.tenant_id, job_ids)
     images = (await session.execute(statement)).all()
+    await _refuse_while_wanted(session, principal, [row.s3_key for row in images])
     # Objects of attempts that committed nothing lie there, too.
     gone.prefixes += [
         f"{session_id}/{to_wire('job', job_id)}/" for job_id, attempts in jobs if attempts
@@ -165,6 +167,15 @@ async def _delete_jobs(
     await _after_images(session, principal, [row.prompt_id for row in images], gone)
     await session.execute(ledger.delete_ended(job_ids))
     gone.jobs = len(job_ids)
+
+
+async def _refuse_while_wanted(
+    session: AsyncSession, principal: Principal, s3_keys: Sequence[str]
+) -> None:
+    """Who has been promised a job is not to find that it fails for want of its initial image."""
+    wanted = deletion.has_unfinished_job_from(principal.tenant_id, s3_keys)
+    if (await session.scalars(wanted)).one():
+        raise Problem("job_not_finished", "A job that starts from it waits or runs.")
 
 
 async def _after_images(
@@ -187,37 +198,45 @@ async def _after_images(
 
 
 async def _finish(resources: Resources, principal: Principal, portions: Sequence[_Gone]) -> Deleted:
-    """The rows are gone for good; now the objects. What S3 does not take, the sweep does."""
+    """The rows are gone; remove the objects, and forget of those removed that they were doomed.
+
+    Within seconds: a client that gives up and asks again would be told that nothing is there.
+    """
     prefixes = [prefix for gone in portions for prefix in gone.prefixes]
-    objects, done = await asyncio.to_thread(_remove, resources.storage, prefixes)
-    if done:
-        async with resources.tenant_transaction(principal) as session:
-            await session.execute(deletion.forget_doomed(principal.tenant_id, done))
+    removal = _Removal()
+    try:
+        await resources.on_storage(
+            removal.run, resources.storage, prefixes, seconds=_OBJECTS_SECONDS
+        )
+    except StorageUnavailable as error:
+        _log.warning("objects left to the sweep", error=str(error))
+    done = list(removal.done)
+    async with resources.tenant_transaction(principal) as session:
+        await session.execute(deletion.forget_doomed(principal.tenant_id, done))
     return Deleted(
         sessions=sum(gone.sessions for gone in portions),
         jobs=sum(gone.jobs for gone in portions),
         images=sum(gone.images for gone in portions),
         prompts=sum(gone.prompts for gone in portions),
         uploads=sum(gone.uploads for gone in portions),
-        objects=objects,
+        objects=removal.objects,
         objects_pending=len(done) < len(prefixes),
     )
 
 
-def _remove(storage: Storage, prefixes: Sequence[str]) -> tuple[int, list[str]]:
-    """How many objects went, and the prefixes under which nothing is left.
+@dataclass
+class _Removal:
+    """What has been removed so far, while storage may still take its time."""
 
-    Within seconds: a client that gives up and asks again would be told that nothing is there.
-    """
-    objects = 0
-    done: list[str] = []
-    deadline = time.monotonic() + _OBJECTS_SECONDS
-    try:
+    objects: int = 0
+    done: list[str] = field(default_factory=list)
+    """The prefixes under which nothing is left."""
+
+    def run(self, storage: Storage, prefixes: Sequence[str]) -> None:
+        """Remove the objects; the sweep removes what is left after some seconds."""
+        deadline = time.monotonic() + _OBJECTS_SECONDS
         for prefix in prefixes:
             if time.monotonic() > deadline:
-                break
-            objects += storage.delete(storage.list_keys(prefix))
-            done.append(prefix)
-    except StorageUnavailable as error:
-        _log.warning("objects left to the sweep", error=str(error))
-    return objects, done
+                return
+            self.objects += storage.delete(storage.list_keys(prefix))
+            self.done.append(prefix)

@@ -23,7 +23,7 @@ async def check_readiness(resources: Resources) -> None:
     checks = {
         "database": _database(resources),
         "redis": _redis(resources),
-        "storage": asyncio.to_thread(resources.storage.check),
+        "storage": resources.on_storage(resources.storage.check),
     }
     reasons = await asyncio.gather(*(_reason(check) for check in checks.values()))
     errors = [

@@ -10,7 +10,7 @@ from api.deps import Resources, parse_id
 from api.images import service as images
 from api.images.schemas import Reproduction, ReproductionLinks
 from api.jobs import service as jobs
-from api.jobs.schemas import Job
+from api.jobs.schemas import REPRODUCES, Job
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem
 from shared.gallery import models as rows
@@ -21,8 +21,6 @@ from shared.metrics.jobs import SUBMITTED
 from shared.queue.names import INTERACTIVE
 from shared.schedulers import SCHEDULERS
 
-MARK = "reproduces"
-"""The metadata key of a job that makes an image again; its value is the image's id."""
 EQUIVALENT_WITHIN = 8
 """Of 255 levels. Another batch shape differs by 1 or 2; above this an eye can find it."""
 
@@ -56,8 +54,7 @@ async def reproduce(
         notice = await _early_notice(resources, original)
         return _present(resources, original, job, reason=notice)
     if job.state != "succeeded" or not job.images:
-        why = job.error.code if job.error else job.state
-        raise Problem("not_reproducible", f"The job {job.id} to make it again ended as {why}.")
+        raise Problem("not_reproducible", _why_not(job))
     again = await images.find(resources, principal, job.images[0].id)
     result = await _compare(resources, original, again)
     reason = explain(original.receipt, again.receipt, result.verdict)
@@ -68,7 +65,7 @@ async def _begin(resources: Resources, principal: Principal, original: rows.Imag
     """The job that makes it again: the unfinished one there is, else a new one."""
     image_id = to_wire("img", original.id)
     async with resources.tenant_transaction(principal) as session:
-        unfinished = statements.find_unfinished_marked(principal.tenant_id, MARK, image_id)
+        unfinished = statements.find_unfinished_marked(principal.tenant_id, REPRODUCES, image_id)
         found = (await session.scalars(unfinished)).first()
         if found is not None:
             return to_wire("job", found)
@@ -110,7 +107,7 @@ def _columns(
         "output_format": receipt["output_format"],
         "rows": receipt["rows"],
         "session_id": original.session_id,
-        "job_metadata": {MARK: to_wire("img", original.id)},
+        "job_metadata": {REPRODUCES: to_wire("img", original.id)},
         "warnings": [],
         "cost": source.cost // len(source.seeds),
         "max_attempts": resources.settings.max_attempts,
@@ -122,9 +119,16 @@ async def _job_of(
 ) -> Job:
     parse_id("job", job_id, "job")
     job = await jobs.get(resources, principal, job_id)
-    if job.metadata.get(MARK) != to_wire("img", original.id):
+    if job.metadata.get(REPRODUCES) != to_wire("img", original.id):
         raise Problem("not_found", "This job does not make this image again.")
     return job
+
+
+def _why_not(job: Job) -> str:
+    if job.state == "succeeded":
+        return f"What the job {job.id} made of it has been deleted."
+    ended = f"{job.error.code}: {job.error.message}" if job.error else job.state
+    return f"The job {job.id} to make it again ended as {ended}"
 
 
 async def _compare(resources: Resources, original: rows.Image, again: rows.Image) -> Comparison:

@@ -1,7 +1,5 @@
 """The rules of images: find them, show them, read their files."""
 
-import asyncio
-
 from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.images.schemas import Image, ImageLinks
@@ -58,6 +56,10 @@ def file_name(row: rows.Image) -> str:
     return f"{to_wire('img', row.id)}-{row.seed}.{EXTENSIONS[row.content_type]}"
 
 
+_OBJECT_SECONDS = 15.0
+"""For one picture's file; clients give up after some 30."""
+
+
 async def read_object(resources: Resources, key: str) -> StoredObject:
     """A picture's file.
 
@@ -65,7 +67,7 @@ async def read_object(resources: Resources, key: str) -> StoredObject:
         Problem: 404 when S3 no longer has it, 503 when S3 is away.
     """
     try:
-        return await asyncio.to_thread(resources.storage.get, key)
+        return await resources.on_storage(resources.storage.get, key, seconds=_OBJECT_SECONDS)
     except ObjectMissing:
         raise Problem("object_missing") from None
     except StorageUnavailable:

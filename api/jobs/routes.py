@@ -4,6 +4,7 @@ import re
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import AfterValidator
 
 from api.auth import JobsRead, JobsWrite
 from api.bodies import body_schema, json_body
@@ -22,7 +23,7 @@ from api.jobs.schemas import (
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
 from api.usage.admission import REFUSALS
-from api.wire import AwareTime, Page, PageLimit, json_answer
+from api.wire import AwareTime, Page, PageLimit, json_answer, no_nul
 from shared.ids import from_wire
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -180,7 +181,7 @@ async def list_jobs(
     resources: Res,
     principal: JobsRead,
     state: Annotated[list[JobStateName] | None, Query(description="May be repeated.")] = None,
-    session_id: Annotated[str | None, Query(max_length=64)] = None,
+    session_id: Annotated[str, Query(max_length=64), AfterValidator(no_nul)] | None = None,
     created_after: AwareTime | None = None,
     created_before: AwareTime | None = None,
     limit: PageLimit = 50,

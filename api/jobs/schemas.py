@@ -47,16 +47,28 @@ def _printable_or_space(text: str) -> str:
     return text
 
 
+def _not_reserved(key: str) -> str:
+    if key == REPRODUCES:
+        raise RuleBroken("reserved", "Darkroom itself marks jobs by this key.")
+    return key
+
+
 PromptText = Annotated[str, AfterValidator(_clean_text), AfterValidator(_not_blank)]
 NegativeText = Annotated[str, AfterValidator(_clean_text)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 MetadataKey = Annotated[
-    str, Field(min_length=1, max_length=64), AfterValidator(_printable_or_space)
+    str,
+    Field(min_length=1, max_length=64),
+    AfterValidator(_printable_or_space),
+    AfterValidator(_not_reserved),
 ]
 MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_printable_or_space)]
 SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Seconds = Annotated[float, Field(gt=0, le=_WEEK)]
+REPRODUCES = "reproduces"
+"""The metadata key of a job that makes an image again; its value is the image's id."""
+
 JobStateName = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 
 

@@ -105,7 +105,7 @@ async def events(
     principal = follower.principal
     if previews:
         if not principal.may("jobs:write"):
-            raise Problem("insufficient_scope", "Asking for previews needs the scope jobs:write.")
+            raise Problem("insufficient_scope", "Asking for previews needs the scope jobs.")
         await service.request_previews(resources, principal, job_id)
     stream = await open_stream(
         resources,

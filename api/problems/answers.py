@@ -7,6 +7,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.metrics.families import PROBLEMS
 from api.problems.problem import MAX_ERRORS, MAX_TEXT, FieldError, Problem, message_of
@@ -63,8 +64,23 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
         "not_found": "There is nothing at this path.",
         "method_not_allowed": f"{request.method} is not allowed here.",
     }
-    problem = Problem(code, details.get(code), headers=error.headers)
+    headers = dict(error.headers or {})
+    if code == "method_not_allowed":
+        headers["Allow"] = ", ".join(_methods_at(request))
+    problem = Problem(code, details.get(code), headers=headers)
     return answer(problem, request.url.path, request_id_of(request))
+
+
+def _methods_at(request: Request) -> list[str]:
+    """All methods of the path; Starlette names those of the first route that has it."""
+    return [
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:

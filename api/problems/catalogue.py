@@ -128,7 +128,7 @@ CATALOGUE: dict[str, ProblemType] = {
             "malformed_json",
             422,
             "The body is not valid JSON",
-            "RFC 8259 JSON in UTF-8: no NaN, no Infinity, no lone surrogates.",
+            "RFC 8259 JSON in UTF-8, without lone surrogates.",
         ),
         ProblemType(
             "validation_failed",

@@ -11,6 +11,10 @@ _COMPLETED = 0.85
 """What a prompt that completes the typed text is taken to have of similarity, at least."""
 _NEAR = 0.25
 """Similarity below which sentences have nothing to do with each other: most pairs have less."""
+_STARTER_COMPLETES = 0.6
+"""What a shipped prompt scores that completes the typed text: a little less than one's own."""
+_STARTER = 0.25
+"""What a shipped prompt scores at most that does not complete the typed text."""
 _NEUTRAL = 0.5
 """The similarity of prompts when there is nothing to compare with."""
 _DOUBT = 2
@@ -53,10 +57,13 @@ class Candidate:
 
 
 def rank(candidates: Iterable[Candidate], typed: str | None, limit: int) -> list[Candidate]:
-    """The best, distinct in their words, without what was typed itself or is far from it."""
+    """The best, the newer first of equals.
+
+    Distinct in their words, without what was typed itself or is far from it.
+    """
     seen = {words_of(typed)} if typed is not None else set()
     ranked: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: (-one.score, one.text)):
+    for candidate in sorted(candidates, key=lambda one: (one.score, one.prompt_id), reverse=True):
         if typed is not None and not candidate.is_near:
             continue
         words = words_of(candidate.text)
@@ -96,13 +103,13 @@ def choose_starters(
     known = {words_of(text) for text in without} | {words_of(typed or "")}
     starters = [starter for starter in starters if words_of(starter) not in known]
     if typed is None:
-        return [(starter, _NEUTRAL) for starter in starters[:limit]]
+        return [(starter, _STARTER) for starter in starters[:limit]]
     wanted = set(words_of(typed))
     scored = []
     for place, starter in enumerate(starters):
         begins = starter.lower().startswith(typed.lower())
         shared = len(wanted & set(words_of(starter))) / max(1, len(wanted))
-        scored.append((-max(_COMPLETED * begins, _NEUTRAL * shared), place, starter))
+        scored.append((-max(_STARTER_COMPLETES * begins, _STARTER * shared), place, starter))
     return [(starter, round(-score, 6)) for score, _, starter in sorted(scored)[:limit]]
 
 

@@ -9,7 +9,7 @@ from api.deps import Res
 from api.problems import responses
 from api.prompts import service
 from api.prompts.schemas import Recommendations
-from api.search.parameters import Name, Text
+from api.search.parameters import MaybeText, Name
 from api.wire import json_answer
 
 router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
@@ -34,7 +34,7 @@ async def recommendations(
     *,
     resources: Res,
     principal: SearchRead,
-    q: Text | None = None,
+    q: MaybeText = None,
     session_id: Name | None = None,
     limit: Annotated[int, Query(ge=1, le=50)] = 8,
 ) -> Response:

@@ -69,7 +69,8 @@ async def recommend_prompts(
         for one in chosen
         if one.prompt_id in pictures  # else its last picture has just been deleted
     ]
-    return Recommendations(data=data + starters)
+    data = sorted(data + starters, key=lambda one: -one.score)
+    return Recommendations(data=data[: asked.limit])
 
 
 async def _gather(
@@ -145,10 +146,10 @@ async def _candidates(
 async def _starters(
     session: AsyncSession, principal: Principal, asked: Asked, chosen: Sequence[Candidate]
 ) -> list[Recommendation]:
-    """Shipped prompts to fill up with: none that is typed, recommended or used already."""
-    missing = asked.limit - len(chosen)
-    if missing <= 0:
-        return []
+    """Shipped prompts to complete the text or to fill up with.
+
+    None that is typed, recommended or used already.
+    """
     known = [one.text for one in chosen]
     if asked.session_id is not None:
         used = recommend.list_used(principal.tenant_id, asked.session_id, STARTERS)
@@ -157,5 +158,5 @@ async def _starters(
         Recommendation(
             prompt=prompt, score=score, reason="a starter idea", starter=True, image=None
         )
-        for prompt, score in choose_starters(STARTERS, asked.typed, missing, without=known)
+        for prompt, score in choose_starters(STARTERS, asked.typed, asked.limit, without=known)
     ]

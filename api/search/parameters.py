@@ -4,12 +4,13 @@ import unicodedata
 from typing import Annotated, Literal
 
 from fastapi import Depends, Query, Request
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from api.jobs.schemas import MAX_PROMPT
+from api.parameters import open_ended
 from api.problems import FieldError, Problem
-from api.wire import AwareTime
+from api.wire import AwareTime, no_nul
 from shared.search.filters import Filters
 
 _MAX_METADATA = 16
@@ -17,14 +18,8 @@ _METADATA = "metadata."
 _MAX_SEED = 2**53 - 1
 
 
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise PydanticCustomError("nul", "It holds a NUL character, which no text here has.")
-    return text
-
-
 def _says_something(text: str) -> str:
-    text = unicodedata.normalize("NFC", _no_nul(text)).strip()
+    text = unicodedata.normalize("NFC", no_nul(text)).strip()
     if not text:
         raise PydanticCustomError("empty", "It is empty.")
     return text
@@ -35,7 +30,15 @@ Text = Annotated[
     Query(max_length=MAX_PROMPT, description=f"In any language, 1 to {MAX_PROMPT} characters."),
     AfterValidator(_says_something),
 ]
-Name = Annotated[str, Query(max_length=64), AfterValidator(_no_nul)]
+MaybeText = Annotated[
+    Annotated[str, AfterValidator(_says_something)] | None,
+    Query(
+        max_length=MAX_PROMPT,
+        description=f"In any language, up to {MAX_PROMPT} characters; may be empty.",
+    ),
+    BeforeValidator(lambda text: (text or "").strip() or None),
+]
+Name = Annotated[str, Query(max_length=64), AfterValidator(no_nul)]
 Side = Annotated[int, Query(ge=1, le=100_000, description="Pixels.")]
 HitLimit = Annotated[int, Field(ge=1, le=100, description="Entries per page, 1 to 100.")]
 After = Annotated[
@@ -46,6 +49,7 @@ MinScore = Annotated[
 ]
 
 
+@open_ended(_METADATA)
 async def read_filters(
     *,
     request: Request,

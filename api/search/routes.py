@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from api.auth import SearchRead
 from api.bodies import FILE_SCHEMA, body_schema, json_body, read_file
 from api.deps import Res
-from api.problems import responses
+from api.problems import Problem, responses
 from api.search import likeness, service
 from api.search.parameters import After, AskedFilters, HitLimit, MinScore, Text
 from api.search.schemas import Hit, LikeThis
@@ -61,7 +61,13 @@ async def read_likeness(request: Request, principal: SearchRead) -> Any:
     """The file of a multipart body, or the JSON body."""
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await read_file(request, principal)
-    return await json_body(LikeThis)(request, principal)
+    try:
+        return await json_body(LikeThis)(request, principal)
+    except Problem as problem:
+        if problem.kind.code != "unsupported_media_type":
+            raise
+        either = "Send application/json with an image_id, or multipart/form-data with a file."
+        raise Problem("unsupported_media_type", either) from None
 
 
 @router.post(

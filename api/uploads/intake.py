@@ -41,7 +41,7 @@ async def store_upload(
     upload_id = new_id()
     key = upload_key(upload_id)
     try:
-        await asyncio.to_thread(resources.storage.put, key, clean.data, clean.content_type)
+        await resources.on_storage(resources.storage.put, key, clean.data, clean.content_type)
     except StorageUnavailable:
         raise Problem("storage_unavailable") from None
     return {
@@ -59,4 +59,4 @@ async def store_upload(
 async def discard_upload(resources: Resources, columns: dict[str, Any]) -> None:
     """Remove the object of an upload whose row was not written; at worst an orphan is left."""
     with contextlib.suppress(StorageUnavailable):
-        await asyncio.to_thread(resources.storage.delete, [columns["s3_key"]])
+        await resources.on_storage(resources.storage.delete, [columns["s3_key"]])

@@ -49,7 +49,7 @@ async def get(resources: Resources, name: str) -> Worker:
     Raises:
         Problem: 404 for a name that is neither alive nor told to rest.
     """
-    alive = await _look(resources, name)
+    alive = await _look(resources, _known(name))
     async with resources.transaction() as session:
         drain = (await session.scalars(statements.list_drains([name]))).one_or_none()
     if not alive and drain is None:
@@ -63,7 +63,7 @@ async def drain(resources: Resources, principal: Principal, name: str) -> Worker
     Raises:
         Problem: 404 for a name that is neither alive nor told to rest.
     """
-    alive = await _look(resources, name)
+    alive = await _look(resources, _known(name))
     async with resources.transaction() as session:
         known = (await session.scalars(statements.list_drains([name]))).one_or_none()
         if not alive and known is None:
@@ -80,7 +80,7 @@ async def resume(resources: Resources, name: str) -> Worker:
     Raises:
         Problem: 404 for a name that is neither alive nor told to rest.
     """
-    alive = await _look(resources, name)
+    alive = await _look(resources, _known(name))
     async with resources.transaction() as session:
         lifted = (await session.scalars(statements.lift_drain(name))).one_or_none()
     if not alive and lifted is None:
@@ -104,6 +104,13 @@ async def _tell(resources: Resources, name: str) -> None:
         return
     with contextlib.suppress(RedisDown):
         await resources.circuit.call(resources.redis.publish(DRAIN_CHANNEL, name))
+
+
+def _known(name: str) -> str:
+    """The name; one that Postgres cannot hold is the name of none."""
+    if "\0" in name:
+        raise _unknown()
+    return name
 
 
 def _unknown() -> Problem:

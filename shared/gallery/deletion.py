@@ -66,13 +66,28 @@ def delete_upload(tenant_id: UUID, upload_id: UUID) -> ReturningDelete[str]:
     )
 
 
-def has_unfinished_job_from(tenant_id: UUID, s3_key: str) -> Select[bool]:
-    """Whether a job that starts from this picture waits or runs."""
+def has_unfinished_job_from(tenant_id: UUID, s3_keys: Sequence[str]) -> Select[bool]:
+    """Whether a job that starts from one of these pictures waits or runs."""
     return select(
         exists().where(
             Job.tenant_id == tenant_id,
             Job.finished_at.is_(None),
-            Job.init_image["s3_key"].astext == s3_key,
+            Job.init_image["s3_key"].astext.in_(s3_keys),
+        )
+    )
+
+
+def has_unfinished_job_from_session(tenant_id: UUID, session_id: str) -> Select[bool]:
+    """Whether a job that starts from a picture of the session waits or runs."""
+    pictures = select(Image.s3_key).where(
+        Image.tenant_id == tenant_id, Image.session_id == session_id
+    )
+    return select(
+        exists().where(
+            Job.tenant_id == tenant_id,
+            Job.finished_at.is_(None),
+            Job.init_image.is_not(None),
+            Job.init_image["s3_key"].astext.in_(pictures),
         )
     )
 

@@ -37,6 +37,11 @@ class Session(Base):
     created_at: Mapped[CreatedAt]
 
 
+PUNCTUATION = "[!-/:-@[-`{-~]"
+"""A regular expression: that of ASCII. It ends words, or Postgres' parser would take ``ART-73155``
+for a word and a negative number, and ``img_0042.png`` for one word."""
+
+
 class Prompt(Base):
     """Each distinct prompt of a tenant once, with its embedding."""
 
@@ -65,7 +70,13 @@ class Prompt(Base):
     """Unit vector of `embedding_model`; its length is that model's dimension."""
     embedding_model: Mapped[str] = mapped_column(Text)
     words: Mapped[str] = mapped_column(
-        TSVECTOR, Computed("to_tsvector('simple'::regconfig, text)", persisted=True), deferred=True
+        TSVECTOR,
+        Computed(
+            "to_tsvector('simple'::regconfig, "
+            f"regexp_replace(text, '{PUNCTUATION}'::text, ' '::text, 'g'::text))",
+            persisted=True,
+        ),
+        deferred=True,
     )
     """Without stemming or stop words: prompts come in every language."""
     folded: Mapped[str] = mapped_column(

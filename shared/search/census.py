@@ -26,6 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB, TSQUERY
 
 from shared.gallery.models import Prompt
 from shared.kept_statements import built_once, given, with_given
+from shared.search.fusion import spaced
 
 SAMPLE = 1_000
 """The newest prompts, by which a word is judged to be common."""
@@ -86,7 +87,7 @@ def count_words(
 
     Counted up to `up_to`; null for the words of the array `common`.
     """
-    words = func.tsvector_to_array(func.to_tsvector(literal_column("'simple'"), query))
+    words = func.tsvector_to_array(func.to_tsvector(literal_column("'simple'"), spaced(query)))
     wanted = func.unnest(words, type_=Text).table_valued(column("word", Text), name="wanted")
     wanted = wanted.render_derived()
     held = prompts_with(cast(_tsquery_of(wanted.c.word), TSQUERY), up_to)

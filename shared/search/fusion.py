@@ -10,10 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgvector.sqlalchemy import Vector
-from sqlalchemy import Boolean, ColumnElement, Double, case, cast, func, literal, literal_column
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Double,
+    Text,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+)
 from sqlalchemy.dialects.postgresql import TSQUERY
 
-from shared.gallery.models import Prompt
+from shared.gallery.models import PUNCTUATION, Prompt
 
 MEANING = 0.55
 WORDS = 0.2
@@ -99,4 +109,9 @@ def rounded(score: ColumnElement[Any]) -> ColumnElement[float]:
 
 def phrase_query(phrase: ColumnElement[str]) -> ColumnElement[Any]:
     """The words of a text, one after the other."""
-    return func.phraseto_tsquery(literal_column("'simple'"), phrase, type_=TSQUERY)
+    return func.phraseto_tsquery(literal_column("'simple'"), spaced(phrase), type_=TSQUERY)
+
+
+def spaced(words: ColumnElement[str]) -> ColumnElement[str]:
+    """A text of a query with its words apart, as those of prompts are."""
+    return func.regexp_replace(words, literal_column(f"'{PUNCTUATION}'"), " ", "g", type_=Text)

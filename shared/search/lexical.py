@@ -38,7 +38,7 @@ class Lexical:
 
     words: tuple[Word, ...] = ()
     whole: int = 0
-    """The weight of the whole query, words that are not among `words` included."""
+    """The weight of `words` and of those that nobody used."""
 
     @property
     def rare(self) -> tuple[Word, ...]:
@@ -62,9 +62,10 @@ def weigh(counts: Mapping[str, int], prompts: int) -> Lexical:
     heaviest = max(idf.values())
     weights = {word: max(1, round(_SCALE * share / heaviest)) for word, share in idf.items()}
     chosen = sorted(found, key=lambda word: (-idf[word], word))[:MAX_WORDS]
+    unheard = (weight for word, weight in weights.items() if not held[word])
     return Lexical(
         tuple(Word(word, weights[word], _is_rare(held[word], prompts)) for word in chosen),
-        sum(weights.values()),
+        sum(weights[word] for word in chosen) + sum(unheard),
     )
 
 

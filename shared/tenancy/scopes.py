@@ -11,6 +11,11 @@ SCOPES = (*RESOURCES, *(f"{resource}:read" for resource in RESOURCES), OPERATOR)
 allows everything within its tenant, `admin:read` reading everything."""
 
 
+def name_of(needed: str) -> str:
+    """The scope to ask for: `jobs` for `jobs:write`, `jobs:read` as it is."""
+    return needed.removesuffix(":write")
+
+
 def allows(held: Collection[str], needed: str) -> bool:
     """Whether these scopes cover `resource:read`, `resource:write` or `operator`."""
     if needed == OPERATOR:

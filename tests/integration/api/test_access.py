@@ -67,7 +67,7 @@ def test_scopes_limit_a_key(lone_api: ApiProcess, make_key: Callable[..., str]) 
     problem = check_problem(
         reader.post("/v1/jobs", json={"prompt": "a"}), 403, "insufficient_scope"
     )
-    assert "jobs:write" in problem["detail"]
+    assert "the scope jobs." in problem["detail"]
     check_problem(reader.get("/v1/images/img_x"), 403, "insufficient_scope")
     writer = lone_api.client(make_key("lone", ("jobs",)))
     assert writer.post("/v1/jobs", json={"prompt": "a"}).status_code == 202
@@ -105,6 +105,12 @@ def test_unknown_paths_and_methods_are_problems(http: httpx2.Client) -> None:
     check_problem(http.get("/v2/jobs"), 404, "not_found")
     answer = http.put("/v1/jobs", json={})
     check_problem(answer, 405, "method_not_allowed")
+    for path, methods in {
+        "/v1/jobs": "GET, POST",
+        "/v1/jobs/x": "DELETE, GET",
+        "/v1/search": "GET, POST",
+    }.items():
+        assert http.patch(path).headers["allow"] == methods
     assert "POST" in answer.headers["allow"]
 
 

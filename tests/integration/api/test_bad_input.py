@@ -86,6 +86,9 @@ BAD_FIELDS = {
         {"metadata": {"k" * 65: "v"}}, "/metadata/" + "k" * 65, "string_too_long"
     ),
     "long metadata value": Bad({"metadata": {"k": "v" * 513}}, "/metadata/k", "string_too_long"),
+    "a metadata key of our own": Bad(
+        {"metadata": {"reproduces": "img_1"}}, "/metadata/reproduces", "reserved"
+    ),
     "NUL in metadata": Bad({"metadata": {"k": "\0"}}, "/metadata/k", "control_characters"),
     "metadata value is a number": Bad({"metadata": {"k": 1}}, "/metadata/k", "string_type"),
     "deadline in the past": Bad({"start_within": -1}, "/start_within", "greater_than"),
@@ -318,11 +321,24 @@ def test_an_unknown_or_malformed_id_is_not_found(http: httpx2.Client, wrong: str
         ("state=sleeping", "state"),
         ("created_after=yesterday", "created_after"),
         ("created_after=2026-01-01T00:00:00", "created_after"),
+        ("session_id=%00", "session_id"),
+        ("stat=failed", "stat"),
+        ("metadata.k=v", "metadata.k"),
     ],
 )
 def test_a_bad_query_parameter_is_named(http: httpx2.Client, query: str, parameter: str) -> None:
     problem = check_problem(http.get(f"/v1/jobs?{query}"), 422, "validation_failed")
     assert [e["parameter"] for e in problem["errors"]] == [parameter]
+
+
+def test_a_misspelt_filter_does_not_widen_a_search(http: httpx2.Client) -> None:
+    for path in ("/v1/search?q=a&sesion_id=s1", "/v1/search?q=a&metadata=a"):
+        problem = check_problem(http.get(path), 422, "validation_failed")
+        (error,) = problem["errors"]
+        assert error["code"] == "unknown_parameter"
+        assert "metadata.<key>" in error["message"]
+        assert "session_id" in error["message"]
+    assert http.get("/v1/search?q=a&metadata.k=v").status_code in (200, 503)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "ümlaut", "tab\there"])

@@ -2,18 +2,23 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
 import pytest
 import redis
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import from_wire
+from shared.ids import from_wire, to_wire
 from shared.jobs.models import Job
 from shared.queue.names import INTERACTIVE, generate_queue
+from shared.tenancy.models import Tenant
 from tests.integration.api.conftest import MODEL, Relays
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url
+from tests.integration.search.gallery import any_vector, insert_image
 from tests.processes import wait_until
 
 JOB = {"prompt": "a red circle"}
@@ -85,6 +90,30 @@ def test_without_s3_only_pictures_are_refused(http: httpx2.Client, relays: Relay
         answer = http.post("/v1/jobs", json={**JOB, "init_image": data_url(PNG)})
         check_problem(answer, 503, "storage_unavailable")
         assert http.post("/v1/jobs", json=JOB).status_code == 202
+
+
+@pytest.fixture
+def an_image(database: sessionmaker[Session], http: httpx2.Client) -> str:
+    """An image on record."""
+    with database.begin() as session:
+        tenant = session.scalars(select(Tenant.id).where(Tenant.name == "lone")).one()
+        return to_wire("img", insert_image(session, tenant, "a boat", any_vector(1)))
+
+
+def test_a_storage_that_hangs_holds_up_nothing_else(
+    http: httpx2.Client, relays: Relays, an_image: str
+) -> None:
+    """More readers than the process has threads for everything else."""
+    with relays.s3.set_to(Mode.HANG), ThreadPoolExecutor(12) as readers:
+        path = f"/v1/images/{an_image}/content?proxy=1"
+        reading = [readers.submit(http.get, path, timeout=30) for _ in range(12)]
+        for _ in range(5):
+            answer = http.post("/v1/images/inspect", files={"file": ("a.png", PNG)}, timeout=5)
+            check_problem(answer, 422, "receipt_missing")
+        gone = http.delete(f"/v1/images/{an_image}", timeout=15).json()
+        assert (gone["images"], gone["objects_pending"]) == (1, True)
+        for answer in (each.result() for each in reading):
+            check_problem(answer, 503, "storage_unavailable")
 
 
 @pytest.mark.parametrize("part", ["database", "redis", "storage"])

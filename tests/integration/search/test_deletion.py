@@ -134,6 +134,24 @@ def test_an_upload_goes_once_nothing_waits_for_it(team: Team, make: Any, storage
     assert len(team.http.get(f"/v1/jobs/{job['id']}").json()["images"]) == 1
 
 
+def test_a_picture_that_a_waiting_job_starts_from_stays(team: Team) -> None:
+    """Nothing that was accepted fails because somebody tidied up."""
+    image = team.add("a boat", meaning=False, session_id="boats")
+    with team.database.begin() as session:
+        row = session.get_one(rows.Image, from_wire("img", image))
+        source = {"ref": image, "s3_key": row.s3_key, "sha256": row.sha256}
+        waiting = accept(session, team.tenant_id, model="nobodys", init_image=source)
+        job = to_wire("job", row.job_id)
+    paths = (f"/v1/images/{image}", f"/v1/jobs/{job}", "/v1/sessions/boats")
+    for path in paths:
+        refused = team.http.delete(path)
+        assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
+        assert "start" in refused.json()["detail"]
+    assert team.http.get(paths[0]).status_code == 200
+    team.http.post(f"/v1/jobs/{to_wire('job', waiting.id)}/cancel").raise_for_status()
+    assert team.http.delete(paths[0]).status_code == 200
+
+
 def data_url() -> str:
     """A grey picture, as a client would put it into a job."""
     written = io.BytesIO()

@@ -42,11 +42,27 @@ def test_a_half_typed_prompt_is_completed(team: Team) -> None:
     team.add("Snowy mountains at sunset")
     team.add("snowy hills, a cabin")
     team.add("a photograph of a cat")
-    first, second, *_ = recommended(team, q="snowy mo")
+    first, *_ = recommended(team, q="snowy mo")
     assert first["prompt"] == "Snowy mountains at sunset"
     assert first["reason"].startswith("completes what you typed")
-    assert second["prompt"] == "snowy hills, a cabin"
+    assert own(team, q="snowy mo")[1] == "snowy hills, a cabin"
     assert "snowy hills, a cabin" not in own(team, q="snowy hills, a cabin")
+
+
+def test_a_shipped_prompt_that_completes_goes_before_a_neighbour(team: Team) -> None:
+    team.add("a purple mountain")
+    data = recommended(team, q="purple hi", limit=4)
+    assert data[0]["starter"]
+    assert data[0]["prompt"].startswith("purple hills")
+    assert "a purple mountain" in [one["prompt"] for one in data]
+    scores = [one["score"] for one in data]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_newest_come_first_among_equals(team: Team) -> None:
+    for number in range(12):
+        team.add(f"{'zyxwvutsrqpo'[number]}, a letter", meaning=False, seed=number)
+    assert own(team, limit=3) == ["o, a letter", "p, a letter", "q, a letter"]
 
 
 def test_stars_and_reused_seeds_lift_and_are_named(team: Team) -> None:
@@ -128,6 +144,7 @@ def test_hostile_text_is_only_text(team: Team) -> None:
     team.add("a red house")
     for q in ("%_\\", "'; DROP TABLE prompts; --", "雪", "a" * 4000, "\U0010ffff"):
         assert recommended(team, q=q)
-    for q in ("", "a\0", "a" * 10_000):
+    assert recommended(team, q="  ") == recommended(team)
+    for q in ("a\0", "a" * 10_000):
         refused = team.http.get("/v1/prompts/recommendations", params={"q": q})
         assert refused.status_code == 422

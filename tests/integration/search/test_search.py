@@ -40,6 +40,38 @@ def test_the_prompt_itself_scores_one(landscapes: Team) -> None:
     assert best["score"] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_long_prompt_scores_one_too(team: Team) -> None:
+    words = "snowy mountains at sunset, a lake, pine trees, two red houses, an old boat and a pier"
+    team.add(words)
+    assert team.search(words)["data"][0]["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("q", "first"),
+    [
+        ("73155", "a shoe, ART-73155, on white"),
+        ("art-73155", "a shoe, ART-73155, on white"),
+        ("0042", "product photo, file IMG_0042.png"),
+        ("img_0042.png", "product photo, file IMG_0042.png"),
+        ("8822", "a house for <b>order-8822</b>"),
+        ("node", "a logo of node.js"),
+    ],
+)
+def test_names_and_numbers_are_found_within_others(team: Team, q: str, first: str) -> None:
+    for prompt in (
+        "a shoe, ART-73155, on white",
+        "product photo, file IMG_0042.png",
+        "a house for <b>order-8822</b>",
+        "a logo of node.js",
+        "order 9933 please",
+        "seven numbers on a wall",
+        "the 8822nd house",
+        "nodding flowers",
+    ):
+        team.add(prompt)
+    assert team.prompts(q)[0] == first
+
+
 def test_an_exact_phrase_wins_over_a_vague_neighbour(landscapes: Team) -> None:
     """A still lake in one prompt, lakes and streams by near words in others."""
     assert landscapes.prompts("still lake")[0] == CAPTIONS[10]

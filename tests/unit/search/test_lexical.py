@@ -1,5 +1,7 @@
 """Words of a query: rarer ones weigh more, absent ones weigh without matching."""
 
+import pytest
+
 from shared.search.lexical import MAX_WORDS, RARE_UP_TO, Lexical, tsquery_of, weigh
 
 
@@ -48,6 +50,11 @@ def test_a_long_query_keeps_its_heaviest_words() -> None:
     counts = {f"w{number:02}": number + 1 for number in range(40)}
     lexical = weigh(counts, 1000)
     assert [word.text for word in lexical.words] == [f"w{number:02}" for number in range(MAX_WORDS)]
+
+
+def test_a_long_prompt_holds_all_of_itself() -> None:
+    known = weigh({f"w{number:02}": number + 1 for number in range(40)}, 1000)
+    assert sum(share for _, share in known.shares()) == pytest.approx(1)
 
 
 def test_no_words_no_weights() -> None:
