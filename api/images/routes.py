@@ -24,6 +24,9 @@ ImageId = Annotated[str, Path(description="`img_…`", examples=["img_01jd4zk3v8
 Proxy = Annotated[bool, Query(description="true: through the API instead of a redirect.")]
 Download = Annotated[bool, Query(description="true: as an attachment with a file name.")]
 
+_FOR_EVER = "private, max-age=31536000, immutable"
+"""A picture never changes."""
+
 _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file, with `proxy=1`.",
@@ -85,7 +88,7 @@ async def content(
         url = resources.storage.presign(row.s3_key, name if download else None)
         return RedirectResponse(url, 302)
     headers = {
-        "Cache-Control": "private, max-age=31536000, immutable",
+        "Cache-Control": _FOR_EVER,
         "ETag": f'"{row.sha256}"',
         "Content-Disposition": f'{"attachment" if download else "inline"}; filename="{name}"',
     }
@@ -104,14 +107,21 @@ async def content(
     responses=_FILE_RESPONSES,
 )
 async def thumbnail(
-    resources: Res, principal: ImagesRead, image_id: ImageId, proxy: Proxy = False
+    *,
+    resources: Res,
+    principal: ImagesRead,
+    image_id: ImageId,
+    proxy: Proxy = False,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A small WebP, by the same ways as the file."""
     row = await service.find(resources, principal, image_id)
     if not proxy:
         return RedirectResponse(resources.storage.presign(row.thumbnail_s3_key), 302)
+    headers = {"Cache-Control": _FOR_EVER, "ETag": f'"{row.sha256}-thumbnail"'}
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
     stored = await service.read_object(resources, row.thumbnail_s3_key)
-    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
     return Response(stored.body, 200, headers, "image/webp")
 
 

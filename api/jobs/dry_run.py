@@ -3,23 +3,27 @@
 from api.auth import Principal
 from api.deps import Resources
 from api.jobs.estimates import present_eta, work_of_plan
+from api.jobs.init_images import check_init_image
 from api.jobs.planning import plan_job
 from api.jobs.schemas import JobDryRun, JobSubmission, JobWarning
 from api.jobs.service import plan_warnings
 from api.usage.admission import Work, check_kind
+from api.webhooks.targets import job_webhook
 
 
 async def dry_run(resources: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
     """The submission with every choice made, its cost and its ETA.
 
-    An initial image is not looked at, and quotas that are freed as jobs end are not asked: both may
-    be otherwise a moment later.
+    What is behind a `data:` or https initial image is not looked at, and quotas that are freed as
+    jobs end are not asked: they may be otherwise a moment later.
 
     Raises:
         Problem: the request breaks a rule, or the key may not have such pictures made.
     """
     families = await resources.roster.families()
     plan = plan_job(asked, resources.catalog, resources.settings, families)
+    job_webhook(asked.webhook, resources.settings)
+    await check_init_image(resources, principal, asked.init_image)
     check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
     estimate = await resources.estimates.of_new(work_of_plan(plan))
     is_drawn = asked.seed is None and asked.seeds is None

@@ -56,6 +56,19 @@ async def resolve_init_image(
     return found
 
 
+async def check_init_image(
+    resources: Resources, principal: Principal, reference: str | None
+) -> None:
+    """The same for a dry run, which neither fetches nor decodes what a URL holds.
+
+    Raises:
+        Problem: 404 and 422 as above.
+    """
+    if reference is None or reference.lower().startswith(("data:", "https://", "http://")):
+        return
+    await resolve_init_image(resources, principal, reference)
+
+
 async def _look_up(resources: Resources, principal: Principal, reference: str) -> InitImage | None:
     prefix = "upl" if reference.startswith("upl_") else "img"
     try:

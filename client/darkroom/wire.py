@@ -94,6 +94,8 @@ def states(asked: str | Iterable[str] | None) -> list[str] | None:
 
 def read_file(source: FileSource) -> tuple[str, bytes]:
     """The name and the bytes of a file. It is read whole, so that it can be sent again."""
+    if isinstance(source, str):
+        raise TypeError("A file is a pathlib.Path, bytes or an open file; a str is no path here.")
     if isinstance(source, tuple):
         return source
     if isinstance(source, bytes):

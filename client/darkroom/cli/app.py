@@ -8,6 +8,7 @@ from darkroom.cli import (
     account,
     batches,
     browser,
+    deletion,
     doctor,
     generate,
     images,
@@ -58,6 +59,7 @@ app.add_typer(batches.app, name="batch", rich_help_panel=_MAKE)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=_MAKE)
 search.register(app, _FIND)
 images.register(app, _FIND)
+deletion.register(app, _FIND)
 browser.register(app, _FIND)
 doctor.register(app, _OPERATE)
 account.register(app, _OPERATE)

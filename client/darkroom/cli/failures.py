@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from darkroom.cli.exits import ExitCode
@@ -151,7 +151,7 @@ def _of_problem(error: "ApiError") -> Failure:
         advice,
         error.request_id,
         errors,
-        {"status": error.status},
+        {"status": error.status, "errors": [asdict(each) for each in error.errors]},
     )
 
 

@@ -40,6 +40,9 @@ def search(
     session: Session = None,
     model: Model = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Made with this seed.")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="txt2img or img2img.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
     starred: Annotated[
         bool | None, typer.Option("--starred/--not-starred", help="Starred ones, or the others.")
     ] = None,
@@ -59,6 +62,9 @@ def search(
         session_id=session,
         model=model,
         seed=seed,
+        kind=kind,
+        width=width,
+        height=height,
         starred=starred,
         created_after=since,
         created_before=before,

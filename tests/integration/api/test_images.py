@@ -74,7 +74,11 @@ def test_a_picture_can_be_read_in_three_ways(http: httpx2.Client, job: dict[str,
         assert anybody.get(redirect.headers["location"]).content == proxied.content
         assert anybody.get(job["images"][0]["url"]).content == proxied.content
         small = anybody.get(job["images"][0]["thumbnail_url"]).content
-    assert http.get(f"{image_path(job)}/thumbnail?proxy=1").content == small
+    proxied = http.get(f"{image_path(job)}/thumbnail?proxy=1")
+    assert proxied.content == small
+    known = {"If-None-Match": proxied.headers["etag"]}
+    again = http.get(f"{image_path(job)}/thumbnail?proxy=1", headers=known)
+    assert (again.status_code, again.content) == (304, b"")
     assert small[8:12] == b"WEBP"
 
 

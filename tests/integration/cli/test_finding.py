@@ -53,6 +53,24 @@ def test_history_lists_sessions_and_their_pictures(
     assert "a yellow lighthouse" in by_meaning.stdout
 
 
+def test_what_is_deleted_is_gone_and_counted(darkroom: Darkroom, picture: dict[str, Any]) -> None:
+    image = picture["image_id"]
+    asked = darkroom("delete", image)
+    assert asked.exit_code == 2
+    assert "--yes" in asked.stderr
+    assert darkroom("delete", "batch_1", "--yes").exit_code == 2
+    assert darkroom("delete", "--yes").exit_code == 2
+    done = darkroom("delete", image, "--yes", "--json")
+    assert done.exit_code == 0, done.stderr
+    [said] = json.loads(done.stdout)
+    assert (said["id"], said["images"], said["objects"]) == (image, 1, 2)
+    assert darkroom("delete", image, "-y").exit_code == 4
+    other = darkroom("generate", "a boat", "--session", "to-delete", "--json")
+    assert other.exit_code == 0, other.stderr
+    gone = darkroom("delete", "--session", "to-delete", "--yes")
+    assert gone.stdout.startswith("to-delete\t1 sessions, 1 jobs, 1 images")
+
+
 def test_prompts_are_recommended(darkroom: Darkroom) -> None:
     done = darkroom("recommend", "a lighth", "-n", "3", "--json")
     assert done.exit_code == 0, done.stderr

@@ -101,6 +101,9 @@ def test_a_dry_run_says_what_it_would_be_and_makes_nothing(
     assert said["eta"]["p50"] <= said["eta"]["p90"]
     refused = ask(http, steps=501)
     assert (refused.status_code, refused.json()["code"]) == (422, "validation_failed")
+    assert ask(http, init_image="x").status_code == 422
+    assert ask(http, init_image="img_01jd4zk3v8e0x9m5q7r2t6w8ya").status_code == 404
+    assert ask(http, webhook={"url": "ftp://x"}).status_code == 422
     assert jobs() == before
 
 

@@ -106,4 +106,6 @@ def test_the_report_for_programs_is_one_json_document() -> None:
     assert said["code"] == "not_found"
     assert said["exit_code"] == 4
     assert said["status"] == 404
-    assert said["errors"] == [{"where": "/steps", "message": "Too big."}]
+    assert said["errors"] == [
+        {"code": "too_big", "message": "Too big.", "pointer": "/steps", "parameter": None}
+    ]
