@@ -7,6 +7,7 @@ kept in the ledger, in the PNG's ``darkroom`` iTXt chunk, and, for other tools, 
 
 import json
 import math
+import struct
 from typing import Any
 
 from PIL import Image
@@ -63,7 +64,10 @@ def read_receipt(picture: Image.Image) -> dict[str, Any] | None:
 def _find_text(picture: Image.Image) -> str | None:
     text = picture.info.get(CHUNK)
     if text is None:
-        text = picture.getexif().get(_EXIF_IMAGE_DESCRIPTION)
+        try:
+            text = picture.getexif().get(_EXIF_IMAGE_DESCRIPTION)
+        except (OSError, SyntaxError, struct.error):  # cut off, or no EXIF at all
+            return None
         if isinstance(text, str):
             # Pillow takes EXIF's bytes for Latin-1.
             text = text.encode("latin-1").decode("utf-8")

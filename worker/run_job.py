@@ -92,6 +92,7 @@ def _run_claimed(worker: WorkerProcess, job: Job, lease: Lease, span: telemetry.
         # uploaded may be committed for all we know; the sweep of fruitless attempts will tell.
         log.exception("ledger_unreachable", error=type(error).__name__)
     finally:
+        worker.progress.attempt_over(job)
         measured.end(span)
 
 

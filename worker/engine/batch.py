@@ -31,13 +31,20 @@ class TickBatch:
         self._seated_channels_last = False
         """Which of the buffers the slots are filled in."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether no row has a slot."""
+        return not any(self._slots)
+
     def tick(self, rows: Sequence[Row]) -> None:
         """Advance each row by one UNet call."""
+        scaled = [(row, self._scale(row)) for row in rows]
+        # A failure stays with its row.
+        rows = [row for row, sample in scaled if sample is not None]
+        samples = [sample for _, sample in scaled if sample is not None]
+        if not rows:
+            return
         timesteps = [row.timesteps[row.calls] for row in rows]
-        samples = [
-            row.scheduler.scale_model_input(row.latents, timestep)
-            for row, timestep in zip(rows, timesteps, strict=True)
-        ]
         unet = self._choose_buffers(samples)
         self._seat(rows, unet.inputs)
         times = torch.zeros(len(unet.inputs.timestep), dtype=torch.float32)
@@ -93,6 +100,22 @@ class TickBatch:
             if inputs.time_condition is not None and row.time_condition is not None:
                 inputs.time_condition[index].copy_(row.time_condition[0])
 
+    def _scale(self, row: Row) -> torch.Tensor | None:
+        """The row's input as its scheduler wants it; None if that failed."""
+        try:
+            scaled: torch.Tensor = row.scheduler.scale_model_input(
+                row.latents, row.timesteps[row.calls]
+            )
+        except Exception as error:
+            self._blame(row, error)
+            return None
+        return scaled
+
+    def _blame(self, row: Row, error: Exception) -> None:
+        if self._device.is_out_of_memory(error) or self._device.is_fatal(error):
+            raise error
+        row.error = error
+
     def _step(
         self, row: Row, timestep: torch.Tensor, sample: torch.Tensor, output: torch.Tensor
     ) -> None:
@@ -105,9 +128,7 @@ class TickBatch:
                 guided, timestep, row.latents, **row.step_options, return_dict=False
             )[0]
         except Exception as error:
-            if self._device.is_out_of_memory(error) or self._device.is_fatal(error):
-                raise
-            row.error = error
+            self._blame(row, error)
         row.calls += 1
 
     def _guide(self, row: Row, output: torch.Tensor) -> torch.Tensor:

@@ -162,6 +162,9 @@ def open_device(name: str | None) -> Device:
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     torch_device = torch.device(name)
+    if torch_device.type == "cuda" and torch_device.index is None:
+        # Torch sets no device without a number.
+        torch_device = torch.device("cuda", torch.cuda.current_device())
     return CudaDevice(torch_device) if torch_device.type == "cuda" else Device(torch_device)
 
 

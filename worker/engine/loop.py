@@ -19,6 +19,7 @@ from worker.engine.flight import Flight
 from worker.engine.interface import (
     EngineCounters,
     FaultCallback,
+    GeneratedImage,
     ImageRequest,
     ModelFacts,
     StepCallback,
@@ -63,7 +64,7 @@ class StepLoop(Generic[R]):
         self._condition = threading.Condition()
         self._inbox: deque[Flight[R]] = deque()
         self._commands: deque[_Command] = deque()
-        self._open: set[Flight[R]] = set()
+        self._open: dict[Future[GeneratedImage], Flight[R]] = {}
         self._awake = False
         self._closed = False
         self._fault: JobError | None = None
@@ -90,13 +91,14 @@ class StepLoop(Generic[R]):
         backend = self._backend
         backend.check(request)
         flight: Flight[R] = Flight(request, on_step, self._wake)
+        # Of the future alone: a ticket that refers to itself would keep its pixels for a while.
+        flight.future.add_done_callback(self._forget)
         with self._condition:
             self._refuse_if_over()
-            self._open.add(flight)
+            self._open[flight.future] = flight
             self._inbox.append(flight)
             self._awake = True
             self._condition.notify()
-        flight.future.add_done_callback(lambda _: self._open.discard(flight))
         return flight
 
     def truncated_part(self, prompt: str) -> str | None:
@@ -151,7 +153,16 @@ class StepLoop(Generic[R]):
                 left, self._commands = self._commands, deque()
             self._refuse(left)
             if self._loaded is not None:
-                self._loaded[0].close()
+                self._let_go(*self._loaded)
+
+    def _let_go(self, backend: Backend[R], turns: Turns[R]) -> None:
+        """Free what images in flight hold, unless the device is gone and any call may hang."""
+        if self._fault is None:
+            try:
+                turns.stop()
+            except Exception:
+                logger.exception("The last images could not be let go")
+        backend.close()
 
     def _once(self) -> bool:
         """Take in what other threads want, then one turn; False when it is over."""
@@ -241,5 +252,8 @@ class StepLoop(Generic[R]):
             self._on_fault(fault)
 
     def _fail_open(self, error: Exception) -> None:
-        for flight in list(self._open):
+        for flight in list(self._open.values()):
             flight.fail(error)
+
+    def _forget(self, future: "Future[GeneratedImage]") -> None:
+        self._open.pop(future, None)

@@ -4,6 +4,7 @@ Built from the pipeline's own public parts, in the order in which its `__call__`
 that one row alone gives the bits that diffusers gives.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,13 +21,22 @@ from worker.engine.row import Row
 from worker.engine.schedules import Schedules
 from worker.engine.unet import Compile, UnetInputs, UnetOverBuffers
 
+_IDLE_SHAPES = 8
+"""Shapes whose buffers stay for the next image of their size."""
+
 
 class Model:
     """One pipeline on one device, in one precision."""
 
     def __init__(
-        self, pipeline: Any, family: str, device: Device, compile_: Compile = "off"
+        self,
+        pipeline: Any,
+        family: str,
+        device: Device,
+        compile_: Compile = "off",
+        schedules: Schedules | None = None,
     ) -> None:
+        """`schedules` are those of the checkpoint, where the pipeline has had other schedulers."""
         from diffusers import AutoPipelineForImage2Image
 
         self.pipeline = pipeline
@@ -35,9 +45,9 @@ class Model:
         self._compile = compile_
         self._image_pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
         self._image_pipeline.set_progress_bar_config(disable=True)
-        self._schedules = Schedules(pipeline.scheduler.config)
+        self.schedules = schedules or Schedules(pipeline.scheduler.config)
         self._encoder = PromptEncoder(pipeline, device.torch_device)
-        self._batches: dict[Shape, TickBatch] = {}
+        self._batches: OrderedDict[Shape, TickBatch] = OrderedDict()
         self._warmed: set[Shape] = set()
         self.dtype = str(pipeline.unet.dtype).removeprefix("torch.")
         self._vae_upcast = family == "sdxl" and bool(pipeline.vae.config.force_upcast)
@@ -60,7 +70,7 @@ class Model:
         if self.guided(request):
             negative = self._encoder.encode_negative(request.negative_prompt, prompt)
         strength = request.strength if self.family == "lcm" else None
-        scheduler = self._schedules.make(request.scheduler, request.steps, strength)
+        scheduler = self.schedules.make(request.scheduler, request.steps, strength)
         if request.init_image is None:
             steps, timesteps, latents = self._from_noise(request, scheduler, generator)
         else:
@@ -83,10 +93,12 @@ class Model:
         """Advance each row by one UNet call."""
         batch = self._batches.get(shape)
         if batch is None:
+            self._forget_idle(_IDLE_SHAPES)
             # Not a method: a cycle would keep the weights until the garbage collector comes.
             allocate = partial(_buffers, self.pipeline, shape, self.compiled(shape))
             batch = TickBatch(shape, allocate, self.device)
             self._batches[shape] = batch
+        self._batches.move_to_end(shape)
         batch.tick(rows)
 
     def compiled(self, shape: Shape) -> Compile:
@@ -100,6 +112,21 @@ class Model:
     def forget(self, shape: Shape) -> None:
         """Free a shape's buffers."""
         self._batches.pop(shape, None)
+
+    def release_memory(self) -> None:
+        """Free the buffers of shapes that nobody uses, and what torch keeps at hand."""
+        self._forget_idle(0)
+        self.device.release_memory()
+
+    def _forget_idle(self, kept: int) -> None:
+        """All but the latest; clients may ask for any size. Warmed shapes stay."""
+        idle = [
+            shape
+            for shape, batch in self._batches.items()
+            if batch.idle and shape not in self._warmed
+        ]
+        for shape in idle[: max(0, len(idle) - kept)]:
+            self.forget(shape)
 
     def leave(self, row: Row) -> None:
         """Free the row's slot."""

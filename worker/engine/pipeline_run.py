@@ -68,7 +68,11 @@ class PipelineRun:
         self._go.release()
         self._holds.acquire()
         if self._failure is not None:
-            raise self._failure
+            failure, self._failure = self._failure, None
+            try:
+                raise failure
+            finally:
+                del failure  # or its frames would keep what the call had on the device
 
     def finish(self) -> NDArray[np.float32]:
         """Run to the end; the picture is (height, width, 3) in 0 … 1."""
@@ -95,6 +99,9 @@ class PipelineRun:
         except BaseException as error:  # handed to the engine's thread
             self._failure = error
         self._ended = True
+        # They refer to this run and to the model, which may be a copy made for it alone.
+        self._arguments.clear()
+        self._pipeline = None
         self._holds.release()
 
     def _held_after_step(self, _: Any, index: int, __: Any, values: dict[str, Any]) -> Any:

@@ -76,7 +76,7 @@ def _generate_upcast(model: Model, request: ImageRequest, alive: Callable[[], No
 
 
 def _with_pipeline(model: Model, pipeline: Any) -> Model:
-    return Model(pipeline, model.family, model.device)
+    return Model(pipeline, model.family, model.device, schedules=model.schedules)
 
 
 def _picture(model: Model, latents: torch.Tensor) -> Picture:

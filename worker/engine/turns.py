@@ -13,16 +13,17 @@ from typing import Generic, TypeVar
 from shared.errors import InternalError, JobError, OutOfMemory
 from worker.engine.account import Account
 from worker.engine.admission import Admission, Batch
-from worker.engine.backend import Backend, Picture, R, Shape, Work
+from worker.engine.backend import Backend, Picture, Preview, R, Shape, Work
 from worker.engine.errors import Canceled
 from worker.engine.flight import Flight
-from worker.engine.interface import GeneratedImage
+from worker.engine.interface import GeneratedImage, ImageRequest
 from worker.engine.notifier import Notifier
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_NO_ROOM = "The device ran out of memory with a single row."
 _RETRIED = "out of memory at 1 row: made once more after releasing memory"
 
 
@@ -65,6 +66,11 @@ class Turns(Generic[R]):
             self._launch(batch)
         self._settle(keep=self._backend.runs_ahead if batch is not None else 0)
 
+    def stop(self) -> None:
+        """Let go of every image, its bill complete; whoever still waits is told `Canceled`."""
+        for flight in [*self.admission, *self._to_decode]:
+            self._cancel(flight)
+
     def _drop_canceled(self) -> None:
         for flight in [flight for flight in self.admission if flight.canceled]:
             self.admission.remove(flight)
@@ -83,12 +89,15 @@ class Turns(Generic[R]):
     def _settle(self, keep: int = 0) -> None:
         while len(self._pending) > keep:
             self._pending.popleft()()
+            self._alive()
 
     # --- ticks ------------------------------------------------------------------------------
 
     def _launch(self, batch: Batch[Flight[R]]) -> None:
         """Hand one tick to the device."""
         flights = [flight for flight in batch.entries if flight.started or self._prepare(flight)]
+        # Those that had to make room meanwhile begin anew in another turn.
+        flights = [flight for flight in flights if flight.started and flight.shape == batch.shape]
         states = [flight.state for flight in flights if flight.state is not None]
         if not states:
             return
@@ -113,20 +122,35 @@ class Turns(Generic[R]):
                 lambda: self._backend.prepare(flight.request, flight.shape)
             )
         except Exception as error:
-            self._give_up(flight, error)
-            return False
-        flight.start(state)
-        self._pending.append(lambda: self.account.bill(flight, work.settle()[1]))
-        return True
+            if not self._backend.is_out_of_memory(error):
+                self._give_up(flight, error)
+                return False
+        else:
+            self._alive()
+            flight.start(state)
+            self._pending.append(lambda: self.account.bill(flight, work.settle()[1]))
+            return True
+        if not self._make_room(flight.request):
+            self._give_up(flight, OutOfMemory(_NO_ROOM))
+        return False
 
     def _progress(self, flight: Flight[R]) -> Callable[[], None]:
         """The update to give once the tick is done; its preview is drawn now, from this tick."""
         state, listener = flight.state, flight.listener
         if state is None or listener is None or not listener.due(state.step, state.steps):
             return _nothing
-        preview = self._backend.preview(state) if flight.request.previews else None
+        preview = self._preview(state) if flight.request.previews else None
         step, steps = state.step, state.steps
         return lambda: self._notifier.tell(listener, step, steps, preview)
+
+    def _preview(self, state: R) -> Preview | None:
+        try:
+            return self._backend.preview(state)
+        except Exception as error:  # an image is worth more than a look at it
+            if self._backend.is_fatal(error):
+                raise
+            logger.warning("A preview could not be drawn: %s", error)
+            return None
 
     def _settle_tick(
         self,
@@ -149,7 +173,7 @@ class Turns(Generic[R]):
         while self._to_decode:
             self._decode(self._to_decode.popleft())
             expected += self.account.decode_seconds
-            if expected >= self.account.tick_seconds and len(self.admission):
+            if expected >= self.account.tick_seconds:
                 return
 
     def _decode(self, flight: Flight[R]) -> None:
@@ -159,9 +183,17 @@ class Turns(Generic[R]):
         try:
             work = self._with_memory_released(lambda: self._backend.decode(state))
         except Exception as error:
-            self._give_up(flight, error)
+            if not self._backend.is_out_of_memory(error):
+                self._give_up(flight, error)
+                return
+        else:
+            self._alive()
+            self._pending.append(lambda: self._settle_decode(flight, state, work))
             return
-        self._pending.append(lambda: self._settle_decode(flight, state, work))
+        if self._make_room(flight.request):
+            self._to_decode.appendleft(flight)  # its latents are done; only this is tried again
+        else:
+            self._give_up(flight, OutOfMemory(_NO_ROOM))
 
     def _settle_decode(self, flight: Flight[R], state: R, work: Work[Picture]) -> None:
         picture, seconds = work.settle()
@@ -185,6 +217,7 @@ class Turns(Generic[R]):
             if flight.canceled:
                 raise Canceled
 
+        self._settle()  # what is queued before it has a bill of its own
         started = time.perf_counter()
         try:
             picture, note = self._backend.rescue(flight.request, state, alive)
@@ -227,6 +260,16 @@ class Turns(Generic[R]):
             else:
                 self._readmit(flight, shape, _RETRIED)
 
+    def _make_room(self, request: ImageRequest) -> bool:
+        """Fewer rows at the size of a request that nothing is left for; False at one row."""
+        self._settle()
+        self._backend.release_memory()
+        shape = self._backend.shape_of(request)
+        smaller = self._backend.shrink(shape)
+        if smaller is not None:
+            self._restart_smaller(shape, smaller)
+        return smaller is not None
+
     def _restart_smaller(self, shape: Shape, smaller: Shape) -> None:
         note = f"out of memory at {shape.rows} rows: made at {smaller.rows}"
         logger.warning("%s (%d x %d pixels)", note, shape.width, shape.height)
@@ -261,7 +304,7 @@ class Turns(Generic[R]):
             self.admission.remove(flight)
         self._discard(flight)
         if self._backend.is_out_of_memory(error):
-            error = OutOfMemory("The device ran out of memory with a single row.")
+            error = OutOfMemory(_NO_ROOM)
         elif not isinstance(error, JobError):
             logger.error("An image failed", exc_info=error)
             error = InternalError(f"{type(error).__name__}: {error}")
@@ -270,6 +313,7 @@ class Turns(Generic[R]):
     def _discard(self, flight: Flight[R]) -> None:
         if flight.state is not None:
             self._backend.discard(flight.state)
+            flight.state = None  # callers keep their tickets, and latents lie on the device
 
 
 def _nothing() -> None:

@@ -14,6 +14,9 @@ Compile = Literal["off", "graphs", "inductor"]
 """A model's `compile` switch."""
 
 
+_COMPILED_SHAPES = 128
+
+
 @dataclass(frozen=True)
 class UnetInputs:
     """The UNet's inputs at one shape; n is the rows times the halves."""
@@ -68,6 +71,11 @@ class UnetOverBuffers:
         self.inputs = inputs
         self._unet = unet
         if how == "inductor":
+            import torch._dynamo
+
+            # Each warmed shape is a compilation of the same code.
+            config = torch._dynamo.config
+            config.recompile_limit = max(config.recompile_limit, _COMPILED_SHAPES)
             self._unet = torch.compile(unet, fullgraph=True, dynamic=False)
         self._use_graph = how == "graphs" and unet.device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -85,7 +85,7 @@ class UnetBackend:
     @torch.no_grad()
     def warm_up(self) -> WarmUpReport:
         """Choose the rows, run every configured size, fit the previews."""
-        report, self._rows = warm_up(self._loaded, self._model)
+        report, self._rows = warm_up(self._loaded, self._model, self.shrink)
         pipeline = self._loaded.pipeline
         self._previews = PreviewMap.fit(
             pipeline.vae,
@@ -182,8 +182,8 @@ class UnetBackend:
         return self._device.allocated_bytes
 
     def release_memory(self) -> None:
-        """Give cached blocks back."""
-        self._device.release_memory()
+        """Give cached blocks back, and the buffers of idle shapes."""
+        self._model.release_memory()
 
     def shrink(self, shape: Shape) -> Shape | None:
         """Half the rows, for this size and larger ones, from now on."""

@@ -3,7 +3,7 @@
 import logging
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from shared.errors import ModelUnavailable
 from worker.engine.backend import Shape
@@ -21,11 +21,15 @@ _WORTH_IT = 1.15
 _TIMED_TICKS = 5
 
 
-def warm_up(loaded: LoadedModel, model: Model) -> tuple[WarmUpReport, int]:
+Shrink = Callable[[Shape], Shape | None]
+"""Half the rows of a shape that did not fit; None at one row."""
+
+
+def warm_up(loaded: LoadedModel, model: Model, shrink: Shrink) -> tuple[WarmUpReport, int]:
     """Run every configured size; returns the report and the model's rows.
 
     Raises:
-        ModelUnavailable: the default size does not fit, or gives no picture.
+        ModelUnavailable: a size does not fit, or gives no picture.
     """
     started = time.monotonic()
     spec, table = loaded.spec, list[TickTime]()
@@ -34,9 +38,30 @@ def warm_up(loaded: LoadedModel, model: Model) -> tuple[WarmUpReport, int]:
         rows, table = _choose_rows(loaded, model)
     for width, height in spec.sizes_to_warm:
         shape = Shape(width, height, model.guided(_request(loaded, width, height)), rows)
-        table.append(TickTime(width, height, rows, _generate(loaded, model, shape)))
+        fitting, seconds = _generate_what_fits(loaded, model, shape, shrink)
+        table.append(TickTime(width, height, fitting.rows, seconds))
     report = WarmUpReport(time.monotonic() - started, spec.sizes_to_warm, rows, tuple(table))
     return report, rows
+
+
+def _generate_what_fits(
+    loaded: LoadedModel, model: Model, shape: Shape, shrink: Shrink
+) -> tuple[Shape, float]:
+    """At fewer rows where memory does not suffice, as between jobs."""
+    while True:
+        try:
+            return shape, _generate(loaded, model, shape)
+        except Exception as error:
+            if not loaded.device.is_out_of_memory(error):
+                raise
+        model.release_memory()
+        smaller = shrink(shape)
+        if smaller is None:
+            raise ModelUnavailable(
+                f"Model {loaded.spec.name!r} runs out of memory at {shape.width}x{shape.height}."
+            )
+        logger.warning("%s does not fit; %d rows are tried", shape, smaller.rows)
+        shape = smaller
 
 
 def _choose_rows(loaded: LoadedModel, model: Model) -> tuple[int, list[TickTime]]:
@@ -102,6 +127,11 @@ def _tick_times(loaded: LoadedModel, model: Model, shape: Shape, count: int) -> 
     _timed_tick(loaded, model, shape, rows)  # allocation and kernel choice
     for _ in range(count):
         yield _timed_tick(loaded, model, shape, rows)
+    # Beside the rows there must be room for the VAE.
+    start_download(
+        loaded.device.run("decode", lambda: model.decode(rows[0].latents)), loaded.device
+    )
+    loaded.device.mark().wait()
 
 
 def _timed_tick(loaded: LoadedModel, model: Model, shape: Shape, rows: list[Row]) -> float:

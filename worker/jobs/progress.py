@@ -34,6 +34,9 @@ _QUIET_SECONDS = 2.0
 """How long events are dropped unseen after Redis failed to take one."""
 
 
+_NOBODYS: tuple[int, dict[int, float]] = (-1, {})
+
+
 class ProgressReporter:
     """Writes jobs' events. Redis being away loses events, never work."""
 
@@ -47,8 +50,8 @@ class ProgressReporter:
         self._started: dict[UUID, _Event] = {}
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
         """Of each image, what is not written yet; longest waiting first."""
-        self._done: dict[UUID, dict[int, float]] = {}
-        """Of each job in hand: how far its images are, 0 to 1."""
+        self._done: dict[UUID, tuple[int, dict[int, float]]] = {}
+        """Of each job in hand: its attempt, and how far its images are, 0 to 1."""
         self._writing = threading.Lock()
         """From taking notes to having written them, so that no event overtakes a job's earlier."""
         self._wake = threading.Event()
@@ -62,9 +65,9 @@ class ProgressReporter:
 
         def note(update: StepUpdate) -> None:
             with self._lock:
-                done = self._done.get(job.id)
-                if done is None:
-                    return  # A late step of a job that has ended.
+                attempt, done = self._done.get(job.id, _NOBODYS)
+                if attempt != job.attempt:
+                    return  # A late step of an attempt that has ended.
                 done[index] = update.step / update.steps
                 self._latest[(job.id, index)] = update
             self._wake.set()
@@ -76,7 +79,7 @@ class ProgressReporter:
         """Announce soon that a worker has begun the job; returns at once."""
         with self._lock:
             self._started[job.id] = _transition(job)
-            self._done[job.id] = dict.fromkeys(range(len(job.seeds)), 0.0)
+            self._done[job.id] = job.attempt, dict.fromkeys(range(len(job.seeds)), 0.0)
         self._wake.set()
         self._webhooks.forget(job.id)
         self._hints.jobs_changed([job])
@@ -90,6 +93,16 @@ class ProgressReporter:
             self._write([*events, _transition(job)])
         self._webhooks.forget(job.id)
         self._hints.jobs_changed([job])
+
+    def attempt_over(self, job: Job) -> None:
+        """Forget what was noted of an attempt that brought no transition: others go on with it."""
+        with self._lock:
+            if self._done.get(job.id, _NOBODYS)[0] != job.attempt:
+                return
+            del self._done[job.id]
+            self._started.pop(job.id, None)
+            for key in [key for key in self._latest if key[0] == job.id]:
+                del self._latest[key]
 
     def close(self) -> None:
         """Write what is noted and stop."""
@@ -121,7 +134,7 @@ class ProgressReporter:
             else:
                 keys = [key for key in self._latest if key[0] == only]
             noted = {key: self._latest.pop(key) for key in keys}
-            whole = {job_id: _mean(self._done[job_id].values()) for job_id, _ in keys}
+            whole = {job_id: _mean(self._done[job_id][1].values()) for job_id, _ in keys}
             if only is not None:
                 self._done.pop(only, None)
         for (job_id, index), update in noted.items():

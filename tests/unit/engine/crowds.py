@@ -84,14 +84,15 @@ def _make(backend: Any, request: ImageRequest, stir: Any, join_at: int = 0) -> M
     try:
         turns: Turns[Any] = Turns(backend, notifier)
         flight: Flight[Any] = Flight(request, None, _nothing)
+        state: Any = None
         for turn in range(2000):
             if stir is not None:
                 stir(turns, turn)
             if turn == join_at:
                 turns.admit(flight)
+            state = flight.state or state
             turns.turn()
             if flight.future.done():
-                state = flight.state
                 made = Made(state.latents, flight.future.result().pixels, state.seen)
                 for left in list(turns.admission):
                     left.cancel()
