@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from shared.receipts import RECEIPT_VERSION, read_receipt
+from shared.receipts import RECEIPT_VERSION, exif_block, read_receipt
 from worker.jobs.encode import encode_image
 
 
@@ -97,3 +97,14 @@ def test_what_is_no_receipt_is_none(picture: Image.Image, text: str) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=chunks)
     assert read_receipt(Image.open(buffer)) is None
+
+
+@pytest.mark.parametrize("length", range(0, 40, 3))
+def test_exif_that_is_cut_off_is_no_receipt(
+    receipt: dict[str, Any], picture: Image.Image, length: int
+) -> None:
+    """And the picture is still one."""
+    written = io.BytesIO()
+    picture.save(written, "WEBP", exif=exif_block(receipt).tobytes()[:length])
+    with Image.open(written) as again:
+        assert read_receipt(again) is None

@@ -173,7 +173,7 @@ class Turns(Generic[R]):
         while self._to_decode:
             self._decode(self._to_decode.popleft())
             expected += self.account.decode_seconds
-            if expected >= self.account.tick_seconds:
+            if not expected or expected >= self.account.tick_seconds:  # 0: not known yet
                 return
 
     def _decode(self, flight: Flight[R]) -> None:

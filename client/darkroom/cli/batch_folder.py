@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results.jsonl"
 _UNSAFE = re.compile(r"[^\w.-]+")
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
 
 
@@ -96,6 +97,9 @@ class BatchFolder:
                 self._known.values(), key=lambda entry: (entry["line"], entry["job_id"])
             )
             wire.write_file(self._results, "".join(map(_line, ordered)).encode())
+        for path in self.path.iterdir():
+            if _PARTIAL.fullmatch(path.name):  # of a run that was killed
+                path.unlink(missing_ok=True)
 
     def _name(self, result: "BatchResult", image: "Image") -> str:
         """`custom_id_seed.png`; with a bit of the image's id where that would not be unique."""

@@ -137,3 +137,12 @@ def test_a_damaged_record_is_told_of_by_its_line(tmp_path: Path, damaged: str) -
         file.write(f"{damaged}\n")
     with pytest.raises(CliError, match=r"Line 2 of .* is damaged"):
         BatchFolder(tmp_path)
+
+
+def test_what_a_killed_run_left_half_written_is_gone_in_the_end(tmp_path: Path) -> None:
+    left = tmp_path / ".hat-1_7.png.0123abcd.part"
+    mine = tmp_path / "notes.part"
+    for path in (left, mine):
+        path.write_bytes(b"half")
+    BatchFolder(tmp_path).settle()
+    assert (left.exists(), mine.exists()) == (False, True)

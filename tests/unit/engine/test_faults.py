@@ -187,13 +187,16 @@ def test_nan_and_black_in_full_precision_fail_the_image(value: float) -> None:
     engine.close()
 
 
-def test_a_failing_scheduler_fails_its_own_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["step", "scale_model_input"])
+def test_a_failing_scheduler_fails_its_own_row_only(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     import diffusers
 
     def fail(*_: Any, **__: Any) -> Any:
         raise ValueError("a bug in one scheduler")
 
-    monkeypatch.setattr(diffusers.DDIMScheduler, "step", fail)
+    monkeypatch.setattr(diffusers.DDIMScheduler, method, fail)
     engine = toy_engine("sd15", rows=2)
     broken = engine.submit(request(scheduler="ddim"))
     neighbour = engine.submit(request(scheduler="euler"))

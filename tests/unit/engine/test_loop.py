@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,23 @@ def test_who_waits_for_the_engine_hears_of_its_end(engine: SimulatedEngine) -> N
         assert isinstance(second.exception(LIMIT), EngineClosed)
         assert first.exception(LIMIT) is None
         closing.result(LIMIT)
+
+
+def test_many_decodings_hold_up_neither_each_other_nor_the_watchdog() -> None:
+    """Eight at 0.2 s, where a piece of work may last 0.5 s."""
+    faults: list[Any] = []
+    spec = ModelSpec(name="sim", source="simulated:", rows=8, tick_budget=0.5)
+    speed = SimulatedSpeed(tick_seconds=0.02, row_seconds=0.0, decode_seconds=0.2)
+    engine = SimulatedEngine(spec, speed, on_fault=faults.append)
+    engine.load()
+    tickets = [engine.submit(request(seed=seed)) for seed in range(8)]
+    done, under_way = wait((ticket.future for ticket in tickets), LIMIT, FIRST_COMPLETED)
+    assert done
+    assert under_way
+    for ticket in tickets:
+        assert ticket.future.result(LIMIT).pixels.shape == (64, 64, 3)
+    assert faults == []
+    engine.close()
 
 
 def test_an_engine_that_is_not_loaded_says_so() -> None:

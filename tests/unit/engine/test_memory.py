@@ -1,0 +1,189 @@
+"""Memory that does not suffice, wherever it fails, and memory that is let go of in time."""
+
+import copy
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared.errors import ModelUnavailable, OutOfMemory
+from tests.unit.engine.faulty import FaultyDevice, out_of_memory
+from tests.unit.engine.toys import request, toy_engine, toy_spec
+from worker.engine import Canceled
+from worker.engine.device import Device, WorkKind, open_device
+from worker.engine.diffusion import DiffusionEngine
+from worker.engine.previews import PreviewMap
+from worker.engine.rescue import _with_pipeline
+
+LIMIT = 60.0
+
+
+class SmallDevice(FaultyDevice):
+    """One kind of work fits only while a size has a few rows at most."""
+
+    def __init__(self, kind: WorkKind, most: int) -> None:
+        super().__init__(self._check)
+        self.engine: DiffusionEngine | None = None
+        self._kind = kind
+        self._most = most
+
+    def _check(self, kind: WorkKind, result: Any) -> Any:
+        assert self.engine is not None
+        if kind == self._kind and self.engine._backend.shape_of(request()).rows > self._most:
+            raise out_of_memory()
+        return result
+
+
+def small_engine(kind: WorkKind, most: int, **changes: Any) -> DiffusionEngine:
+    device = SmallDevice(kind, most)
+    device.engine = DiffusionEngine(toy_spec("sd15", **changes), device)
+    device.engine.load()
+    return device.engine
+
+
+@pytest.mark.parametrize("kind", ["encode", "decode"])
+def test_a_want_of_memory_beside_the_ticks_means_fewer_rows_too(kind: WorkKind) -> None:
+    engine = small_engine(kind, most=2, rows=8)
+    images = [engine.submit(request(seed=seed)) for seed in range(5)]
+    made = [image.future.result(LIMIT) for image in images]
+    assert engine.counters.out_of_memory_shrinks == 2
+    assert engine.submit(request()).future.result(LIMIT).facts.rows == 2
+    engine.close()
+    for seed, image in enumerate(made):
+        same = toy_engine("sd15", rows=image.facts.rows)
+        expected = same.submit(request(seed=seed)).future.result(LIMIT)
+        assert np.array_equal(image.pixels, expected.pixels)
+        same.close()
+
+
+@pytest.mark.parametrize("kind", ["encode", "decode"])
+def test_a_want_of_memory_at_one_row_fails_the_image_alone(kind: WorkKind) -> None:
+    engine = small_engine(kind, most=0, rows=2)
+    for _ in range(2):
+        with pytest.raises(OutOfMemory):
+            engine.submit(request()).future.result(LIMIT)
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["tick", "decode"])
+def test_the_warm_up_finds_the_rows_that_fit(kind: WorkKind) -> None:
+    engine = small_engine(kind, most=2, rows=8, warm_sizes=((64, 64),))
+    assert [time.rows for time in engine.warm_up().tick_times] == [2]
+    image = engine.submit(request()).future.result(LIMIT)
+    assert (image.facts.rows, image.facts.notes) == (2, ())
+    engine.close()
+
+
+def test_a_size_that_fits_at_no_rows_makes_the_model_unavailable() -> None:
+    engine = small_engine("tick", most=0, rows=2)
+    with pytest.raises(ModelUnavailable, match="64x64"):
+        engine.warm_up()
+    engine.close()
+
+
+def test_sizes_that_nobody_asks_for_any_more_hold_no_buffers() -> None:
+    engine = toy_engine("sd15")
+    for width in range(64, 64 + 16 * 8, 8):
+        engine.submit(request(width=width, steps=1, scheduler="euler")).future.result(LIMIT)
+    model: Any = engine._backend
+    assert len(model._model._batches) <= 9
+    engine.close()
+
+
+def test_a_preview_that_cannot_be_drawn_costs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def draw(*_: Any) -> Any:
+        raise out_of_memory()
+
+    engine = toy_engine("sd15")
+    engine.warm_up()
+    monkeypatch.setattr(PreviewMap, "draw", draw)
+    seen: list[Any] = []
+    image = engine.submit(request(previews=True), seen.append).future.result(LIMIT)
+    assert image.pixels.std() > 0
+    engine.close()
+    assert seen
+    assert {update.preview_webp for update in seen} == {None}
+
+
+def test_a_finished_image_is_gone_with_its_ticket() -> None:
+    engine = toy_engine("sd15")
+    ticket = engine.submit(request())
+    picture = weakref.ref(ticket.future.result(LIMIT))
+    engine.close()
+    gc.disable()
+    try:
+        del ticket
+        assert picture() is None
+    finally:
+        gc.enable()
+
+
+def test_a_closed_engine_ends_the_call_of_a_whole_pipeline() -> None:
+    engine = toy_engine("pag")
+    begun = threading.Event()
+    ticket = engine.submit(request(steps=500, scheduler="euler"), lambda _: begun.set())
+    assert begun.wait(LIMIT)
+    engine.close()
+    assert isinstance(ticket.future.exception(LIMIT), Canceled)
+    assert "pipeline" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_whole_pipeline_in_float32_is_gone_as_soon_as_its_picture_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upcast: list[weakref.ref[torch.nn.Module]] = []
+    copy_part = copy.deepcopy
+
+    def noted(part: Any, memo: Any = None) -> Any:
+        copied = copy_part(part, memo)
+        if isinstance(copied, torch.nn.Module):
+            upcast.append(weakref.ref(copied))
+        return copied
+
+    def spoil(kind: WorkKind, result: Any) -> Any:
+        return np.full_like(result, np.nan) if kind == "decode" else result
+
+    engine = toy_engine("pag", FaultyDevice(spoil), dtype="bfloat16")
+    monkeypatch.setattr(copy, "deepcopy", noted)
+    gc.disable()
+    try:
+        image = engine.submit(request(scheduler="euler")).future.result(LIMIT)
+        engine.close()
+        assert image.facts.dtype == "float32"
+        assert upcast
+        assert [part() for part in upcast if part() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_a_rescue_goes_by_the_checkpoint_s_own_schedule() -> None:
+    """And not by the scheduler of whoever was prepared last, which the pipeline has then."""
+    engine = toy_engine("sd15")
+    backend: Any = engine._backend
+    model = backend._model
+    engine.submit(request(scheduler="dpmpp-2m")).future.result(LIMIT)
+    assert _with_pipeline(model, model.pipeline).schedules is model.schedules
+    engine.close()
+
+
+def test_a_cuda_device_without_a_number_is_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No GPU is needed to see that torch would refuse the device."""
+    from torch.cuda._utils import _get_device_index
+
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device))
+    )
+    devices: list[Device] = [open_device(name) for name in (None, "cuda", "cuda:3")]
+    assert chosen == [1, 1, 3]
+    assert [device.torch_device.index for device in devices] == chosen
