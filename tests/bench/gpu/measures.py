@@ -22,7 +22,11 @@ Numbers = dict[str, Any]
 def open_engine(
     plan: Plan, folder: Path, device: str, rows: int, mode: Mode
 ) -> tuple[DiffusionEngine, WarmUpReport]:
-    """An engine at a fixed number of rows, warmed."""
+    """An engine at a fixed number of rows, warmed.
+
+    Raises:
+        MemoryError: the device has room for fewer rows only.
+    """
     spec = ModelSpec(
         name=plan.model,
         source=str(folder),
@@ -36,7 +40,15 @@ def open_engine(
     )
     engine = DiffusionEngine(spec, device)
     engine.load()
-    return engine, engine.warm_up()
+    try:
+        report = engine.warm_up()
+        fitting = report.tick_times[-1].rows
+        if fitting != rows:
+            raise MemoryError(f"room for {fitting} rows only")
+    except BaseException:
+        engine.close()
+        raise
+    return engine, report
 
 
 def ask(plan: Plan, seed: int, scheduler: str = "dpmpp-2m", lane: Lane = "interactive") -> Any:
