@@ -64,7 +64,8 @@ class Turns(Generic[R]):
         batch = self.admission.choose()
         if batch is not None:
             self._launch(batch)
-        self._settle(keep=self._backend.runs_ahead if batch is not None else 0)
+        more = batch is not None or self._to_decode
+        self._settle(keep=self._backend.runs_ahead if more else 0)
 
     def stop(self) -> None:
         """Let go of every image, its bill complete; whoever still waits is told `Canceled`."""
