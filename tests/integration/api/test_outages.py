@@ -93,24 +93,26 @@ def test_without_s3_only_pictures_are_refused(http: httpx2.Client, relays: Relay
 
 
 @pytest.fixture
-def an_image(database: sessionmaker[Session], http: httpx2.Client) -> str:
-    """An image on record."""
+def two_images(database: sessionmaker[Session], http: httpx2.Client) -> list[str]:
+    """Images on record."""
     with database.begin() as session:
         tenant = session.scalars(select(Tenant.id).where(Tenant.name == "lone")).one()
-        return to_wire("img", insert_image(session, tenant, "a boat", any_vector(1)))
+        images = [insert_image(session, tenant, "a boat", any_vector(1)) for _ in range(2)]
+        return [to_wire("img", image) for image in images]
 
 
 def test_a_storage_that_hangs_holds_up_nothing_else(
-    http: httpx2.Client, relays: Relays, an_image: str
+    http: httpx2.Client, relays: Relays, two_images: list[str]
 ) -> None:
     """More readers than the process has threads for everything else."""
     with relays.s3.set_to(Mode.HANG), ThreadPoolExecutor(12) as readers:
-        path = f"/v1/images/{an_image}/content?proxy=1"
+        read, deleted = two_images
+        path = f"/v1/images/{read}/content?proxy=1"
         reading = [readers.submit(http.get, path, timeout=30) for _ in range(12)]
         for _ in range(5):
             answer = http.post("/v1/images/inspect", files={"file": ("a.png", PNG)}, timeout=5)
             check_problem(answer, 422, "receipt_missing")
-        gone = http.delete(f"/v1/images/{an_image}", timeout=15).json()
+        gone = http.delete(f"/v1/images/{deleted}", timeout=15).json()
         assert (gone["images"], gone["objects_pending"]) == (1, True)
         for answer in (each.result() for each in reading):
             check_problem(answer, 503, "storage_unavailable")
