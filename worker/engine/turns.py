@@ -221,7 +221,9 @@ class Turns(Generic[R]):
         self._settle()  # what is queued before it has a bill of its own
         started = time.perf_counter()
         try:
-            picture, note = self._backend.rescue(flight.request, state, alive)
+            picture, note = self._with_memory_released(
+                lambda: self._backend.rescue(flight.request, state, alive)
+            )
         finally:
             self.account.bill(flight, time.perf_counter() - started)
         flight.notes = (*flight.notes, note)

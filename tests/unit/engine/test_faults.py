@@ -120,6 +120,29 @@ def test_nan_from_the_unet_is_cured_by_everything_in_float32() -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("kind", ["decode", "tick"])
+def test_a_want_of_memory_in_float32_is_answered_with_what_lies_unused(kind: WorkKind) -> None:
+    """Float32 takes twice as much: the cached blocks are given back, and it is tried once more."""
+    spoil = _nan_where(torch.bfloat16, (kind,))
+    wanting = 1
+
+    def fault(kind_now: WorkKind, result: Any) -> Any:
+        nonlocal wanting
+        if kind_now == kind and result.dtype == torch.float32 and wanting > 0:
+            wanting -= 1
+            raise out_of_memory()
+        return spoil(kind_now, result)
+
+    engine = faulty_engine(fault, dtype="bfloat16")
+    image = engine.submit(request()).future.result(LIMIT)
+    assert "float32" in image.facts.notes[0]
+    assert image.pixels.std() > 0
+    wanting = 2
+    with pytest.raises(OutOfMemory):
+        engine.submit(request()).future.result(LIMIT)
+    engine.close()
+
+
 def test_an_image_can_be_taken_back_while_it_is_made_again_in_float32() -> None:
     """And each of its steps has the whole budget of a tick."""
     again = threading.Event()
