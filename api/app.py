@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from api.auth import KeyCache
 from api.batches.outputs import router as outputs
 from api.batches.reading import MAX_BYTES as MAX_BATCH_BYTES
 from api.batches.routes import router as batches
@@ -27,6 +26,7 @@ from api.jobs.estimates import Estimates
 from api.jobs.fetching import ImageFetcher
 from api.jobs.routes import router as jobs
 from api.jobs.stream_routes import router as streams
+from api.keys.cache import KeyCache
 from api.keys.routes import router as keys
 from api.keys.service import require_live_key
 from api.metrics.middleware import RequestObserver

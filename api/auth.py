@@ -1,29 +1,23 @@
 """Who asks: API keys as bearer tokens, their tenant, and their scopes."""
 
-import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
-from uuid import UUID
 
 import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
 from api.deps import Res, Resources
+from api.principal import Principal
 from api.problems import Problem
 from api.usage.rates import count_request
 from shared.keys import matches, parse_key
 from shared.quotas import NO_QUOTAS, Quotas
 from shared.tenancy import statements as tenancy
 from shared.tenancy.models import ApiKey
-from shared.tenancy.scopes import OPERATOR, allows, name_of
+from shared.tenancy.scopes import OPERATOR, name_of
 
-_CACHE_SECONDS = 5.0
-"""The longest a revoked key goes on working in one process."""
-_CACHE_SIZE = 4096
 _TOUCH_EVERY = timedelta(minutes=1)
 
 bearer = HTTPBearer(
@@ -35,47 +29,6 @@ bearer = HTTPBearer(
 
 Proof = Callable[[ApiKey | None], bool]
 """Whether a request comes from whoever holds this key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """The key behind a request and the tenant it acts for."""
-
-    tenant_id: UUID
-    key_id: str
-    scopes: frozenset[str]
-    quotas: Quotas = NO_QUOTAS
-    rate_is_known: bool = True
-    """False: the key has a request rate that cannot be checked, so it may not spend."""
-
-    def may(self, scope: str) -> bool:
-        """Whether the scopes cover `resource:read` or `resource:write`."""
-        return allows(self.scopes, scope)
-
-
-class KeyCache:
-    """Keys looked up lately, so that a submission need not ask the database who it is from."""
-
-    def __init__(self) -> None:
-        self._entries: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
-
-    def get(self, key_id: str) -> ApiKey | None:
-        """The key, if it was looked up within the last seconds."""
-        entry = self._entries.get(key_id)
-        if entry is None or entry[0] < time.monotonic():
-            return None
-        return entry[1]
-
-    def put(self, key: ApiKey) -> None:
-        """Remember a key; the oldest make room."""
-        self._entries[key.id] = (time.monotonic() + _CACHE_SECONDS, key)
-        self._entries.move_to_end(key.id)
-        while len(self._entries) > _CACHE_SIZE:
-            self._entries.popitem(last=False)
-
-    def forget(self, key_id: str) -> None:
-        """Drop a key that was just revoked in this process."""
-        self._entries.pop(key_id, None)
 
 
 async def authenticate(

@@ -4,29 +4,24 @@ FastAPI would read and parse a body before it asks who sends it; here a stranger
 read. The models are registered so that OpenAPI still shows them.
 """
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from api.auth import Principal, authenticate
-from api.problems import FieldError, Problem, from_validation, pointer
+from api.auth import authenticate
+from api.principal import Principal
+from api.problems import FieldError, Problem
+from api.request_model import RequestModel, parse
 
-M = TypeVar("M", bound="RequestModel")
+M = TypeVar("M", bound=RequestModel)
 
 BODY_MODELS: set[type[BaseModel]] = set()
 """Every model that `json_body` reads; `api.openapi` puts their schemas into the document."""
-
-
-class RequestModel(BaseModel):
-    """The base of request bodies: unknown fields, NaN and lenient conversions are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
 def json_body(model: type[M]) -> Callable[..., Awaitable[M]]:
@@ -41,52 +36,6 @@ def json_body(model: type[M]) -> Callable[..., Awaitable[M]]:
         return parse(model, body)
 
     return read
-
-
-def parse(model: type[M], body: bytes) -> M:
-    """One JSON document as `model`; for the lines of a batch, too.
-
-    Raises:
-        Problem: 422 `malformed_json` or `validation_failed`.
-    """
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False)
-        if problems[0]["type"] == "json_invalid":
-            culprits = _lone_surrogates(body)
-            raise Problem("malformed_json", _MALFORMED, errors=culprits) from None
-        raise from_validation(problems) from None
-
-
-_MALFORMED = "The body cannot be parsed as JSON (RFC 8259, UTF-8)."
-
-
-def _lone_surrogates(body: bytes) -> list[FieldError]:
-    """Which top-level fields hold half a character: the one fault that text editors cannot show."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return []
-    if not isinstance(document, dict):
-        return []
-    return [
-        FieldError(
-            pointer=pointer(name),
-            code="lone_surrogate",
-            message="It holds a surrogate without its other half, which is no character.",
-        )
-        for name, value in document.items()
-        if isinstance(value, str) and not _is_encodable(value)
-    ]
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def body_schema(model: type[BaseModel], examples: dict[str, Any] | None = None) -> dict[str, Any]:

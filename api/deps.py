@@ -20,6 +20,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from api.keys.cache import KeyCache
+from api.principal import Principal
 from api.problems import Problem
 from api.publishing import Circuit, JobPublisher
 from api.workers.roster import WorkerRoster
@@ -35,7 +37,6 @@ from shared.tenancy import wall
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from api.auth import KeyCache, Principal
     from api.jobs.estimates import Estimates
     from api.jobs.fetching import ImageFetcher
     from api.queues.depths import QueueDepths
@@ -67,7 +68,7 @@ class Resources:
     storage: Storage
     storage_threads: ThreadPoolExecutor
     fetcher: "ImageFetcher"
-    keys: "KeyCache"
+    keys: KeyCache
     rates: RequestRates
     pressure: "Pressure"
     spent: "Spent"
@@ -127,7 +128,7 @@ class Resources:
     @asynccontextmanager
     async def tenant_transaction(
         self,
-        principal: "Principal",
+        principal: Principal,
         seconds: float | None = None,
         settings: Mapping[str, str] = wall.NOTHING_ELSE,
     ) -> AsyncIterator[AsyncSession]:

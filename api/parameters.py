@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from api.auth import Principal, authenticate
+from api.auth import authenticate
+from api.principal import Principal
 from api.problems import FieldError, Problem
 from api.problems.problem import MAX_ERRORS, MAX_TEXT
 

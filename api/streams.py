@@ -3,8 +3,9 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
-from api.auth import Principal, find_live_key
+from api.auth import find_live_key
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import Problem
 
 MAX_STREAMS_PER_KEY = 64

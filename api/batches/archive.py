@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from shared.batches import statements
 from shared.batches.models import Batch
 from shared.gallery import statements as gallery

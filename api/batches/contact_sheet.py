@@ -2,9 +2,9 @@
 
 import asyncio
 
-from api.auth import Principal
 from api.batches.tiles import Tile
 from api.deps import Resources
+from api.principal import Principal
 from shared.batches import statements
 from shared.batches.models import Batch
 from shared.gallery import statements as gallery

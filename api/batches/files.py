@@ -6,10 +6,10 @@ import os
 
 from starlette.datastructures import UploadFile
 
-from api.auth import Principal
 from api.batches.intake import sha256_of
 from api.batches.schemas import BatchFile
 from api.deps import Resources, parse_id
+from api.principal import Principal
 from api.problems import Problem, not_found
 from shared.batches import models as rows
 from shared.batches import statements

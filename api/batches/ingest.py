@@ -11,11 +11,11 @@ import psycopg
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.batches.present import Standing, present_batch
 from api.batches.schemas import BatchOptions
 from api.batches.validation import Validated
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import Problem
 from api.usage.admission import Work, admit
 from shared.batches import models as rows

@@ -17,11 +17,11 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from api.auth import Principal
 from api.batches.ingest import Submission
 from api.batches.reading import FileFormat, Line, read_file, read_list
 from api.batches.schemas import BatchOptions, BatchSubmission
 from api.deps import Resources, parse_id
+from api.principal import Principal
 from api.problems import FieldError, Problem, from_validation, not_found
 from api.webhooks.targets import batch_webhook
 from shared.batches import statements

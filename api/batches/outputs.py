@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
-from api.auth import Principal
 from api.batches.archive import stream_archive
 from api.batches.contact_sheet import draw_contact_sheet
 from api.batches.results import stream_errors, stream_results
 from api.batches.routes import BatchesRead, BatchId
 from api.batches.service import find
 from api.deps import Res, Resources, parse_id
+from api.principal import Principal
 from api.problems import Problem, responses
 from api.streams import stream_slot, while_key_lives
 from shared.batches.models import Batch

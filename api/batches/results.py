@@ -9,10 +9,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from api.auth import Principal
 from api.batches.report import unpack
 from api.batches.service import find
 from api.deps import Resources
+from api.principal import Principal
 from shared.batches import statements
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image

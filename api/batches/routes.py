@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.auth import Principal, require
+from api.auth import require
 from api.batches import files, intake, service
 from api.batches.schemas import (
     SUBMISSION_EXAMPLES,
@@ -23,6 +23,7 @@ from api.batches.schemas import (
 from api.bodies import BODY_MODELS, FILE_SCHEMA, body_schema, json_body, read_file
 from api.deps import Res
 from api.jobs.schemas import JobStateName
+from api.principal import Principal
 from api.problems import Problem, responses
 from api.usage.admission import REFUSALS
 from api.wire import Page, PageLimit, json_answer

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from api.batches.reading import MAX_LINES
-from api.bodies import RequestModel
 from api.jobs.schemas import Job, MetadataKey, MetadataValue, Seconds, SessionId
 from api.problems import RuleBroken
+from api.request_model import RequestModel
 from api.webhooks.schemas import BatchWebhook
 from api.wire import AnswerModel, UtcTime
 

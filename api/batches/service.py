@@ -9,7 +9,6 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from api.auth import Principal
 from api.batches.ingest import Accepted, Submission, accept, find_answer, keep_refusal
 from api.batches.lines import LineChecker
 from api.batches.present import Standing, present_batch, present_item
@@ -19,6 +18,7 @@ from api.batches.validation import Validated, validate
 from api.deps import Resources, parse_id
 from api.events import announce
 from api.jobs.estimates import present_eta
+from api.principal import Principal
 from api.problems import Problem, not_found
 from api.usage.admission import Work, admit
 from api.wire import Page, decode_cursor, encode_cursor

@@ -12,13 +12,13 @@ from itertools import islice
 from typing import BinaryIO, cast
 from uuid import UUID
 
-from api.auth import Principal
 from api.batches.copying import RowWriter
 from api.batches.errors import FileRefused, LineError, LineRefused
 from api.batches.lines import LineChecker, PlannedJob
 from api.batches.reading import MAX_LINES, Line
 from api.batches.report import Report
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import FieldError
 from shared.batches import statements
 from shared.gallery.models import Image, Upload

@@ -8,11 +8,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.gallery.schemas import Deleted
 from api.images.schemas import Image
 from api.images.service import present
+from api.principal import Principal
 from api.problems import Problem, not_found
 from shared.errors import StorageUnavailable
 from shared.gallery import deletion

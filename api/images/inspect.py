@@ -9,11 +9,11 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import UploadFile
 
-from api.auth import Principal
 from api.deps import Resources
 from api.images import service as images
 from api.images.schemas import Inspection
 from api.jobs.schemas import JobSubmission
+from api.principal import Principal
 from api.problems import Problem
 from api.uploads.service import refused
 from shared.gallery import statements as gallery

@@ -5,13 +5,13 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.images import service as images
 from api.images.schemas import Reproduction, ReproductionLinks
 from api.jobs import service as jobs
 from api.jobs.schemas import REPRODUCES, Job
 from api.jobs.waiting import wait_until_done
+from api.principal import Principal
 from api.problems import Problem
 from shared.gallery import models as rows
 from shared.ids import from_wire, new_id, to_wire

@@ -1,9 +1,9 @@
 """The rules of images: find them, show them, read their files."""
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.images.schemas import Image, ImageLinks
 from api.jobs.present import present_image
+from api.principal import Principal
 from api.problems import Problem, not_found
 from shared.errors import StorageUnavailable
 from shared.gallery import models as rows

@@ -1,12 +1,12 @@
 """What a submission would be, without making it."""
 
-from api.auth import Principal
 from api.deps import Resources
 from api.jobs.estimates import present_eta, work_of_plan
 from api.jobs.init_images import check_init_image
 from api.jobs.planning import plan_job
 from api.jobs.schemas import JobDryRun, JobSubmission, JobWarning
 from api.jobs.service import plan_warnings
+from api.principal import Principal
 from api.usage.admission import Work, check_kind
 from api.webhooks.targets import job_webhook
 

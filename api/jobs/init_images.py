@@ -5,9 +5,9 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
-from api.auth import Principal
 from api.deps import Resources
 from api.jobs.fetching import FetchFailed
+from api.principal import Principal
 from api.problems import FieldError, Problem
 from api.uploads.intake import clean_image, store_upload
 from shared.gallery import statements as gallery

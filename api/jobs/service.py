@@ -10,7 +10,6 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.events import announce, read_progress
 from api.jobs.estimates import present_eta, work_of_plan
@@ -18,6 +17,7 @@ from api.jobs.init_images import InitImage, resolve_init_image
 from api.jobs.planning import Plan, plan_job
 from api.jobs.present import present_job
 from api.jobs.schemas import Eta, Job, JobSubmission, Progress
+from api.principal import Principal
 from api.problems import Problem, not_found
 from api.usage.admission import Work, admit
 from api.webhooks.targets import job_webhook

@@ -16,9 +16,10 @@ from uuid import UUID
 
 from fastapi import Request
 
-from api.auth import Principal, find_live_key, prove, unauthenticated
+from api.auth import find_live_key, prove, unauthenticated
 from api.deps import Resources, parse_id
 from api.jobs.schemas import StreamTicket
+from api.principal import Principal
 from api.problems import Problem, not_found
 from shared.ids import to_wire
 from shared.jobs import statements

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from fastapi.sse import format_sse_event
 from redis.exceptions import RedisError
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
 from api.events import START, StreamEvent, edges, follow
 from api.jobs import service
 from api.jobs.schemas import Job
+from api.principal import Principal
 from api.problems import Problem
 from shared.jobs.state import TERMINAL_STATES
 

@@ -6,11 +6,11 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from api.auth import Principal
 from api.deps import Resources
 from api.events import START, follow
 from api.jobs import service
 from api.jobs.schemas import Job
+from api.principal import Principal
 from shared.ids import to_wire
 from shared.jobs import statements
 from shared.jobs.state import TERMINAL_STATES

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, Field
 
-from api.bodies import RequestModel
 from api.problems import RuleBroken
+from api.request_model import RequestModel
 from api.wire import AnswerModel, UtcTime
 from shared.quotas import Quotas
 

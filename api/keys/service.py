@@ -5,9 +5,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources
 from api.keys.schemas import Key, KeyRequest, NewKey, is_future
+from api.principal import Principal
 from api.problems import Problem, not_found
 from api.wire import Page, decode_cursor, encode_cursor
 from shared.keys import ID_LENGTH, new_key

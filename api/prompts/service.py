@@ -6,9 +6,9 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources
 from api.images import service as images
+from api.principal import Principal
 from api.prompts.ranking import Candidate, choose_starters, rank, reason
 from api.prompts.schemas import Recommendation, Recommendations
 from api.prompts.starters import STARTERS

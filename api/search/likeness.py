@@ -12,11 +12,11 @@ from typing import Any
 
 from starlette.datastructures import UploadFile
 
-from api.auth import Principal
 from api.deps import Resources
 from api.images import service as images
 from api.images.inspect import receipt_of
 from api.jobs.schemas import MAX_PROMPT
+from api.principal import Principal
 from api.problems import Problem
 from api.search import cursor, service
 from api.search.cursor import Cursor, Phase

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.bodies import RequestModel
 from api.images.schemas import Image
+from api.request_model import RequestModel
 from api.wire import AnswerModel
 
 

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources
 from api.images import service as images
 from api.metrics.families import timed_search
+from api.principal import Principal
 from api.search import cursor
 from api.search.cursor import Cursor, Phase
 from api.search.schemas import Hit, MadeWith

@@ -4,9 +4,9 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources
 from api.images import service as images
+from api.principal import Principal
 from api.problems import not_found
 from api.search import service as searching
 from api.search.service import Asked

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from typing import Any
 
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import Problem
 from shared.errors import StorageUnavailable
 from shared.ids import new_id

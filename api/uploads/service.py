@@ -2,8 +2,8 @@
 
 from starlette.datastructures import UploadFile
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
+from api.principal import Principal
 from api.problems import FieldError, Problem, not_found
 from api.uploads.intake import clean_image, discard_upload, store_upload
 from api.uploads.schemas import Upload

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import Problem
 from shared.quotas import Quotas, statements
 

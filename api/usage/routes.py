@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from api.auth import Principal, authenticate
+from api.auth import authenticate
 from api.deps import Res
+from api.principal import Principal
 from api.problems import responses
 from api.usage import service
 from api.usage.schemas import Usage

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from api.publishing import RedisDown
 from api.usage.admission import midnight
 from api.usage.schemas import Allowance, Usage

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
+from api.principal import Principal
 from api.problems import Problem, not_found
 from api.webhooks.present import present_delivery
 from api.webhooks.schemas import Delivery, RedeliveryCount

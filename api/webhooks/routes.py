@@ -5,9 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from api.auth import Principal, require
+from api.auth import require
 from api.bodies import body_schema, json_body
 from api.deps import Res
+from api.principal import Principal
 from api.problems import FieldError, Problem, responses
 from api.webhooks import deliveries, service
 from api.webhooks.schemas import (

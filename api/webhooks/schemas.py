@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from api.bodies import RequestModel
 from api.problems import RuleBroken
+from api.request_model import RequestModel
 from api.wire import AnswerModel, UtcTime
 
 EventName = Literal[

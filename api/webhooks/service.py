@@ -5,8 +5,8 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.auth import Principal
 from api.deps import Resources, parse_id
+from api.principal import Principal
 from api.problems import Problem, not_found
 from api.webhooks.deliveries import show_delivery
 from api.webhooks.present import present_endpoint, present_with_secret

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import Problem
 from api.publishing import RedisDown
 from api.wire import Page

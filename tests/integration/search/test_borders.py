@@ -11,8 +11,8 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from api.search import service
 from api.search.cursor import Phase
 from api.search.service import Asked

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.auth import Principal
+from api.principal import Principal
 from api.search import cursor, service
 from api.search.service import Asked
 from deploy.local.servers import EmbeddedServers

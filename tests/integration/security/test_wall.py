@@ -12,8 +12,8 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.auth import Principal
 from api.deps import Resources
+from api.principal import Principal
 from api.problems import Problem
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key

@@ -1,0 +1,35 @@
+"""API keys that this process has looked up lately."""
+
+import time
+from collections import OrderedDict
+
+from shared.tenancy.models import ApiKey
+
+_CACHE_SECONDS = 5.0
+"""The longest a revoked key goes on working in one process."""
+_CACHE_SIZE = 4096
+
+
+class KeyCache:
+    """Keys looked up lately, so that a submission need not ask the database who it is from."""
+
+    def __init__(self) -> None:
+        self._entries: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+
+    def get(self, key_id: str) -> ApiKey | None:
+        """The key, if it was looked up within the last seconds."""
+        entry = self._entries.get(key_id)
+        if entry is None or entry[0] < time.monotonic():
+            return None
+        return entry[1]
+
+    def put(self, key: ApiKey) -> None:
+        """Remember a key; the oldest make room."""
+        self._entries[key.id] = (time.monotonic() + _CACHE_SECONDS, key)
+        self._entries.move_to_end(key.id)
+        while len(self._entries) > _CACHE_SIZE:
+            self._entries.popitem(last=False)
+
+    def forget(self, key_id: str) -> None:
+        """Drop a key that was just revoked in this process."""
+        self._entries.pop(key_id, None)
