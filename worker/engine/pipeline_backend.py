@@ -95,11 +95,20 @@ class PipelineBackend:
         return self._call(self._pipeline, request), Done(None, 0.0)
 
     def tick(self, shape: Shape, rows: Sequence[PipelineRun]) -> Work[None]:
-        """Let the pipeline run to the end of its next step."""
+        """Let the pipeline run to the end of its next step.
+
+        Raises:
+            InvalidInput: it refuses the request by a rule of its own, before its first step.
+        """
         del shape
         (run,) = rows
         begin = self._device.mark()
-        self._device.run("tick", run.advance)
+        try:
+            self._device.run("tick", run.advance)
+        except ValueError as error:  # what diffusers' pipelines raise for what they do not take
+            if run.step:
+                raise
+            raise InvalidInput(f"Model {self.model.name!r} refuses this: {error}") from None
         return Measured(lambda: None, begin, self._device.mark())
 
     def preview(self, row: PipelineRun) -> Preview | None:

@@ -269,6 +269,14 @@ def test_a_picture_of_another_size_is_not_handed_over(
     assert image.pixels.shape == (64, 80, 3)
 
 
+def test_what_another_pipeline_refuses_by_itself_is_not_tried_again(
+    whole: DiffusionEngine,
+) -> None:
+    """It says so in an error of Python's, which would pass for a fault of the worker."""
+    with pytest.raises(InvalidInput, match=r"refuses this: .*1001"):
+        whole.submit(request(scheduler="ddim", steps=1001)).future.result(LIMIT)
+
+
 def test_another_pipeline_can_be_canceled_between_steps(whole: DiffusionEngine) -> None:
     ticks = whole.counters.ticks
     ticket = whole.submit(request(steps=400))
