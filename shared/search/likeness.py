@@ -73,17 +73,29 @@ def vector_of(tenant_id: UUID, image_id: UUID, model: str) -> Select[str]:
     )
 
 
-def list_unseen(model: str, limit: int) -> Select[UUID, str]:
-    """(id, key of the thumbnail) of pictures without a vector of this model, newest first."""
+def end_of_window(before: UUID | None, pictures: int) -> Select[UUID]:
+    """The last of so many pictures from `before` on, newest first; no row: there are fewer."""
+    statement = select(Image.id).order_by(Image.id.desc()).offset(pictures - 1).limit(1)
+    return statement if before is None else statement.where(Image.id < before)
+
+
+def list_unseen(
+    model: str, limit: int, before: UUID | None, until: UUID | None
+) -> Select[UUID, str]:
+    """(id, key of the thumbnail) of pictures without a vector of this model, newest first.
+
+    Among those older than `before` and not older than `until`: to look for what is missing among
+    all takes Postgres as long as to read them.
+    """
     seen = select(ImageVector.image_id).where(
         ImageVector.image_id == Image.id, ImageVector.embedding_model == model
     )
-    return (
-        select(Image.id, Image.thumbnail_s3_key)
-        .where(~seen.exists())
-        .order_by(Image.id.desc())
-        .limit(limit)
-    )
+    statement = select(Image.id, Image.thumbnail_s3_key).where(~seen.exists())
+    if before is not None:
+        statement = statement.where(Image.id < before)
+    if until is not None:
+        statement = statement.where(Image.id >= until)
+    return statement.order_by(Image.id.desc()).limit(limit)
 
 
 def store_vector(image_id: UUID, model: str, embedding: Sequence[float] | None) -> Insert:
