@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
@@ -68,17 +68,30 @@ async def read_file(request: Request, _: Annotated[Principal, Depends(authentica
     """The multipart field `file`, spooled to disk beyond 1 MB; closed with the request.
 
     Raises:
-        Problem: 415 for another content type, 422 for a body without that field.
+        Problem: 415 for another content type; and as `read_form`.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
+    _form, file = await read_form(request, fields=8, field_bytes=64 * 1024)
+    return file
+
+
+async def read_form(
+    request: Request, *, fields: int, field_bytes: int
+) -> tuple[FormData, UploadFile]:
+    """A multipart body of one file, in the field `file`, and at most so many `fields` beside it.
+
+    Raises:
+        Problem: 400 for what is no such body, with the reason; 422 without the file.
+    """
     try:
-        form = await request.form(max_files=1, max_fields=8, max_part_size=64 * 1024)
-    except (MultiPartException, HTTPException):
-        raise Problem("malformed_request", "The multipart body cannot be read.") from None
+        form = await request.form(max_files=1, max_fields=fields, max_part_size=field_bytes)
+    except (MultiPartException, HTTPException) as error:
+        why = error.message if isinstance(error, MultiPartException) else error.detail
+        raise Problem("malformed_request", f"The multipart body cannot be read: {why}") from None
     file = form.get("file")
     if not isinstance(file, UploadFile):
         message = "Send one file in the multipart field `file`."
         missing = FieldError(pointer=None, parameter="file", code="missing", message=message)
         raise Problem("validation_failed", message, errors=[missing])
-    return file
+    return form, file

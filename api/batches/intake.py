@@ -13,16 +13,15 @@ from typing import Any, BinaryIO, TypeVar, cast
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.datastructures import FormData
 
 from api.batches.ingest import Submission
 from api.batches.reading import FileFormat, Line, read_file, read_list
 from api.batches.schemas import BatchOptions, BatchSubmission
+from api.bodies import read_form
 from api.deps import Resources, parse_id
 from api.principal import Principal
-from api.problems import FieldError, Problem, from_validation, not_found
+from api.problems import Problem, from_validation, not_found
 from api.webhooks.targets import batch_webhook
 from shared.batches import statements
 from shared.errors import StorageUnavailable
@@ -136,7 +135,7 @@ def _fingerprint(meaning: Any, file_sha256: str = "") -> bytes:
 
 
 async def _receive_form(request: Request, resources: Resources, key: str | None) -> Received:
-    form, upload = await read_form(request)
+    form, upload = await read_form(request, fields=_MAX_FIELDS, field_bytes=_MAX_FIELD_BYTES)
     options, meaning = _read_options(form)
     webhook = batch_webhook(options.webhook, resources.settings)
     kind = _form_format(form) or _format_of(upload.filename or "", upload.content_type or "")
@@ -145,26 +144,6 @@ async def _receive_form(request: Request, resources: Resources, key: str | None)
     print_ = await asyncio.to_thread(_fingerprint, [kind, meaning], digest)
     submission = Submission(options, webhook, kind, print_, key)
     return Received(submission, read_file(file, kind), ExitStack())  # the form closes its file
-
-
-async def read_form(request: Request) -> tuple[FormData, UploadFile]:
-    """The multipart body, with its file, which is on disk beyond 1 MB.
-
-    Raises:
-        Problem: 422 without one file in the field `file`, 400 for what is no multipart body.
-    """
-    try:
-        form = await request.form(
-            max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
-        )
-    except (MultiPartException, HTTPException):
-        raise Problem("malformed_request", "The multipart body cannot be read.") from None
-    upload = form.get("file")
-    if not isinstance(upload, UploadFile):
-        message = "Send one file in the multipart field `file`."
-        missing = FieldError(pointer=None, parameter="file", code="missing", message=message)
-        raise Problem("validation_failed", message, errors=[missing])
-    return form, upload
 
 
 def _read_options(form: FormData) -> tuple[BatchOptions, dict[str, Any]]:

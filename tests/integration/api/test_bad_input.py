@@ -273,6 +273,13 @@ def test_multipart_without_a_boundary_is_refused(http: httpx2.Client) -> None:
     check_problem(answer, 400, "malformed_request")
 
 
+@pytest.mark.parametrize("path", ["/v1/uploads", "/v1/batches", "/v1/search"])
+def test_two_files_at_once_are_refused_as_such(http: httpx2.Client, path: str) -> None:
+    files = [("file", ("a.png", PNG)), ("file", ("b.png", PNG))]
+    problem = check_problem(http.post(path, files=files), 400, "malformed_request")
+    assert "Too many files" in problem["detail"]
+
+
 @pytest.mark.parametrize("kind", ["img", "upl"])
 def test_an_initial_image_that_does_not_exist_is_not_found(http: httpx2.Client, kind: str) -> None:
     unused = {"prompt": "a", "init_image": f"{kind}_01jd4zk3v8e0x9m5q7r2t6w8ya"}
