@@ -1,5 +1,6 @@
 """ASGI middleware around every request: its id, its security headers, its last resort."""
 
+import errno
 import re
 import time
 
@@ -62,12 +63,13 @@ class RequestEnvelope:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:
+        except Exception as error:
             _log.exception("request failed", method=scope["method"], path=scope["path"])
             if status:
                 raise  # The answer is already on its way; the server cuts the connection.
-            bug = answer(Problem("internal_error"), scope["path"], request_id)
-            await bug(scope, receive, send_with_headers)
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            problem = Problem("disk_full" if full else "internal_error")
+            await answer(problem, scope["path"], request_id)(scope, receive, send_with_headers)
         finally:
             _log.debug(
                 "request",

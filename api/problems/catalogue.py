@@ -233,6 +233,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "Try again after `Retry-After` seconds.",
         ),
         ProblemType(
+            "disk_full",
+            503,
+            "The server's disk is full",
+            "Large bodies lie on disk while they are read. Nothing was accepted: try again later.",
+        ),
+        ProblemType(
             "embedding_unavailable",
             503,
             "Queries cannot be embedded just now",

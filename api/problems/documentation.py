@@ -11,7 +11,7 @@ def responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of the problems an operation can answer with."""
     by_status: dict[int | str, dict[str, Any]] = {}
     everywhere = ("unauthenticated", "rate_limited")
-    with_body = ("body_too_slow", "busy") if "body_too_large" in codes else ()
+    with_body = ("body_too_slow", "disk_full", "busy") if "body_too_large" in codes else ()
     for kind in (CATALOGUE[code] for code in (*everywhere, *codes, *with_body)):
         entry = by_status.setdefault(
             kind.status,

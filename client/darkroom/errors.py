@@ -34,9 +34,9 @@
         │                                  QueuedCostExceeded, GpuSecondsExceeded
         └── ServerError               5xx  InternalError
             └── Unavailable           503  DatabaseUnavailable, StorageUnavailable,
-                                           EmbeddingUnavailable, DecoderUnavailable, Busy,
-                                           Overloaded, QuotaUnavailable, WorkersUnknown,
-                                           NotReady
+                                           DiskFull, EmbeddingUnavailable,
+                                           DecoderUnavailable, Busy, Overloaded,
+                                           QuotaUnavailable, WorkersUnknown, NotReady
 
 A problem with a code that this version does not know is the class of its status.
 """
@@ -63,6 +63,7 @@ __all__ = [
     "DarkroomError",
     "DatabaseUnavailable",
     "DecoderUnavailable",
+    "DiskFull",
     "EmbeddingUnavailable",
     "FieldError",
     "Forbidden",
@@ -473,6 +474,12 @@ class StorageUnavailable(Unavailable):
     """Object storage is away."""
 
     known_code = "storage_unavailable"
+
+
+class DiskFull(Unavailable):
+    """The server has no room for a large body; nothing was accepted."""
+
+    known_code = "disk_full"
 
 
 class EmbeddingUnavailable(Unavailable):

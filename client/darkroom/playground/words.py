@@ -67,6 +67,10 @@ _ADVICE = {
         "The object store is away",
         "Pictures come back with it. Try again in a moment; if it lasts, see to S3.",
     ),
+    "disk_full": (
+        "The server's disk is full",
+        "Nothing was accepted. Make room in its TMPDIR.",
+    ),
     "embedding_unavailable": (
         "Search and ideas are not ready",
         "They need a CPU worker (`python -m worker cpu`), which is starting or away. Try again in "
