@@ -59,5 +59,8 @@ def open_small(data: bytes) -> Image.Image:
     Raises:
         OSError: it cannot be read.
     """
-    with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
-        return image.convert("RGB")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
+            return image.convert("RGB")
+    except Exception as error:  # at damaged files Pillow raises SyntaxError, ValueError and others
+        raise OSError("The picture cannot be read.") from error

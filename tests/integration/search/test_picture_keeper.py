@@ -1,12 +1,14 @@
 """Pictures get their vectors in windows: none is passed over, the newest come first."""
 
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
 from PIL import Image
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
@@ -24,6 +26,27 @@ from worker.embedding import embed_pictures
 from worker.embedding.embed_pictures import PictureKeeper
 
 PICTURES = 11
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG that says to be so large, and turns into garbage where its pixels begin."""
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(64 * (1 + 64 * 3)))[:20]),
+        (b"\xad\xff\x01\x02", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts
+    )
+
+
+DAMAGES = {
+    "empty": b"",
+    "no picture": b"no picture",
+    "SyntaxError of Pillow": png(64, 64),
+    "DecompressionBombError of Pillow": png(60_000, 60_000),
+}
 
 
 class Eye:
@@ -78,14 +101,25 @@ def database(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> sessionmaker[Se
     return opened
 
 
-def keeper_of(
-    engine: Engine, database: sessionmaker[Session], storage: Storage, settings: Settings
-) -> tuple[PictureKeeper, Eye]:
+@pytest.fixture
+def eye() -> Eye:
+    """The model."""
+    return Eye()
+
+
+@pytest.fixture
+def keeper(
+    *,
+    engine: Engine,
+    database: sessionmaker[Session],
+    storage: Storage,
+    settings: Settings,
+    eye: Eye,
+) -> PictureKeeper:
     """Of a process that leads."""
-    model: Any = Eye()
+    model: Any = eye
     own = settings.model_copy(update={"picture_model": "eye", "picture_dimensions": 3})
-    keeper = PictureKeeper(own, engine, database, storage, model=model, leads=lambda: True)
-    return keeper, model
+    return PictureKeeper(own, engine, database, storage, model=model, leads=lambda: True)
 
 
 def with_vectors(database: sessionmaker[Session]) -> set[UUID]:
@@ -94,55 +128,65 @@ def with_vectors(database: sessionmaker[Session]) -> set[UUID]:
         return set(session.scalars(select(rows.ImageVector.image_id)))
 
 
+def forget(database: sessionmaker[Session], images: Sequence[UUID]) -> None:
+    """Take the vectors of some pictures away."""
+    with database.begin() as session:
+        session.execute(delete(rows.ImageVector).where(rows.ImageVector.image_id.in_(images)))
+
+
 def test_all_windows_are_gone_through(
-    *,
-    engine: Engine,
-    database: sessionmaker[Session],
-    storage: Storage,
-    settings: Settings,
-    images: list[UUID],
+    keeper: PictureKeeper, eye: Eye, database: sessionmaker[Session], images: list[UUID]
 ) -> None:
-    keeper, eye = keeper_of(engine, database, storage, settings)
     assert keeper.go_through(among_all=True) == PICTURES
     assert with_vectors(database) == set(images)
     assert max(eye.portions) == 2
-    with database.begin() as session:  # in the middle and at the end
-        lost = [images[4], images[-1]]
-        session.execute(delete(rows.ImageVector).where(rows.ImageVector.image_id.in_(lost)))
+    forget(database, [images[4], images[-1]])  # in the middle and at the end
     assert keeper.go_through(among_all=True) == 2
     assert with_vectors(database) == set(images)
     assert keeper.go_through(among_all=True) == 0
 
 
 def test_a_quick_look_is_at_the_newest(
-    *,
-    engine: Engine,
-    database: sessionmaker[Session],
-    storage: Storage,
-    settings: Settings,
-    images: list[UUID],
+    keeper: PictureKeeper, database: sessionmaker[Session], images: list[UUID]
 ) -> None:
-    keeper, _ = keeper_of(engine, database, storage, settings)
     assert keeper.go_through(among_all=False) == 3
     assert with_vectors(database) == set(images[:3])
 
 
 def test_while_there_is_much_to_do_the_newest_are_begun_with_again(
-    *,
-    engine: Engine,
+    keeper: PictureKeeper,
     database: sessionmaker[Session],
-    storage: Storage,
-    settings: Settings,
     images: list[UUID],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embed_pictures, "_ANEW_AFTER", 4)
-    keeper, _ = keeper_of(engine, database, storage, settings)
     keeper.go_through(among_all=True)
     assert with_vectors(database) < set(images)
-    with database.begin() as session:
-        session.execute(delete(rows.ImageVector).where(rows.ImageVector.image_id == images[0]))
+    forget(database, images[:1])
     keeper.go_through(among_all=True)
     assert images[0] in with_vectors(database)
     keeper.go_through(among_all=True)
     assert with_vectors(database) == set(images)
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_holds_up_no_other(
+    keeper: PictureKeeper,
+    database: sessionmaker[Session],
+    storage: Storage,
+    images: list[UUID],
+    damage: bytes,
+) -> None:
+    """It counts as looked at, and has no vector."""
+    storage.put("windows/damaged.webp", damage, "image/webp")
+    damaged = images[1]
+    with database.begin() as session:
+        session.execute(
+            update(rows.Image)
+            .where(rows.Image.id == damaged)
+            .values(thumbnail_s3_key="windows/damaged.webp")
+        )
+    assert keeper.go_through(among_all=True) == PICTURES
+    with database() as session:
+        without = select(rows.ImageVector.image_id).where(rows.ImageVector.embedding.is_(None))
+        assert session.scalars(without).all() == [damaged]
