@@ -1,6 +1,5 @@
 """Memory that does not suffice, wherever it fails, and memory that is let go of in time."""
 
-import copy
 import gc
 import threading
 import weakref
@@ -135,31 +134,17 @@ def test_a_closed_engine_ends_the_call_of_a_whole_pipeline() -> None:
 
 
 def test_a_whole_pipeline_in_float32_is_gone_as_soon_as_its_picture_is_made(
-    monkeypatch: pytest.MonkeyPatch,
+    float32_copies: list["weakref.ref[torch.nn.Module]"],
 ) -> None:
-    upcast: list[weakref.ref[torch.nn.Module]] = []
-    copy_part = copy.deepcopy
-
-    def noted(part: Any, memo: Any = None) -> Any:
-        copied = copy_part(part, memo)
-        if isinstance(copied, torch.nn.Module):
-            upcast.append(weakref.ref(copied))
-        return copied
-
     def spoil(kind: WorkKind, result: Any) -> Any:
         return np.full_like(result, np.nan) if kind == "decode" else result
 
     engine = toy_engine("pag", FaultyDevice(spoil), dtype="bfloat16")
-    monkeypatch.setattr(copy, "deepcopy", noted)
-    gc.disable()
-    try:
-        image = engine.submit(request(scheduler="euler")).future.result(LIMIT)
-        engine.close()
-        assert image.facts.dtype == "float32"
-        assert upcast
-        assert [part() for part in upcast if part() is not None] == []
-    finally:
-        gc.enable()
+    image = engine.submit(request(scheduler="euler")).future.result(LIMIT)
+    engine.close()
+    assert image.facts.dtype == "float32"
+    assert float32_copies
+    assert [part() for part in float32_copies if part() is not None] == []
 
 
 def test_a_rescue_goes_by_the_checkpoint_s_own_schedule() -> None:
