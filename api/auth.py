@@ -55,7 +55,9 @@ async def prove(resources: Resources, request: Request, key_id: str, proof: Proo
     structlog.contextvars.bind_contextvars(tenant_id=str(key.tenant_id), key_id=key.id)
     quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS
     rate_is_known = await count_request(resources, request, key.id, quotas)
-    return Principal(key.tenant_id, key.id, frozenset(key.scopes), quotas, rate_is_known)
+    return Principal(
+        key.tenant_id, key.id, frozenset(key.scopes), quotas, rate_is_known, key.expires_at
+    )
 
 
 async def find_live_key(resources: Resources, key_id: str) -> ApiKey | None:

@@ -70,22 +70,24 @@ def create_key(
 
 
 def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
-    """A new key with all the rights of an old one, which ends after `grace` or when it would.
+    """A new key with all the rights of an old one, and its end. The old one ends after `grace`, or
+    when it would.
 
     Raises:
-        NoSuchKey: there is no such key, or it has been revoked.
+        NoSuchKey: there is no such key, or it has ended.
     """
     made = new_key()
     with _session(database_url) as session:
         old = _find(session, key_id)
-        if old.revoked_at is not None:
-            raise NoSuchKey(f"The key {key_id} has been revoked; create a new one.")
+        if not old.is_live(datetime.now(UTC)):
+            raise NoSuchKey(f"The key {key_id} has been revoked or has expired; create a new one.")
         columns = statements.key_columns(
             key_id=made.id,
             secret_hash=made.secret_hash,
             tenant_id=old.tenant_id,
             name=old.name,
             scopes=old.scopes,
+            expires_at=old.expires_at,
             quotas=old.quotas,
         )
         session.execute(statements.insert_key(columns))

@@ -39,7 +39,10 @@ async def create(
     principal: AdminWrite,
     asked: Annotated[KeyRequest, Depends(json_body(KeyRequest))],
 ) -> Response:
-    """The answer has the whole key, this once. You can give scopes that you have, and no others."""
+    """The answer has the whole key, this once.
+
+    It may do at most what the key that you send may do, and ends no later.
+    """
     return json_answer(await service.create(resources, principal, asked), 201)
 
 
@@ -81,6 +84,9 @@ async def revoke(
     principal: AdminWrite,
     key_id: Annotated[str, Path(description="The public part of the key.")],
 ) -> Response:
-    """For good; may be repeated. You can revoke the key that you send."""
+    """For good; may be repeated.
+
+    You can revoke the key that you send, and those that may do no more and end no later.
+    """
     await service.revoke(resources, principal, key_id)
     return Response(status_code=204)

@@ -44,12 +44,22 @@ async def require_live_key(resources: Resources) -> None:
 async def create(resources: Resources, principal: Principal, asked: KeyRequest) -> NewKey:
     """Make a key of the caller's tenant, or of any for an operator.
 
+    A key that is given no end ends with the caller's.
+
     Raises:
         Problem: 403 for a scope that the caller does not have, for another tenant without
-            `operator`, and for a caller with quotas, who could make its way around them.
+            `operator`, and for a caller with quotas, who could make its way around them; 422 for
+            an end that has passed, or comes after the caller's.
     """
     if not is_future(asked.expires_at, datetime.now(UTC)):
         raise Problem.invalid("/expires_at", "in_the_past", "The key would have expired already.")
+    expires_at = asked.expires_at or principal.expires_at
+    if _outlives(expires_at, principal):
+        raise Problem.invalid(
+            "/expires_at",
+            "outlives_maker",
+            "It may not last longer than the key that you send.",
+        )
     if principal.quotas.stored() and not principal.may(OPERATOR):
         raise Problem("insufficient_scope", "A key with quotas may not make keys.")
     refused = [scope for scope in asked.scopes if not may_give(principal.scopes, scope)]
@@ -60,12 +70,12 @@ async def create(resources: Resources, principal: Principal, asked: KeyRequest) 
     async with resources.tenant_transaction(principal) as session:
         own = await _tenant_name(session, principal)
         if asked.tenant in (None, own):
-            return await _insert(session, asked, principal.tenant_id, own)
+            return await _insert(session, asked, expires_at, principal.tenant_id, own)
     if not principal.may(OPERATOR) or asked.tenant is None:
         raise Problem("insufficient_scope", "Keys of another tenant need the scope operator.")
     async with resources.transaction() as session:
         tenant_id = (await session.scalars(statements.ensure_tenant(asked.tenant))).one()
-        return await _insert(session, asked, tenant_id, asked.tenant)
+        return await _insert(session, asked, expires_at, tenant_id, asked.tenant)
 
 
 async def list_page(
@@ -90,14 +100,19 @@ async def revoke(resources: Resources, principal: Principal, key_id: str) -> Non
     """End a key of the tenant: at once in this process, within 5 s in others.
 
     Raises:
-        Problem: 404 for a key that the tenant does not have.
+        Problem: 404 for a key that the tenant does not have; 403 for one that may do more than the
+            caller's.
     """
     if not (len(key_id) == ID_LENGTH and key_id.isascii() and key_id.isalnum()):
         raise not_found("key")
     async with resources.tenant_transaction(principal) as session:
-        ended = await session.scalars(statements.revoke_key(principal.tenant_id, key_id))
-        if ended.one_or_none() is None:
+        asked = statements.get_key(principal.tenant_id, key_id)
+        key = (await session.scalars(asked)).one_or_none()
+        if key is None:
             raise not_found("key")
+        if not _may_revoke(principal, key):
+            raise Problem("insufficient_scope", "The key may do more than the one that you send.")
+        await session.execute(statements.revoke_key(principal.tenant_id, key_id))
     resources.keys.forget(key_id)
 
 
@@ -105,7 +120,31 @@ async def _tenant_name(session: AsyncSession, principal: Principal) -> str:
     return (await session.scalars(statements.get_tenant_name(principal.tenant_id))).one()
 
 
-async def _insert(session: AsyncSession, asked: KeyRequest, tenant_id: UUID, tenant: str) -> NewKey:
+def _outlives(expires_at: datetime | None, principal: Principal) -> bool:
+    """Whether a key with this end is good for longer than the caller's."""
+    if principal.expires_at is None:
+        return False
+    return expires_at is None or expires_at > principal.expires_at
+
+
+def _may_revoke(principal: Principal, key: rows.ApiKey) -> bool:
+    """Its own key, and any that it could have made: so a key with quotas revokes itself alone."""
+    if key.id == principal.key_id or principal.may(OPERATOR):
+        return True
+    return (
+        not principal.quotas.stored()
+        and all(may_give(principal.scopes, scope) for scope in key.scopes)
+        and not _outlives(key.expires_at, principal)
+    )
+
+
+async def _insert(
+    session: AsyncSession,
+    asked: KeyRequest,
+    expires_at: datetime | None,
+    tenant_id: UUID,
+    tenant: str,
+) -> NewKey:
     made = new_key()
     columns = statements.key_columns(
         key_id=made.id,
@@ -113,7 +152,7 @@ async def _insert(session: AsyncSession, asked: KeyRequest, tenant_id: UUID, ten
         tenant_id=tenant_id,
         name=asked.name,
         scopes=sorted(set(asked.scopes)),
-        expires_at=asked.expires_at,
+        expires_at=expires_at,
         quotas=asked.quotas.stored() if asked.quotas else None,
     )
     row = (await session.scalars(statements.insert_key(columns))).one()

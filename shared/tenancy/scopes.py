@@ -28,6 +28,8 @@ def allows(held: Collection[str], needed: str) -> bool:
 
 
 def may_give(held: Collection[str], given: str) -> bool:
-    """Whether a key with these scopes may make a key with the scope `given`: only what it has."""
+    """Whether a key with these scopes may make or revoke one with the scope `given`: what it has,
+    and no more.
+    """
     needed = given if given == OPERATOR or given.endswith(":read") else f"{given}:write"
     return OPERATOR in held or allows(held, needed)

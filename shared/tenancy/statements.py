@@ -20,6 +20,11 @@ def find_key(key_id: str) -> Select[ApiKey]:
     return select(ApiKey).where(ApiKey.id == key_id)
 
 
+def get_key(tenant_id: UUID, key_id: str) -> Select[ApiKey]:
+    """A tenant's key, live or not."""
+    return select(ApiKey).where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id)
+
+
 def touch_key(key_id: str, every: timedelta) -> Update:
     """Note the use of a key, at most once per `every`: a write per request would be waste."""
     now = func.now()

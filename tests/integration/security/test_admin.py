@@ -55,6 +55,15 @@ def test_a_key_is_made_rotated_and_revoked(command: Command, guarded: ApiProcess
     assert admin.main(["keys", "rotate", key_id(new)]) == 1
 
 
+def test_a_rotated_key_ends_when_the_old_one_would(command: Command) -> None:
+    made = command("keys", "create", "--tenant", "guests", "--name", "x", "--expires-in", "3")
+    new = command("keys", "rotate", key_id(made["key"]), "--grace", "9")["key"]
+    ends = {row["id"]: row["expires_at"] for row in command("keys", "list", "--tenant", "guests")}
+    assert ends[key_id(new)] == ends[key_id(made["key"])] is not None
+    over = command("keys", "create", "--tenant", "guests", "--name", "x", "--expires-in", "-1")
+    assert admin.main(["keys", "rotate", key_id(over["key"])]) == 1
+
+
 def test_quotas_are_replaced_and_lifted(command: Command) -> None:
     made = command("keys", "create", "--tenant", "quotas", "--name", "x", "--model", "sim")["key"]
     changed = command("keys", "quotas", key_id(made), "--concurrent-jobs", "2")

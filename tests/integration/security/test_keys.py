@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
@@ -94,6 +95,48 @@ def test_nobody_gives_more_than_they_have(
 def test_a_key_with_quotas_makes_no_keys(client_with: MakeClient) -> None:
     bound = client_with(scopes=["admin"], quotas=Quotas(concurrent_jobs=5))
     assert bound.post("/v1/keys", json=KEY).json()["code"] == "insufficient_scope"
+
+
+def test_a_key_makes_none_that_outlives_it(client_with: MakeClient) -> None:
+    end = (datetime.now(UTC) + timedelta(days=2)).replace(microsecond=0)
+    for scopes in (["admin"], ["admin", "operator"]):
+        expiring = client_with(scopes=scopes, expires_at=end)
+        later = {**KEY, "expires_at": (end + timedelta(seconds=1)).isoformat()}
+        refused = expiring.post("/v1/keys", json=later)
+        assert refused.status_code == 422
+        [error] = refused.json()["errors"]
+        assert (error["pointer"], error["code"]) == ("/expires_at", "outlives_maker")
+        sooner = {**KEY, "expires_at": (end - timedelta(days=1)).isoformat()}
+        assert expiring.post("/v1/keys", json=sooner).status_code == 201
+        for open_ended in (KEY, {**KEY, "expires_at": None}):
+            made = expiring.post("/v1/keys", json=open_ended).json()
+            assert datetime.fromisoformat(made["expires_at"]) == end
+    forever = client_with(scopes=["admin"]).post("/v1/keys", json=KEY).json()
+    assert forever["expires_at"] is None
+
+
+def test_a_key_revokes_none_that_is_more_than_itself(
+    guarded: ApiProcess, client_with: MakeClient
+) -> None:
+    def make(**fields: Any) -> tuple[httpx2.Client, str]:
+        client = client_with(tenant="revokers", **fields)
+        return client, client.get("/v1/usage").json()["key_id"]
+
+    operator, operator_id = make(scopes=["admin", "operator"])
+    admin, admin_id = make(scopes=["admin"])
+    guest, guest_id = make(scopes=["admin"], expires_at=datetime.now(UTC) + timedelta(days=1))
+    bound, bound_id = make(scopes=["admin"], quotas=Quotas(concurrent_jobs=5))
+    refused = [(admin, operator_id), (guest, admin_id), (guest, operator_id)]
+    refused += [(bound, key_id) for key_id in (operator_id, admin_id, guest_id)]
+    for client, key_id in refused:
+        answer = client.delete(f"/v1/keys/{key_id}")
+        assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+    live = (operator, admin, guest, bound)
+    assert [client.get("/v1/usage").status_code for client in live] == [200] * 4
+    allowed = [(bound, bound_id), (admin, guest_id), (operator, admin_id)]
+    assert [client.delete(f"/v1/keys/{key_id}").status_code for client, key_id in allowed] == (
+        [204] * 3
+    )
 
 
 def test_an_operator_makes_keys_of_other_tenants(
