@@ -50,8 +50,8 @@ class KeyRequest(RequestModel):
     # Lax: JSON has no times, and strict mode would refuse their text.
     expires_at: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
         default=None,
-        description="RFC 3339 with an offset, not after the end of the key that you send. Null: it ends "
-        "with that key, or never.",
+        description="RFC 3339 with an offset, not after the end of the key that you send. Null: "
+        "it ends with that key, or never.",
     )
     quotas: Quotas | None = Field(default=None, description="Null: no limits.")
 

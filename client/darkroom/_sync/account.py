@@ -41,7 +41,8 @@ class Keys:
             name: what it is for.
             scopes: `jobs` reads and writes, `jobs:read` reads; `admin` is all of a tenant's.
             tenant: another one than your own; needs the scope `operator`.
-            expires_at: with a time zone, not after the end of your own key; None: with it, or never.
+            expires_at: with a time zone, not after the end of your own key. None: it ends
+                with your key, or never.
             quotas: limits, see `Quotas`.
         """
         body = wire.body(
