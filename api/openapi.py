@@ -16,6 +16,26 @@ DESCRIPTION = (
     "or follow its events, and read its pictures. Errors are RFC 9457 problems with a stable "
     "`code`; GET /problems/{code} explains each."
 )
+TAGS = {
+    "jobs": "Submit images to be made, follow them, cancel and retry.",
+    "batches": "Many jobs from one JSON list or one JSONL or CSV file, with results and exports.",
+    "images": "Finished images: files, receipts, and making them again.",
+    "uploads": "Images to start from.",
+    "gallery": "Star images; delete images, uploads, jobs and sessions.",
+    "sessions": "Folders of jobs and images, made on first use.",
+    "search": "Find images by meaning, by text or by an image.",
+    "prompts": "Prompts worth trying.",
+    "models": "What can be asked for.",
+    "webhooks": "Signed events to your own URLs, and the log of their deliveries.",
+    "keys": "API keys, their quotas and what they have used.",
+    "workers": "For operators: the processes that make images.",
+    "queues": "For operators: how much work waits.",
+    "health": "Whether the service works, and where its parts are. Needs no key.",
+}
+"""In the order of the documentation pages."""
+_DEFAULT_DESCRIPTION = "Successful Response"
+_FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")
+"""Schemas of the 422 that FastAPI documents by itself and this API never sends."""
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -31,16 +51,32 @@ def install_openapi(app: FastAPI) -> None:
 
 def _build(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(
-        title="Darkroom", version=VERSION, description=DESCRIPTION, routes=app.routes
+        title="Darkroom",
+        version=VERSION,
+        description=DESCRIPTION,
+        routes=app.routes,
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
     models = sorted(BODY_MODELS, key=lambda model: model.__name__)
     _, bodies = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
-    schema["components"]["schemas"].update(bodies.get("$defs", {}))
+    schemas = schema["components"]["schemas"]
+    schemas.update(bodies.get("$defs", {}))
+    for name in _FASTAPIS_OWN:
+        schemas.pop(name, None)
     for path in schema["paths"].values():
         for operation in path.values():
+            _drop_fastapis_validation(operation["responses"])
             for answer in operation["responses"].values():
                 _tell_problems_apart(answer)
+                _describe(answer, schemas)
     return schema
+
+
+def _drop_fastapis_validation(answers: dict[str, Any]) -> None:
+    """What remains of it is of operations whose parameters can be any text."""
+    of_422 = answers.get("422", {}).get("content", {}).get("application/json", {})
+    if of_422.get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):
+        del answers["422"]
 
 
 def _tell_problems_apart(answer: dict[str, Any]) -> None:
@@ -48,3 +84,15 @@ def _tell_problems_apart(answer: dict[str, Any]) -> None:
     content = answer.get("content", {})
     if MEDIA_TYPE in content and "application/json" in content:
         content[MEDIA_TYPE] = content.pop("application/json")
+
+
+def _describe(answer: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """An answer without a description of its own has that of what it holds."""
+    if answer["description"] != _DEFAULT_DESCRIPTION:
+        return
+    held = answer.get("content", {}).get("application/json", {}).get("schema", {})
+    name = held.get("$ref", "").rpartition("/")[2]
+    if name:
+        answer["description"] = schemas[name].get("description", "One page of the list.")
+    else:
+        answer["description"] = "Done. There is nothing more to say."

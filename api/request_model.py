@@ -13,7 +13,13 @@ M = TypeVar("M", bound="RequestModel")
 class RequestModel(BaseModel):
     """The base of request bodies: unknown fields, NaN and lenient conversions are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
 
 
 def parse(model: type[M], body: bytes) -> M:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Generic, TypeVar
 from uuid import UUID
 
+from fastapi import Header
 from fastapi.responses import Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -31,21 +32,38 @@ def no_nul(text: str) -> str:
     return text
 
 
+CreatedAfter = Annotated[
+    AwareDatetime | None, Field(description="Made after this moment; RFC 3339 with an offset.")
+]
+CreatedBefore = Annotated[
+    AwareDatetime | None, Field(description="Made before this moment; RFC 3339 with an offset.")
+]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(description="ETags that you hold: if one is still right, the answer is an empty 304."),
+]
+
 PageLimit = Annotated[int, Field(ge=1, le=200, description="Entries per page, 1 to 200.")]
 
 
 class AnswerModel(BaseModel):
     """The base of answers: what does not apply is null, never absent."""
 
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+    # A string beneath a field is its description in the OpenAPI document.
+    model_config = ConfigDict(
+        json_schema_serialization_defaults_required=True, use_attribute_docstrings=True
+    )
 
 
 class Page(AnswerModel, Generic[Item]):
     """One page of a list. `next_cursor` goes into `after`; it is null on the last page."""
 
     data: list[Item]
+    """The entries of this page, in the order that the operation gives."""
     has_more: bool
+    """Whether another page follows."""
     next_cursor: str | None
+    """Pass it as `after` to get the next page. Null on the last page."""
 
 
 def json_answer(

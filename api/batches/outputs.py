@@ -118,7 +118,7 @@ async def contact_sheet(
     principal: BatchesRead,
     batch_id: BatchId,
     limit: Annotated[int, Query(ge=1, le=300, description="Pictures on the sheet.")] = 100,
-    columns: Annotated[int, Query(ge=1, le=20)] = 10,
+    columns: Annotated[int, Query(ge=1, le=20, description="Columns of the sheet.")] = 10,
 ) -> Response:
     """One WebP of the first pictures made so far, in the order of the lines. 404 before any."""
     batch = await _find(resources, principal, batch_id)

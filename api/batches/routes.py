@@ -48,21 +48,29 @@ def _submission_schema() -> dict[str, Any]:
     """JSON with the lines, or a multipart form: the file, and the options as its other fields."""
     BODY_MODELS.update((BatchSubmission, BatchOptions))
     schema = body_schema(BatchSubmission, SUBMISSION_EXAMPLES)
-    file = {
-        "file": {"type": "string", "format": "binary", "description": "JSONL or CSV; gzip too."},
+    types: dict[str, dict[str, Any]] = {
         "format": {"type": "string", "enum": ["jsonl", "csv"]},
         "session_id": {"type": "string"},
         "on_error": {"type": "string", "enum": ["reject", "skip"]},
-        "defaults": {"type": "string", "description": "A JSON object; so are the next two."},
-        "metadata": {"type": "string"},
-        "webhook": {"type": "string"},
+        "defaults": {"type": "string", "contentMediaType": "application/json"},
+        "metadata": {"type": "string", "contentMediaType": "application/json"},
+        "webhook": {"type": "string", "contentMediaType": "application/json"},
         "templates": {"type": "boolean"},
         "priority": {"type": "integer"},
         "start_within": {"type": "number"},
         "finish_within": {"type": "number"},
     }
+    fields = {
+        name: {**kind, "description": BatchSubmission.model_fields[name].description}
+        for name, kind in types.items()
+    }
+    fields["file"] = {
+        "type": "string",
+        "format": "binary",
+        "description": "JSONL or CSV; gzip too.",
+    }
     schema["requestBody"]["content"]["multipart/form-data"] = {
-        "schema": {"type": "object", "required": ["file"], "properties": file}
+        "schema": {"type": "object", "required": ["file"], "properties": fields}
     }
     return schema
 
@@ -154,7 +162,10 @@ async def create(
 async def list_batches(
     resources: Res,
     principal: BatchesRead,
-    state: Annotated[list[BatchStateName] | None, Query(description="May be repeated.")] = None,
+    state: Annotated[
+        list[BatchStateName] | None,
+        Query(description="Only batches in this state. May be repeated."),
+    ] = None,
     limit: PageLimit = 50,
     after: After = None,
 ) -> Response:
@@ -327,8 +338,13 @@ async def items(
     resources: Res,
     principal: BatchesRead,
     batch_id: BatchId,
-    state: Annotated[list[JobStateName] | None, Query(description="May be repeated.")] = None,
-    custom_id: Annotated[str | None, Query(max_length=80)] = None,
+    state: Annotated[
+        list[JobStateName] | None,
+        Query(description="Only jobs in this state. May be repeated."),
+    ] = None,
+    custom_id: Annotated[
+        str | None, Query(max_length=80, description="Only the job with this `custom_id`.")
+    ] = None,
     limit: PageLimit = 50,
     after: After = None,
 ) -> Response:

@@ -48,6 +48,7 @@ class BatchOptions(RequestModel):
         default_factory=dict, description="Of the batch: 16 keys of 64 characters, values of 512."
     )
     webhook: BatchWebhook | None = None
+    """Tell this URL too, beside the registered endpoints."""
 
     @model_validator(mode="after")
     def _defaults_are_for_lines(self) -> Self:
@@ -86,101 +87,152 @@ class BatchUpdate(RequestModel):
     """What can be changed of a batch that has not ended."""
 
     priority: Priority
+    """0 to 9. Among your key's batches a higher one goes first."""
 
 
 class Counts(AnswerModel):
     """How many jobs are in each state, counted in the ledger for this answer."""
 
     total: int
+    """All jobs of the batch."""
     queued: int
+    """Jobs that wait."""
     running: int
+    """Jobs that workers are running."""
     succeeded: int
+    """Jobs that made all their images."""
     failed: int
+    """Jobs that failed."""
     canceled: int
+    """Jobs that were canceled."""
     expired: int
+    """Jobs that missed a deadline."""
 
 
 class ImageCounts(AnswerModel):
     """Pictures asked for, and pictures made."""
 
     total: int
+    """Images that all jobs together are to make."""
     done: int
+    """Images of the jobs that succeeded."""
 
 
 class Rate(AnswerModel):
     """The last minute."""
 
     jobs_per_second: float
+    """Jobs that ended, per second."""
 
 
 class BatchLinks(AnswerModel):
     """Where to go on from a batch."""
 
     self: str
+    """This batch."""
     items: str
+    """Its jobs."""
     results: str
+    """Its results, as JSON lines."""
     errors: str
+    """Its errors, as JSON lines."""
     archive: str
+    """Its images, as a ZIP file."""
     contact_sheet: str
+    """Its thumbnails on one sheet."""
     cancel: str
+    """POST here to cancel it."""
     pause: str
+    """POST here to pause it."""
     resume: str
+    """POST here to resume it."""
     retry_failed: str
+    """POST here to retry what failed."""
 
 
 class Batch(AnswerModel):
     """A batch as it stands. What does not apply is null."""
 
     id: str
+    """`batch_…`."""
     state: BatchStateName
+    """`partial`: some jobs succeeded and some did not. `failed`: none did, or the file was
+    refused."""
     sequence: int = Field(description="Counts the changes of the batch itself.")
     paused: bool
+    """Whether no further job starts until it is resumed."""
     cancel_requested: bool
+    """Whether a cancellation was asked for."""
     priority: int
+    """0 to 9. Among your key's batches a higher one goes first."""
     source: Literal["json", "jsonl", "csv"]
+    """What its lines came as."""
     on_error: Literal["reject", "skip"]
+    """`reject`: one bad line refuses the file. `skip`: bad lines are only reported."""
     session_id: str | None
+    """The session of every line that names none. Null: `default`."""
     models: list[str]
+    """Names of the models that its jobs use."""
     lines: int = Field(description="Lines read, without blank ones.")
     invalid_lines: int = Field(description="Lines that broke a rule; GET …/errors says which.")
     counts: Counts
+    """Its jobs by state."""
     images: ImageCounts
+    """Its images, asked for and made."""
     cost: int = Field(description="Width × height × steps that run, over all images.")
     fraction: float = Field(description="Jobs that have ended, 0 to 1.")
     rate: Rate | None
+    """How fast it went in the last minute. Null: nothing ended, or it is over."""
     eta: UtcTime | None = Field(description="null until there is evidence to say it from.")
     metadata: dict[str, str]
+    """Your own keys and values."""
     webhook_url: str | None
+    """Its own webhook. Null: none."""
     start_deadline: UtcTime | None
+    """Jobs that have not started by then expire. Null: no deadline."""
     finish_deadline: UtcTime | None
+    """Jobs that have not finished by then expire. Null: no deadline."""
     created_at: UtcTime
+    """When it was submitted."""
     started_at: UtcTime | None
+    """When its first job started. Null: none has."""
     finished_at: UtcTime | None
+    """When its last job ended. Null: it has not ended."""
     links: BatchLinks
+    """URLs of related resources. They need the API key."""
 
 
 class BatchItem(Job):
     """One job of a batch, with its place in the file."""
 
     custom_id: str
+    """Your name for the line; with a matrix or several prompts, each job's own."""
     line: int
+    """The line of the file, from 1."""
 
 
 class Finding(AnswerModel):
     """One error of the validation report."""
 
     line: int | None
+    """The line of the file, from 1. Null: the whole file is meant."""
     custom_id: str | None
+    """Your name for the line. Null: it has none that can be read."""
     pointer: str | None
+    """JSON pointer (RFC 6901) to the field. Null: the whole line is meant."""
     code: str
+    """A stable code."""
     message: str
+    """A human-readable explanation."""
 
 
 class Estimate(AnswerModel):
     """What the batch would take, from what the models' latest jobs took."""
 
     gpu_seconds: float
+    """Device time of all jobs, in seconds."""
     jobs_of_evidence: int
+    """How many past jobs the estimate rests on."""
 
 
 class DryRun(AnswerModel):
@@ -188,15 +240,20 @@ class DryRun(AnswerModel):
 
     accepted: bool = Field(description="Whether the same request without dry_run makes a batch.")
     lines: int
+    """Lines read, without blank ones."""
     invalid_lines: int
+    """Lines that broke a rule."""
     jobs: int
+    """Jobs that the valid lines make."""
     images: int
+    """Images that these jobs make."""
     cost: int = Field(description="Width × height × steps that run, over all images.")
     estimate: Estimate | None = Field(description="null without evidence.")
     eta: UtcTime | None = Field(
         description="Even odds, behind what waits now. null without evidence or a live worker."
     )
     error_count: int
+    """All errors found, also those that are not listed."""
     errors: list[Finding] = Field(description="The first 20.")
 
 
@@ -204,17 +261,24 @@ class BatchFile(AnswerModel):
     """A file from which batches can be made."""
 
     id: str
+    """`upl_…`. Pass it as `upload_id` of a batch."""
     name: str
+    """The name that the file was sent under."""
     bytes: int
+    """Size as it was sent, in bytes."""
     sha256: str
+    """SHA-256 of the file as it was sent, 64 lower-case hexadecimal digits."""
     created_at: UtcTime
+    """When it was sent."""
 
 
 class RetryResult(AnswerModel):
     """What a retry has set in motion."""
 
     retried: int
+    """Jobs that were queued again."""
     batch: Batch
+    """The batch as it stands now."""
 
 
 SUBMISSION_EXAMPLES: dict[str, Any] = {

@@ -1,6 +1,8 @@
 """HTTP of health checks, the root, and the catalogue of problems."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 
 from api.deps import Res
 from api.health.schemas import Health, ProblemTypeInfo, Readiness, Root
@@ -21,7 +23,7 @@ async def live() -> Health:
     "/readyz",
     operation_id="health.ready",
     summary="Can it serve requests?",
-    responses=responses("not_ready"),
+    responses=responses("not_ready", public=True),
 )
 async def ready(resources: Res) -> Readiness:
     """200 when Postgres, Redis and S3 answer; otherwise 503 with the parts that do not."""
@@ -51,9 +53,11 @@ async def root(resources: Res) -> Root:
     "/problems/{code}",
     operation_id="problems.get",
     summary="What a problem type means",
-    responses=responses("not_found"),
+    responses=responses("not_found", public=True),
 )
-async def problem_type(code: str) -> ProblemTypeInfo:
+async def problem_type(
+    code: Annotated[str, Path(description="The `code` of a problem, such as `not_found`.")],
+) -> ProblemTypeInfo:
     """The page that a problem's `type` points to."""
     kind = CATALOGUE.get(code)
     if kind is None:

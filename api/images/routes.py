@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.datastructures import UploadFile
 
@@ -16,7 +16,7 @@ from api.images.schemas import Image, Inspection, Reproduction
 from api.jobs.routes import MAX_WAIT, Prefer, parse_wait
 from api.problems import responses
 from api.usage.admission import REFUSALS
-from api.wire import json_answer
+from api.wire import IfNoneMatch, json_answer
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -79,7 +79,7 @@ async def content(
     image_id: ImageId,
     proxy: Proxy = False,
     download: Download = False,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Redirects to object storage, or sends the file itself with `proxy=1`."""
     row = await service.find(resources, principal, image_id)
@@ -112,7 +112,7 @@ async def thumbnail(
     principal: ImagesRead,
     image_id: ImageId,
     proxy: Proxy = False,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """A small WebP, by the same ways as the file."""
     row = await service.find(resources, principal, image_id)

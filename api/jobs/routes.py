@@ -23,7 +23,15 @@ from api.jobs.schemas import (
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
 from api.usage.admission import REFUSALS
-from api.wire import AwareTime, Page, PageLimit, json_answer, no_nul
+from api.wire import (
+    CreatedAfter,
+    CreatedBefore,
+    IfNoneMatch,
+    Page,
+    PageLimit,
+    json_answer,
+    no_nul,
+)
 from shared.ids import from_wire
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -69,7 +77,10 @@ def parse_wait(request: Request) -> int | None:
                     "schema": {"type": "boolean"},
                     "description": "true: this is the original answer to this key.",
                 },
-                "Preference-Applied": {"schema": {"type": "string"}},
+                "Preference-Applied": {
+                    "schema": {"type": "string"},
+                    "description": "The `wait` that was honored.",
+                },
             },
         },
         **responses(
@@ -128,7 +139,15 @@ async def submit(
     summary="Get a job",
     response_class=Response,
     responses={
-        200: {"model": Job, "headers": {"ETag": {"schema": {"type": "string"}}}},
+        200: {
+            "model": Job,
+            "headers": {
+                "ETag": {
+                    "schema": {"type": "string"},
+                    "description": "Changes with the job; for `If-None-Match`.",
+                }
+            },
+        },
         304: {"description": "Nothing has changed since the ETag in `If-None-Match`."},
         **responses("insufficient_scope", "not_found", "database_unavailable"),
     },
@@ -139,7 +158,7 @@ async def get(
     resources: Res,
     principal: JobsRead,
     job_id: JobId,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
     prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
 ) -> Response:
     """The job as it stands. `ETag` and `If-None-Match` make polling cheap."""
@@ -180,10 +199,15 @@ async def list_jobs(
     *,
     resources: Res,
     principal: JobsRead,
-    state: Annotated[list[JobStateName] | None, Query(description="May be repeated.")] = None,
-    session_id: Annotated[str, Query(max_length=64), AfterValidator(no_nul)] | None = None,
-    created_after: AwareTime | None = None,
-    created_before: AwareTime | None = None,
+    state: Annotated[
+        list[JobStateName] | None, Query(description="Only jobs in this state. May be repeated.")
+    ] = None,
+    session_id: Annotated[
+        Annotated[str, AfterValidator(no_nul)] | None,
+        Query(max_length=64, description="Only jobs of this session."),
+    ] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     limit: PageLimit = 50,
     after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
 ) -> Response:

@@ -113,6 +113,7 @@ class JobSubmission(RequestModel):
         default=None, description="img2img only: how far to leave the initial image. Default 0.8."
     )
     output_format: Literal["png", "webp", "jpeg"] = "png"
+    """File format of the images. PNG and WebP are lossless, JPEG is not."""
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
         default_factory=dict, description="16 keys of 64 characters, values of 512."
     )
@@ -144,50 +145,76 @@ class JobImage(AnswerModel):
     """A finished picture of a job. Its URLs read it without a key, for some minutes."""
 
     id: str
+    """`img_…`."""
     index: int
+    """Place among the job's images, from 0."""
     seed: int
+    """The seed that it was made with."""
     width: int
+    """In pixels."""
     height: int
+    """In pixels."""
     content_type: str
+    """Media type of the file: `image/png`, `image/webp` or `image/jpeg`."""
     bytes: int
+    """Size of the file, in bytes."""
     sha256: str
+    """SHA-256 of the file, 64 lower-case hexadecimal digits."""
     url: str
+    """Signed URL of the file. Needs no key and expires within 15 minutes."""
     thumbnail_url: str
+    """Signed URL of a small WebP. Needs no key and expires within 15 minutes."""
     starred: bool
+    """Whether it was marked as one to keep."""
 
 
 class Progress(AnswerModel):
     """How far a job is. `step` and `steps` are of the image in work, `fraction` of the job."""
 
     step: int
+    """Denoising steps done of the image in work."""
     steps: int
+    """Denoising steps that this image takes."""
     fraction: float
+    """How much of the whole job is done, 0 to 1."""
 
 
 class ErrorInfo(AnswerModel):
     """Why a job or an attempt failed."""
 
     code: str
+    """A stable code, such as `out_of_memory`, `worker_lost` or `timed_out`."""
     message: str | None
+    """A human-readable explanation. Null: the code says it all."""
 
 
 class Attempt(AnswerModel):
     """One worker's try at a job."""
 
     number: int
+    """Counts the job's attempts, from 1."""
     worker: str
+    """Name of the worker."""
     device: str | None
+    """Its device, such as `NVIDIA H100` or `cpu`. Null: not known."""
     started_at: UtcTime
+    """When the worker claimed the job."""
     finished_at: UtcTime | None
+    """When the attempt ended. Null while it runs."""
     outcome: str | None
+    """`succeeded`, `failed`, `canceled`, `expired`, `released` (handed back unharmed) or `lost`
+    (the worker died). Null while it runs."""
     error: ErrorInfo | None
+    """Why it failed. Null: it did not."""
 
 
 class JobMetrics(AnswerModel):
     """Times in milliseconds, device time in seconds."""
 
     queue_ms: float | None
+    """From submission to the latest start, in milliseconds. Null before a start."""
     run_ms: float | None
+    """From the latest start to the end, in milliseconds. Null before the end."""
     gpu_seconds: float | None = Field(
         description="Of all attempts, failed and canceled ones included; null before one has ended."
     )
@@ -197,9 +224,13 @@ class JobLinks(AnswerModel):
     """Where to go on from a job."""
 
     self: str
+    """This job."""
     events: str
+    """Its events as server-sent events."""
     cancel: str
+    """POST here to cancel it."""
     images: str
+    """Its finished images."""
 
 
 class StreamTicket(AnswerModel):
@@ -213,7 +244,9 @@ class JobWarning(AnswerModel):
     """Something the client should know, although the job was accepted."""
 
     code: str
+    """A stable code, such as `model_not_served`."""
     message: str
+    """A human-readable explanation."""
 
 
 class Eta(AnswerModel):
@@ -227,25 +260,44 @@ class Job(AnswerModel):
     """A job as it stands. What does not apply is null."""
 
     id: str
+    """`job_…`."""
     kind: Literal["txt2img", "img2img"]
+    """`img2img` if it starts from an image, else `txt2img`."""
     state: JobStateName
+    """`queued` and `running` change; the other states are final, unless it is retried."""
     sequence: int = Field(description="Counts the transitions; grows with every one.")
     model: str
+    """Name of the model."""
     session_id: str
+    """The session that its images belong to."""
     batch_id: str | None
+    """Its batch, `batch_…`. Null: it was submitted alone."""
     prompt: str
+    """What the images show."""
     negative_prompt: str | None
+    """What the images should not show. Null: none was given."""
     width: int
+    """Width of the images, in pixels."""
     height: int
+    """Height of the images, in pixels."""
     steps: int
+    """Denoising steps asked for, per image."""
     guidance_scale: float
+    """Classifier-free guidance scale."""
     scheduler: str
+    """Name of the scheduler."""
     strength: float | None
+    """How far to leave the initial image, above 0 to 1. Null for txt2img."""
     init_image: str | None
+    """The initial image, `upl_…` or `img_…`. Null for txt2img."""
     output_format: str
+    """File format of the images: `png`, `webp` or `jpeg`."""
     seeds: list[int]
+    """One seed for each image, in order."""
     images: list[JobImage]
+    """Finished images, in the order of their seeds. Empty until the job succeeds."""
     progress: Progress | None
+    """How far it is. Null unless it runs or has succeeded."""
     queue_position: int | None = Field(
         description="Queued jobs that go first; null unless queued, and null in lists."
     )
@@ -254,15 +306,25 @@ class Job(AnswerModel):
         "has the model warm, and in lists."
     )
     cancel_requested: bool
+    """Whether a cancellation was asked for."""
     attempts: list[Attempt]
+    """Workers' tries at it, oldest first."""
     error: ErrorInfo | None
+    """Why it failed. Null: it did not."""
     warnings: list[JobWarning]
+    """What to know although it was accepted."""
     metrics: JobMetrics
+    """How long it waited and ran."""
     metadata: dict[str, str]
+    """Your own keys and values."""
     created_at: UtcTime
+    """When it was submitted."""
     started_at: UtcTime | None
+    """When its latest attempt started. Null: it has not started."""
     finished_at: UtcTime | None
+    """When it reached a final state. Null: it has not."""
     links: JobLinks
+    """URLs of related resources. They need the API key."""
 
 
 class JobDryRun(AnswerModel):
@@ -270,18 +332,28 @@ class JobDryRun(AnswerModel):
 
     valid: Literal[True] = Field(description="A request that breaks a rule gets its problem.")
     kind: Literal["txt2img", "img2img"]
+    """`img2img` if it starts from an image, else `txt2img`."""
     model: str
+    """Name of the model it would use."""
     width: int
+    """Width of the images, in pixels."""
     height: int
+    """Height of the images, in pixels."""
     steps: int
+    """Denoising steps, per image."""
     guidance_scale: float
+    """Classifier-free guidance scale."""
     scheduler: str
+    """Name of the scheduler."""
     strength: float | None
+    """How far to leave the initial image, above 0 to 1. Null for txt2img."""
     num_images: int
+    """Images it would make."""
     seeds: list[int] | None = Field(description="Null: they would be drawn at the submission.")
     cost: int = Field(description="Width × height × steps that run × images, the unit of quotas.")
     eta: Eta | None = Field(description="If it were submitted now. Null without evidence.")
     warnings: list[JobWarning]
+    """What to know before submitting it."""
 
 
 SUBMISSION_EXAMPLES: dict[str, Any] = {

@@ -61,13 +61,20 @@ class Key(AnswerModel):
 
     id: str = Field(description="The public part of the key.")
     name: str
+    """What it is for, as its maker put it."""
     tenant: str
+    """Name of the tenant that it acts for."""
     scopes: list[str]
+    """What it may do, such as `jobs` or `images:read`."""
     quotas: Quotas | None
+    """Its limits. Null: none."""
     created_at: UtcTime
+    """When it was made."""
     last_used_at: UtcTime | None = Field(description="To the minute.")
     expires_at: UtcTime | None
+    """From then on it is refused. Null: it does not expire."""
     revoked_at: UtcTime | None
+    """When it was revoked. Null: it was not."""
 
 
 class NewKey(Key):

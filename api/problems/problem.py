@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.problems.catalogue import CATALOGUE
 
@@ -16,25 +16,39 @@ MAX_TEXT = 300
 class FieldError(BaseModel):
     """One field that breaks a rule."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     pointer: str | None = Field(description="JSON pointer (RFC 6901) into the body.")
     parameter: str | None = Field(
         default=None, description="Name of a query, path, header or form parameter."
     )
     code: str
+    """A stable code of the broken rule."""
     message: str
+    """A human-readable explanation."""
 
 
 class ProblemDocument(BaseModel):
     """An RFC 9457 problem."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     type: str
+    """A relative URL that explains this kind of problem."""
     title: str
+    """What the kind of problem means, in one line."""
     status: int
+    """The HTTP status, repeated."""
     detail: str | None
+    """What went wrong in this request. Null: the title says it all."""
     instance: str
+    """The path of the request."""
     code: str
+    """A stable code of the kind of problem, for programs."""
     request_id: str
+    """The request's id, as in the header `X-Request-Id`. Name it in reports."""
     errors: list[FieldError]
+    """The fields that break a rule, 20 at most. Often empty."""
 
 
 class Problem(Exception):

@@ -35,8 +35,10 @@ async def recommendations(
     resources: Res,
     principal: SearchRead,
     q: MaybeText = None,
-    session_id: Name | None = None,
-    limit: Annotated[int, Query(ge=1, le=50)] = 8,
+    session_id: Annotated[
+        Name | None, Query(description="Recommend for this session; leave out what it has used.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=50, description="Prompts, 1 to 50.")] = 8,
 ) -> Response:
     """Prompts near to `q`, which may be half typed, or else to what the session made last.
 

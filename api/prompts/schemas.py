@@ -10,8 +10,10 @@ class Recommendation(AnswerModel):
     """A prompt worth trying."""
 
     prompt: str
+    """The text of the prompt."""
     score: float = Field(description="0 to 1.")
     reason: str
+    """Why it is recommended, in a few words of English."""
     starter: bool = Field(description="true: shipped with Darkroom, not a prompt of your tenant.")
     image: Image | None = Field(description="The prompt's best picture; null for a starter.")
 
@@ -20,3 +22,4 @@ class Recommendations(AnswerModel):
     """Prompts worth trying, best first."""
 
     data: list[Recommendation]
+    """The recommended prompts, best first."""

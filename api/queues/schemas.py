@@ -9,6 +9,7 @@ class QueueDepth(AnswerModel):
     """One model's jobs of one lane, of all tenants."""
 
     model: str
+    """Name of the model."""
     lane: str = Field(description="`interactive`, or `bulk`: of batches, taken second.")
     queued: int = Field(
         description="Jobs that wait and may run: not those of paused batches or before their next "

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from api.jobs.schemas import MAX_PROMPT
 from api.parameters import open_ended
 from api.problems import FieldError, Problem
-from api.wire import AwareTime, no_nul
+from api.wire import CreatedAfter, CreatedBefore, no_nul
 from shared.search.filters import Filters
 
 _MAX_METADATA = 16
@@ -39,7 +39,8 @@ MaybeText = Annotated[
     BeforeValidator(lambda text: (text or "").strip() or None),
 ]
 Name = Annotated[str, Query(max_length=64), AfterValidator(no_nul)]
-Side = Annotated[int, Query(ge=1, le=100_000, description="Pixels.")]
+SessionFilter = Annotated[Name | None, Query(description="Only images of this session.")]
+Side = Annotated[int, Query(ge=1, le=100_000)]
 HitLimit = Annotated[int, Field(ge=1, le=100, description="Entries per page, 1 to 100.")]
 After = Annotated[
     str | None, Query(max_length=2000, description="`next_cursor` of the page before.")
@@ -53,15 +54,21 @@ MinScore = Annotated[
 async def read_filters(
     *,
     request: Request,
-    session_id: Name | None = None,
-    model: Name | None = None,
-    seed: Annotated[int | None, Query(ge=0, le=_MAX_SEED)] = None,
-    kind: Literal["txt2img", "img2img"] | None = None,
-    width: Side | None = None,
-    height: Side | None = None,
-    created_after: AwareTime | None = None,
-    created_before: AwareTime | None = None,
-    starred: bool | None = None,
+    session_id: SessionFilter = None,
+    model: Annotated[Name | None, Query(description="Only images of this model.")] = None,
+    seed: Annotated[
+        int | None, Query(ge=0, le=_MAX_SEED, description="Only images with this seed.")
+    ] = None,
+    kind: Annotated[
+        Literal["txt2img", "img2img"] | None, Query(description="Only images made this way.")
+    ] = None,
+    width: Annotated[Side | None, Query(description="Only images this wide, in pixels.")] = None,
+    height: Annotated[Side | None, Query(description="Only images this high, in pixels.")] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    starred: Annotated[
+        bool | None, Query(description="true: only starred images; false: only the others.")
+    ] = None,
 ) -> Filters:
     """The filters; every one that is given must hold. `metadata.<key>=<value>` asks for a job's
     metadata.

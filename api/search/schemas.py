@@ -13,10 +13,15 @@ class MadeWith(AnswerModel):
     """The main settings of the picture's receipt."""
 
     kind: str | None
+    """`txt2img` or `img2img`."""
     steps: int | None
+    """Denoising steps."""
     guidance_scale: float | None
+    """Classifier-free guidance scale."""
     scheduler: str | None
+    """Name of the scheduler."""
     strength: float | None
+    """How far the result may leave the initial image, 0 to 1. Null for txt2img."""
 
 
 class Hit(AnswerModel):
@@ -31,8 +36,11 @@ class Hit(AnswerModel):
         description="Cosine of the two embeddings, of texts or of pictures, -1 to 1."
     )
     prompt: str
+    """The prompt that the image was made from."""
     image: Image
+    """The image, with its URLs."""
     made_with: MadeWith
+    """The main settings it was made with."""
 
 
 class LikeThis(RequestModel):

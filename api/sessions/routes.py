@@ -1,6 +1,8 @@
 """HTTP of sessions."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
 
 from api.auth import ImagesRead
 from api.deps import Res
@@ -72,7 +74,9 @@ async def list_images(
     resources: Res,
     principal: ImagesRead,
     session_id: SessionName,
-    q: Text | None = None,
+    q: Annotated[
+        Text | None, Query(description="Search the session by meaning instead of listing it.")
+    ] = None,
     limit: PageLimit = 50,
     after: After = None,
 ) -> Response:

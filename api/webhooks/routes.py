@@ -49,7 +49,7 @@ _BODY = (*_READ, "body_too_large", "unsupported_media_type", "malformed_json", "
         201: {
             "model": EndpointWithSecret,
             "description": "Registered. The secret is shown this once.",
-            "headers": {"Location": {"schema": {"type": "string"}}},
+            "headers": {"Location": {"schema": {"type": "string"}, "description": "The endpoint."}},
         },
         **responses(*_BODY, "too_many_webhook_endpoints"),
     },
@@ -161,8 +161,10 @@ async def redeliver_range(
     resources: Res,
     principal: WebhooksWrite,
     endpoint_id: EndpointId,
-    since: Annotated[AwareTime, Query()],
-    until: Annotated[AwareTime | None, Query()] = None,
+    since: Annotated[AwareTime, Query(description="From this moment on; RFC 3339 with an offset.")],
+    until: Annotated[
+        AwareTime | None, Query(description="Up to this moment; by default now.")
+    ] = None,
     state: Annotated[
         Literal["failed", "succeeded", "all"],
         Query(description="Which deliveries of that time; by default those given up."),
@@ -185,11 +187,17 @@ async def list_deliveries(
     *,
     resources: Res,
     principal: WebhooksRead,
-    endpoint_id: Annotated[str | None, Query(description="`whe_…`")] = None,
-    job_id: Annotated[str | None, Query(description="`job_…`")] = None,
-    batch_id: Annotated[str | None, Query(description="`batch_…`")] = None,
-    state: Annotated[list[DeliveryStateName] | None, Query(max_length=3)] = None,
-    event: Annotated[list[AnyEventName] | None, Query(max_length=12)] = None,
+    endpoint_id: Annotated[str | None, Query(description="Only to this endpoint, `whe_…`.")] = None,
+    job_id: Annotated[str | None, Query(description="Only of this job, `job_…`.")] = None,
+    batch_id: Annotated[str | None, Query(description="Only of this batch, `batch_…`.")] = None,
+    state: Annotated[
+        list[DeliveryStateName] | None,
+        Query(max_length=3, description="Only deliveries in this state. May be repeated."),
+    ] = None,
+    event: Annotated[
+        list[AnyEventName] | None,
+        Query(max_length=12, description="Only deliveries of this event. May be repeated."),
+    ] = None,
     limit: PageLimit = 20,
     after: After = None,
 ) -> Page[Delivery]:

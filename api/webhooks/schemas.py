@@ -73,7 +73,9 @@ class EndpointCreation(RequestModel):
         default=None, description="Default: the ends of jobs, and all batch events."
     )
     description: Description = ""
+    """What it is for, up to 500 characters."""
     enabled: bool = True
+    """Whether events are sent to it."""
     signature: Literal["v1", "v1a"] = Field(
         default="v1",
         description="v1: HMAC-SHA256 with a shared secret. v1a: ed25519 with a public key.",
@@ -84,8 +86,11 @@ class EndpointUpdate(RequestModel):
     """What to change of an endpoint; what is left out stays."""
 
     url: Url | None = None
+    """https, on port 443 or 80; redirects are not followed."""
     events: Events | None = None
+    """Names of the events to send, instead of the present ones."""
     description: Description | None = None
+    """What it is for, up to 500 characters."""
     enabled: bool | None = Field(
         default=None, description="true also clears why Darkroom had switched it off."
     )
@@ -104,28 +109,41 @@ class EndpointLinks(AnswerModel):
     """Where to go on from an endpoint."""
 
     self: str
+    """This endpoint."""
     deliveries: str
+    """What was sent to it."""
     test: str
+    """POST here to send a test event."""
 
 
 class Endpoint(AnswerModel):
     """A registered receiver."""
 
     id: str
+    """`whe_…`."""
     url: str
+    """Where events are sent."""
     description: str
+    """What it is for."""
     events: list[str]
+    """Names of the events that are sent."""
     enabled: bool
+    """Whether events are sent to it."""
     disabled_reason: Literal["by_client", "failing", "gone"] | None
+    """`by_client`: you switched it off. `failing`: it failed for five days. `gone`: it answered
+    410. Null while enabled."""
     failing_since: UtcTime | None = Field(
         description="The first failure since the last success; five days of it switch it off."
     )
     signature: Literal["v1", "v1a"]
+    """v1: HMAC-SHA256 with a shared secret. v1a: ed25519 with a public key."""
     public_keys: list[str] = Field(
         description="v1a: `whpk_…`, the current one first; one more for 24 hours of rotation."
     )
     created_at: UtcTime
+    """When it was registered."""
     links: EndpointLinks
+    """URLs of related resources. They need the API key."""
 
 
 class EndpointWithSecret(Endpoint):
@@ -138,7 +156,9 @@ class TenantSecret(AnswerModel):
     """What requests for a job's or batch's own webhook are signed with."""
 
     secret: str
+    """`whsec_…`: the key of the HMAC, in base64."""
     created_at: UtcTime
+    """When it was made."""
     previous_expires_at: UtcTime | None = Field(
         description="Until then the secret before this one signs as well."
     )
@@ -148,17 +168,24 @@ class AttemptError(AnswerModel):
     """Why an attempt failed."""
 
     code: str
+    """A stable code, such as `deadline_exceeded` or `connection_failed`."""
     message: str
+    """A human-readable explanation."""
 
 
 class DeliveryAttempt(AnswerModel):
     """One request to the receiver."""
 
     number: int
+    """Counts the delivery's attempts, from 1."""
     started_at: UtcTime
+    """When the request was sent."""
     latency_ms: float
+    """From there to the end of the answer, in milliseconds."""
     status: int | None
+    """HTTP status of the answer. Null: there was none."""
     error: AttemptError | None
+    """Why there was no answer that counts. Null: there was one."""
     response: str | None = Field(description="The beginning of the answer's body, 1 kB at most.")
 
 
@@ -166,24 +193,36 @@ class Delivery(AnswerModel):
     """One event on its way to one receiver."""
 
     id: str
+    """`whd_…`."""
     event_id: str = Field(description="The `webhook-id` of every attempt.")
     event: AnyEventName
+    """Name of the event."""
     sequence: int
+    """Orders the events of one job or batch; also in the payload."""
     state: DeliveryStateName
+    """`pending` until it succeeds or is given up as `failed`."""
     endpoint_id: str | None = Field(description="null: the job's or batch's own webhook.")
     url: str
+    """Where it is sent."""
     job_id: str | None
+    """The job that it tells of, `job_…`. Null: of none."""
     batch_id: str | None
+    """The batch that it tells of, `batch_…`. Null: of none."""
     attempts: list[DeliveryAttempt]
+    """The requests made so far, oldest first."""
     next_attempt_at: UtcTime | None
+    """When it is tried next. Null once it has ended."""
     created_at: UtcTime
+    """When the event happened."""
     finished_at: UtcTime | None
+    """When it succeeded or was given up. Null while pending."""
 
 
 class RedeliveryCount(AnswerModel):
     """What a redelivery of a range has set in motion."""
 
     deliveries: int
+    """Deliveries that go out again."""
 
 
 ENDPOINT_EXAMPLES: dict[str, Any] = {
