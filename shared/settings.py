@@ -120,6 +120,10 @@ class Settings(BaseSettings):
         timedelta(seconds=15)
     )
     """For one whole exchange. Standard Webhooks advises 15 to 30 s."""
+    webhook_longest_hold: Annotated[timedelta, Field(ge=timedelta(0), le=timedelta(hours=24))] = (
+        timedelta(hours=1)
+    )
+    """The longest `Retry-After` of a receiver that is heeded; longer ones count as this long."""
     webhook_allow_http: bool = False
     """Plain http to public addresses. The local stack allows it, and loopback, in any case."""
     webhook_allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()

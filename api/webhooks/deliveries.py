@@ -20,7 +20,13 @@ _HINTS = 200
 """Of a range that is sent again, so many at once; the dispatcher offers the rest in its rounds."""
 
 
-_Entry = tuple[rows.WebhookDelivery, rows.WebhookEvent, str | None, list[rows.WebhookAttempt]]
+_Entry = tuple[
+    rows.WebhookDelivery,
+    rows.WebhookEvent,
+    str | None,
+    list[rows.WebhookAttempt],
+    datetime | None,
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ async def redeliver(resources: Resources, principal: Principal, delivery_id: str
             raise not_found("webhook delivery")
         if row.endpoint_id is not None:
             await _demand_enabled(session, principal, row.endpoint_id)
+        await session.execute(claims.release_receiver_of(principal.tenant_id, row_id))
         shown = await show_delivery(session, principal, row_id)
     await resources.publisher.publish_deliveries([row_id])
     return shown
@@ -103,6 +110,7 @@ async def redeliver_range(
     async with resources.tenant_transaction(principal) as session:
         await session.execute(claims.lock_destination(str(row_id)))
         await _demand_enabled(session, principal, row_id)
+        await session.execute(claims.release_endpoint(principal.tenant_id, row_id))
         statement = statements.redeliver_range(principal.tenant_id, row_id, since, until, states)
         made = sorted((await session.scalars(statement)).all())
     await resources.publisher.publish_deliveries(made[:_HINTS])
@@ -124,13 +132,19 @@ async def show_delivery(session: AsyncSession, principal: Principal, delivery_id
 
 def _collect(
     found: Sequence[
-        tuple[rows.WebhookDelivery, rows.WebhookEvent, str | None, rows.WebhookAttempt | None]
+        tuple[
+            rows.WebhookDelivery,
+            rows.WebhookEvent,
+            str | None,
+            rows.WebhookAttempt | None,
+            datetime | None,
+        ]
     ],
 ) -> list[_Entry]:
     """One entry for each delivery, in order, with its attempts."""
     entries: dict[UUID, _Entry] = {}
-    for delivery, event, url, attempt in found:
-        entry = entries.setdefault(delivery.id, (delivery, event, url, []))
+    for delivery, event, url, attempt, held_until in found:
+        entry = entries.setdefault(delivery.id, (delivery, event, url, [], held_until))
         if attempt is not None:
             entry[3].append(attempt)
     return list(entries.values())

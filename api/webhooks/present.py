@@ -1,6 +1,7 @@
 """Rows of endpoints and deliveries as clients see them."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from api.webhooks.schemas import (
@@ -63,8 +64,9 @@ def present_delivery(
     event: rows.WebhookEvent,
     endpoint_url: str | None,
     attempts: Sequence[rows.WebhookAttempt],
+    held_until: datetime | None,
 ) -> Delivery:
-    """The wire form of a delivery with its attempts."""
+    """The wire form of a delivery with its attempts; `held_until` is its receiver's wish."""
     is_pending = delivery.state == rows.DeliveryState.PENDING
     is_of_job = event.type in JOB_EVENTS
     is_of_batch = event.type in BATCH_EVENTS
@@ -79,7 +81,7 @@ def present_delivery(
         job_id=to_wire("job", delivery.resource_id) if is_of_job else None,
         batch_id=to_wire("batch", delivery.resource_id) if is_of_batch else None,
         attempts=[_attempt(attempt) for attempt in attempts],
-        next_attempt_at=delivery.due_at if is_pending else None,
+        next_attempt_at=max(delivery.due_at, held_until or delivery.due_at) if is_pending else None,
         created_at=delivery.created_at,
         finished_at=delivery.finished_at,
     )

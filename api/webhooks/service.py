@@ -119,6 +119,8 @@ async def update(
         row = (await session.scalars(statement)).one_or_none()
         if row is None:
             raise not_found("webhook endpoint")
+        if asked.url is not None or asked.enabled is not None:
+            await session.execute(claims.release_endpoint(principal.tenant_id, row.id))
         if asked.enabled is False:
             await session.execute(claims.give_up(row.id))
         secrets = await _secrets(session, principal, row.id)
@@ -160,6 +162,7 @@ async def test(resources: Resources, principal: Principal, endpoint_id: str) -> 
     """
     async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
+        await session.execute(claims.release_endpoint(principal.tenant_id, row.id))
         emitted = outbox.emit(
             principal.tenant_id,
             EventType.ENDPOINT_TEST,

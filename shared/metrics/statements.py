@@ -7,6 +7,7 @@ from sqlalchemy import Select, and_, func, or_, select
 from shared.batches.models import Batch
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
+from shared.webhooks.claims import is_held
 from shared.webhooks.models import DeliveryState, WebhookDelivery
 
 _NOW = func.statement_timestamp()
@@ -38,10 +39,11 @@ def count_running() -> Select[str, str, int]:
 
 
 def count_deliveries() -> Select[int, Any]:
-    """(webhook deliveries that are due and in nobody's hands, seconds since the oldest was due)."""
+    """(webhook deliveries that could go out now, seconds since the oldest was due)."""
     age = func.extract("epoch", _NOW - func.min(WebhookDelivery.due_at))
     return select(func.count(), func.greatest(0, func.coalesce(age, 0))).where(
         WebhookDelivery.state == DeliveryState.PENDING,
         WebhookDelivery.due_at <= _NOW,
         or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _NOW),
+        ~is_held(WebhookDelivery),
     )

@@ -12,11 +12,13 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    DateTime,
     Delete,
     Select,
     Text,
     Update,
     case,
+    cast,
     delete,
     func,
     insert,
@@ -25,6 +27,8 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
@@ -34,6 +38,7 @@ from shared.webhooks.models import (
     WebhookDelivery,
     WebhookEndpoint,
     WebhookEvent,
+    WebhookHold,
 )
 
 NOW = func.clock_timestamp()
@@ -47,10 +52,11 @@ _LOCK_CLASS = 0x0D3B
 """Namespace of destinations among the two-key advisory locks."""
 
 
-def lock_destination_of(delivery_id: UUID) -> Select[str, Any]:
-    """(destination, …) of a delivery, after a lock on it until the end of the transaction."""
-    lock = func.pg_advisory_xact_lock(_LOCK_CLASS, func.hashtext(WebhookDelivery.destination))
-    return select(WebhookDelivery.destination, lock).where(WebhookDelivery.id == delivery_id)
+def get_destination(delivery_id: UUID) -> Select[str, UUID]:
+    """(destination, tenant) of a delivery."""
+    return select(WebhookDelivery.destination, WebhookDelivery.tenant_id).where(
+        WebhookDelivery.id == delivery_id
+    )
 
 
 def lock_destination(destination: str) -> Select[Any]:
@@ -60,13 +66,8 @@ def lock_destination(destination: str) -> Select[Any]:
     )
 
 
-def claim(delivery_id: UUID, lease: timedelta) -> TypedReturnsRows[WebhookDelivery]:
-    """Take a delivery, if it is due and its destination has room. Under the destination's lock."""
-    return _claim(WebhookDelivery.id == delivery_id, lease)
-
-
 def claim_next(destination: str, lease: timedelta) -> TypedReturnsRows[WebhookDelivery]:
-    """Take what has been due longest for a destination. Under the destination's lock."""
+    """Take what has been due longest for a destination, if that has room. Under its lock."""
     waiting = aliased(WebhookDelivery)
     first = (
         select(waiting.id)
@@ -75,16 +76,13 @@ def claim_next(destination: str, lease: timedelta) -> TypedReturnsRows[WebhookDe
             waiting.state == DeliveryState.PENDING,
             waiting.due_at <= func.statement_timestamp(),
             or_(waiting.lease_until.is_(None), waiting.lease_until < NOW),
+            ~is_held(waiting),
         )
         .order_by(waiting.due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    return _claim(WebhookDelivery.id == first, lease)
-
-
-def _claim(which: ColumnElement[bool], lease: timedelta) -> TypedReturnsRows[WebhookDelivery]:
     under_way = aliased(WebhookDelivery)
     busy = (
         select(func.count())
@@ -98,7 +96,7 @@ def _claim(which: ColumnElement[bool], lease: timedelta) -> TypedReturnsRows[Web
     return (
         update(WebhookDelivery)
         .where(
-            which,
+            WebhookDelivery.id == first,
             WebhookDelivery.state == DeliveryState.PENDING,
             WebhookDelivery.due_at <= NOW,
             or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < NOW),
@@ -150,9 +148,13 @@ def fail(delivery_id: UUID, attempt: int) -> TypedReturnsRows[UUID]:
     )
 
 
-def try_again(delivery_id: UUID, attempt: int, gap: timedelta) -> TypedReturnsRows[UUID]:
-    """Stays pending, due after `gap`."""
-    return _end(delivery_id, attempt, due_at=NOW + gap, failures=WebhookDelivery.failures + 1)
+def try_again(delivery_id: UUID, attempt: int, gap: timedelta | None) -> TypedReturnsRows[UUID]:
+    """Stays pending, due after `gap`; None: as soon as its receiver's hold ends.
+
+    Due as before then, so that nothing that came after it overtakes it.
+    """
+    due = {} if gap is None else {"due_at": NOW + gap}
+    return _end(delivery_id, attempt, failures=WebhookDelivery.failures + 1, **due)
 
 
 def _end(delivery_id: UUID, attempt: int, **changes: Any) -> TypedReturnsRows[UUID]:
@@ -168,17 +170,76 @@ def _end(delivery_id: UUID, attempt: int, **changes: Any) -> TypedReturnsRows[UU
     )
 
 
-def postpone(destination: str, gap: timedelta) -> Update:
-    """Nothing goes to this destination before `gap` has passed: its receiver asked for that."""
-    return (
-        update(WebhookDelivery)
-        .where(
-            WebhookDelivery.destination == destination,
-            WebhookDelivery.state == DeliveryState.PENDING,
-            WebhookDelivery.due_at < NOW + gap,
+# --- Receivers that hold deliveries back -----------------------------------------------------
+
+
+def receiver_of(delivery: Any = WebhookDelivery) -> ColumnElement[str]:
+    """What a `Retry-After` is said for: an endpoint, or the path of a job's own webhook.
+
+    Not the whole host, where others may listen behind other paths; nor the query, by which a
+    client may tell jobs apart that go to one receiver.
+    """
+    path = func.split_part(func.split_part(delivery.url, "#", 1), "?", 1)
+    # Hashed, since an index has no room for the longest URLs.
+    own = cast(delivery.tenant_id, Text) + " " + func.md5(path)
+    return func.coalesce(cast(delivery.endpoint_id, Text), own, type_=Text)
+
+
+def hold(delivery_id: UUID, url: str, gap: timedelta) -> Insert:
+    """Nothing goes to this delivery's receiver before `gap` has passed, now waiting or new.
+
+    Unless its endpoint has left the `url` that has asked for it.
+    """
+    asked = (
+        select(
+            receiver_of(),
+            WebhookDelivery.tenant_id,
+            cast(NOW + literal(gap), DateTime(timezone=True)),
         )
-        .values(due_at=NOW + gap)
+        .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+        .where(
+            WebhookDelivery.id == delivery_id,
+            func.coalesce(WebhookEndpoint.url, WebhookDelivery.url) == url,
+        )
     )
+    statement = pg_insert(WebhookHold).from_select(["receiver", "tenant_id", "held_until"], asked)
+    later = func.greatest(WebhookHold.held_until, statement.excluded.held_until)
+    return statement.on_conflict_do_update(
+        index_elements=[WebhookHold.receiver], set_={"held_until": later}
+    )
+
+
+def release_endpoint(tenant_id: UUID, endpoint_id: UUID) -> Delete:
+    """End the hold of an endpoint: somebody says that it is to be tried now."""
+    return delete(WebhookHold).where(
+        WebhookHold.tenant_id == tenant_id, WebhookHold.receiver == str(endpoint_id)
+    )
+
+
+def release_receiver_of(tenant_id: UUID, delivery_id: UUID) -> Delete:
+    """The same for the receiver of a delivery."""
+    receiver = (
+        select(receiver_of())
+        .where(WebhookDelivery.tenant_id == tenant_id, WebhookDelivery.id == delivery_id)
+        .scalar_subquery()
+    )
+    return delete(WebhookHold).where(
+        WebhookHold.tenant_id == tenant_id, WebhookHold.receiver == receiver
+    )
+
+
+def is_held(delivery: Any) -> ColumnElement[bool]:
+    """Whether the receiver of a delivery holds it back now."""
+    return (
+        select(WebhookHold.receiver)
+        .where(WebhookHold.receiver == receiver_of(delivery), WebhookHold.held_until > NOW)
+        .exists()
+    )
+
+
+def forget_holds() -> Delete:
+    """Those that have ended."""
+    return delete(WebhookHold).where(WebhookHold.held_until < func.statement_timestamp())
 
 
 # --- The health of endpoints -----------------------------------------------------------------
@@ -234,7 +295,10 @@ def give_up(endpoint_id: UUID) -> Update:
 
 
 def list_due(limit: int) -> Select[UUID]:
-    """Deliveries that a worker should take now: for each destination as many as it has room for."""
+    """Deliveries that a worker should take now: for each destination as many as it has room for.
+
+    Tenants take turns, so that the backlog of one does not fill the list.
+    """
     is_leased = WebhookDelivery.lease_until > NOW
     place = func.row_number().over(
         partition_by=WebhookDelivery.destination,
@@ -244,6 +308,7 @@ def list_due(limit: int) -> Select[UUID]:
     due = (
         select(
             WebhookDelivery.id,
+            WebhookDelivery.tenant_id,
             WebhookDelivery.due_at,
             func.coalesce(is_leased, False).label("is_leased"),
             place.label("place"),
@@ -252,13 +317,15 @@ def list_due(limit: int) -> Select[UUID]:
         .where(
             WebhookDelivery.state == DeliveryState.PENDING,
             WebhookDelivery.due_at <= func.statement_timestamp(),
+            ~is_held(WebhookDelivery),
         )
         .subquery()
     )
+    turn = func.row_number().over(partition_by=due.c.tenant_id, order_by=due.c.due_at)
     return (
         select(due.c.id)
         .where(~due.c.is_leased, due.c.place <= due.c.room)
-        .order_by(due.c.due_at)
+        .order_by(turn, due.c.due_at)
         .limit(limit)
     )
 

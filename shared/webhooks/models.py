@@ -145,11 +145,23 @@ class WebhookDelivery(Base):
     failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     """Attempts failed since the event, or since a redelivery was asked for: the schedule's step."""
     due_at: Mapped[CreatedAt]
-    """Earliest next attempt."""
+    """Earliest next attempt, unless its receiver holds deliveries back; oldest goes first."""
     lease_until: Mapped[Instant | None]
     """A worker is at it; one that has not reported by then is taken for dead."""
     created_at: Mapped[CreatedAt]
     finished_at: Mapped[Instant | None]
+
+
+class WebhookHold(Base):
+    """A receiver has asked (`Retry-After`) that nothing be sent to it before some time."""
+
+    __tablename__ = "webhook_holds"
+    __table_args__ = (Index("ix_webhook_holds_held_until", "held_until"),)
+
+    receiver: Mapped[str] = mapped_column(Text, primary_key=True)
+    """Whom it holds for; see `shared.webhooks.claims.receiver_of`."""
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    held_until: Mapped[Instant]
 
 
 class WebhookAttempt(Base):

@@ -23,24 +23,16 @@ GAPS = (
 
 JITTER = 0.1
 """A gap is up to this share longer or shorter, lest an outage's backlog march in step."""
-LONGEST_RETRY_AFTER = timedelta(hours=24)
 
 
-def next_gap(
-    failures: int, jitter: float, retry_after: timedelta | None = None
-) -> timedelta | None:
+def next_gap(failures: int, jitter: float) -> timedelta | None:
     """How long to wait after `failures` failed attempts (≥ 1); None: the schedule is used up.
 
-    `jitter` is a number from -1 to 1, drawn by the caller. A receiver's `retry_after` is the
-    least that is waited, 24 hours at most; it never makes an attempt earlier than the schedule
-    would.
+    `jitter` is a number from -1 to 1, drawn by the caller.
     """
     if failures >= len(GAPS):
         return None
-    gap = GAPS[failures] * (1 + JITTER * jitter)
-    if retry_after is None:
-        return gap
-    return max(gap, min(retry_after, LONGEST_RETRY_AFTER))
+    return GAPS[failures] * (1 + JITTER * jitter)
 
 
 def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
@@ -55,7 +47,7 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
         return timedelta(seconds=min(int(value[:10]), 10**8))
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -25,12 +25,14 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningInsert
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
+from shared.webhooks.claims import receiver_of
 from shared.webhooks.models import (
     DeliveryState,
     WebhookAttempt,
     WebhookDelivery,
     WebhookEndpoint,
     WebhookEvent,
+    WebhookHold,
     WebhookSecret,
 )
 
@@ -38,6 +40,8 @@ NOW = func.clock_timestamp()
 
 EndpointRows = TypedReturnsRows[WebhookEndpoint]
 DeliveryRows = TypedReturnsRows[WebhookDelivery]
+LogRows = Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt, datetime]
+"""(delivery, event, endpoint's URL or null, attempt or null, receiver's hold or null)."""
 
 
 # --- Endpoints -------------------------------------------------------------------------------
@@ -186,8 +190,8 @@ def list_deliveries(
     resource_id: UUID | None = None,
     states: Sequence[str] = (),
     events: Sequence[str] = (),
-) -> Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt]:
-    """(delivery, event, endpoint's URL or null, attempt or null), newest delivery first.
+) -> LogRows:
+    """A tenant's deliveries, newest first.
 
     A row for each attempt, or one for a delivery without any: a single statement, so that a
     delivery and its attempts are of the same moment.
@@ -206,9 +210,7 @@ def list_deliveries(
     return _with_attempts(chosen.order_by(WebhookDelivery.id.desc()).limit(limit))
 
 
-def get_delivery(
-    tenant_id: UUID, delivery_id: UUID
-) -> Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt]:
+def get_delivery(tenant_id: UUID, delivery_id: UUID) -> LogRows:
     """The same of one delivery."""
     chosen = select(WebhookDelivery.id).where(
         WebhookDelivery.tenant_id == tenant_id, WebhookDelivery.id == delivery_id
@@ -216,14 +218,19 @@ def get_delivery(
     return _with_attempts(chosen)
 
 
-def _with_attempts(
-    chosen: Select[UUID],
-) -> Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt]:
+def _with_attempts(chosen: Select[UUID]) -> LogRows:
     return (
-        select(WebhookDelivery, WebhookEvent, WebhookEndpoint.url, WebhookAttempt)
+        select(
+            WebhookDelivery,
+            WebhookEvent,
+            WebhookEndpoint.url,
+            WebhookAttempt,
+            WebhookHold.held_until,
+        )
         .join(WebhookEvent, WebhookEvent.id == WebhookDelivery.event_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
         .outerjoin(WebhookAttempt, WebhookAttempt.delivery_id == WebhookDelivery.id)
+        .outerjoin(WebhookHold, WebhookHold.receiver == receiver_of())
         .where(WebhookDelivery.id.in_(chosen))
         .order_by(WebhookDelivery.id.desc(), WebhookAttempt.number)
     )

@@ -49,3 +49,4 @@ class DeliveryDuties:
         """Apply the retention of the delivery log."""
         with self._database.begin() as session:
             session.execute(claims.forget(LOG_KEPT, _FORGOTTEN_AT_ONCE))
+            session.execute(claims.forget_holds())

@@ -1,12 +1,14 @@
 """Deliver webhooks: claim a delivery → send it → record what came of it → take the next.
 
-A message on the `webhooks` queue is only a hint that a delivery is due. It is followed on one of
-many threads of this module's own, because a receiver may take its time and Celery's threads have
-other work to do; a hint that finds no thread free is dropped, and the dispatcher repeats it.
+A message on the `webhooks` queue is only a hint that something is due for its destination. It is
+followed on one of many threads of this module's own, because a receiver may take its time and
+Celery's threads have other work to do. Tenants share the threads (`FairSlots`); a hint that finds
+none for its tenant is dropped, and the dispatcher repeats it.
 """
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,11 +42,54 @@ log = get_logger(__name__)
 
 THREADS = 64
 """Requests at once in one process. Each waits for a receiver, up to 15 s when that hangs."""
+_LOOKUPS = 8
+"""Threads beside these that find out whose hints are."""
 _LEASE_MARGIN = timedelta(seconds=15)
 """Beyond the request's own limit, for recording it on a slow day."""
 _LATE = timedelta(seconds=10)
 """Progress that old is not worth sending."""
 _CLOSING_SECONDS = 2.0
+
+
+class FairSlots:
+    """Shares slots among owners: nobody may hold as many as are free.
+
+    So one owner takes half of them, two a third each, and there is always one for who comes next,
+    whatever the others wait for (Choudhury and Hahne, "Dynamic queue length thresholds", 1998).
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._held: Counter[UUID] = Counter()
+        self._refused: set[UUID] = set()
+        self._is_crowded = False
+        self._lock = threading.Lock()
+
+    def take(self, owner: UUID) -> bool:
+        """Whether the owner may have a slot now."""
+        with self._lock:
+            if self._held[owner] >= self._free:
+                self._refused.add(owner)
+                self._is_crowded = self._is_crowded or self._free == 0
+                return False
+            self._held[owner] += 1
+            self._free -= 1
+            return True
+
+    def may_keep(self, owner: UUID) -> bool:
+        """Whether a slot's holder may go on; it gives way once to who was refused."""
+        with self._lock:
+            if self._is_crowded or owner in self._refused:
+                self._is_crowded = False
+                self._refused.discard(owner)
+                return False
+            return True
+
+    def release(self, owner: UUID) -> None:
+        """Give a slot back."""
+        with self._lock:
+            self._free += 1
+            self._held -= Counter([owner])
 
 
 class Deliverer:
@@ -63,9 +108,9 @@ class Deliverer:
         self._hints = hints
         self._client = GuardedClient(webhook_policy(settings))
         self._lease = settings.webhook_timeout + _LEASE_MARGIN
-        self._free = threading.BoundedSemaphore(THREADS)
+        self._free = threading.BoundedSemaphore(THREADS + _LOOKUPS)
+        self._slots = FairSlots(THREADS)
         self._threads: set[threading.Thread] = set()
-        self._crowded = threading.Event()
         self._closing = threading.Event()
 
     @property
@@ -79,7 +124,6 @@ class Deliverer:
         `traceparent` is the trace of what has led to the delivery, if the hint says so.
         """
         if self._closing.is_set() or not self._free.acquire(blocking=False):
-            self._crowded.set()
             return False
         # A daemon: a receiver that hangs must not keep the process from ending.
         thread = threading.Thread(
@@ -93,7 +137,7 @@ class Deliverer:
         """Take nothing more. What is under way may end, or its lease runs out and another sends."""
         self._closing.set()
         deadline = time.monotonic() + _CLOSING_SECONDS
-        for _ in range(THREADS):
+        for _ in range(THREADS + _LOOKUPS):
             if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 return
 
@@ -110,28 +154,26 @@ class Deliverer:
             self._free.release()
 
     def _deliver(self, delivery_id: UUID, traceparent: str | None) -> None:
-        """The delivery, then whatever else waits for its destination, while threads are free."""
+        """What waits for the delivery's destination, oldest first, while its tenant has a slot."""
         with self._database.begin() as session:
-            destination = session.scalar(claims.lock_destination_of(delivery_id))
-            first = session.scalar(claims.claim(delivery_id, self._lease))
-            claimed = self._load(session, first)
-        while claimed is not None:
-            with self._observed(claimed, traceparent):
-                self._handle(claimed)
-            traceparent = None  # the next one's story is another
-            if self._closing.is_set() or self._gives_way():
-                return
-            with self._database.begin() as session:
-                session.execute(claims.lock_destination(str(destination)))
-                following = session.scalar(claims.claim_next(str(destination), self._lease))
-                claimed = self._load(session, following)
+            found = session.execute(claims.get_destination(delivery_id)).one_or_none()
+        if found is None or not self._slots.take(found.tenant_id):
+            return
+        try:
+            while claimed := self._claim_next(found.destination):
+                # The hint's trace is that of its own delivery.
+                own = traceparent if claimed.delivery.id == delivery_id else None
+                with self._observed(claimed, own):
+                    self._handle(claimed)
+                if self._closing.is_set() or not self._slots.may_keep(found.tenant_id):
+                    return
+        finally:
+            self._slots.release(found.tenant_id)
 
-    def _gives_way(self) -> bool:
-        """Once for each time that a hint was dropped: no destination keeps the threads for ever."""
-        if not self._crowded.is_set():
-            return False
-        self._crowded.clear()
-        return True
+    def _claim_next(self, destination: str) -> Claimed | None:
+        with self._database.begin() as session:
+            session.execute(claims.lock_destination(destination))
+            return self._load(session, session.scalar(claims.claim_next(destination, self._lease)))
 
     def _load(self, session: Session, delivery: WebhookDelivery | None) -> Claimed | None:
         """What the request is made of, read with the claim."""
@@ -166,7 +208,7 @@ class Deliverer:
         )
         try:
             with self._database.begin() as session:
-                told = record(session, claimed, outcome)
+                told = record(session, claimed, outcome, self._settings.webhook_longest_hold)
         except AttemptSuperseded:
             log.warning("webhook_attempt_superseded")
             return

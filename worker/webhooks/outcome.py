@@ -20,8 +20,12 @@ class AttemptSuperseded(Exception):
     """The lease ran out meanwhile, and the delivery is in other hands."""
 
 
-def record(session: Session, claimed: Claimed, outcome: Outcome) -> list[UUID]:
+def record(
+    session: Session, claimed: Claimed, outcome: Outcome, longest_hold: timedelta
+) -> list[UUID]:
     """Write what came of an attempt; the ids of deliveries that this leads to.
+
+    A receiver's `Retry-After` counts up to `longest_hold`.
 
     Raises:
         AttemptSuperseded: nothing was written.
@@ -31,7 +35,8 @@ def record(session: Session, claimed: Claimed, outcome: Outcome) -> list[UUID]:
     if outcome.verdict is not Verdict.DELIVERED or not was_well:
         # What follows may change other rows too; who does that has the lock before any row.
         session.execute(claims.lock_destination(delivery.destination))
-    if session.scalar(_transition(claimed, outcome)) is None:
+    hold = None if outcome.retry_after is None else min(outcome.retry_after, longest_hold)
+    if session.scalar(_transition(claimed, outcome, hold)) is None:
         raise AttemptSuperseded
     session.execute(
         claims.insert_attempt(
@@ -48,24 +53,26 @@ def record(session: Session, claimed: Claimed, outcome: Outcome) -> list[UUID]:
             }
         )
     )
-    if outcome.retry_after is not None:
-        pause = min(outcome.retry_after, schedule.LONGEST_RETRY_AFTER)
-        session.execute(claims.postpone(delivery.destination, pause))
+    if hold is not None:
+        session.execute(claims.hold(delivery.id, claimed.url, hold))
     if claimed.endpoint is None:
         return []
     return _note_health(session, claimed.endpoint, claimed, outcome)
 
 
-def _transition(claimed: Claimed, outcome: Outcome) -> TypedReturnsRows[UUID]:
+def _transition(
+    claimed: Claimed, outcome: Outcome, hold: timedelta | None
+) -> TypedReturnsRows[UUID]:
     delivery = claimed.delivery
     held = delivery.id, delivery.attempts
     if outcome.verdict is Verdict.DELIVERED:
         return claims.succeed(*held)
     if outcome.verdict is Verdict.TRY_AGAIN and delivery.event_type not in SENT_ONCE:
         jitter = random.uniform(-1, 1)
-        gap = schedule.next_gap(delivery.failures + 1, jitter, outcome.retry_after)
+        gap = schedule.next_gap(delivery.failures + 1, jitter)
         if gap is not None:
-            return claims.try_again(*held, gap)
+            is_within = hold is not None and gap <= hold
+            return claims.try_again(*held, None if is_within else gap)
     return claims.fail(*held)
 
 

@@ -8,16 +8,20 @@ from uuid import UUID
 import httpx2
 import pytest
 from celery import Celery
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
+from migrations.commands import upgrade
+from shared.database import open_engine, session_factory
 from shared.ids import from_wire, to_wire
 from shared.jobs import statements
 from shared.jobs.models import Job
 from shared.queue.publish import celery_app, publish_deliveries
 from shared.settings import Settings
 from shared.tenancy.models import ApiKey
-from shared.webhooks.models import WebhookDelivery
+from shared.webhooks.models import WebhookDelivery, WebhookHold
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 UNSERVED = "served by nobody"
@@ -118,8 +122,14 @@ class Hooks:
         found: dict[str, Any] = wait_until(look, 40, f"{count} attempts")
         return found
 
+    def end_holds(self) -> None:
+        """Let the time pass that receivers have asked for with `Retry-After`."""
+        with self.database.begin() as session:
+            session.execute(delete(WebhookHold).where(WebhookHold.tenant_id == self.tenant))
+
     def make_due(self, *delivery_ids: str) -> None:
         """Let the time until the next attempt pass, of these or of all deliveries."""
+        self.end_holds()
         waiting = select(WebhookDelivery.id).where(
             WebhookDelivery.tenant_id == self.tenant, WebhookDelivery.state == "pending"
         )
@@ -151,3 +161,34 @@ def hooks(
         path = f"/v1/webhook-endpoints/{endpoint['id']}"
         # On a machine with other things to do the API may answer 503 first.
         wait_until(lambda path=path: api.http.delete(path).status_code in (204, 404), 30, "an end")
+
+
+@dataclass
+class Alone:
+    """A ledger and a queue that no other worker of the tests looks into."""
+
+    hooks: Hooks
+    environment: dict[str, str]
+
+
+@pytest.fixture
+def alone(
+    servers: EmbeddedServers, environment: dict[str, str], settings: Settings
+) -> Iterator[Alone]:
+    """A database of its own, and Redis's database 1."""
+    url = servers.postgres.create_database("killed_worker")
+    upgrade(url)
+    create_key(url, tenant="hooks", name="hooks", scopes=["jobs"])
+    redis_url = environment["DARKROOM_REDIS_URL"].removesuffix("/0") + "/1"
+    own = Settings.model_validate(
+        {**settings.model_dump(), "database_url": url, "redis_url": redis_url}
+    )
+    engine = open_engine(own)
+    database = session_factory(engine)
+    with database.begin() as session:
+        tenant = session.scalars(select(ApiKey.tenant_id)).one()
+    changed = {"DARKROOM_DATABASE_URL": url, "DARKROOM_REDIS_URL": redis_url}
+    hooks = Hooks(httpx2.Client(), database, celery_app(own), tenant)
+    yield Alone(hooks, {**environment, **changed})
+    engine.dispose()
+    servers.postgres.drop_database("killed_worker")

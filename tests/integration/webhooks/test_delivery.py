@@ -191,16 +191,73 @@ def test_410_disables_the_endpoint_and_tells_the_others(hooks: Hooks) -> None:
     assert len(leaving.received) == 1
 
 
-def test_retry_after_holds_everything_for_that_receiver(hooks: Hooks) -> None:
+def test_retry_after_holds_new_events_too_and_nothing_overtakes(hooks: Hooks) -> None:
+    with Receiver(answer(503, {"retry-after": "600"})) as receiver, Receiver() as other:
+        made = hooks.register(receiver.url)
+        jobs = [hooks.cancel(hooks.queue())]
+        held = hooks.wait_for_attempts(job_id=jobs[0])
+        assert 500 < seconds_until(held["next_attempt_at"]) <= 600
+        hooks.register(other.url)
+        jobs += [hooks.cancel(hooks.queue()) for _ in range(3)]
+        other.wait(3)
+        later = [entry for entry in hooks.deliveries(endpoint_id=made["id"]) if entry != held]
+        assert [entry["attempts"] for entry in later] == [[]] * 3
+        assert {entry["next_attempt_at"] for entry in later} == {held["next_attempt_at"]}
+        assert len(receiver.received) == 1
+        receiver.behaviour = answer(200)
+        hooks.end_holds()
+        receiver.wait(5)
+    told = [request.message["data"]["id"] for request in receiver.received]
+    assert told == [jobs[0], *jobs]
+
+
+def test_retry_after_counts_for_an_hour_at_most(hooks: Hooks) -> None:
+    with Receiver(answer(429, {"retry-after": "9" * 20})) as receiver:
+        hooks.register(receiver.url)
+        held = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+    assert 3500 < seconds_until(held["next_attempt_at"]) <= 3600
+
+
+def test_retry_after_of_one_path_holds_no_other(hooks: Hooks) -> None:
+    def behave(request: Request) -> None:
+        busy = request.path.startswith("/hooks/busy")
+        request.reply(503 if busy else 200, {"retry-after": "600"} if busy else {})
+
+    def cancel(path: str) -> str:
+        url = f"{receiver.url}/{path}"
+        own = {"url": url, "events": ["job.canceled"], "origin": receiver.url}
+        return hooks.cancel(hooks.queue(webhook=own))
+
+    with Receiver(behave) as receiver:
+        hooks.wait_for_attempts(job_id=cancel("busy?job=1"))
+        same = cancel("busy?job=2")
+        fine = hooks.wait_for_attempts(job_id=cancel("fine"))
+        [waiting] = hooks.deliveries(job_id=same)
+    assert fine["state"] == "succeeded"
+    assert (waiting["state"], waiting["attempts"]) == ("pending", [])
+
+
+@pytest.mark.parametrize("way", ["redeliver", "test", "range", "url"])
+def test_who_asks_for_a_delivery_ends_the_hold(hooks: Hooks, way: str) -> None:
     with Receiver(answer(503, {"retry-after": "600"})) as receiver:
         made = hooks.register(receiver.url)
-        first = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
-        assert 595 < seconds_until(first["next_attempt_at"]) <= 600
-        receiver.behaviour = answer(429, {"retry-after": "1200"})
-        second = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
-        assert 1190 < seconds_until(second["next_attempt_at"]) <= 1200
-        [_, first] = hooks.deliveries(endpoint_id=made["id"])
-    assert 1190 < seconds_until(first["next_attempt_at"]) <= 1200
+        held = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        receiver.behaviour = answer(200)
+        path = f"/v1/webhook-endpoints/{made['id']}"
+        if way == "redeliver":
+            hooks.http.post(f"/v1/webhook-deliveries/{held['id']}/redeliver")
+        elif way == "range":
+            since = held["created_at"]
+            hooks.http.post(f"{path}/redeliver", params={"since": since, "state": "all"})
+        elif way == "test":
+            hooks.http.post(f"{path}/test")
+        else:
+            hooks.http.patch(path, json={"url": f"{receiver.url}/moved"})
+        wait_until(
+            lambda: hooks.deliveries(job_id=held["job_id"])[0]["state"] == "succeeded",
+            40,
+            "the delivery",
+        )
 
 
 def test_the_whole_schedule_then_failure_then_redelivery(hooks: Hooks) -> None:

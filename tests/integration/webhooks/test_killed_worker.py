@@ -1,62 +1,22 @@
 """A CPU worker is killed in the middle of a request: another sends it again, under the same id."""
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import httpx2
-import pytest
 from sqlalchemy import func, select, update
 
-from deploy.local.servers import EmbeddedServers
-from deploy.tenants import create_key
-from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
 from shared.ids import to_wire
 from shared.jobs import statements
-from shared.queue.publish import celery_app, publish_deliveries
+from shared.queue.publish import publish_deliveries
 from shared.settings import Settings
 from shared.storage import Storage
-from shared.tenancy.models import ApiKey
 from shared.webhooks.models import WebhookAttempt, WebhookDelivery
-from tests.integration.webhooks.conftest import Hooks
+from tests.integration.webhooks.conftest import Alone, Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Receiver, answer, hang
 from worker.webhooks.deliver import Deliverer
 from worker.webhooks.hints import WebhookHints
-
-
-@dataclass
-class Alone:
-    """A ledger and a queue that no other worker of the tests looks into."""
-
-    hooks: Hooks
-    environment: dict[str, str]
-
-
-@pytest.fixture
-def alone(
-    servers: EmbeddedServers, environment: dict[str, str], settings: Settings
-) -> Iterator[Alone]:
-    """A database of its own, and Redis's database 1."""
-    url = servers.postgres.create_database("killed_worker")
-    upgrade(url)
-    create_key(url, tenant="hooks", name="hooks", scopes=["jobs"])
-    redis_url = environment["DARKROOM_REDIS_URL"].removesuffix("/0") + "/1"
-    own = Settings.model_validate(
-        {**settings.model_dump(), "database_url": url, "redis_url": redis_url}
-    )
-    engine = open_engine(own)
-    database = session_factory(engine)
-    with database.begin() as session:
-        tenant = session.scalars(select(ApiKey.tenant_id)).one()
-    changed = {"DARKROOM_DATABASE_URL": url, "DARKROOM_REDIS_URL": redis_url}
-    hooks = Hooks(httpx2.Client(), database, celery_app(own), tenant)
-    yield Alone(hooks, {**environment, **changed})
-    engine.dispose()
-    servers.postgres.drop_database("killed_worker")
 
 
 def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
