@@ -104,6 +104,21 @@ class Process:
 
         wait_until(said, seconds, f"the line {text!r} in the log")
 
+    def peak_bytes(self) -> int:
+        """The most memory that it has had at once."""
+        status = Path(f"/proc/{self.child.pid}/status").read_text("ascii")
+        [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+
+    def forget_peak(self) -> None:
+        """Let the peak begin anew (proc(5), clear_refs)."""
+        Path(f"/proc/{self.child.pid}/clear_refs").write_text("5", "ascii")
+
+    def cpu_seconds(self) -> float:
+        """What it has computed so far, whatever else the machine did meanwhile."""
+        fields = Path(f"/proc/{self.child.pid}/stat").read_text("ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def tail(self, lines: int = 40) -> str:
         """The end of the log."""
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])

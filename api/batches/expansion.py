@@ -1,15 +1,22 @@
 """One line into several jobs: matrix, zip, and alternatives in a prompt such as `a {red|blue} hat`.
 
-Counts come before copies: what would be too many is refused without being made.
+Counts and lengths come before copies: what would be too many or too long is refused without being
+made, and what is made is made one by one. What all lines of a batch may cost together is bounded,
+too: a file of a few hundred bytes, gzipped, can hold a hundred thousand lines that cost seconds
+each, and are refused in the end.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from api.batches.errors import LineRefused
+from api.batches.errors import FileRefused, LineRefused
+from api.batches.reading import MAX_LINE_BYTES, MAX_LINES
+from api.jobs.schemas import MAX_PROMPT
 
 _TEMPLATE_FIELDS = ("prompt", "negative_prompt")
 _EXPANDABLE = frozenset(
@@ -20,47 +27,106 @@ _EXPANDABLE = frozenset(
     }
 )
 _MAX_DEPTH = 8
+_MAX_TEXT = 4 * MAX_PROMPT
+"""Characters of an expanded text: composing them (NFC) leaves a quarter of them at least."""
+_MAX_TEMPLATE = MAX_LINE_BYTES
+"""Characters of a template."""
+_MAX_TOKENS = 2_000_000
+"""Braces, bars and texts between them, in all templates of a batch; reading them takes seconds."""
+_MAX_TRIED = 4 * MAX_LINES
+"""Jobs of all lines that are counted or made; half of that is enough for a batch without errors."""
+_MANY = 10**9
+"""Counts end here: without an end they can have thousands of digits."""
 
 
-def expand(fields: dict[str, Any], *, templates: bool, room: int) -> list[dict[str, Any]]:
-    """The jobs' fields that a line stands for, in order; most often the line itself.
+@dataclass(frozen=True)
+class Expansion:
+    """The jobs' fields that a line stands for."""
 
-    `zip` goes outermost, then `matrix` with its last list varying fastest, then the alternatives
-    of each text.
-
-    Raises:
-        LineRefused: a list is malformed, or there would be more than `room` jobs.
-    """
-    matrix, zipped = fields.get("matrix"), fields.get("zip")
-    has_templates = templates and any(_may_be_template(fields.get(n)) for n in _TEMPLATE_FIELDS)
-    if matrix is None and zipped is None and not has_templates:
-        return [fields]
-    base = {name: value for name, value in fields.items() if name not in ("matrix", "zip")}
-    rows = _zip_rows(zipped)
-    product = _lists(matrix, "matrix")
-    _check_room(len(rows) * math.prod(len(values) for values in product.values()), room)
-    combined = [
-        base | row | dict(zip(product, values, strict=True))
-        for row in rows
-        for values in itertools.product(*product.values())
-    ]
-    if not templates:
-        return combined
-    found: list[dict[str, Any]] = []
-    for job in combined:
-        found.extend(_with_alternatives(job, room - len(found)))
-    return found
+    count: int
+    jobs: Iterator[dict[str, Any]]
+    """Made as they are asked for."""
 
 
-def _zip_rows(zipped: Any) -> list[dict[str, Any]]:
-    lists = _lists(zipped, "zip")
-    if not lists:
-        return [{}]
-    if len({len(values) for values in lists.values()}) > 1:
-        raise LineRefused.because(
-            "zip_lengths", "The lists of zip must have the same length.", "/zip"
+class Expander:
+    """Expands the lines of one batch."""
+
+    def __init__(self, *, templates: bool, room: int = MAX_LINES) -> None:
+        """`room`: so many jobs may still come; whoever accepts a line's jobs subtracts them."""
+        self.room = room
+        self._templates = TemplateReader() if templates else None
+        self._tries_left = _MAX_TRIED
+
+    def expand(self, fields: dict[str, Any]) -> Expansion:
+        """The jobs of a line, in order; most often the line itself.
+
+        `zip` goes outermost, then `matrix` with its last list varying fastest, then the
+        alternatives of each text.
+
+        Raises:
+            LineRefused: a list is malformed, or there would be more jobs than there is room for, or
+                longer texts than a prompt may have.
+            FileRefused: the lines of the batch take too much work.
+        """
+        matrix, zipped = fields.get("matrix"), fields.get("zip")
+        has_templates = self._templates is not None and _has_templates(fields)
+        if matrix is None and zipped is None and not has_templates:
+            return Expansion(1, self._tried([fields]))
+        combinations = _Combinations(fields)
+        count = combinations.count
+        self._check_room(count)
+        reader = self._templates
+        if reader is None:
+            return Expansion(count, self._tried(combinations))
+        if combinations.may_have_templates:
+            count = 0
+            for job in self._tried(combinations):
+                count += math.prod(_count(text) for _, text in reader.read_fields(job))
+                self._check_room(count)
+        return Expansion(count, self._tried(_with_alternatives(combinations, reader)))
+
+    def _check_room(self, count: int) -> None:
+        if count > self.room:
+            made = str(count) if count < _MANY else f"{_MANY} or more"
+            message = f"The line makes {made} jobs, of which {max(self.room, 0)} have room."
+            raise LineRefused.because("too_many_jobs", message)
+
+    def _tried(self, jobs: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for job in jobs:
+            self._tries_left -= 1
+            if self._tries_left < 0:
+                message = f"With the refused ones, its lines make more than {_MAX_TRIED} jobs."
+                raise FileRefused("too_many_jobs", message)
+            yield job
+
+
+class _Combinations:
+    """What `zip` and `matrix` make of a line."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._base = {name: v for name, v in fields.items() if name not in ("matrix", "zip")}
+        self._zipped = _lists(fields.get("zip"), "zip")
+        self._product = _lists(fields.get("matrix"), "matrix")
+        lengths = {len(values) for values in self._zipped.values()} or {1}
+        if len(lengths) > 1:
+            raise LineRefused.because(
+                "zip_lengths", "The lists of zip must have the same length.", "/zip"
+            )
+        rows = lengths.pop()
+        self.count = min(_MANY, rows * math.prod(map(len, self._product.values())))
+        varied = self._zipped | self._product
+        self.may_have_templates = _has_templates(self._base) or not varied.keys().isdisjoint(
+            _TEMPLATE_FIELDS
         )
-    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows: Iterable[tuple[Any, ...]] = (
+            zip(*self._zipped.values(), strict=True) if self._zipped else ((),)
+        )
+        for row in rows:
+            start = self._base | dict(zip(self._zipped, row, strict=True))
+            for values in itertools.product(*self._product.values()):
+                yield start | dict(zip(self._product, values, strict=True))
 
 
 def _lists(value: Any, name: str) -> dict[str, list[Any]]:
@@ -77,127 +143,199 @@ def _lists(value: Any, name: str) -> dict[str, list[Any]]:
     return value
 
 
-def _check_room(count: int, room: int) -> None:
-    if count > room:
-        message = f"The line makes {count} jobs, of which {max(room, 0)} have room in the batch."
-        raise LineRefused.because("too_many_jobs", message)
-
-
 # --- Alternatives in texts ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Choice:
     """`{a|b}`: one of several sequences."""
 
     alternatives: "tuple[_Sequence, ...]"
-
-    def count(self) -> int:
-        return sum(_count(sequence) for sequence in self.alternatives)
+    count: int
+    longest: int
 
 
 _Sequence = tuple["str | _Choice", ...]
 
 
-def alternatives(text: str, room: int) -> list[str]:
-    """Every text that a template stands for. Braces without a `|` and escaped ones are text.
+class TemplateReader:
+    """Reads the templates of one batch. Those read last are remembered: lines often share them."""
 
-    Raises:
-        LineRefused: there are more than `room`, or the nesting is deeper than 8.
-    """
-    sequence = _parse(text)
-    if all(isinstance(part, str) for part in sequence):
-        return ["".join(part for part in sequence if isinstance(part, str))]
-    _check_room(_count(sequence), room)
-    return list(_texts(sequence))
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, _Sequence] = OrderedDict()
+        self._held = 0
+        self._left = _MAX_TOKENS
+
+    def read_fields(self, job: dict[str, Any]) -> list[tuple[str, _Sequence]]:
+        """(field, what its template stands for) of each field that may be one.
+
+        Raises:
+            LineRefused: as `read`.
+            FileRefused: as `read`.
+        """
+        return [
+            (name, self.read(job[name], name)) for name in _TEMPLATE_FIELDS if _is_one(job, name)
+        ]
+
+    def read(self, text: str, field: str) -> _Sequence:
+        """Braces without a `|` and escaped ones are text.
+
+        Raises:
+            LineRefused: it is nested deeper than 8, or stands for a text that is too long.
+            FileRefused: all templates together are too long.
+        """
+        known = self._known.get(text)
+        if known is not None:
+            return known
+        if len(text) > _MAX_TEMPLATE:
+            message = f"A text with alternatives has {_MAX_TEMPLATE} characters at most."
+            raise LineRefused.because("too_long", message, f"/{field}")
+        tokens = _TOKEN.findall(text)
+        self._left -= len(tokens)
+        if self._left < 0:
+            message = f"The texts with alternatives have more than {_MAX_TOKENS} parts."
+            raise FileRefused("too_large", message)
+        try:
+            sequence = _Parser(tokens).parse()
+        except _TooDeep:
+            message = f"Alternatives may be nested {_MAX_DEPTH} deep."
+            raise LineRefused.because("template_too_deep", message, f"/{field}") from None
+        if _longest(sequence) > _MAX_TEXT:
+            message = f"At most {MAX_PROMPT} characters are allowed."
+            raise LineRefused.because("too_long", message, f"/{field}")
+        self._remember(text, sequence)
+        return sequence
+
+    def _remember(self, text: str, sequence: _Sequence) -> None:
+        self._known[text] = sequence
+        self._held += len(text)
+        while self._held > _MAX_TEMPLATE:
+            oldest, _ = self._known.popitem(last=False)
+            self._held -= len(oldest)
 
 
-def _may_be_template(value: Any) -> bool:
-    return isinstance(value, str) and "{" in value
+def alternatives(sequence: _Sequence, at: int = 0) -> Iterator[str]:
+    """Every text that it stands for, from its part `at` on; the last part varies fastest."""
+    if at == len(sequence):
+        yield ""
+        return
+    part = sequence[at]
+    heads: Iterable[str] = (
+        (part,)
+        if isinstance(part, str)
+        else (text for option in part.alternatives for text in alternatives(option))
+    )
+    for head in heads:
+        for tail in alternatives(sequence, at + 1):
+            yield head + tail
 
 
-def _with_alternatives(job: dict[str, Any], room: int) -> list[dict[str, Any]]:
-    found = [job]
-    for name in _TEMPLATE_FIELDS:
-        if _may_be_template(job.get(name)):
-            texts = alternatives(job[name], room)
-            _check_room(len(texts) * len(found), room)
-            found = [one | {name: text} for one in found for text in texts]
-    _check_room(len(found), room)
-    return found
+def _has_templates(fields: dict[str, Any]) -> bool:
+    return any(_is_one(fields, name) for name in _TEMPLATE_FIELDS)
+
+
+def _is_one(fields: dict[str, Any], name: str) -> bool:
+    text = fields.get(name)
+    return isinstance(text, str) and "{" in text
+
+
+def _with_alternatives(
+    jobs: Iterable[dict[str, Any]], reader: TemplateReader
+) -> Iterator[dict[str, Any]]:
+    for job in jobs:
+        yield from _vary(job, reader.read_fields(job))
+
+
+def _vary(job: dict[str, Any], texts: list[tuple[str, _Sequence]]) -> Iterator[dict[str, Any]]:
+    if not texts:
+        yield job
+        return
+    (name, sequence), *others = texts
+    for text in alternatives(sequence):
+        yield from _vary(job | {name: text}, others)
 
 
 def _count(sequence: _Sequence) -> int:
-    return math.prod(part.count() for part in sequence if isinstance(part, _Choice))
+    count = 1
+    for part in sequence:
+        if isinstance(part, _Choice):
+            count = min(_MANY, count * part.count)
+    return count
 
 
-def _texts(sequence: _Sequence) -> Iterator[str]:
-    options = [
-        (part,) if isinstance(part, str) else [t for s in part.alternatives for t in _texts(s)]
-        for part in sequence
-    ]
-    for chosen in itertools.product(*options):
-        yield "".join(chosen)
+def _longest(sequence: _Sequence) -> int:
+    return sum(len(part) if isinstance(part, str) else part.longest for part in sequence)
 
 
-def _parse(text: str) -> _Sequence:
-    r"""Read the template; `\{`, `\|` and `\}` stand for the characters themselves."""
-    parts: list[str | _Choice] = []
-    at = 0
-    while at < len(text):
-        sequence, at = _parse_sequence(text, at, 0)
-        # What stopped it is a closing brace too many: text like any other.
-        parts += [*sequence, text[at : at + 1]]
-        at += 1
-    return _joined(parts)
+_TOKEN = re.compile(r"\\[{|}]|[{|}]|\\|[^\\{|}]+")
 
 
-def _parse_sequence(text: str, at: int, depth: int) -> tuple[_Sequence, int]:
-    parts: list[str | _Choice] = []
-    while at < len(text):
-        character = text[at]
-        if character == "\\" and text[at + 1 : at + 2] in ("{", "|", "}"):
-            parts.append(text[at + 1])
-            at += 2
-        elif character == "{":
-            choice, at = _parse_choice(text, at, depth + 1)
-            parts.extend(choice)
-        elif character == "}" or (character == "|" and depth):
-            break
-        else:
-            parts.append(character)
+class _TooDeep(Exception):
+    """Alternatives are nested too deep."""
+
+
+class _Parser:
+    r"""Reads a template; `\{`, `\|` and `\}` stand for the characters themselves."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens = tokens
+
+    def parse(self) -> _Sequence:
+        """What the template stands for.
+
+        Raises:
+            _TooDeep: braces are nested too deep.
+        """
+        parts: list[str | _Choice] = []
+        at = 0
+        while at < len(self._tokens):
+            sequence, at = self._sequence(at, 0)
+            # What stopped it is a closing brace too many: text like any other.
+            parts += [*sequence, *self._tokens[at : at + 1]]
             at += 1
-    return _joined(parts), at
+        return _joined(parts)
 
+    def _sequence(self, at: int, depth: int) -> tuple[_Sequence, int]:
+        parts: list[str | _Choice] = []
+        while at < len(self._tokens):
+            piece = self._tokens[at]
+            if piece == "{":
+                choice, at = self._choice(at, depth + 1)
+                parts.extend(choice)
+            elif piece == "}" or (depth and piece == "|"):
+                break
+            else:
+                is_escaped = len(piece) == 2 and piece[0] == "\\"
+                parts.append(piece[1] if is_escaped else piece)
+                at += 1
+        return _joined(parts), at
 
-def _parse_choice(text: str, start: int, depth: int) -> tuple[_Sequence, int]:
-    """From an opening brace on; what turns out to be no choice comes back as text."""
-    if depth > _MAX_DEPTH:
-        raise LineRefused.because(
-            "template_too_deep", f"Alternatives may be nested {_MAX_DEPTH} deep.", "/prompt"
-        )
-    options: list[_Sequence] = []
-    at = start
-    while True:
-        option, at = _parse_sequence(text, at + 1, depth)
-        options.append(option)
-        if at >= len(text) or text[at] == "}":
-            break
-    is_closed = at < len(text)
-    if is_closed and len(options) > 1:
-        return (_Choice(tuple(options)),), at + 1
-    literal: list[str | _Choice] = ["{"]
-    for number, option in enumerate(options):
-        literal += ["|", *option] if number else option
-    return _joined([*literal, "}"] if is_closed else literal), at + is_closed
+    def _choice(self, at: int, depth: int) -> tuple[_Sequence, int]:
+        """From an opening brace on; what turns out to be no choice comes back as text."""
+        if depth > _MAX_DEPTH:
+            raise _TooDeep
+        options: list[_Sequence] = []
+        while True:
+            option, at = self._sequence(at + 1, depth)
+            options.append(option)
+            if at >= len(self._tokens) or self._tokens[at] == "}":
+                break
+        is_closed = at < len(self._tokens)
+        if is_closed and len(options) > 1:
+            count = min(_MANY, sum(map(_count, options)))
+            return (_Choice(tuple(options), count, max(map(_longest, options))),), at + 1
+        literal: list[str | _Choice] = ["{"]
+        for number, option in enumerate(options):
+            literal += ["|", *option] if number else option
+        return _joined([*literal, "}"] if is_closed else literal), at + is_closed
 
 
 def _joined(parts: "list[str | _Choice]") -> _Sequence:
     """Neighbouring characters as one text."""
     joined: list[str | _Choice] = []
-    for part in parts:
-        if joined and isinstance(part, str) and isinstance(joined[-1], str):
-            joined[-1] += part
+    for is_text, group in itertools.groupby(parts, key=lambda part: isinstance(part, str)):
+        if is_text:
+            joined.append("".join(part for part in group if isinstance(part, str)))
         else:
-            joined.append(part)
+            joined.extend(group)
     return tuple(joined)

@@ -34,6 +34,9 @@ _TEXT_FIELDS = frozenset({"on_error", "session_id"})
 """Form fields that are text; the others are JSON."""
 _IN_MEMORY = 1024 * 1024
 _BLOCK = 1024 * 1024
+_MAX_BRACKETS = 1_000_000
+"""`{` and `[` in a JSON body, those in prompts included. Parsed, the 16 MB of a body could be five
+million objects of 64 bytes each."""
 _GZIP_MAGIC = b"\x1f\x8b"
 M = TypeVar("M", bound=BaseModel)
 
@@ -96,6 +99,8 @@ async def _receive_json(
 def _parse_body(body: bytes, limit: int) -> tuple[BatchSubmission, bytes]:
     if body.startswith(_GZIP_MAGIC):
         body = _gunzip(body, limit)
+    if body.count(b"{") + body.count(b"[") > _MAX_BRACKETS:
+        raise Problem("body_too_large", f"JSON may have {_MAX_BRACKETS} objects and lists at most.")
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError:

@@ -1,14 +1,14 @@
 """A line of a batch to its jobs: defaults, expansion, and the same rules as POST /v1/jobs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from api.batches.errors import LineRefused
-from api.batches.expansion import expand
-from api.batches.reading import MAX_LINES, Line
+from api.batches.errors import FileRefused, LineRefused
+from api.batches.expansion import Expander
+from api.batches.reading import Line
 from api.jobs.planning import Plan, plan_job
 from api.jobs.schemas import JobSubmission
 from api.problems import Problem, from_validation
@@ -17,6 +17,9 @@ from shared.model_catalog import ModelCatalog
 from shared.settings import Settings
 
 MAX_CUSTOM_ID = 64
+_MAX_CHARACTERS = 128 * 1024 * 1024
+"""Of all texts of a batch's jobs, those of refused lines included. A file has 100 MB at most, but
+defaults and alternatives multiply a few bytes to more."""
 _CUSTOM_ID_RULE = f"custom_id is a text of 1 to {MAX_CUSTOM_ID} printable characters."
 
 
@@ -49,32 +52,32 @@ class LineChecker:
         """`families` are as in `plan_job`; `webhook` is for the jobs whose lines bring none."""
         self._defaults = defaults
         self._webhook = webhook
-        self._templates = templates
+        self._expander = Expander(templates=templates)
         self._catalog = catalog
         self._settings = settings
         self._families = families
         self._names: set[str] = set()
-        self._room = MAX_LINES
+        self._characters_left = _MAX_CHARACTERS
 
-    def check(self, line: Line) -> list[PlannedJob]:
-        """The jobs of a line.
+    def check(self, line: Line) -> Iterator[PlannedJob]:
+        """The jobs of a line, planned as they are asked for; it is accepted when all have come.
 
         Raises:
-            LineRefused: it breaks rules; nothing of it remains but its name.
+            LineRefused: while iterating: it breaks rules. Nothing of it is accepted.
+            FileRefused: while iterating: the lines of the batch take too much work.
         """
         if line.fields is None:
             raise line.refusal or LineRefused.because("empty", "The line is empty.")
         fields = self._with_defaults(line.fields)
         name = self._name(line.number, fields.pop("custom_id", None))
-        variants = expand(fields, templates=self._templates, room=self._room)
-        names = [name] if len(variants) == 1 else [f"{name}-{n + 1}" for n in range(len(variants))]
-        jobs = [
-            self._plan(line.number, custom_id, variant)
-            for custom_id, variant in zip(names, variants, strict=True)
-        ]
+        expansion = self._expander.expand(fields)
+        names: list[str] = []
+        for number, variant in enumerate(expansion.jobs, 1):
+            names.append(name if expansion.count == 1 else f"{name}-{number}")
+            self._charge(variant)
+            yield self._plan(line.number, names[-1], variant)
         self._take(names)
-        self._room -= len(jobs)
-        return jobs
+        self._expander.room -= len(names)
 
     def _with_defaults(self, fields: dict[str, Any]) -> dict[str, Any]:
         if not self._defaults:
@@ -97,6 +100,14 @@ class LineChecker:
         ):
             raise LineRefused.because("malformed_custom_id", _CUSTOM_ID_RULE, "/custom_id")
         return custom_id
+
+    def _charge(self, fields: dict[str, Any]) -> None:
+        metadata = fields.get("metadata")
+        values = [*fields.values(), *(metadata.values() if isinstance(metadata, dict) else ())]
+        self._characters_left -= sum(len(value) for value in values if isinstance(value, str))
+        if self._characters_left < 0:
+            message = f"Its jobs have texts of more than {_MAX_CHARACTERS} characters."
+            raise FileRefused("too_large", message)
 
     def _take(self, names: list[str]) -> None:
         for name in names:

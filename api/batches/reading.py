@@ -17,6 +17,8 @@ from api.batches.errors import FileRefused, LineRefused
 MAX_LINES = 50_000
 MAX_BYTES = 100 * 1024 * 1024
 """Of the file as it is sent, and again of what a gzip file holds."""
+MAX_RAW_LINES = 1_000_000
+"""Of a file as it lies there: blank ones, and all that a CSV record with line breaks takes."""
 MAX_LINE_BYTES = 256 * 1024
 """A prompt and a negative prompt of 4,000 characters, escaped, with metadata, take 160 kB."""
 
@@ -79,10 +81,17 @@ def read_jsonl(source: _Lines) -> Iterator[Line]:
 
 
 def _split(source: _Lines) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line with its end); None for a line that is too long, which is skipped unread."""
+    """(number, line with its end); None for a line that is too long, which is skipped unread.
+
+    Raises:
+        FileRefused: there are too many; a million blank ones take a kilobyte of gzip.
+    """
     number = 0
     while text := source.readline(MAX_LINE_BYTES + 1):
         number += 1
+        if number > MAX_RAW_LINES:
+            message = f"The file has more than {MAX_RAW_LINES} lines, blank ones included."
+            raise FileRefused("too_many_lines", message, number)
         if number == 1:
             text = text.removeprefix(_BOM)
         if len(text) > MAX_LINE_BYTES and not text.endswith(b"\n"):

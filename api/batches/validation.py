@@ -1,6 +1,7 @@
 """Check a whole file before anything of it is kept: its lines become rows in a temporary file.
 
-The work is done in threads, a thousand lines at a time, so that the event loop goes on answering.
+The work is done in threads, some hundred jobs at a time, so that the event loop goes on answering
+and no line, whatever it expands to, is ever held whole.
 """
 
 import asyncio
@@ -18,13 +19,15 @@ from api.batches.lines import LineChecker, PlannedJob
 from api.batches.reading import MAX_LINES, Line
 from api.batches.report import Report
 from api.deps import Resources
+from api.jobs.planning import Plan
 from api.principal import Principal
 from api.problems import FieldError
 from shared.batches import statements
 from shared.gallery.models import Image, Upload
 from shared.ids import MalformedId, from_wire, new_id, to_wire
 
-_AT_ONCE = 1000
+_AT_ONCE = 250
+"""Lines read, and jobs made of them; of the largest that there can be, so many take 20 MB."""
 _IN_MEMORY = 1024 * 1024
 """Bytes of rows that stay in memory; a larger batch goes to disk."""
 
@@ -33,19 +36,9 @@ StartImages = Mapping[str, dict[str, str] | None]
 
 
 @dataclass
-class Validated:
-    """A file that was read to its end, or to where it could not be read on."""
+class Totals:
+    """What some lines make."""
 
-    batch_id: UUID
-    now: datetime
-    """The database's time from which the lines' deadlines count."""
-    rows: BinaryIO
-    """The jobs, in COPY's text format."""
-    report: Report = field(default_factory=Report)
-    is_refused: bool = False
-    """The file as a whole is at fault, whatever `on_error` says."""
-    lines: int = 0
-    invalid_lines: int = 0
     jobs: int = 0
     images: int = 0
     cost: int = 0
@@ -53,6 +46,40 @@ class Validated:
     """Pixels of the largest picture."""
     models: set[str] = field(default_factory=set)
     sessions: set[str] = field(default_factory=set)
+
+    def add(self, plan: Plan) -> None:
+        """One more job."""
+        self.jobs += 1
+        self.images += len(plan.seeds)
+        self.cost += plan.cost
+        self.largest = max(self.largest, plan.width * plan.height)
+        self.models.add(plan.model)
+        self.sessions.add(plan.session_id)
+
+    def merge(self, other: "Totals") -> None:
+        """The jobs of more lines."""
+        self.jobs += other.jobs
+        self.images += other.images
+        self.cost += other.cost
+        self.largest = max(self.largest, other.largest)
+        self.models |= other.models
+        self.sessions |= other.sessions
+
+
+@dataclass
+class Validated(Totals):
+    """A file that was read to its end, or to where it could not be read on."""
+
+    batch_id: UUID = field(kw_only=True)
+    now: datetime = field(kw_only=True)
+    """The database's time from which the lines' deadlines count."""
+    rows: BinaryIO = field(kw_only=True)
+    """The jobs, in COPY's text format."""
+    report: Report = field(default_factory=Report)
+    is_refused: bool = False
+    """The file as a whole is at fault, whatever `on_error` says."""
+    lines: int = 0
+    invalid_lines: int = 0
 
     def refuse_line(
         self, number: int, custom_id: str | None, errors: tuple[FieldError, ...]
@@ -89,7 +116,8 @@ async def validate(
     async with resources.tenant_transaction(principal) as session:
         now = (await session.scalars(statements.read_clock())).one()
     spool = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
-    found = Validated(new_id(), now, spool)
+    found = Validated(batch_id=new_id(), now=now, rows=spool)
+    reader = _LineReader(lines, checker, found)
     writer = RowWriter(
         found.rows,
         batch_id=found.batch_id,
@@ -100,12 +128,11 @@ async def validate(
     )
     images: dict[str, dict[str, str] | None] = {}
     try:
-        is_more = True
-        while is_more:
-            is_more, planned = await asyncio.to_thread(_check_some, lines, checker, found)
-            wanted = {job.init_image for jobs in planned for job in jobs if job.init_image}
+        while not reader.is_at_end and not found.is_refused:
+            parts = await asyncio.to_thread(reader.read_some)
+            wanted = {job.init_image for part in parts for job in part.jobs if job.init_image}
             images.update(await _find_images(resources, principal, wanted - images.keys()))
-            await asyncio.to_thread(_write_some, planned, images, writer, found)
+            await asyncio.to_thread(_write_some, parts, images, writer, found)
         if not found.lines and not found.report.count:
             found.refuse_file("empty", "There is no line in it.")
     except BaseException:
@@ -114,28 +141,86 @@ async def validate(
     return found
 
 
-def _check_some(
-    lines: Iterator[Line], checker: LineChecker, found: Validated
-) -> tuple[bool, list[list[PlannedJob]]]:
-    """The next lines, checked; whether there may be more."""
-    planned: list[list[PlannedJob]] = []
-    taken = 0
-    try:
-        for line in islice(lines, _AT_ONCE):
-            taken += 1
-            found.lines += 1
-            if found.lines > MAX_LINES:
-                message = f"A batch has {MAX_LINES} lines at most."
-                found.refuse_file("too_many_lines", message, line.number)
-                return False, planned
-            try:
-                planned.append(checker.check(line))
-            except LineRefused as refusal:
-                found.refuse_line(line.number, _name_of(line), refusal.errors)
-    except FileRefused as refusal:
-        found.refuse_file(refusal.code, refusal.message, refusal.line)
-        return False, planned
-    return taken == _AT_ONCE, planned
+@dataclass
+class _OpenLine:
+    """A line of which not all jobs were made, or not all were written."""
+
+    line: Line
+    jobs: Iterator[PlannedJob]
+    totals: Totals = field(default_factory=Totals)
+    start: int | None = None
+    """Where its rows begin; None: none is written."""
+    is_refused: bool = False
+
+    def refuse(
+        self, found: Validated, custom_id: str | None, errors: tuple[FieldError, ...]
+    ) -> None:
+        """Take back what was written of it."""
+        self.is_refused = True
+        if self.start is not None:
+            found.rows.seek(self.start)
+            found.rows.truncate()
+        found.refuse_line(self.line.number, custom_id, errors)
+
+
+@dataclass
+class _Part:
+    """Some jobs of a line, the last of them, or why there are none."""
+
+    line: _OpenLine
+    jobs: list[PlannedJob]
+    is_last: bool
+    refusal: LineRefused | None = None
+
+
+class _LineReader:
+    """Reads and checks the lines of a file, some jobs at a time."""
+
+    def __init__(self, lines: Iterator[Line], checker: LineChecker, found: Validated) -> None:
+        self._lines = lines
+        self._checker = checker
+        self._found = found
+        self._open: _OpenLine | None = None
+        self.is_at_end = False
+
+    def read_some(self) -> list[_Part]:
+        """The next jobs of the file."""
+        parts: list[_Part] = []
+        left = _AT_ONCE
+        try:
+            while left > 0 and (line := self._current()) is not None:
+                part = self._read(line, left)
+                parts.append(part)
+                left -= max(1, len(part.jobs))
+                if part.is_last:
+                    self._open = None
+        except FileRefused as refusal:
+            self._found.refuse_file(refusal.code, refusal.message, refusal.line)
+            self.is_at_end = True
+        return parts
+
+    def _current(self) -> _OpenLine | None:
+        if self._open is not None and not self._open.is_refused:
+            return self._open
+        line = next(self._lines, None)
+        if line is None:
+            self.is_at_end = True
+            return None
+        self._found.lines += 1
+        if self._found.lines > MAX_LINES:
+            message = f"A batch has {MAX_LINES} lines at most."
+            raise FileRefused("too_many_lines", message, line.number)
+        self._open = _OpenLine(line, self._checker.check(line))
+        return self._open
+
+    def _read(self, line: _OpenLine, most: int) -> _Part:
+        try:
+            jobs = list(islice(line.jobs, most))
+        except LineRefused as refusal:
+            return _Part(line, [], True, refusal)
+        except FileRefused as refusal:
+            raise FileRefused(refusal.code, refusal.message, line.line.number) from None
+        return _Part(line, jobs, len(jobs) < most)
 
 
 def _name_of(line: Line) -> str | None:
@@ -144,24 +229,28 @@ def _name_of(line: Line) -> str | None:
 
 
 def _write_some(
-    planned: list[list[PlannedJob]], images: StartImages, writer: RowWriter, found: Validated
+    parts: list[_Part], images: StartImages, writer: RowWriter, found: Validated
 ) -> None:
-    for jobs in planned:
-        missing = next((j for j in jobs if j.init_image and images[j.init_image] is None), None)
+    for part in parts:
+        line = part.line
+        if line.is_refused:
+            continue
+        if part.refusal is not None:
+            line.refuse(found, _name_of(line.line), part.refusal.errors)
+            continue
+        if line.start is None:
+            line.start = found.rows.tell()
+        missing = next((j for j in part.jobs if j.init_image and not images[j.init_image]), None)
         if missing is not None:
             message = "There is no upload or image with this id."
             error = FieldError(pointer="/init_image", code="init_image_not_found", message=message)
-            found.refuse_line(missing.line, missing.custom_id, (error,))
+            line.refuse(found, missing.custom_id, (error,))
             continue
-        for job in jobs:
+        for job in part.jobs:
             writer.write(job, images[job.init_image] if job.init_image else None)
-            plan = job.plan
-            found.jobs += 1
-            found.images += len(plan.seeds)
-            found.cost += plan.cost
-            found.largest = max(found.largest, plan.width * plan.height)
-            found.models.add(plan.model)
-            found.sessions.add(plan.session_id)
+            line.totals.add(job.plan)
+        if part.is_last:
+            found.merge(line.totals)
 
 
 async def _find_images(

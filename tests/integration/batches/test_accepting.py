@@ -236,6 +236,94 @@ def test_hostile_files_get_a_clear_report(
     assert code in {finding["code"] for finding in report}
 
 
+NESTED = "{" + "|".join(["{" + "|" * 99 + "}"] * 40) + "}"
+SIDES = list(range(220))
+
+
+@pytest.mark.parametrize(
+    ("content", "defaults", "code"),
+    [
+        (jsonl([{"prompt": NESTED + "x" * 150_000}]), {}, "too_long"),
+        (b"\n" * (95 * 1024 * 1024), {}, "too_many_lines"),
+        (
+            b"{}\n" * 50_000,
+            {"prompt": "x" * 4000, "metadata": {f"k{n}": "x" * 512 for n in range(16)}},
+            "too_large",
+        ),
+        (
+            jsonl([{"matrix": {"seed": SIDES, "steps": SIDES}, "prompt": "{a|b}"}] * 5000),
+            {},
+            "too_many_jobs",
+        ),
+        (
+            jsonl([{"matrix": {"width": [*[64] * 219, 65], "seed": SIDES}}] * 5000),
+            GOOD,
+            "too_many_jobs",
+        ),
+    ],
+    ids=["alternatives", "blank lines", "defaults", "combinations", "refused late"],
+)
+def test_what_a_few_bytes_expand_to_is_bounded(
+    api: ApiProcess, content: bytes, defaults: dict[str, Any], code: str
+) -> None:
+    """The first took gigabytes of memory, the second a minute of a thread; each is 100 kB sent."""
+    api.forget_peak()
+    before, cpu = api.peak_bytes(), api.cpu_seconds()
+    answer = post_file(api.http, gzip.compress(content, 9), defaults=SIM | defaults)
+    report = refused(api, answer)
+    assert code in {finding["code"] for finding in report}
+    assert api.peak_bytes() - before < 150 * 1024 * 1024
+    assert api.cpu_seconds() - cpu < 60
+
+
+def test_more_alternatives_than_can_be_counted_are_refused(api: ApiProcess) -> None:
+    answer = api.http.post("/v1/batches", json={"items": ["{a|b}" * 15_000]})
+    assert answer.status_code == 422, answer.text
+    assert {finding["code"] for finding in refused(api, answer)} == {"too_many_jobs"}
+
+
+def test_a_body_of_empty_objects_is_not_parsed(api: ApiProcess) -> None:
+    api.forget_peak()
+    before = api.peak_bytes()
+    body = gzip.compress(b'{"items":[' + b"{}," * 5_000_000 + b"{}]}", 1)
+    headers = {"content-type": "application/json"}
+    answer = api.http.post("/v1/batches", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    assert api.peak_bytes() - before < 100 * 1024 * 1024
+
+
+def test_of_a_line_that_fails_late_nothing_is_left(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    """Its first jobs are written before the bad one is made."""
+    buffer = io.BytesIO()
+    Picture.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    files = {"file": ("red.png", buffer.getvalue(), "image/png")}
+    images = [api.http.post("/v1/uploads", files=files).json()["id"]] * 300
+    images.append("img_01jd4zk3v8e0x9m5q7r2t6w8ya")
+    lines = [
+        {**GOOD, "custom_id": "first", "matrix": {"seed": list(range(300))}},
+        {**GOOD, "custom_id": "bad", "session_id": "never", "matrix": {"width": [*[64] * 700, 65]}},
+        {**GOOD, "custom_id": "lost", "strength": 1.0, "matrix": {"init_image": images}},
+        {**GOOD, "custom_id": "bad", "seed": 7},
+    ]
+    answer = post_file(api.http, jsonl(lines), defaults={**SIM, "steps": 1}, on_error="skip")
+    assert answer.status_code == 202, answer.text
+    batch = answer.json()
+    assert (batch["lines"], batch["invalid_lines"], batch["counts"]["total"]) == (4, 2, 301)
+    model = api.http.get("/v1/models").json()["data"]
+    [side] = [m["default_width"] * m["default_height"] for m in model if m["name"] == "sim"]
+    assert batch["cost"] == 301 * side
+    jobs = jobs_of(database, batch)
+    assert [job.custom_id for job in jobs] == [*(f"first-{n + 1}" for n in range(300)), "bad"]
+    assert [job.seeds for job in jobs] == [*([n] for n in range(300)), [7]]
+    report = lines_of(api.http.get(f"/v1/batches/{batch['id']}/errors"))
+    assert [(f["line"], f["code"]) for f in report] == [
+        (2, "multiple_of"),
+        (3, "init_image_not_found"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [

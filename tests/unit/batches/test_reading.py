@@ -10,7 +10,14 @@ from typing import Any, BinaryIO, cast
 import pytest
 
 from api.batches.errors import FileRefused
-from api.batches.reading import MAX_BYTES, MAX_LINE_BYTES, FileFormat, read_file, read_list
+from api.batches.reading import (
+    MAX_BYTES,
+    MAX_LINE_BYTES,
+    MAX_RAW_LINES,
+    FileFormat,
+    read_file,
+    read_list,
+)
 
 Read = tuple[int, dict[str, Any] | str | None]
 
@@ -110,6 +117,14 @@ def test_a_gzip_bomb_without_line_ends_takes_no_memory() -> None:
     tracemalloc.stop()
     assert found == [(1, "line_too_long")]
     assert peak < 8 * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_blank_lines_without_end_are_refused(form: FileFormat) -> None:
+    """98 kB of gzip took a thread 68 seconds."""
+    bomb = gzip.compress(b"prompt\n" + b"\n" * MAX_RAW_LINES, 1)
+    assert refusal(bomb, form) == ("too_many_lines", MAX_RAW_LINES + 1)
+    assert len(read(b"prompt\n" + b"\n" * 1000 + b"a\n", "csv")) == 1
 
 
 @pytest.mark.parametrize("damage", [slice(None, -6), slice(None, 15)])
