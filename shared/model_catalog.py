@@ -38,6 +38,9 @@ class ModelSpec(BaseModel):
     default_height: Side = 512
     max_width: Side = 1024
     max_height: Side = 1024
+    size_multiple: Annotated[int, Field(ge=8, le=256, multiple_of=8)] = 16
+    """Pixels; sides that follow an initial image are multiples of it. 16 suits every family that
+    diffusers has; clients may ask for any size that the model takes."""
     default_steps: Annotated[int, Field(ge=1, le=500)] = 25
     max_steps: Annotated[int, Field(ge=1, le=500)] = 150
     default_guidance_scale: Annotated[float, Field(ge=0, le=50)] = 7.5

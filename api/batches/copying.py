@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from uuid import UUID
 
 from api.batches.lines import PlannedJob
+from api.jobs.planning import Plan
 from shared.queue.names import BULK
 
 _NULL = "\\N"
@@ -55,9 +56,8 @@ class RowWriter:
         self._end = f"queued\t{max_attempts}\n"
         self._now = now
 
-    def write(self, job: PlannedJob, init_image: Mapping[str, Any] | None) -> None:
-        """One job. `init_image` is the column of that name."""
-        plan = job.plan
+    def write(self, job: PlannedJob, plan: Plan, init_image: Mapping[str, Any] | None) -> None:
+        """One job as planned in the end. `init_image` is the column of that name."""
         row = "\t".join(
             (
                 self._ids.next_hex(),
@@ -76,6 +76,7 @@ class RowWriter:
                 f"{plan.width}\t{plan.height}\t{plan.steps}\t{plan.guidance_scale}",
                 plan.scheduler,
                 _NULL if plan.strength is None else repr(plan.strength),
+                plan.resize_mode or _NULL,
                 _NULL if init_image is None else _escape(json.dumps(init_image)),
                 plan.output_format,
                 "t" if plan.previews else "f",

@@ -22,8 +22,8 @@ _TEMPLATE_FIELDS = ("prompt", "negative_prompt")
 _EXPANDABLE = frozenset(
     {
         *("prompt", "negative_prompt", "num_images", "seed", "seeds", "width", "height", "steps"),
-        *("guidance_scale", "scheduler", "model", "init_image", "strength", "output_format"),
-        *("session_id", "metadata"),
+        *("guidance_scale", "scheduler", "model", "init_image", "strength", "resize_mode"),
+        *("output_format", "session_id", "metadata"),
     }
 )
 _MAX_DEPTH = 8

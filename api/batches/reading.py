@@ -32,7 +32,7 @@ _JSON = frozenset({"seeds", "metadata", "matrix", "zip", "previews"})
 _TEXTS = frozenset(
     {
         *("custom_id", "prompt", "negative_prompt", "scheduler", "model", "session_id"),
-        *("init_image", "output_format"),
+        *("init_image", "resize_mode", "output_format"),
     }
 )
 _METADATA = "metadata."

@@ -19,6 +19,7 @@ from api.batches.lines import LineChecker, PlannedJob
 from api.batches.reading import MAX_LINES, Line
 from api.batches.report import Report
 from api.deps import Resources
+from api.jobs.init_images import InitImage
 from api.jobs.planning import Plan
 from api.principal import Principal
 from api.problems import FieldError
@@ -31,8 +32,8 @@ _AT_ONCE = 250
 _IN_MEMORY = 1024 * 1024
 """Bytes of rows that stay in memory; a larger batch goes to disk."""
 
-StartImages = Mapping[str, dict[str, str] | None]
-"""`init_image` reference -> the column of a job's row; None: it is not this tenant's."""
+StartImages = Mapping[str, InitImage | None]
+"""`init_image` reference -> the picture; None: it is not this tenant's."""
 
 
 @dataclass
@@ -126,7 +127,7 @@ async def validate(
         max_attempts=resources.settings.max_attempts,
         now=now,
     )
-    images: dict[str, dict[str, str] | None] = {}
+    images: dict[str, InitImage | None] = {}
     try:
         while not reader.is_at_end and not found.is_refused:
             parts = await asyncio.to_thread(reader.read_some)
@@ -247,26 +248,30 @@ def _write_some(
             line.refuse(found, missing.custom_id, (error,))
             continue
         for job in part.jobs:
-            writer.write(job, images[job.init_image] if job.init_image else None)
-            line.totals.add(job.plan)
+            start = images[job.init_image] if job.init_image else None
+            plan = job.plan if start is None else job.plan.starting_from(start.size)
+            writer.write(job, plan, None if start is None else start.column())
+            line.totals.add(plan)
         if part.is_last:
             found.merge(line.totals)
 
 
 async def _find_images(
     resources: Resources, principal: Principal, references: set[str]
-) -> dict[str, dict[str, str] | None]:
+) -> dict[str, InitImage | None]:
     """The pictures behind `upl_…` and `img_…` references, as far as they are this tenant's."""
-    found: dict[str, dict[str, str] | None] = dict.fromkeys(references)
+    found: dict[str, InitImage | None] = dict.fromkeys(references)
     if not references:
         return found
     async with resources.tenant_transaction(principal) as session:
         for prefix, table in (("upl", Upload), ("img", Image)):
             ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
             statement = statements.list_start_images(principal.tenant_id, ids, table)
-            for row_id, s3_key, sha256 in (await session.execute(statement)).all() if ids else ():
+            for row_id, s3_key, sha256, *size in (
+                (await session.execute(statement)).all() if ids else ()
+            ):
                 ref = to_wire("upl" if prefix == "upl" else "img", row_id)
-                found[ref] = {"ref": ref, "s3_key": s3_key, "sha256": sha256}
+                found[ref] = InitImage(ref, s3_key, sha256, (size[0], size[1]))
     return found
 
 

@@ -41,7 +41,7 @@ class _ReceiptFields(BaseModel):
 
 _SETTINGS = (
     *("prompt", "negative_prompt", "seed", "width", "height", "steps", "guidance_scale"),
-    *("strength", "output_format"),
+    *("strength", "resize_mode", "output_format"),
 )
 """What a receipt and a job's body have under one name."""
 
@@ -141,4 +141,7 @@ def _job_body(
     }
     if init_image is None:
         del body["strength"]
+        del body["resize_mode"]
+    elif body["resize_mode"] is None:
+        body["resize_mode"] = "stretch"  # As before receipts said it.
     return {name: value for name, value in body.items() if value is not None}

@@ -103,6 +103,8 @@ def _columns(
         "guidance_scale": receipt["guidance_scale"],
         "scheduler": scheduler,
         "strength": receipt["strength"],
+        # Receipts of older releases do not say: their initial images were stretched.
+        "resize_mode": receipt.get("resize_mode"),
         "init_image": source.init_image,
         "output_format": receipt["output_format"],
         "rows": receipt["rows"],

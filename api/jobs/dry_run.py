@@ -11,10 +11,18 @@ from api.usage.admission import Work, check_kind
 from api.webhooks.targets import job_webhook
 
 
+_SIZE_UNKNOWN = JobWarning(
+    code="size_unknown",
+    message="The size follows the initial image, which a dry run does not fetch; what is said here "
+    "is for the model's default size.",
+)
+
+
 async def dry_run(resources: Resources, principal: Principal, asked: JobSubmission) -> JobDryRun:
     """The submission with every choice made, its cost and its ETA.
 
-    What is behind a `data:` or https initial image is not looked at, and quotas that are freed as
+    What is behind an https initial image is not looked at, nor behind a `data:` URL where both
+    sides are given, and quotas that are freed as
     jobs end are not asked: they may be otherwise a moment later.
 
     Raises:
@@ -23,7 +31,11 @@ async def dry_run(resources: Resources, principal: Principal, asked: JobSubmissi
     families = await resources.roster.families()
     plan = plan_job(asked, resources.catalog, resources.settings, families)
     job_webhook(asked.webhook, resources.settings)
-    await check_init_image(resources, principal, asked.init_image)
+    size = await check_init_image(
+        resources, principal, asked.init_image, needs_size=plan.open_size is not None
+    )
+    if size is not None:
+        plan = plan.starting_from(size)
     check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
     estimate = await resources.estimates.of_new(work_of_plan(plan))
     is_drawn = asked.seed is None and asked.seeds is None
@@ -37,9 +49,13 @@ async def dry_run(resources: Resources, principal: Principal, asked: JobSubmissi
         guidance_scale=plan.guidance_scale,
         scheduler=plan.scheduler,
         strength=plan.strength,
+        resize_mode=plan.resize_mode,
         num_images=len(plan.seeds),
         seeds=None if is_drawn else plan.seeds,
         cost=plan.cost,
         eta=present_eta(estimate),
-        warnings=[JobWarning(**warning) for warning in await plan_warnings(resources, plan)],
+        warnings=[
+            *(JobWarning(**warning) for warning in await plan_warnings(resources, plan)),
+            *([_SIZE_UNKNOWN] if plan.open_size is not None else []),
+        ],
     )

@@ -12,7 +12,7 @@ from api.problems import FieldError, Problem
 from api.uploads.intake import clean_image, store_upload
 from shared.gallery import statements as gallery
 from shared.ids import MalformedId, from_wire, to_wire
-from shared.images import ImageRefused, parse_data_url
+from shared.images import CleanImage, ImageRefused, parse_data_url
 
 POINTER = "/init_image"
 
@@ -24,6 +24,8 @@ class InitImage:
     ref: str
     s3_key: str
     sha256: str
+    size: tuple[int, int]
+    """(width, height) in pixels."""
     new_upload: dict[str, Any] | None = None
     """The row to insert with the job, for a picture that came inside the request."""
 
@@ -57,16 +59,24 @@ async def resolve_init_image(
 
 
 async def check_init_image(
-    resources: Resources, principal: Principal, reference: str | None
-) -> None:
-    """The same for a dry run, which neither fetches nor decodes what a URL holds.
+    resources: Resources, principal: Principal, reference: str | None, *, needs_size: bool
+) -> tuple[int, int] | None:
+    """Its (width, height) for a dry run, which stores nothing and fetches nothing.
+
+    None without one, for an https URL, and for a `data:` URL whose size does not matter.
 
     Raises:
         Problem: 404 and 422 as above.
     """
-    if reference is None or reference.lower().startswith(("data:", "https://", "http://")):
-        return
-    await resolve_init_image(resources, principal, reference)
+    if reference is None or reference[:8].lower().startswith(("https://", "http://")):
+        return None
+    if reference[:5].lower() == "data:":
+        if not needs_size:
+            return None
+        clean = await _clean(resources, _from_data_url(resources, reference))
+        return clean.width, clean.height
+    found = await resolve_init_image(resources, principal, reference)
+    return found.size if found is not None else None
 
 
 async def _look_up(resources: Resources, principal: Principal, reference: str) -> InitImage | None:
@@ -83,11 +93,12 @@ async def _look_up(resources: Resources, principal: Principal, reference: str) -
         if prefix == "upl":
             upload = gallery.get_upload(principal.tenant_id, row_id)
             if (row := (await session.scalars(upload)).one_or_none()) is not None:
-                return InitImage(reference, row.s3_key, row.sha256)
+                return InitImage(reference, row.s3_key, row.sha256, (row.width, row.height))
             return None
         image = gallery.get_image(principal.tenant_id, row_id)
         if (picture := (await session.scalars(image)).one_or_none()) is not None:
-            return InitImage(reference, picture.s3_key, picture.sha256)
+            size = picture.width, picture.height
+            return InitImage(reference, picture.s3_key, picture.sha256, size)
         return None
 
 
@@ -99,11 +110,19 @@ async def _store_picture(
     resources: Resources, principal: Principal, reading: Awaitable[bytes]
 ) -> InitImage:
     """A picture that came with the request becomes an upload, to be inserted with the job."""
-    try:
-        clean = await clean_image(resources, await reading)
-    except (ImageRefused, FetchFailed) as refusal:
-        raise Problem.invalid(POINTER, refusal.code, str(refusal)) from None
+    clean = await _clean(resources, reading)
     upload = await store_upload(resources, principal, clean)
     return InitImage(
-        to_wire("upl", upload["id"]), upload["s3_key"], upload["sha256"], new_upload=upload
+        to_wire("upl", upload["id"]),
+        upload["s3_key"],
+        upload["sha256"],
+        (clean.width, clean.height),
+        new_upload=upload,
     )
+
+
+async def _clean(resources: Resources, reading: Awaitable[bytes]) -> CleanImage:
+    try:
+        return await clean_image(resources, await reading)
+    except (ImageRefused, FetchFailed) as refusal:
+        raise Problem.invalid(POINTER, refusal.code, str(refusal)) from None

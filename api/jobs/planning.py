@@ -2,10 +2,11 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from api.jobs.schemas import MAX_SEED, JobSubmission
+from api.jobs.schemas import MAX_SEED, JobSubmission, ResizeMode
+from api.jobs.sizing import OpenSize
 from api.problems import FieldError, Problem
 from shared.model_catalog import ModelCatalog, ModelSpec
 from shared.schedulers import SCHEDULERS, may_stretch, steps_to_run
@@ -18,7 +19,10 @@ DEFAULT_STRENGTH = 0.8
 
 @dataclass(frozen=True)
 class Plan:
-    """A submission with every choice made; the same for one job and for a line of a batch."""
+    """A submission with every choice made; the same for one job and for a line of a batch.
+
+    One choice may be left: a size that the initial image decides (`starting_from`).
+    """
 
     kind: str
     model: str
@@ -33,10 +37,20 @@ class Plan:
     guidance_scale: float
     scheduler: str
     strength: float | None
+    resize_mode: ResizeMode | None
     output_format: str
     session_id: str
     metadata: dict[str, str]
     previews: bool
+    open_size: OpenSize | None = None
+    """Until it is decided, `width` and `height` are the model's defaults."""
+
+    def starting_from(self, size: tuple[int, int]) -> "Plan":
+        """The plan for an initial image of this (width, height) in pixels."""
+        if self.open_size is None:
+            return self
+        width, height = self.open_size.for_image(*size)
+        return replace(self, width=width, height=height, open_size=None)
 
     @property
     def cost(self) -> int:
@@ -57,6 +71,7 @@ class Plan:
             "guidance_scale": self.guidance_scale,
             "scheduler": self.scheduler,
             "strength": self.strength,
+            "resize_mode": self.resize_mode,
             "output_format": self.output_format,
             "session_id": self.session_id,
             "job_metadata": self.metadata,
@@ -102,15 +117,22 @@ def plan_job(
         guidance_scale=_or(asked.guidance_scale, spec.default_guidance_scale),
         scheduler=scheduler,
         strength=strength,
+        resize_mode=(asked.resize_mode or "fill") if is_img2img else None,
         output_format=asked.output_format,
         session_id=asked.session_id,
         metadata=dict(asked.metadata),
         previews=asked.previews,
+        open_size=_open_size(asked, spec),
     )
     errors = _broken_limits(plan, spec, settings.max_images_per_job, asked)
     if errors:
         raise Problem("validation_failed", errors[0].message, errors=errors)
     return plan
+
+
+def _open_size(asked: JobSubmission, spec: ModelSpec) -> OpenSize | None:
+    is_open = asked.init_image is not None and None in (asked.width, asked.height)
+    return OpenSize(spec, asked.width, asked.height) if is_open else None
 
 
 def _or(value: T | None, default: T) -> T:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from typing import cast
 
 from api.jobs.estimates import work_of_job
 from api.jobs.schemas import (
@@ -17,6 +18,7 @@ from api.jobs.schemas import (
     JobMetrics,
     JobWarning,
     Progress,
+    ResizeMode,
 )
 from shared.gallery.models import Image
 from shared.ids import to_wire
@@ -58,6 +60,7 @@ def present_job(
         scheduler=job.scheduler,
         strength=job.strength,
         init_image=job.init_image["ref"] if job.init_image else None,
+        resize_mode=_resize_mode(job),
         output_format=job.output_format,
         seeds=job.seeds,
         images=[present_image(image, storage) for image in images],
@@ -118,6 +121,12 @@ def _coarse(eta: Eta | None) -> tuple[int, int] | None:
     left = eta.p50.timestamp() - time.time()
     step = 1 << max(0, math.ceil(math.log2(max(left / 4, 1))))
     return step, int(eta.p50.timestamp() // step)
+
+
+def _resize_mode(job: rows.Job) -> ResizeMode | None:
+    if job.kind != "img2img":
+        return None
+    return cast("ResizeMode | None", job.resize_mode) or "stretch"
 
 
 def _final_progress(job: rows.Job) -> Progress | None:

@@ -17,6 +17,10 @@ _MAX_INIT_IMAGE = 15_000_000
 """Characters; the limit in bytes is checked when the data: URL is decoded."""
 _ALLOWED_CONTROLS = frozenset("\t\n\r")
 _WEEK = 7 * 24 * 3600
+_DEFAULT_SIZE = (
+    "default of the model, or, with an initial image, what keeps its shape: beside the other side "
+    "if that is given, else with about as many pixels as the model's default."
+)
 
 
 def _has_controls(text: str) -> bool:
@@ -66,6 +70,7 @@ MetadataKey = Annotated[
 MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_printable_or_space)]
 SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Seconds = Annotated[float, Field(gt=0, le=_WEEK)]
+ResizeMode = Literal["fill", "fit", "stretch"]
 REPRODUCES = "reproduces"
 """The metadata key of a job that makes an image again; its value is the image's id."""
 
@@ -88,8 +93,8 @@ class JobSubmission(RequestModel):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=64)] | None = Field(
         default=None, description="One seed for each image, instead of `seed`."
     )
-    width: Side | None = Field(default=None, description="Pixels; default of the model.")
-    height: Side | None = Field(default=None, description="Pixels; default of the model.")
+    width: Side | None = Field(default=None, description=f"Pixels; {_DEFAULT_SIZE}")
+    height: Side | None = Field(default=None, description=f"Pixels; {_DEFAULT_SIZE}")
     steps: Annotated[int, Field(ge=1, le=500)] | None = Field(
         default=None, description="Denoising steps; default and limit of the model."
     )
@@ -111,6 +116,11 @@ class JobSubmission(RequestModel):
     )
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="img2img only: how far to leave the initial image. Default 0.8."
+    )
+    resize_mode: ResizeMode | None = Field(
+        default=None,
+        description="img2img only, where the initial image has another shape than the job. fill: "
+        "crop what is too much (default); fit: show all of it, its edges continued; stretch.",
     )
     output_format: Literal["png", "webp", "jpeg"] = "png"
     """File format of the images. PNG and WebP are lossless, JPEG is not."""
@@ -135,6 +145,10 @@ class JobSubmission(RequestModel):
         if self.strength is not None and self.init_image is None:
             raise RuleBroken(
                 "strength_without_init_image", "strength needs an init_image.", "/strength"
+            )
+        if self.resize_mode is not None and self.init_image is None:
+            raise RuleBroken(
+                "resize_mode_without_init_image", "resize_mode needs an init_image.", "/resize_mode"
             )
         if self.seeds is not None and self.num_images not in (None, len(self.seeds)):
             raise RuleBroken("seeds_length", "seeds must have num_images entries.", "/seeds")
@@ -290,6 +304,8 @@ class Job(AnswerModel):
     """How far to leave the initial image, above 0 to 1. Null for txt2img."""
     init_image: str | None
     """The initial image, `upl_…` or `img_…`. Null for txt2img."""
+    resize_mode: ResizeMode | None
+    """How the initial image gets the job's size. Null for txt2img."""
     output_format: str
     """File format of the images: `png`, `webp` or `jpeg`."""
     seeds: list[int]
@@ -347,6 +363,8 @@ class JobDryRun(AnswerModel):
     """Name of the scheduler."""
     strength: float | None
     """How far to leave the initial image, above 0 to 1. Null for txt2img."""
+    resize_mode: ResizeMode | None
+    """How the initial image would get the job's size. Null for txt2img."""
     num_images: int
     """Images it would make."""
     seeds: list[int] | None = Field(description="Null: they would be drawn at the submission.")

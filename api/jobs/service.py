@@ -73,6 +73,8 @@ async def submit(
         if replay is not None:
             return replay
     init_image = await resolve_init_image(resources, principal, asked.init_image)
+    if init_image is not None:
+        plan = plan.starting_from(init_image.size)
     warnings = await plan_warnings(resources, plan)
     work = work_of_plan(plan)
     estimate = await resources.estimates.of_new(work)

@@ -41,7 +41,15 @@ RATE_WINDOW = timedelta(seconds=60)
 COPIED_COLUMNS = (
     *("id", "tenant_id", "api_key_id", "session_id", "batch_id", "custom_id", "line"),
     *("kind", "model", "lane", "prompt", "negative_prompt", "seeds", "width", "height", "steps"),
-    *("guidance_scale", "scheduler", "strength", "init_image", "output_format", "previews"),
+    *(
+        "guidance_scale",
+        "scheduler",
+        "strength",
+        "resize_mode",
+        "init_image",
+        "output_format",
+        "previews",
+    ),
     *("metadata", "cost", "start_deadline", "finish_deadline", "webhook", "state"),
     "max_attempts",
 )
@@ -224,9 +232,9 @@ def list_finished(
 
 def list_start_images(
     tenant_id: UUID, ids: Iterable[UUID], table: type[Upload] | type[Image]
-) -> Select[UUID, str, str]:
-    """(id, S3 key, SHA-256) of those ids that are this tenant's pictures: where img2img starts."""
-    return select(table.id, table.s3_key, table.sha256).where(
+) -> Select[UUID, str, str, int, int]:
+    """(id, S3 key, SHA-256, width, height) of those ids that are this tenant's pictures: where img2img starts."""
+    return select(table.id, table.s3_key, table.sha256, table.width, table.height).where(
         table.tenant_id == tenant_id, table.id.in_(ids)
     )
 

@@ -119,6 +119,9 @@ class Job(Base):
     guidance_scale: Mapped[float]
     scheduler: Mapped[str] = mapped_column(Text)
     strength: Mapped[float | None]
+    resize_mode: Mapped[str | None] = mapped_column(Text)
+    """``fill``, ``fit`` or ``stretch``: how the initial image gets the job's size. Null without
+    one, and in rows from before the choice, whose images were stretched."""
     init_image: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     """``{"ref": wire id, "s3_key": …, "sha256": …}`` of the picture that img2img starts from."""
     output_format: Mapped[str] = mapped_column(Text)

@@ -31,6 +31,7 @@ def make_receipt(job: Job, index: int, facts: RunFacts) -> dict[str, Any]:
         "steps": job.steps,
         "guidance_scale": job.guidance_scale,
         "strength": job.strength,
+        "resize_mode": job.resize_mode,
         "init_image_sha256": job.init_image["sha256"] if job.init_image else None,
         "output_format": job.output_format,
         "scheduler": {

@@ -51,6 +51,12 @@ BAD_FIELDS = {
     "strength without init_image": Bad(
         {"strength": 0.5}, "/strength", "strength_without_init_image"
     ),
+    "resize mode without init_image": Bad(
+        {"resize_mode": "fit"}, "/resize_mode", "resize_mode_without_init_image"
+    ),
+    "unknown resize mode": Bad(
+        {"resize_mode": "zoom", "init_image": data_url(PNG)}, "/resize_mode", "literal_error"
+    ),
     "strength 0": Bad({"strength": 0, "init_image": "x"}, "/strength", "greater_than"),
     "strength so low that no step is left": Bad(
         {"strength": 0.01, "init_image": data_url(PNG)}, "/strength", "strength_too_low"

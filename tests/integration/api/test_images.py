@@ -201,6 +201,44 @@ def test_inspect_of_image_to_image_finds_the_start(
     assert unknown["notes"]
 
 
+@pytest.mark.parametrize("mode", ["fill", "fit", "stretch"])
+def test_the_resize_mode_is_on_record_and_made_again(
+    http: httpx2.Client, job: dict[str, Any], database: Ledger, mode: str
+) -> None:
+    fields = {"init_image": job["images"][0]["id"], "width": 128, "height": 64}
+    body = {"prompt": "b", "model": "sim", "seed": 3, **fields}
+    made = {
+        each: http.post(
+            "/v1/jobs", json={**body, "resize_mode": each}, headers={"Prefer": "wait=60"}
+        ).json()
+        for each in ("fill", "fit", "stretch")
+    }
+    assert len({each["images"][0]["sha256"] for each in made.values()}) == 3
+    image = image_path(made[mode])
+    assert http.get(f"{image}/receipt").json()["resize_mode"] == mode
+    result = http.post(f"{image}/reproduce").json()
+    assert (result["verdict"], result["job"]["resize_mode"]) == ("identical", mode)
+    files = {"file": ("a.png", read(http, made[mode]))}
+    found = http.post("/v1/images/inspect", files=files).json()
+    assert found["job"]["resize_mode"] == mode
+
+
+def test_a_receipt_without_a_resize_mode_means_stretch(
+    http: httpx2.Client, job: dict[str, Any], database: Ledger
+) -> None:
+    fields = {"init_image": job["images"][0]["id"], "width": 128, "height": 64, "seed": 3}
+    body = {"prompt": "b", "model": "sim", "resize_mode": "stretch", **fields}
+    made = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).json()
+    with database.begin() as session:
+        row = session.get_one(Image, from_wire("img", made["images"][0]["id"]))
+        row.receipt = {name: it for name, it in row.receipt.items() if name != "resize_mode"}
+        old = json.dumps(row.receipt)
+    result = http.post(f"{image_path(made)}/reproduce").json()
+    assert (result["verdict"], result["job"]["resize_mode"]) == ("identical", "stretch")
+    found = http.post("/v1/images/inspect", files=with_receipt(old)).json()
+    assert found["job"]["resize_mode"] == "stretch"
+
+
 def with_receipt(text: str) -> dict[str, tuple[str, bytes]]:
     """A PNG that says so of itself."""
     chunks = PngInfo()

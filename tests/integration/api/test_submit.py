@@ -19,13 +19,23 @@ from shared.storage import Storage
 from tests.integration.api.conftest import MODEL
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url
 from tests.processes import ApiProcess
+from tests.unit.images.hostile import encode, picture
 
 Submit = Callable[..., dict[str, Any]]
 
 EVERY_FIELD = {
     *("id", "kind", "state", "sequence", "model", "session_id", "batch_id", "prompt"),
     *("negative_prompt", "width", "height", "steps", "guidance_scale", "scheduler", "strength"),
-    *("init_image", "output_format", "seeds", "images", "progress", "queue_position", "eta"),
+    *(
+        "init_image",
+        "resize_mode",
+        "output_format",
+        "seeds",
+        "images",
+        "progress",
+        "queue_position",
+        "eta",
+    ),
     *("cancel_requested", "attempts", "error", "warnings", "metrics", "metadata", "created_at"),
     *("started_at", "finished_at", "links"),
 }
@@ -136,8 +146,55 @@ def test_an_upload_starts_image_to_image(
 def test_the_cost_of_image_to_image_counts_the_steps_that_run(
     submit: Submit, row_of: Callable[[str], Job], asked: dict[str, Any], run: int
 ) -> None:
-    job = submit(init_image=data_url(PNG), num_images=2, **asked)
+    job = submit(init_image=data_url(PNG), width=128, height=64, num_images=2, **asked)
     assert row_of(job["id"]).cost == 128 * 64 * run * 2
+
+
+WIDE = encode(picture(size=(256, 128)), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({}, (128, 64)),
+        ({"init_image": data_url(PNG)}, (96, 96)),
+        ({"width": 192}, (192, 96)),
+        ({"height": 128}, (256, 128)),
+        ({"height": 192}, (256, 192)),
+        ({"width": 64, "height": 64, "resize_mode": "fit"}, (64, 64)),
+    ],
+)
+def test_an_initial_image_keeps_its_shape_unless_a_size_is_given(
+    http: httpx2.Client, submit: Submit, asked: dict[str, Any], size: tuple[int, int]
+) -> None:
+    fields = {"init_image": data_url(WIDE), **asked}
+    job = submit(**fields)
+    assert (job["width"], job["height"]) == size
+    assert job["resize_mode"] == asked.get("resize_mode", "fill")
+    body = {"prompt": "a", **fields}
+    found = http.post("/v1/jobs", params={"dry_run": 1}, json=body).json()
+    assert (found["width"], found["height"], found["resize_mode"]) == (*size, job["resize_mode"])
+    assert found["cost"] == size[0] * size[1] * 6
+    assert "size_unknown" not in {warning["code"] for warning in found["warnings"]}
+
+
+def test_an_upload_keeps_its_shape_too(http: httpx2.Client, submit: Submit) -> None:
+    upload = http.post("/v1/uploads", files={"file": ("a.png", WIDE)}).json()["id"]
+    for body in ({"init_image": upload}, {"init_image": upload, "width": 128}):
+        assert (submit(**body)["width"], submit(**body)["height"]) == (128, 64)
+
+
+def test_a_dry_run_says_that_a_url_decides_the_size(http: httpx2.Client) -> None:
+    body = {"prompt": "a", "init_image": "https://example.com/a.png"}
+    found = http.post("/v1/jobs", params={"dry_run": 1}, json=body).json()
+    assert "size_unknown" in {warning["code"] for warning in found["warnings"]}
+    body |= {"width": 64, "height": 64}
+    found = http.post("/v1/jobs", params={"dry_run": 1}, json=body).json()
+    assert "size_unknown" not in {warning["code"] for warning in found["warnings"]}
+
+
+def test_text_to_image_has_no_resize_mode(submit: Submit) -> None:
+    assert submit()["resize_mode"] is None
 
 
 def test_a_data_url_is_kept_as_an_upload(

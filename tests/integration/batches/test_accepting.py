@@ -212,6 +212,34 @@ def test_a_picture_of_another_tenant_is_no_starting_point(
     assert answer.json()["errors"][0]["code"] == "init_image_not_found"
 
 
+def test_initial_images_keep_their_shape_in_every_kind_of_file(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    buffer = io.BytesIO()
+    Picture.new("RGB", (256, 128), "red").save(buffer, "PNG")
+    files = {"file": ("red.png", buffer.getvalue(), "image/png")}
+    wide = api.http.post("/v1/uploads", files=files).json()["id"]
+    line = {"prompt": "a {red|blue} hat", "init_image": wide, "strength": 0.5}
+    matrix = {**line, "prompt": "a", "matrix": {"resize_mode": ["fit", "stretch"], "width": [128]}}
+    table = f"prompt,init_image,width,height,resize_mode\na,{wide},,,\nb,{wide},64,64,fit\n"
+    batches = [
+        make(api, [line, matrix]),
+        post_file(api.http, jsonl([line, matrix]), defaults={**SIM, "steps": 2}).json(),
+        post_file(api.http, table.encode(), "a.csv", defaults={**SIM, "steps": 2}).json(),
+    ]
+    made = [
+        [(job.width, job.height, job.resize_mode) for job in jobs_of(database, batch)]
+        for batch in batches
+    ]
+    follows = made[2][0]
+    assert follows[0] == 2 * follows[1]
+    assert made[0] == made[1] == [follows, follows, (128, 64, "fit"), (128, 64, "stretch")]
+    assert made[2] == [follows, (64, 64, "fit")]
+    assert all(
+        batch["cost"] == sum(job.cost for job in jobs_of(database, batch)) for batch in batches
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "name", "code"),
     [
