@@ -1,5 +1,6 @@
 """Jobs: submit, wait, follow, steer."""
 
+import base64
 import time
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from darkroom.resuming import EventReader
 from darkroom.types.events import JobEvent
 from darkroom.types.images import Deleted, Image, Upload
 from darkroom.types.jobs import Job, JobDryRun, StreamTicket
-from darkroom.types.requests import InitImage, JobOptions
+from darkroom.types.requests import FileSource, InitImage, JobOptions
 
 if TYPE_CHECKING:
     from darkroom.wire import Identified
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _HOLD_SECONDS = 30
 """For which one answer is held while waiting; then it is asked again."""
 _NOT_SENT = "data:image/png;base64,"
-"""Stands for a file where only its presence matters."""
+"""Stands, without any bytes, for a file where only its presence matters."""
 
 
 class AsyncJobs:
@@ -79,7 +80,7 @@ class AsyncJobs:
     async def dry_run(self, prompt: str, **options: Unpack[JobOptions]) -> JobDryRun:
         """Check a submission, and say its cost and when it would be done; submits nothing.
 
-        An initial image is not looked at, so a file is not sent.
+        A file as the initial image is sent only where the size follows it; nothing of it is kept.
 
         Raises:
             ValidationFailed: `errors` says which field breaks which rule.
@@ -90,7 +91,8 @@ class AsyncJobs:
         if isinstance(given, Image | Upload):
             fields["init_image"] = given.id
         elif given is not None and not isinstance(given, str):
-            fields["init_image"] = _NOT_SENT
+            is_sized = options.get("width") is not None and options.get("height") is not None
+            fields["init_image"] = _NOT_SENT if is_sized else await _data_url(given)
         query = wire.query({"dry_run": True})
         asked = Request("POST", "/v1/jobs", query, json=wire.body(fields), repeatable=True)
         return decode(JobDryRun, await self._transport.json(asked))
@@ -253,6 +255,12 @@ class AsyncJobs:
     def _patience(self, deadline: float | None) -> float:
         longest = self._transport.configuration.patience
         return longest if deadline is None else min(longest, max(0, deadline - time.monotonic()))
+
+
+async def _data_url(file: FileSource) -> str:
+    _, data = await in_thread(wire.read_file, file)
+    # The service looks at the bytes, not at the type that is said here.
+    return _NOT_SENT + base64.b64encode(data).decode("ascii")
 
 
 def _path(job: "str | Identified") -> str:

@@ -1,6 +1,7 @@
 # Generated from darkroom/_async by client/make_sync.py (`make client`). Do not edit.
 """Jobs: submit, wait, follow, steer."""
 
+import base64
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from darkroom.resuming import EventReader
 from darkroom.types.events import JobEvent
 from darkroom.types.images import Deleted, Image, Upload
 from darkroom.types.jobs import Job, JobDryRun, StreamTicket
-from darkroom.types.requests import InitImage, JobOptions
+from darkroom.types.requests import FileSource, InitImage, JobOptions
 
 if TYPE_CHECKING:
     from darkroom.wire import Identified
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _HOLD_SECONDS = 30
 """For which one answer is held while waiting; then it is asked again."""
 _NOT_SENT = "data:image/png;base64,"
-"""Stands for a file where only its presence matters."""
+"""Stands, without any bytes, for a file where only its presence matters."""
 
 
 class Jobs:
@@ -78,7 +79,7 @@ class Jobs:
     def dry_run(self, prompt: str, **options: Unpack[JobOptions]) -> JobDryRun:
         """Check a submission, and say its cost and when it would be done; submits nothing.
 
-        An initial image is not looked at, so a file is not sent.
+        A file as the initial image is sent only where the size follows it; nothing of it is kept.
 
         Raises:
             ValidationFailed: `errors` says which field breaks which rule.
@@ -89,7 +90,8 @@ class Jobs:
         if isinstance(given, Image | Upload):
             fields["init_image"] = given.id
         elif given is not None and not isinstance(given, str):
-            fields["init_image"] = _NOT_SENT
+            is_sized = options.get("width") is not None and options.get("height") is not None
+            fields["init_image"] = _NOT_SENT if is_sized else _data_url(given)
         query = wire.query({"dry_run": True})
         asked = Request("POST", "/v1/jobs", query, json=wire.body(fields), repeatable=True)
         return decode(JobDryRun, self._transport.json(asked))
@@ -250,6 +252,12 @@ class Jobs:
     def _patience(self, deadline: float | None) -> float:
         longest = self._transport.configuration.patience
         return longest if deadline is None else min(longest, max(0, deadline - time.monotonic()))
+
+
+def _data_url(file: FileSource) -> str:
+    _, data = in_thread(wire.read_file, file)
+    # The service looks at the bytes, not at the type that is said here.
+    return _NOT_SENT + base64.b64encode(data).decode("ascii")
 
 
 def _path(job: "str | Identified") -> str:

@@ -54,6 +54,13 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="With --init: how far to leave it, up to 1.")
     ] = None,
+    resize: Annotated[
+        Literal["fill", "fit", "stretch"] | None,
+        typer.Option(
+            help="With --init of another shape than --width and --height: crop it (fill, the "
+            "default), show all of it, or stretch it. Without a size the picture gets its shape."
+        ),
+    ] = None,
     session: Session = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Kept with it. Repeatable.")
@@ -88,6 +95,7 @@ def generate(
         model=model,
         init_image=_initial(init) if init else None,
         strength=strength,
+        resize_mode=resize,
         session_id=session,
         metadata=pairs(metadata) if metadata else None,
         output_format=format_name,
@@ -128,6 +136,7 @@ def _show_dry_run(cli: Cli, found: "JobDryRun") -> None:
             ("guidance", f"{found.guidance_scale:g}"),
             ("scheduler", found.scheduler),
             ("strength", found.strength),
+            ("resize", found.resize_mode),
             ("pictures", found.num_images),
             ("pixel-steps", found.cost),
             ("done", f"probably {ago(found.eta.p50)}" if found.eta else None),

@@ -80,6 +80,7 @@ def _told(found: "Inspection") -> list[tuple[str, object]]:
         ("guidance", receipt.get("guidance_scale")),
         ("scheduler", scheduler.get("name") if isinstance(scheduler, dict) else scheduler),
         ("strength", receipt.get("strength")),
+        ("resize", receipt.get("resize_mode")),
         ("device", receipt.get("device")),
         ("to make it again", f"darkroom jobs submit '{_body(found)}'"),
     ]

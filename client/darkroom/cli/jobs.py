@@ -91,6 +91,7 @@ def _facts(job: "Job") -> list[tuple[str, object]]:
         ("scheduler", job.scheduler),
         ("initial image", job.init_image),
         ("strength", job.strength),
+        ("resize", job.resize_mode),
         ("seeds", ", ".join(str(seed) for seed in job.seeds)),
         ("session", job.session_id),
         ("batch", job.batch_id),

@@ -61,6 +61,7 @@ def _vary(picture: "Picture") -> None:
     form.use_as_initial(picture.id, f"seed {picture.seed}")
     state = st.session_state
     state[form.COUNT], state[form.STRENGTH] = count, VARY_STRENGTH
+    state[form.RESIZE] = "fill"  # The form has the size of this very image.
     state[form.SEED_MODE] = form.RANDOM
     jobs.submit(form.body())
     session.open_tab("Generate")

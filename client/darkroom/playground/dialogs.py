@@ -92,6 +92,7 @@ def _facts(receipt: dict[str, Any]) -> dict[str, str]:
         "Scheduler": scheduler.get("name"),
         "Model": f"{model.get('name')} ({str(model.get('content_hash'))[:12]})",
         "Strength": receipt.get("strength"),
+        "Resize": receipt.get("resize_mode"),
         "Device": receipt.get("device"),
         "Software": f"darkroom {software.get('darkroom')}, torch {software.get('torch')}",
     }

@@ -28,6 +28,15 @@ STEPS = "form-steps"
 GUIDANCE = "form-guidance"
 SCHEDULER = "form-scheduler"
 STRENGTH = "form-strength"
+RESIZE = "form-resize"
+KEEP_SHAPE = "keep"
+RESIZE_MODES = {
+    KEEP_SHAPE: "Same shape as the initial image",
+    "fill": "Width and height of the form: crop it",
+    "fit": "Width and height of the form: show all of it",
+    "stretch": "Width and height of the form: stretch it",
+}
+"""Value → label. Those of the API, and one that leaves the size to the server."""
 INITIAL = "form-initial"
 """An `Initial`, or absent; no widget's key."""
 
@@ -53,6 +62,7 @@ def prepare() -> None:
     state.setdefault(SEED, 0)
     state.setdefault(COUNT, 1)
     state.setdefault(STRENGTH, DEFAULT_STRENGTH)
+    state.setdefault(RESIZE, KEEP_SHAPE)
     if state.get(MODEL) not in {model.name for model in available}:
         state[MODEL] = default.name
         use_defaults()
@@ -93,6 +103,10 @@ def body() -> dict[str, Any]:
     initial: Initial | None = state.get(INITIAL)
     if initial is not None:
         asked |= {"init_image": initial.id, "strength": state[STRENGTH]}
+        if state[RESIZE] == KEEP_SHAPE:
+            del asked["width"], asked["height"]
+        else:
+            asked["resize_mode"] = state[RESIZE]
     return {name: value for name, value in asked.items() if value is not None}
 
 
@@ -142,6 +156,7 @@ def fill(settings: Mapping[str, Any]) -> list[str]:
 def use_as_initial(image_id: str, label: str) -> None:
     """Makes a picture that was generated before the initial image."""
     st.session_state[INITIAL] = Initial(image_id, label, pictures.thumbnail(image_id))
+    st.session_state[RESIZE] = KEEP_SHAPE
 
 
 def forget_initial() -> None:
@@ -166,6 +181,7 @@ def _fill_initial(settings: Mapping[str, Any]) -> None:
         st.session_state[INITIAL] = Initial(source, "an uploaded picture", None)
     if settings.get("strength") is not None:
         st.session_state[STRENGTH] = float(settings["strength"])
+    st.session_state[RESIZE] = settings.get("resize_mode") or KEEP_SHAPE
 
 
 def show_text() -> None:

@@ -105,6 +105,15 @@ def _show_initial() -> None:
             persist_state="session",
             help="How far the result may leave the initial image: little at 0.2, nearly all at 1.",
         )
+        st.selectbox(
+            "Size",
+            list(form.RESIZE_MODES),
+            format_func=lambda mode: form.RESIZE_MODES[mode],
+            key=form.RESIZE,
+            on_change="ignore",
+            persist_state="session",
+            help="With its own shape the result gets about as many pixels as the model's default.",
+        )
 
 
 def _take_initial() -> None:
@@ -115,3 +124,4 @@ def _take_initial() -> None:
         data: bytes = file.getvalue()
         kept = connect().uploads.create(data)
         st.session_state[form.INITIAL] = form.Initial(kept.id, file.name, data)
+        st.session_state[form.RESIZE] = form.KEEP_SHAPE

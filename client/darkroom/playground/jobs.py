@@ -56,6 +56,7 @@ def settings_of(job: darkroom.Job) -> dict[str, Any]:
         "scheduler": job.scheduler,
         "init_image": job.init_image,
         "strength": job.strength,
+        "resize_mode": job.resize_mode,
         "num_images": len(job.seeds),
         "seeds": list(job.seeds),
     }

@@ -154,6 +154,8 @@ class Job(Document):
     scheduler: str
     strength: float | None = None
     init_image: str | None = None
+    resize_mode: str | None = None
+    """How the initial image got the job's size: `fill`, `fit` or `stretch`."""
     output_format: str = "png"
     images: tuple[Image, ...] = ()
     progress: Progress | None = None
@@ -203,6 +205,7 @@ class JobDryRun(Document):
     guidance_scale: float
     scheduler: str
     strength: float | None = None
+    resize_mode: str | None = None
     num_images: int
     seeds: tuple[int, ...] | None = None
     """None: they would be drawn at the submission."""

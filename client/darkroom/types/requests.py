@@ -39,6 +39,9 @@ class JobOptions(TypedDict, total=False):
     init_image: InitImage | None
     strength: float | None
     """How far to leave the initial image, above 0 to 1."""
+    resize_mode: Literal["fill", "fit", "stretch"] | None
+    """How an initial image of another shape gets the job's size: cropped (default), shown whole
+    with its edges continued, or stretched. Without width and height the job gets its shape."""
     output_format: Literal["png", "webp", "jpeg"] | None
     metadata: Mapping[str, str] | None
     previews: bool | None

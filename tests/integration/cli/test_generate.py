@@ -36,7 +36,7 @@ def test_every_setting_reaches_the_job(darkroom: Darkroom, tmp_path: Path) -> No
         *("generate", "the same at night", "--negative", "people", "--seed", "3", "--steps", "6"),
         *("--width", "96", "--height", "64", "--guidance", "3.5", "--scheduler", "euler"),
         *("--model", "sim", "--init", "start.png", "--strength", "0.5", "--session", "nights"),
-        *("--metadata", "team=a", "--format", "webp", "--json"),
+        *("--resize", "fit", "--metadata", "team=a", "--format", "webp", "--json"),
     )
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -53,6 +53,7 @@ def test_every_setting_reaches_the_job(darkroom: Darkroom, tmp_path: Path) -> No
         "scheduler": "euler",
         "model": "sim",
         "strength": 0.5,
+        "resize_mode": "fit",
         "session_id": "nights",
         "metadata": {"team": "a"},
         "output_format": "webp",
@@ -85,6 +86,17 @@ def test_a_dry_run_submits_nothing(darkroom: Darkroom) -> None:
     told = dict(line.split("\t") for line in done.stdout.splitlines())
     assert (told["model"], told["pictures"]) == ("sim", "2")
     assert darkroom("jobs", "list", "--session", "dry").stdout == ""
+
+
+def test_a_dry_run_knows_the_size_that_a_file_gives(darkroom: Darkroom, tmp_path: Path) -> None:
+    Image.new("RGB", (256, 128), "blue").save(tmp_path / "wide.png")
+    done = darkroom("generate", "a lake", "--init", "wide.png", "--dry-run", "--json")
+    told = json.loads(done.stdout)
+    assert told["width"] == 2 * told["height"]
+    sized = ("--width", "64", "--height", "64", "--resize", "stretch")
+    done = darkroom("generate", "a lake", "--init", "wide.png", *sized, "--dry-run", "--json")
+    told = json.loads(done.stdout)
+    assert (told["width"], told["height"], told["resize_mode"]) == (64, 64, "stretch")
 
 
 def test_a_wait_that_is_over_says_so(darkroom: Darkroom) -> None:

@@ -98,7 +98,8 @@ def test_vary_starts_from_the_picture_with_another_seed(
     second = newest(client, session)
     assert second.kind == "img2img"
     assert second.init_image == first.images[0].id
-    assert second.strength == 0.5
+    assert (second.strength, second.resize_mode) == (0.5, "fill")
+    assert (second.width, second.height) == (first.width, first.height)
     assert second.seeds != first.seeds
 
 
@@ -120,6 +121,28 @@ def test_an_upload_becomes_the_initial_image_until_it_is_put_away(
     button(page, "Generate").click()
     page.run()
     assert newest(client, session).kind == "txt2img"
+
+
+def test_the_result_has_the_shape_of_its_initial_image_unless_told(
+    open_page: Open, client: darkroom.Client, session: str
+) -> None:
+    wide = io.BytesIO()
+    Image.new("RGB", (256, 128), "red").save(wide, "PNG")
+    page = open_page(session)
+    page.file_uploader(key="initial-file-0").upload("mine.png", wide.getvalue(), "image/png")
+    page.run()
+    generate(page, "the same at night")
+    job = newest(client, session)
+    assert job.width == 2 * job.height
+    assert job.resize_mode == "fill"
+    page.selectbox(key="form-resize").set_value("fit")
+    page.number_input(key="form-width").set_value(64)
+    page.number_input(key="form-height").set_value(64)
+    page.run()
+    button(page, "Generate").click()
+    page.run()
+    job = newest(client, session)
+    assert (job.width, job.height, job.resize_mode) == (64, 64, "fit")
 
 
 def test_a_dropped_picture_fills_the_form_from_its_receipt(
