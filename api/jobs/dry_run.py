@@ -10,7 +10,6 @@ from api.principal import Principal
 from api.usage.admission import Work, check_kind
 from api.webhooks.targets import job_webhook
 
-
 _SIZE_UNKNOWN = JobWarning(
     code="size_unknown",
     message="The size follows the initial image, which a dry run does not fetch; what is said here "

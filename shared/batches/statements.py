@@ -233,7 +233,7 @@ def list_finished(
 def list_start_images(
     tenant_id: UUID, ids: Iterable[UUID], table: type[Upload] | type[Image]
 ) -> Select[UUID, str, str, int, int]:
-    """(id, S3 key, SHA-256, width, height) of those ids that are this tenant's pictures: where img2img starts."""
+    """(id, S3 key, SHA-256, width, height) of those ids that are images of this tenant."""
     return select(table.id, table.s3_key, table.sha256, table.width, table.height).where(
         table.tenant_id == tenant_id, table.id.in_(ids)
     )
