@@ -10,7 +10,7 @@ from celery import Celery, signals
 from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
 
-from worker.queue.acknowledge import forgive
+from worker.queue.consumer import harden
 
 _say = celery_worker.safe_say
 
@@ -20,7 +20,7 @@ def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None
 
     Blocks. On a signal no more is taken; the call returns when the tasks in hand have ended.
     """
-    forgive(app)
+    harden(app)
     celery_worker.safe_say = _say_no_farewell
     # Ctrl-C reaches the whole process group; Celery must treat it like SIGTERM, once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

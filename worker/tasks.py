@@ -3,7 +3,6 @@
 import threading
 from contextlib import AbstractContextManager
 from typing import Any
-from uuid import UUID
 
 import structlog
 from celery import Celery, Task
@@ -11,6 +10,7 @@ from celery.exceptions import Reject
 
 from shared import telemetry
 from shared.queue import names
+from shared.queue.reading import read_id
 from worker.jobs.claiming import WorkerLeaving
 from worker.process import WorkerProcess
 from worker.run_job import run_job
@@ -23,10 +23,13 @@ def register_generate(app: Celery, worker: WorkerProcess) -> None:
     """The task of GPU workers: run one job."""
 
     @app.task(name=names.GENERATE_TASK, bind=True)
-    def generate(task: Task, job_id: str) -> None:
+    def generate(task: Task, job_id: object) -> None:
+        known = read_id("message", job_id)
+        if known is None:
+            return
         try:
             with _request_of(task):
-                run_job(worker, UUID(job_id), task.request.get(telemetry.TRACEPARENT))
+                run_job(worker, known, _header(task, telemetry.TRACEPARENT))
         except WorkerLeaving:
             # Back to the queue, for a worker that stays; slowly, because a worker whose device is
             # lost goes on consuming for the seconds that it takes to leave.
@@ -38,12 +41,19 @@ def register_deliver(app: Celery, deliverer: Deliverer) -> None:
     """The task of CPU workers: a webhook delivery is due."""
 
     @app.task(name=names.DELIVER_TASK, bind=True)
-    def deliver(task: Task, delivery_id: str) -> None:
-        deliverer.offer(UUID(delivery_id), task.request.get(telemetry.TRACEPARENT))
+    def deliver(task: Task, delivery_id: object) -> None:
+        known = read_id("message", delivery_id)
+        if known is not None:
+            deliverer.offer(known, _header(task, telemetry.TRACEPARENT))
 
 
 def _request_of(task: Task) -> AbstractContextManager[Any]:
     """For the log lines of work that a request has led to."""
-    request_id = task.request.get(telemetry.REQUEST_ID)
+    request_id = _header(task, telemetry.REQUEST_ID)
     known = {} if request_id is None else {telemetry.REQUEST_ID: request_id}
     return structlog.contextvars.bound_contextvars(**known)
+
+
+def _header(task: Task, name: str) -> str | None:
+    value = task.request.get(name)
+    return value if isinstance(value, str) else None

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from shared.queue.reading import unreadable
+
 WorkerKind = Literal["gpu", "cpu"]
 """``gpu`` runs generation jobs, on whatever device; ``cpu`` does everything else."""
 
@@ -116,6 +118,7 @@ def parse(texts: Iterable[bytes | str | None]) -> list[WorkerAnnouncement]:
             continue
         try:
             found.append(WorkerAnnouncement.model_validate_json(text))
-        except ValidationError:
-            continue  # of a version that has another idea of an announcement
+        except ValidationError as error:
+            # Of a version that has another idea of an announcement, or nonsense.
+            unreadable("announcement", error)
     return found

@@ -53,4 +53,4 @@ def read(client: _Redis) -> list[WorkerAnnouncement]:
 
 
 def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+    return name.decode(errors="replace") if isinstance(name, bytes) else name

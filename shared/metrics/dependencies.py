@@ -20,6 +20,11 @@ REDIS_ERRORS = Counter(
     "darkroom_redis_errors",
     "Calls that Redis did not answer; each makes the API leave it alone for a second.",
 )
+REDIS_UNREADABLE = Counter(
+    "darkroom_redis_unreadable",
+    "What lay in Redis and could not be read, by what it should have been; it was dropped.",
+    ["what"],
+)
 S3_SECONDS = Histogram(
     "darkroom_s3_request_seconds",
     "Calls to S3, the library's own retries included.",

@@ -45,6 +45,10 @@ def long_set(scale: float) -> dict[str, Trial]:
         "T6flush": lambda _: trials_servers.t6_flushed(_, n(2000)),
         "T6kill": lambda _: trials_servers.t6_redis_killed(_, n(50)),
         "T6half": lambda _: trials_servers.t6_half_open(_, 60 * min(1.0, max(scale, 0.25))),
+        "T6full": lambda _: trials_servers.t6_full(_, n(20)),
+        "T6readonly": lambda _: trials_servers.t6_read_only(
+            _, n(3), 20 * min(1.0, max(scale, 0.25))
+        ),
         "T7commit": lambda _: trials_servers.t7_commit_cut(_, n(100)),
         "T7restart": lambda _: trials_servers.t7_restarts(_, n(100)),
         "T8": lambda _: trials_servers.t8_storage(_, 60 * min(1.0, max(scale, 0.25))),

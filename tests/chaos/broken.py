@@ -16,6 +16,7 @@ from shared.jobs.models import Job
 from tests.chaos.checker import Report, check
 from tests.chaos.result import Result
 from tests.chaos.system import SHORT_LEASES, System
+from tests.chaos.trials_servers import FEW_THREADS, full_redis, read_only_redis
 from tests.processes import wait_until
 
 
@@ -32,6 +33,8 @@ def prove_the_checker_bites(folder: Path) -> list[Result]:
         ("no fencing", "I2", no_fencing),
         ("no dispatcher", "I1", no_dispatcher),
         ("early ack", "I3", early_ack),
+        ("held slots", "I1", held_slots),
+        ("fatal refusals", "I1", fatal_refusals),
     ]
     results = []
     with System(folder, environment=SHORT_LEASES) as system:
@@ -77,6 +80,26 @@ def early_ack(system: System, *, broken: bool) -> Report:
         wait_until(lambda: system.job(job).state == "succeeded", 30, "success")
         worker.kill()
         system.wait_all(5)
+        return check(system)
+
+
+def held_slots(system: System, *, broken: bool) -> Report:
+    """Redis is full while more jobs end than the worker has threads."""
+    with _stage(system):
+        system.fleet.start("cpu", "cpu")
+        system.fleet.start("w1", broken=["held slots"] if broken else [], environment=FEW_THREADS)
+        full_redis(system, 4 if broken else 30)
+        system.wait_all(1 if broken else 30)
+        return check(system)
+
+
+def fatal_refusals(system: System, *, broken: bool) -> Report:
+    """Redis is read-only for a moment, and nobody starts a worker that ends."""
+    with _stage(system):
+        system.fleet.start("cpu", "cpu")
+        system.fleet.start("w1", broken=["fatal refusals"] if broken else [])
+        read_only_redis(system, 2)
+        system.wait_all(5 if broken else 30)
         return check(system)
 
 

@@ -213,8 +213,35 @@ def _with_early_acknowledgement() -> None:
     run_job.upload, run_job.commit = put_off, commit_first
 
 
+def _with_slots_held() -> None:
+    """kombu's own acknowledgement: what Redis refuses keeps its slot."""
+    from kombu.transport.redis import QoS
+
+    from worker.queue.consumer import LedgerQoS
+
+    for name in ("append", "ack", "reject"):
+        setattr(LedgerQoS, name, getattr(QoS, name))
+
+
+def _with_fatal_refusals() -> None:
+    """A refusal of Redis is no lost connection: Celery stops the worker."""
+    from kombu.transport.redis import Transport
+
+    from worker import app
+
+    harden, errors = app.harden, Transport.connection_errors
+
+    def harden_less(celery: Any) -> None:
+        harden(celery)
+        Transport.connection_errors = errors
+
+    app.harden = harden_less
+
+
 BROKEN_BUILDS: dict[str, Callable[[], None]] = {
     "no fencing": _without_fencing,
     "no dispatcher": _with_no_dispatcher,
     "early ack": _with_early_acknowledgement,
+    "held slots": _with_slots_held,
+    "fatal refusals": _with_fatal_refusals,
 }

@@ -16,7 +16,7 @@ from tests.chaos.checker import check
 from tests.chaos.entry import CRASH_POINTS
 from tests.chaos.proxy import Verdict
 from tests.chaos.system import SHORT_LEASES, System
-from tests.chaos.trials_servers import COMMITS
+from tests.chaos.trials_servers import COMMITS, FEW_THREADS, full_redis, read_only_redis
 from tests.chaos.trials_workers import kept_alive
 from tests.processes import wait_until
 
@@ -211,6 +211,22 @@ def test_finished_pictures_outlast_an_outage_of_s3(system: System) -> None:
     assert_holds(system, reruns=0)
 
 
+def test_a_redis_out_of_memory_stops_no_worker(system: System) -> None:
+    worker = system.fleet.start("w1", environment=FEW_THREADS)
+    assert full_redis(system) is not None
+    system.wait_all(30)
+    assert worker.alive
+    assert_holds(system, reruns=0)
+
+
+def test_a_read_only_redis_costs_no_warm_model(system: System) -> None:
+    worker = system.fleet.start("w1")
+    read_only_redis(system, 3)
+    system.wait_all(30)
+    assert worker.alive
+    assert_holds(system, reruns=0)
+
+
 def test_races_over_bad_connections_commit_once(tmp_path: Path) -> None:
     for result in trials_ledger.t13_races(tmp_path / "races", 30):
         assert result.violations == []
@@ -222,6 +238,8 @@ def test_races_over_bad_connections_commit_once(tmp_path: Path) -> None:
         (broken.no_fencing, "I2"),
         (broken.no_dispatcher, "I1"),
         (broken.early_ack, "I3"),
+        (broken.held_slots, "I1"),
+        (broken.fatal_refusals, "I1"),
     ],
 )
 def test_the_checker_bites(shared_system: System, build: broken.Build, invariant: str) -> None:

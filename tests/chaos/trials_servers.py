@@ -22,6 +22,7 @@ from tests.processes import free_port, wait_until
 COMMITS = (b"COMMIT", b"simulated GPU", b"image/png")
 """What a client sends to Postgres that commits: claims and successes are statements that commit
 themselves, and these values are theirs alone."""
+FEW_THREADS = {"DARKROOM_WORKER_THREADS": "2"}
 
 
 def t5_api_killed(folder: Path, n: int) -> Result:
@@ -137,6 +138,74 @@ def t6_half_open(folder: Path, seconds: float) -> Result:
         result.demand(all(system.job(job).state == "succeeded" for job in during), "a stuck worker")
     result.notes.append("recovery is the time until all jobs had ended")
     return result
+
+
+def t6_full(folder: Path, n: int) -> Result:
+    """Redis is out of memory while more jobs end than the worker has threads."""
+    result = Result("T6 full", "Redis out of memory while jobs end", n, 20)
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        worker = system.fleet.start("w1", environment=FEW_THREADS)
+        resumed = [seconds for _ in range(n) if (seconds := full_redis(system)) is not None]
+        system.wait_all(60)
+        result.judge(check(system))
+        result.demand(worker.alive, "the worker died")
+    result.recovery = quantiles(resumed)
+    result.notes.append("recovery is the time until a job that was submitted afterwards began")
+    return result
+
+
+def t6_read_only(folder: Path, n: int, seconds: float) -> Result:
+    """Redis is a replica for a while, as the old leader is after a failover."""
+    result = Result("T6 read-only", f"Redis read-only for {seconds:.0f} s", n, 3)
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        worker = system.fleet.start("w1")
+        resumed = []
+        for _ in range(n):
+            read_only_redis(system, seconds)
+            began = time.monotonic()
+            [job] = system.submit(1, steps=5)
+            wait_until(lambda job=job: system.job(job).attempt > 0, 60, "the job")
+            resumed.append(time.monotonic() - began)
+        system.wait_all(60)
+        result.judge(check(system))
+        result.demand(worker.alive, "the worker died, and its warm model with it")
+    result.recovery = quantiles(resumed)
+    result.notes.append("the same process, with its warm model, goes on")
+    return result
+
+
+def full_redis(system: System, patience: float = 30) -> float | None:
+    """Jobs end while Redis takes nothing; how long a job waits that is submitted afterwards."""
+    during = system.submit(4, steps=25)
+    system.wait_running(during[0])
+    system.redis.config_set("maxmemory", 1)
+    try:
+        wait_until(lambda: all(system.job(job).finished_at for job in during[:2]), 30, "two ends")
+        _sleep(0.5)  # for their acknowledgements
+    finally:
+        system.redis.config_set("maxmemory", 0)
+    began = time.monotonic()
+    after = system.submit(1, steps=5)
+    deadline = began + patience
+    while time.monotonic() < deadline:
+        if system.job(after[0]).attempt:
+            return time.monotonic() - began
+        _sleep(0.02)
+    return None
+
+
+def read_only_redis(system: System, seconds: float) -> None:
+    """While it is so a job is in hand, and another is submitted."""
+    [before] = system.submit(1, steps=60)
+    system.wait_running(before)
+    system.redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
+    try:
+        system.submit(1, steps=5)
+        _sleep(seconds)
+    finally:
+        system.redis.execute_command("REPLICAOF", "NO", "ONE")
 
 
 def t7_commit_cut(folder: Path, n: int) -> Result:

@@ -1,10 +1,8 @@
 """What the leading dispatcher does for jobs: end what is overdue, publish what Redis has lost."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from uuid import UUID
 
 import redis
 from celery import Celery
@@ -21,6 +19,7 @@ from shared.metrics import jobs as job_metrics
 from shared.queue import names
 from shared.queue.events import append_event
 from shared.queue.publish import publish_job
+from shared.queue.reading import job_of
 from shared.settings import Settings
 from worker.dispatch.dispatcher import Duty
 from worker.webhooks.hints import WebhookHints
@@ -109,7 +108,7 @@ class JobDuties:
         with self._database.begin() as session:
             due = session.scalars(statements.list_due(model, names.INTERACTIVE, _AT_ONCE)).all()
         # Messages are taken from the right.
-        waiting = {_job_id(message) for message in self._redis.lrange(queue, -_WINDOW, -1)}
+        waiting = {job_of(message) for message in self._redis.lrange(queue, -_WINDOW, -1)}
         missing = [job_id for job_id in due if job_id not in waiting]
         for job_id in missing:
             publish_job(self._app, job_id, model, names.INTERACTIVE)
@@ -145,11 +144,3 @@ class JobDuties:
                 pipeline.execute()
         except redis.RedisError as error:
             log.warning("events_not_written", error=type(error).__name__)
-
-
-def _job_id(message: bytes | str) -> UUID | None:
-    """The job a queued Celery message is about: its task id."""
-    try:
-        return UUID(json.loads(message)["headers"]["id"])
-    except (ValueError, KeyError, TypeError):
-        return None

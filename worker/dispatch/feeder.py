@@ -6,7 +6,6 @@ The feeder remembers only hints. A second one, a restart or a lost message costs
 a job: a message for a job that needs none finds nothing to claim.
 """
 
-import json
 import math
 import threading
 import time
@@ -24,6 +23,7 @@ from shared.fleet import roster
 from shared.logging import get_logger
 from shared.queue import names
 from shared.queue.publish import publish_jobs
+from shared.queue.reading import job_of
 from worker.dispatch.batch_ends import BatchEnds
 from worker.dispatch.fair_turns import FairTurns, Source
 
@@ -209,8 +209,8 @@ class BulkFeeder:
         messages: list[bytes | str] = []
         for model in set(models):
             messages += self._redis.lrange(names.generate_queue(model, names.BULK), 0, -1)
-        found = {_job_of(message) for message in messages}
-        found |= {_job_of(entry, in_hand=True) for entry in self._redis.hvals(names.UNACKED)}
+        found = {job_of(message) for message in messages}
+        found |= {job_of(entry, in_hand=True) for entry in self._redis.hvals(names.UNACKED)}
         return {job for job in found if job is not None}
 
     def _ask_roster(self) -> dict[str, int]:
@@ -243,12 +243,3 @@ class _Flow:
     def fed(self, count: int) -> None:
         """So many were added."""
         self._held += count
-
-
-def _job_of(text: bytes | str, *, in_hand: bool = False) -> UUID | None:
-    """The job a Celery message is about: its task id. None for what is no such message."""
-    try:
-        message = json.loads(text)
-        return UUID((message[0] if in_hand else message)["headers"]["id"])
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None

@@ -1,12 +1,12 @@
 """Hear at once that a job in hand was canceled, instead of at the next heartbeat."""
 
 import threading
-from uuid import UUID
 
 import redis
 
 from shared.logging import get_logger
 from shared.queue.names import STOP_CHANNEL
+from shared.queue.reading import read_id
 from worker.jobs.leases import LeaseKeeper
 
 log = get_logger(__name__)
@@ -37,7 +37,7 @@ class StopSignals:
         while not self._closing.is_set():
             try:
                 self._listen()
-            except redis.RedisError as error:
+            except (redis.RedisError, OSError) as error:
                 log.warning("stop_channel_lost", error=type(error).__name__)
                 self._closing.wait(_POLL_SECONDS)
 
@@ -48,5 +48,6 @@ class StopSignals:
             pubsub.subscribe(STOP_CHANNEL)
             while not self._closing.is_set():
                 message = pubsub.get_message(timeout=_POLL_SECONDS)
-                if message is not None:
-                    self._leases.look_now(UUID(message["data"].decode()))
+                job_id = message and read_id("stop_signal", message["data"])
+                if job_id:
+                    self._leases.look_now(job_id)

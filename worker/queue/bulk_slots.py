@@ -55,6 +55,10 @@ class BulkSlots:
         def ended(task_id: str, **_: Any) -> None:
             slots.free(task_id)
 
+        @signals.task_revoked.connect(weak=False)
+        def never_began(request: _Request, **_: Any) -> None:
+            slots.free(request.id)
+
 
 def bulk_limit(threads: int, rows: int) -> int:
     """Threads that bulk jobs may hold of a worker's `threads`.
