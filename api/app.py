@@ -31,9 +31,11 @@ from api.keys.routes import router as keys
 from api.keys.service import require_live_key
 from api.metrics.middleware import RequestObserver
 from api.metrics.routes import router as metrics
-from api.middleware import RequestEnvelope
+from api.middleware import HeadAsGet, RequestEnvelope
 from api.models.routes import router as models
 from api.openapi import install_openapi
+from api.pages import DocumentBytes
+from api.pages import router as pages
 from api.parameters import refuse_unknown_parameters
 from api.problems import (
     Problem,
@@ -69,7 +71,7 @@ from shared.telemetry import configure_tracing, shut_down_tracing
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
 _CORS: dict[str, Any] = {
-    "allow_methods": ("GET", "POST", "PUT", "PATCH", "DELETE"),
+    "allow_methods": ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
     "allow_headers": (
         *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
         *("Last-Event-ID", "Prefer"),
@@ -99,7 +101,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         shut_down_tracing()
 
-    app = FastAPI(title="Darkroom", version=VERSION, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Darkroom",
+        version=VERSION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # `api.pages` serves these.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.document = DocumentBytes(app)
     upload_limit = chosen.max_upload_bytes + _MULTIPART_OVERHEAD
     batch_limit = MAX_BATCH_BYTES + _MULTIPART_OVERHEAD
     app.add_middleware(
@@ -117,11 +129,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **_CORS)
     app.add_middleware(RequestObserver)
-    app.add_middleware(RequestEnvelope)  # the last one added is the outermost
+    app.add_middleware(RequestEnvelope)
+    app.add_middleware(HeadAsGet)  # the last one added is the outermost
     app.add_exception_handler(Problem, handle_problem)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     for router in (
+        pages,
         health,
         metrics,
         jobs,
@@ -142,7 +156,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gallery,
     ):
         # What makes EventSource work in old browsers adds parameters of its own to streams.
-        strict = router not in (health, metrics, models, streams)
+        strict = router not in (pages, health, metrics, models, streams)
         checks = [Depends(refuse_unknown_parameters)] if strict else None
         app.include_router(router, dependencies=checks)
     install_openapi(app)

@@ -73,6 +73,12 @@ def json_answer(
     return Response(body.model_dump_json(), status, dict(headers or {}), "application/json")
 
 
+def etag_matches(if_none_match: str, etag: str) -> bool:
+    """Weak comparison, RFC 9110 8.8.3.2."""
+    offered = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+    return "*" in offered or etag.removeprefix("W/") in offered
+
+
 def encode_cursor(position: UUID, *scope: object) -> str:
     """An opaque position in one list: bound to the list's tenant and filters by a checksum."""
     return (

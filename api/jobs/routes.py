@@ -29,6 +29,7 @@ from api.wire import (
     IfNoneMatch,
     Page,
     PageLimit,
+    etag_matches,
     json_answer,
     no_nul,
 )
@@ -170,17 +171,11 @@ async def get(
             job = await wait_until_done(resources, principal, from_wire("job", job.id), seconds)
         headers["Preference-Applied"] = f"wait={seconds}"
     headers["ETag"] = etag_of(job)
-    if if_none_match is not None and _matches(if_none_match, headers["ETag"]):
+    if if_none_match is not None and etag_matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if job.finished_at is None:
         headers["Retry-After"] = _POLL_AFTER
     return json_answer(job, headers=headers)
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    """Weak comparison, RFC 9110 8.8.3.2."""
-    offered = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return "*" in offered or etag.removeprefix("W/") in offered
 
 
 @router.get(

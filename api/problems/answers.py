@@ -73,7 +73,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods_at(request: Request) -> list[str]:
     """All methods of the path; Starlette names those of the first route that has it."""
-    return [
+    methods = [
         method
         for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
         if any(
@@ -81,6 +81,7 @@ def _methods_at(request: Request) -> list[str]:
             for route in request.app.routes
         )
     ]
+    return sorted([*methods, "HEAD"]) if "GET" in methods else methods
 
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:

@@ -106,9 +106,9 @@ def test_unknown_paths_and_methods_are_problems(http: httpx2.Client) -> None:
     answer = http.put("/v1/jobs", json={})
     check_problem(answer, 405, "method_not_allowed")
     for path, methods in {
-        "/v1/jobs": "GET, POST",
-        "/v1/jobs/x": "DELETE, GET",
-        "/v1/search": "GET, POST",
+        "/v1/jobs": "GET, HEAD, POST",
+        "/v1/jobs/x": "DELETE, GET, HEAD",
+        "/v1/search": "GET, HEAD, POST",
     }.items():
         assert http.patch(path).headers["allow"] == methods
     assert "POST" in answer.headers["allow"]
@@ -190,3 +190,35 @@ def test_a_body_that_comes_after_its_answer_does_no_harm(lone_api: ApiProcess) -
         answer = connection.getresponse()
         assert (answer.status, bool(answer.read())) == (200, True)
     connection.close()
+
+
+def test_head_is_get_without_the_body(http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs", json={"prompt": "a red circle"}).json()
+    varying = {"date", "x-request-id", "etag"}
+    for path in ("/", "/healthz", "/docs", "/openapi.json", "/v1/jobs", f"/v1/jobs/{job['id']}"):
+        got, head = http.get(path), http.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert {name for name, _ in head.headers.items()} == {
+            name for name, _ in got.headers.items()
+        }
+        for name in set(got.headers) - varying:
+            if not (name == "content-length" and path.startswith("/v1/jobs")):
+                assert head.headers[name] == got.headers[name], (path, name)
+
+
+def test_head_refuses_what_get_refuses(lone_api: ApiProcess, http: httpx2.Client) -> None:
+    with lone_api.client(None) as nobody:
+        assert nobody.head("/v1/jobs").status_code == 401
+    assert http.head("/v1/jobs/job_none").status_code == 404
+    assert http.head("/v1/images/inspect").status_code == 404
+    assert http.head("/v1/webhook-secret/rotate").status_code == 405
+
+
+def test_head_of_a_stream_ends_at_once(http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs", json={"prompt": "a red circle"}).json()
+    # More often than a key may hold streams: none stays open.
+    for _ in range(80):
+        head = http.head(f"/v1/jobs/{job['id']}/events", timeout=10)
+        assert (head.status_code, head.headers["content-type"]) == (
+            *(200, "text/event-stream; charset=utf-8"),
+        )
