@@ -9,15 +9,18 @@ answer is one line of JSON, `{"width": …, "height": …}`, followed by the PNG
 limits or by a crash in a decoder.
 """
 
+import hashlib
 import io
 import json
 import os
+import re
 import resource
 import sys
 import warnings
+import zlib
 from typing import Any, BinaryIO, Literal
 
-from PIL import Image, ImageCms, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin, WebPImagePlugin
 
 # TIFF 6.0: tag 0x0112, type SHORT (3), values 1 to 8.
 _ORIENTATION_TAG = 0x0112
@@ -31,9 +34,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# The profiles of cameras and phones are 0.5 to 4 kB of matrices and curves. Print profiles are
-# megabytes of tables: they are dropped, for they cost more than a starting image gains.
-_LARGEST_ICC_TO_APPLY = 64 * 1024
+_PNG_FIRST_CHUNK = 8
+_SOI, _EOI = 0xD8, 0xD9
+# Any marker but fill bytes, stuffed zeros and restarts, which stand inside a scan.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_OTHER_PADDING = bytes((37 * n + 11) % 251 for n in range(256))  # never 0xFF: no marker in it
+_CUT = "The file ends before its image does."
+_ROWS_AT_ONCE = 256
+_ROUNDING = 2
+_GAMMA_NEAR = 0.03  # 1/2.2 and sRGB's own 0.45455 are no reason to change a pixel
 # Imported to be registered: without it Pillow would load all of its 43 formats to find WebP.
 assert WebPImagePlugin.SUPPORTED  # noqa: S101
 
@@ -115,47 +124,180 @@ def refuse_large_metadata(image: Image.Image, largest: int) -> None:
             )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The pixels as 8-bit RGB: 16-bit grey scaled, transparency laid over white."""
+# --- Whether the file is whole ------------------------------------------------------------------
+
+
+def check_png(data: bytes) -> None:
+    """Every chunk up to IEND against its checksum, which Pillow skips for IDAT (PNG 5.3, 5.5)."""
+    at = _PNG_FIRST_CHUNK
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
+            break
+        view = memoryview(data)
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise Refused("image_undecodable", "Its data are damaged: a checksum is wrong.")
+        if data[at + 4 : at + 8] == b"IEND":
+            return
+        at = end
+    raise Refused("image_truncated", _CUT)
+
+
+def end_of_jpeg(data: bytes) -> int:
+    """Where the EOI marker of the image stands; a thumbnail's inside EXIF is not it (T.81, B)."""
+    at = 2
+    while (found := _JPEG_MARKER.search(data, at)) is not None:
+        at, marker = found.end(), found[0][-1]
+        if marker == _EOI:
+            return found.end() - 2
+        if marker != _SOI:
+            at += int.from_bytes(data[at : at + 2], "big")
+    raise Refused("image_truncated", _CUT)
+
+
+def check_jpeg(image: Image.Image, data: bytes, limits: dict[str, Any]) -> None:
+    """Refuse data that end before the image, although an EOI marker follows.
+
+    libjpeg pads what is missing with zeros and Pillow does not pass its warning on. So the image is
+    decoded again with other padding before the marker: of a whole image not a pixel depends on it.
+    """
+    end = end_of_jpeg(data)
+    padded = io.BytesIO(data[:end] + _OTHER_PADDING + data[end:])
+    again = open_checked(padded, limits)
+    again.load()
+    if digest(again) != digest(image):
+        raise Refused("image_truncated", _CUT)
+
+
+def digest(image: Image.Image) -> bytes:
+    """Of the pixels, some rows at a time: a copy of all of them would cost as much memory."""
+    found = hashlib.blake2b()
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        bottom = min(top + _ROWS_AT_ONCE, image.height)
+        found.update(image.crop((0, top, image.width, bottom)).tobytes())
+    return found.digest()
+
+
+# --- Colours ------------------------------------------------------------------------------------
+
+
+def to_srgb(image: Image.Image, rawmode: str) -> Image.Image:
+    """The pixels as 8-bit RGB in sRGB: 16-bit grey scaled, transparency laid over white."""
+    alpha = opacity(image, rawmode)
+    image.info.pop("transparency", None)
+    colours = image
     if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255.
-        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5, "L")
+        colours = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    elif image.mode in ("1", "LA", "La"):
+        colours = image.convert("L")
+    elif image.mode not in ("L", "RGB", "CMYK"):
+        colours = image.convert("RGB")
+    rgb = with_profile(colours, image.info.get("icc_profile"))
+    if rgb is None:
+        rgb = with_gamma(colours.convert("RGB"), image.info)
+    if alpha is not None:
+        rgb.paste("white", mask=ImageChops.invert(alpha))
+    return rgb
+
+
+def opacity(image: Image.Image, rawmode: str) -> Image.Image | None:
+    """The mask of what is opaque; None where all is."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image if image.mode == "RGBA" else image.convert("RGBA")
-    flat = Image.new("RGB", layer.size, "white")
-    flat.paste(layer, mask=layer.getchannel("A"))
-    return flat
+        return None
+    clear = image.info.get("transparency")
+    if image.mode == "I;16" and isinstance(clear, int):
+        opaque = [255] * 65536
+        opaque[clear] = 0
+        return image.convert("I").point(opaque, "L")
+    # PNG counts the transparent colour in the file's bits, of which Pillow makes eight.
+    if image.mode == "L" and isinstance(clear, int):
+        bits = int(rawmode[2:]) if rawmode[:2] == "L;" else 8
+        image.info["transparency"] = clear * 255 // (2**bits - 1)
+    elif rawmode == "RGB;16B" and isinstance(clear, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in clear)
+    return (image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A")
 
 
-def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """The RGB `image` in sRGB where `icc` is a small RGB profile; else unchanged.
+def with_profile(image: Image.Image, icc: bytes | None) -> Image.Image | None:
+    """The image in sRGB by its profile; None where that is none, not of its kind, or sRGB itself.
 
     Worth its few lines because phones tag photographs as Display P3, and dropping that tag
     visibly fades them; safe enough because this process is confined and ends with the image.
     """
-    if not icc or len(icc) > _LARGEST_ICC_TO_APPLY or icc[16:20] != b"RGB ":
-        return image
+    kind = {"RGB": b"RGB ", "L": b"GRAY", "CMYK": b"CMYK"}[image.mode]
+    if not icc or icc[16:20] != kind:
+        return None
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        if "sRGB" in ImageCms.getProfileDescription(profile):
-            return image
-        ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), inPlace=True)
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(profile, srgb, image.mode, "RGB")
+        if image.mode != "CMYK" and changes_little(transform, image.mode):
+            return None
+        return ImageCms.applyTransform(image, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image  # A profile that cannot be used says nothing against the pixels.
-    return image
+        return None  # A profile that cannot be used says nothing against the pixels.
+
+
+def changes_little(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether it moves no colour by more than rounding does: the profile is sRGB in all but name.
+
+    Judged by what it does. Descriptions say "sRGB" of linear profiles, too.
+    """
+    probe = Image.linear_gradient("L")
+    if mode == "RGB":
+        turned = probe.transpose(Image.Transpose.ROTATE_90)
+        planes = [Image.merge("RGB", (probe, turned, Image.new("L", probe.size, blue)))
+                  for blue in range(0, 256, 51)]  # fmt: skip
+        probe = Image.new("RGB", (probe.width, probe.height * len(planes)))
+        for number, plane in enumerate(planes):
+            probe.paste(plane, (0, number * plane.height))
+    moved = ImageChops.difference(ImageCms.applyTransform(probe, transform), probe.convert("RGB"))
+    return all(high <= _ROUNDING for _, high in moved.getextrema())
+
+
+def with_gamma(image: Image.Image, info: dict[str, Any]) -> Image.Image:
+    """A PNG's gAMA applied, where it has neither a profile nor an sRGB chunk (PNG 13.13)."""
+    gamma = info.get("gamma")
+    if not gamma or "srgb" in info or "icc_profile" in info or abs(gamma * 2.2 - 1) < _GAMMA_NEAR:
+        return image
+    curve = [round(255 * srgb_of((value / 255) ** (1 / gamma))) for value in range(256)]
+    return image.point(curve * 3)
+
+
+def srgb_of(light: float) -> float:
+    """Linear light 0 … 1 as sRGB encodes it (IEC 61966-2-1)."""
+    return 12.92 * light if light <= 0.0031308 else 1.055 * light ** (1 / 2.4) - 0.055
+
+
+# --- The whole way ------------------------------------------------------------------------------
+
+
+def exif_of(image: Image.Image) -> bytes:
+    """The EXIF block; ImageMagick used to write it into PNGs as text, in hexadecimal."""
+    block = image.info.get("exif")
+    for name in ("Raw profile type exif", "Raw profile type APP1"):
+        text = image.info.get(name)
+        if not block and isinstance(text, str):
+            try:
+                block = bytes.fromhex("".join(text.split("\n")[3:]))
+            except ValueError:
+                continue
+    return block or b""
 
 
 def clean(source: BinaryIO, limits: dict[str, Any]) -> Image.Image:
     """The picture in RGB, upright, with nothing of the file left but its pixels."""
-    image = open_checked(source, limits)
+    data = source.read()
+    image = open_checked(io.BytesIO(data), limits)
+    if limits["format"] == "PNG":
+        check_png(data)
+    rawmode = str(image.tile[0].args) if image.tile else ""
     image.load()
     refuse_large_metadata(image, limits["max_metadata_bytes"])  # PNG: also behind the pixels.
-    tagged_rgb = image.mode.startswith("RGB")
-    icc, exif = image.info.get("icc_profile"), image.info.get("exif") or b""
-    rgb = to_rgb(image)
-    if tagged_rgb:
-        rgb = to_srgb(rgb, icc)
-    turn = _TURNS.get(exif_orientation(exif))
+    if limits["format"] == "JPEG":
+        check_jpeg(image, data, limits)
+    rgb = to_srgb(image, rawmode)
+    turn = _TURNS.get(exif_orientation(exif_of(image)))
     if turn is not None:
         rgb = rgb.transpose(turn)
     if limits["fit_side"] is not None:
@@ -172,7 +314,7 @@ def refusal(error: Exception) -> Refused:
     if isinstance(error, Image.DecompressionBombError):
         return Refused("image_dimensions", "It has more pixels than are accepted.")
     if "truncated" in text or isinstance(error, EOFError):
-        return Refused("image_truncated", "The file ends before its image does.")
+        return Refused("image_truncated", _CUT)
     if "max_text" in text or "too much memory" in text:
         return Refused("image_metadata_too_large", "Its text or colour profile is too large.")
     if isinstance(error, MemoryError):

@@ -267,8 +267,34 @@ def cut_short() -> Iterator[Case]:
             cut = data[: max(12, int(len(data) * share))]
             yield Case(f"{image_format} cut at {share:.0%}", cut, "image_truncated")
         yield Case(f"{image_format} without its last byte", data[:-1], "image_truncated")
-    cut = encode(noise, "JPEG")
-    yield Case("jpeg cut, with an end marker", cut[: len(cut) // 2] + b"\xff\xd9", None)
+    thumbnail = b"Exif\0\0II*\0" + encode(noise.resize((16, 16)), "JPEG")
+    for name, options in [
+        ("baseline", {}), ("progressive", {"progressive": True}), ("small", {"quality": 5}),
+        ("with restarts", {"restart_marker_blocks": 4}), ("with a thumbnail", {"exif": thumbnail}),
+    ]:  # fmt: skip
+        for mode in ("RGB", "L", "CMYK"):
+            whole = encode(noise.convert(mode), "JPEG", **options)
+            yield Case(f"jpeg {name} {mode}", whole, "clean")
+            for share in (0.5, 0.8, 0.95, 0.99):
+                cut = whole[: int(len(whole) * share)]
+                yield Case(f"jpeg {name} {mode} cut at {share:.0%}, with an end marker",
+                           cut + b"\xff\xd9", "image_truncated")  # fmt: skip
+    yield Case("jpeg cut behind its thumbnail", encode(noise, "JPEG", exif=thumbnail)[:4000],
+               "image_truncated")  # fmt: skip
+
+
+def wrong_checksums() -> Iterator[Case]:
+    """PNGs with a bit of one chunk's checksum, or of its pixels, turned over."""
+    whole = encode(picture(), "PNG", icc_profile=b"x" * 200)
+    for kind in (b"IHDR", b"iCCP", b"IDAT", b"IEND"):
+        at = whole.index(kind)
+        length = int.from_bytes(whole[at - 4 : at], "big")
+        for name, spot in [("checksum", at + 4 + length), ("data", at + 3 + length)]:
+            if length or name == "checksum":
+                data = bytearray(whole)
+                data[spot] ^= 1
+                yield Case(f"png {kind.decode()} with a wrong {name}", bytes(data),
+                           None if kind in (b"IHDR", b"IEND") else "image_undecodable")  # fmt: skip
 
 
 def mutants(count: int) -> Iterator[Case]:
@@ -311,5 +337,5 @@ def repaired(data: bytes) -> bytes:
 def all_cases(mutant_count: int = 120) -> list[Case]:
     return [
         *bombs(), *metadata_bombs(), *odd_but_honest(), *polyglots(), *animations(), *strangers(),
-        *cut_short(), *mutants(mutant_count),
+        *cut_short(), *wrong_checksums(), *mutants(mutant_count),
     ]  # fmt: skip

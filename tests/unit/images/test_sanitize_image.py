@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import struct
 import sys
+import zlib
 
 import pytest
-from PIL import Image, ImageChops, ImageCms
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin
 
 from shared.images import (
     CleanImage,
@@ -16,7 +18,8 @@ from shared.images import (
     intake,
     sanitize_image,
 )
-from tests.unit.images.hostile import encode, picture
+from tests.unit.images.hostile import chunk, encode, picture, png, with_chunk
+from tests.unit.images.profiles import cmyk_profile, gray_profile, rgb_profile
 
 
 def opened(clean: CleanImage) -> Image.Image:
@@ -131,6 +134,118 @@ def test_a_small_rgb_profile_is_applied_and_dropped() -> None:
     assert turned.getpixel((0, 0)) != (200, 10, 10)
     assert turned.getpixel((0, 0))[1] > 150  # type: ignore[index]
     assert "icc_profile" not in turned.info
+
+
+GRAY_55 = 55
+"""128 of 255 as linear light, encoded by sRGB, is 188; read as sRGB and made linear, 55."""
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "L"])
+def test_a_profile_counts_for_what_it_does_not_for_its_name(image_format: str, mode: str) -> None:
+    """Half of the light is 188 in sRGB, and 55 in a linear file is 128."""
+    if (image_format, mode) in {("WEBP", "P"), ("JPEG", "P"), ("JPEG", "RGBA"), ("WEBP", "L")}:
+        pytest.skip("The format has no such mode.")
+    options: dict[str, object] = {"lossless": True} if image_format == "WEBP" else {}
+    gray = Image.new("RGB", (64, 64), (GRAY_55,) * 3)
+    gray = gray.quantize(2) if mode == "P" else gray.convert(mode)
+    made = gray_profile if mode == "L" else rgb_profile
+    linear = opened(sanitize_image(encode(gray, image_format, icc_profile=made(1.0), **options)))
+    assert linear.getpixel((9, 9)) == pytest.approx((128,) * 3, abs=1)
+    usual = opened(sanitize_image(encode(gray, image_format, icc_profile=made(2.2), **options)))
+    assert usual.getpixel((9, 9)) == pytest.approx((GRAY_55,) * 3, abs=4)
+    assert "icc_profile" not in linear.info
+
+
+def test_srgb_itself_changes_no_pixel_whatever_it_is_called() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    renamed = srgb.replace("sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be"))
+    for profile in (srgb, renamed):
+        clean = sanitize_image(encode(picture(), "PNG", icc_profile=profile))
+        assert largest_difference(opened(clean), picture()) == 0
+
+
+def test_a_profile_is_applied_before_the_picture_is_laid_over_white() -> None:
+    image = Image.new("RGBA", (64, 64), (GRAY_55, GRAY_55, GRAY_55, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    clean = opened(sanitize_image(encode(image, "PNG", icc_profile=rgb_profile(1.0))))
+    assert clean.getpixel((9, 9)) == (255, 255, 255)
+    assert clean.getpixel((48, 9)) == pytest.approx((128,) * 3, abs=1)
+
+
+def test_a_press_profile_is_applied_to_cmyk() -> None:
+    inked = Image.new("CMYK", (64, 64), (255, 255, 0, 0))
+    plain = opened(sanitize_image(encode(inked, "JPEG")))
+    assert max(plain.getpixel((9, 9))) > 200  # type: ignore[arg-type]
+    assert min(plain.getpixel((9, 9))) < 50  # type: ignore[arg-type]
+    printed = opened(sanitize_image(encode(inked, "JPEG", icc_profile=cmyk_profile())))
+    assert min(printed.getpixel((9, 9))) > 245  # type: ignore[arg-type]
+
+
+def test_a_profile_of_another_kind_of_pixels_is_dropped() -> None:
+    for mode, profile in [("RGB", gray_profile(1.0)), ("L", rgb_profile(1.0))]:
+        gray = Image.new(mode, (64, 64), (GRAY_55,) * 3 if mode == "RGB" else GRAY_55)
+        clean = opened(sanitize_image(encode(gray, "PNG", icc_profile=profile)))
+        assert clean.getpixel((9, 9)) == (GRAY_55,) * 3
+
+
+@pytest.mark.parametrize(
+    ("gamma", "extra", "expected"),
+    [
+        (1.0, b"", 128),
+        (0.45455, b"", GRAY_55),
+        (1.0, chunk(b"sRGB", b"\0"), GRAY_55),
+        (0.0, b"", GRAY_55),
+    ],
+)
+def test_the_gamma_of_a_png_counts_where_nothing_better_is_said(
+    gamma: float, extra: bytes, expected: int
+) -> None:
+    gama = chunk(b"gAMA", struct.pack(">I", round(gamma * 100000)))
+    data = encode(Image.new("RGB", (64, 64), (GRAY_55,) * 3), "PNG")
+    clean = opened(sanitize_image(with_chunk(data, gama + extra)))
+    assert clean.getpixel((9, 9)) == pytest.approx((expected,) * 3, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "clear", "pixel"),
+    [
+        (1, 0, (1,), b"\xff"),
+        (2, 0, (2,), b"\xaa"),
+        (4, 0, (9,), b"\x99"),
+        (8, 0, (200,), b"\xc8"),
+        (16, 0, (0x1234,), b"\x12\x34"),
+        (8, 2, (1, 2, 3), b"\1\2\3"),
+        (16, 2, (0x1234, 0x5678, 0x9ABC), b"\x12\x34\x56\x78\x9a\xbc"),
+    ],
+)
+def test_a_transparent_colour_is_white_at_every_depth(
+    bits: int, colour: int, clear: tuple[int, ...], pixel: bytes
+) -> None:
+    """The left half has the colour, the right half is black."""
+    row_bytes = 64 * bits * len(clear) // 8
+    half = pixel * (row_bytes // 2 // len(pixel))
+    data = zlib.compress((b"\0" + half + bytes(row_bytes - len(half))) * 64)
+    trns = chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    clean = opened(sanitize_image(png(64, 64, bits, colour, data=data, extra=trns)))
+    assert (clean.getpixel((9, 9)), clean.getpixel((60, 9))) == ((255,) * 3, (0,) * 3)
+    opaque = opened(sanitize_image(png(64, 64, bits, colour, data=data)))
+    assert (opaque.getpixel((9, 9)) == (255,) * 3) == (bits == 1)
+
+
+@pytest.mark.parametrize("name", ["exif", "APP1"])
+def test_orientation_in_imagemagicks_text_counts(name: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    text = PngImagePlugin.PngInfo()
+    lines = [block.hex()[at : at + 72] for at in range(0, 2 * len(block), 72)]
+    body = "\n".join(["", name, f"{len(block):8}", *lines, ""])
+    text.add_text(f"Raw profile type {name}", body, zip=True)
+    clean = sanitize_image(encode(picture(size=(64, 100)), "PNG", pnginfo=text))
+    assert (clean.width, clean.height) == (100, 64)
+    text.add_text(f"Raw profile type {name}", "\nexif\n  9\nno hexadecimal")
+    assert sanitize_image(encode(picture(size=(64, 100)), "PNG", pnginfo=text)).height in (64, 100)
 
 
 def test_a_side_may_have_64_to_4096_pixels() -> None:
