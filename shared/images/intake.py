@@ -95,9 +95,10 @@ def sanitize_image(
 
     EXIF orientation is applied; transparency is laid over white; grey, palette, CMYK and 16-bit
     images become 8-bit RGB in sRGB, by their ICC profile or a PNG's gAMA. A file whose checksums
-    are wrong, or whose data end before the image, is refused. Everything else of the file is gone, so what may hide behind or between the pixels
-    (a second file, scripts, a place name) is never stored or served. With `fit_side` a larger
-    picture is scaled down to fit into a square of so many pixels.
+    are wrong, or whose data end before the image, is refused. Everything else of the file is gone,
+    so what may hide behind or between the pixels (a second file, scripts, a place name) is never
+    stored or served. With `fit_side` a larger picture is scaled down to fit into a square of so
+    many pixels.
 
     Raises a kind of `ImageRefused` when the file is at fault, and `ImageDecoderUnavailable` when
     no decoder could be had.
