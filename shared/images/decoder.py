@@ -233,7 +233,7 @@ def with_profile(image: Image.Image, icc: bytes | None) -> Image.Image | None:
         transform = ImageCms.buildTransform(profile, srgb, image.mode, "RGB")
         if image.mode != "CMYK" and changes_little(transform, image.mode):
             return None
-        return ImageCms.applyTransform(image, transform)
+        return applied(image, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None  # A profile that cannot be used says nothing against the pixels.
 
@@ -251,11 +251,19 @@ def changes_little(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
         probe = Image.new("RGB", (probe.width, probe.height * len(planes)))
         for number, plane in enumerate(planes):
             probe.paste(plane, (0, number * plane.height))
-    moved = ImageChops.difference(ImageCms.applyTransform(probe, transform), probe.convert("RGB"))
-    return all(high <= _ROUNDING for _, high in moved.getextrema())
+    moved = ImageChops.difference(applied(probe, transform), probe.convert("RGB"))
+    return max(moved.tobytes()) <= _ROUNDING
 
 
-def with_gamma(image: Image.Image, info: dict[str, Any]) -> Image.Image:
+def applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """A copy of the image, transformed."""
+    made = ImageCms.applyTransform(image, transform)
+    if made is None:  # only for a change in place
+        raise TypeError
+    return made
+
+
+def with_gamma(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
     """A PNG's gAMA applied, where it has neither a profile nor an sRGB chunk (PNG 13.13)."""
     gamma = info.get("gamma")
     if not gamma or "srgb" in info or "icc_profile" in info or abs(gamma * 2.2 - 1) < _GAMMA_NEAR:
@@ -291,7 +299,8 @@ def clean(source: BinaryIO, limits: dict[str, Any]) -> Image.Image:
     image = open_checked(io.BytesIO(data), limits)
     if limits["format"] == "PNG":
         check_png(data)
-    rawmode = str(image.tile[0].args) if image.tile else ""
+    tiles = getattr(image, "tile", [])
+    rawmode = str(tiles[0].args) if tiles else ""
     image.load()
     refuse_large_metadata(image, limits["max_metadata_bytes"])  # PNG: also behind the pixels.
     if limits["format"] == "JPEG":
