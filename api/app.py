@@ -52,7 +52,6 @@ from api.search.embedding import QueryVectors
 from api.search.routes import router as search
 from api.sessions.routes import router as sessions
 from api.uploads.routes import router as uploads
-from api.usage.admission import Spent
 from api.usage.pressure import Pressure
 from api.usage.routes import router as usage
 from api.version import VERSION
@@ -191,10 +190,9 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             keys=KeyCache(),
             rates=RequestRates(quick, settings.redis_url.get_secret_value()),
             pressure=Pressure(settings.max_queued_cost),
-            spent=Spent(),
             vectors=QueryVectors(),
             censuses=Censuses(),
-            estimates=Estimates(quick, circuit, roster),
+            estimates=Estimates(quick, circuit, roster, settings.gpu_seconds_per_megapixel_step),
             queues=QueueDepths(),
         )
     finally:

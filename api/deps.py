@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from api.queues.depths import QueueDepths
     from api.search.census import Censuses
     from api.search.embedding import QueryVectors
-    from api.usage.admission import Spent
     from api.usage.pressure import Pressure
 
 _log = get_logger(__name__)
@@ -71,7 +70,6 @@ class Resources:
     keys: KeyCache
     rates: RequestRates
     pressure: "Pressure"
-    spent: "Spent"
     vectors: "QueryVectors"
     censuses: "Censuses"
     estimates: "Estimates"

@@ -106,6 +106,11 @@ class Settings(BaseSettings):
     """Pixels × steps × images of all jobs that wait, over all tenants; beyond it submissions are
     answered 503. The default is 1.5 million pictures of 512² in 25 steps: days of a GPU's work."""
 
+    gpu_seconds_per_megapixel_step: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """What quotas of device time hold back for a million pixels in one step while no job of the
+    model has been measured. A picture of 512² in 25 steps has 6.6 megapixel steps: at five pictures
+    a second each takes 0.03 s."""
+
     # Limits of a request -------------------------------------------------------------------
     max_images_per_job: Annotated[int, Field(ge=1, le=64)] = 16
     max_body_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024

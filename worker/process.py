@@ -112,6 +112,14 @@ class WorkerProcess:
             self.progress.job_changed(changed)
         return changed
 
+    def charge_late(self, job_id: UUID, attempt: int, gpu_seconds: float) -> None:
+        """Charge an attempt that has been ended without its device time, if the ledger answers."""
+        try:
+            with self.database.begin() as session:
+                session.execute(statements.charge_late(job_id, attempt, gpu_seconds))
+        except SQLAlchemyError as error:
+            log.warning("charge_failed", error=type(error).__name__, gpu_seconds=gpu_seconds)
+
     def publish(self, job: Job) -> None:
         """Offer a queued job to another worker now; if Redis is away the dispatcher will."""
         try:

@@ -280,11 +280,15 @@ def _handle_stopped(worker: WorkerProcess, lease: Lease, in_hand: InHand) -> Att
         StopReason.EXPIRED: statements.expire_running,
         StopReason.RELEASED: statements.release,
     }.get(lease.stop_reason or StopReason.LOST)
+    changed = None
     if end is not None:
         statement = end(lease.job_id, lease.attempt, gpu_seconds=seconds)
         changed = record_stop(lambda: worker.transition(statement), lease)
         if changed is not None and lease.stop_reason is StopReason.RELEASED:
             worker.publish(changed)
+    if changed is None and seconds:
+        # Somebody else has ended the attempt, as the dispatcher does at a deadline.
+        worker.charge_late(lease.job_id, lease.attempt, seconds)
     _discard(worker, lease, in_hand.pictures)
     reason = lease.stop_reason or StopReason.LOST
     log.info("job_stopped", reason=str(reason))

@@ -56,8 +56,17 @@ class RowWriter:
         self._end = f"queued\t{max_attempts}\n"
         self._now = now
 
-    def write(self, job: PlannedJob, plan: Plan, init_image: Mapping[str, Any] | None) -> None:
-        """One job as planned in the end. `init_image` is the column of that name."""
+    def write(
+        self,
+        job: PlannedJob,
+        plan: Plan,
+        init_image: Mapping[str, Any] | None,
+        gpu_seconds: float,
+    ) -> None:
+        """One job as planned in the end.
+
+        `init_image` is the column of that name, `gpu_seconds` are as estimated.
+        """
         row = "\t".join(
             (
                 self._ids.next_hex(),
@@ -81,7 +90,7 @@ class RowWriter:
                 plan.output_format,
                 "t" if plan.previews else "f",
                 _escape(json.dumps(plan.metadata)) if plan.metadata else "{}",
-                str(plan.cost),
+                f"{plan.cost}\t{gpu_seconds:.9g}",
                 self._deadline(job.start_within),
                 self._deadline(job.finish_within),
                 _NULL if job.webhook is None else _escape(json.dumps(job.webhook)),

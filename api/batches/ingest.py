@@ -17,7 +17,7 @@ from api.batches.validation import Validated
 from api.deps import Resources
 from api.principal import Principal
 from api.problems import Problem
-from api.usage.admission import Work, admit
+from api.usage.admission import Work, admitted
 from shared.batches import models as rows
 from shared.batches import statements
 from shared.batches.events import snapshot
@@ -94,32 +94,41 @@ async def accept(
                 replay = await find_answer(session, principal, submission)
                 if replay is not None:
                     return replay
-        work = Work(found.cost, frozenset(found.models), found.largest, found.jobs)
-        await admit(resources, session, principal, work)
-        await _ensure_sessions(session, principal.tenant_id, sorted(found.sessions))
-        # Row-level security forbids COPY; every row and statement from here on names the tenant.
-        await wall.leave(session)
-        columns = _columns(principal, submission, found, BatchState.VALIDATING)
-        await session.execute(statements.insert_batch(columns))
-        await _copy_jobs(session, found)
-        if found.report.count:
-            await _keep_report(session, found)
-        batch = (await session.scalars(statements.finish_ingest(found.batch_id))).one()
-        told = _event(batch, EventType.BATCH_VALIDATED)
-        deliveries = (await session.scalars(told)).one() or ()
-        standing = Standing()
-        standing.add(JobState.QUEUED, found.jobs, found.images, found.cost)
-        shown = present_batch(batch, standing, resources.settings.public_url)
-        accepted = Accepted(shown.model_dump_json(), shown.links.self)
-        if key is not None:
-            kept = {"body": accepted.body, "location": accepted.location}
-            await session.execute(
-                ledger.store_idempotent_answer(principal.tenant_id, key, 202, kept)
-            )
+        work = Work(
+            found.cost, frozenset(found.models), found.largest, found.gpu_seconds, found.jobs
+        )
+        async with admitted(resources, session, principal, work):
+            batch, deliveries = await _write(session, principal, submission, found)
+            standing = Standing()
+            standing.add(JobState.QUEUED, found.jobs, found.images, found.cost)
+            shown = present_batch(batch, standing, resources.settings.public_url)
+            accepted = Accepted(shown.model_dump_json(), shown.links.self)
+            if key is not None:
+                kept = {"body": accepted.body, "location": accepted.location}
+                await session.execute(
+                    ledger.store_idempotent_answer(principal.tenant_id, key, 202, kept)
+                )
     model = next(iter(found.models)) if len(found.models) == 1 else SEVERAL_MODELS
     SUBMITTED.labels(model, BULK).inc(found.jobs)
     await resources.publisher.publish_deliveries(deliveries)
     return accepted
+
+
+async def _write(
+    session: AsyncSession, principal: Principal, submission: Submission, found: Validated
+) -> tuple[rows.Batch, Sequence[UUID]]:
+    """The batch with its jobs and its report; and the deliveries that tell of it."""
+    await _ensure_sessions(session, principal.tenant_id, sorted(found.sessions))
+    # Row-level security forbids COPY; every row and statement from here on names the tenant.
+    await wall.leave(session)
+    columns = _columns(principal, submission, found, BatchState.VALIDATING)
+    await session.execute(statements.insert_batch(columns))
+    await _copy_jobs(session, found)
+    if found.report.count:
+        await _keep_report(session, found)
+    batch = (await session.scalars(statements.finish_ingest(found.batch_id))).one()
+    told = _event(batch, EventType.BATCH_VALIDATED)
+    return batch, (await session.scalars(told)).one() or ()
 
 
 async def keep_refusal(

@@ -20,7 +20,7 @@ from api.events import announce
 from api.jobs.estimates import present_eta
 from api.principal import Principal
 from api.problems import Problem, not_found
-from api.usage.admission import Work, admit
+from api.usage.admission import Work, admitted
 from api.wire import Page, decode_cursor, encode_cursor
 from shared.batches import models as rows
 from shared.batches import statements
@@ -272,7 +272,8 @@ async def cancel(resources: Resources, principal: Principal, batch_id: str) -> B
 
 
 async def retry_failed(resources: Resources, principal: Principal, batch_id: str) -> RetryResult:
-    """Queue the jobs that failed or expired again, with the same seeds and no deadlines.
+    """Queue the jobs that failed or expired again, at the expense of who asks, with the same seeds
+    and no deadlines.
 
     Raises:
         Problem: 409 when there is none; 403 or 429 for what the key may not queue.
@@ -283,10 +284,13 @@ async def retry_failed(resources: Resources, principal: Principal, batch_id: str
         again = (await session.execute(statements.sum_retryable(principal.tenant_id, row_id))).one()
         if not again.jobs:
             raise Problem("nothing_to_retry", "No job of the batch has failed or expired.")
-        work = Work(int(again.cost), frozenset(again.models), again.pixels, again.jobs)
-        await admit(resources, session, principal, work)
-        await session.execute(statements.reopen(principal.tenant_id, row_id))
-        await session.execute(ledger.retry_batch(principal.tenant_id, row_id))
+        work = Work(
+            int(again.cost), frozenset(again.models), again.pixels, again.gpu_seconds, again.jobs
+        )
+        async with admitted(resources, session, principal, work):
+            key_id = principal.key_id
+            await session.execute(statements.reopen(principal.tenant_id, row_id, key_id))
+            await session.execute(ledger.retry_batch(principal.tenant_id, row_id, key_id))
     return RetryResult(retried=again.jobs, batch=await get(resources, principal, batch_id))
 
 

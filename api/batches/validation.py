@@ -19,11 +19,13 @@ from api.batches.lines import LineChecker, PlannedJob
 from api.batches.reading import MAX_LINES, Line
 from api.batches.report import Report
 from api.deps import Resources
+from api.jobs.estimates import work_of_plan
 from api.jobs.init_images import InitImage
 from api.jobs.planning import Plan
 from api.principal import Principal
 from api.problems import FieldError
 from shared.batches import statements
+from shared.eta.rates import Prices
 from shared.gallery.models import Image, Upload
 from shared.ids import MalformedId, from_wire, new_id, to_wire
 
@@ -43,16 +45,19 @@ class Totals:
     jobs: int = 0
     images: int = 0
     cost: int = 0
+    gpu_seconds: float = 0.0
+    """As estimated."""
     largest: int = 0
     """Pixels of the largest picture."""
     models: set[str] = field(default_factory=set)
     sessions: set[str] = field(default_factory=set)
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: Plan, gpu_seconds: float) -> None:
         """One more job."""
         self.jobs += 1
         self.images += len(plan.seeds)
         self.cost += plan.cost
+        self.gpu_seconds += gpu_seconds
         self.largest = max(self.largest, plan.width * plan.height)
         self.models.add(plan.model)
         self.sessions.add(plan.session_id)
@@ -62,6 +67,7 @@ class Totals:
         self.jobs += other.jobs
         self.images += other.images
         self.cost += other.cost
+        self.gpu_seconds += other.gpu_seconds
         self.largest = max(self.largest, other.largest)
         self.models |= other.models
         self.sessions |= other.sessions
@@ -116,6 +122,7 @@ async def validate(
     """
     async with resources.tenant_transaction(principal) as session:
         now = (await session.scalars(statements.read_clock())).one()
+    prices = await resources.estimates.prices()
     spool = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
     found = Validated(batch_id=new_id(), now=now, rows=spool)
     reader = _LineReader(lines, checker, found)
@@ -133,7 +140,7 @@ async def validate(
             parts = await asyncio.to_thread(reader.read_some)
             wanted = {job.init_image for part in parts for job in part.jobs if job.init_image}
             images.update(await _find_images(resources, principal, wanted - images.keys()))
-            await asyncio.to_thread(_write_some, parts, images, writer, found)
+            await asyncio.to_thread(_write_some, parts, images, prices, writer, found)
         if not found.lines and not found.report.count:
             found.refuse_file("empty", "There is no line in it.")
     except BaseException:
@@ -230,7 +237,11 @@ def _name_of(line: Line) -> str | None:
 
 
 def _write_some(
-    parts: list[_Part], images: StartImages, writer: RowWriter, found: Validated
+    parts: list[_Part],
+    images: StartImages,
+    prices: Prices,
+    writer: RowWriter,
+    found: Validated,
 ) -> None:
     for part in parts:
         line = part.line
@@ -250,8 +261,9 @@ def _write_some(
         for job in part.jobs:
             start = images[job.init_image] if job.init_image else None
             plan = job.plan if start is None else job.plan.starting_from(start.size)
-            writer.write(job, plan, None if start is None else start.column())
-            line.totals.add(plan)
+            seconds = prices.gpu_seconds(work_of_plan(plan))
+            writer.write(job, plan, None if start is None else start.column(), seconds)
+            line.totals.add(plan, seconds)
         if part.is_last:
             found.merge(line.totals)
 

@@ -13,6 +13,8 @@ from api.jobs.schemas import REPRODUCES, Job
 from api.jobs.waiting import wait_until_done
 from api.principal import Principal
 from api.problems import Problem
+from api.usage.admission import admitted, work_of_row
+from shared.eta.work import work_of
 from shared.gallery import models as rows
 from shared.ids import from_wire, new_id, to_wire
 from shared.jobs import models as job_rows
@@ -64,6 +66,7 @@ async def reproduce(
 async def _begin(resources: Resources, principal: Principal, original: rows.Image) -> str:
     """The job that makes it again: the unfinished one there is, else a new one."""
     image_id = to_wire("img", original.id)
+    prices = await resources.estimates.prices()
     async with resources.tenant_transaction(principal) as session:
         unfinished = statements.find_unfinished_marked(principal.tenant_id, REPRODUCES, image_id)
         found = (await session.scalars(unfinished)).first()
@@ -72,7 +75,18 @@ async def _begin(resources: Resources, principal: Principal, original: rows.Imag
         statement = statements.get_job(principal.tenant_id, original.job_id)
         source = (await session.scalars(statement)).one()
         columns = _columns(resources, principal, original, source)
-        row, _ = await jobs.insert_job(resources, session, principal, columns)
+        columns["estimated_gpu_seconds"] = prices.gpu_seconds(
+            work_of(
+                model=columns["model"],
+                width=columns["width"],
+                height=columns["height"],
+                guidance_scale=columns["guidance_scale"],
+                images=1,
+                cost=columns["cost"],
+            )
+        )
+        async with admitted(resources, session, principal, work_of_row(columns)):
+            row, _ = await jobs.insert_job(session, columns)
     await resources.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
     return to_wire("job", row.id)

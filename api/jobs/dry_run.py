@@ -35,8 +35,11 @@ async def dry_run(resources: Resources, principal: Principal, asked: JobSubmissi
     )
     if size is not None:
         plan = plan.starting_from(size)
-    check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), plan.width * plan.height))
-    estimate = await resources.estimates.of_new(work_of_plan(plan))
+    work = work_of_plan(plan)
+    seconds = (await resources.estimates.prices()).gpu_seconds(work)
+    pixels = plan.width * plan.height
+    check_kind(principal.quotas, Work(plan.cost, frozenset({plan.model}), pixels, seconds))
+    estimate = await resources.estimates.of_new(work)
     is_drawn = asked.seed is None and asked.seeds is None
     return JobDryRun(
         valid=True,

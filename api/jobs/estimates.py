@@ -24,6 +24,7 @@ from shared.eta.estimate import (
     rows_of,
     servers,
 )
+from shared.eta.rates import Prices
 from shared.eta.snapshot import Snapshot
 from shared.eta.work import Estimate, Work, work_of
 from shared.fleet.announcement import WorkerAnnouncement
@@ -81,7 +82,12 @@ class Estimates:
     Between two snapshots what this process accepts is added; other processes' share is not.
     """
 
-    def __init__(self, redis: Redis, circuit: Circuit, roster: WorkerRoster) -> None:
+    def __init__(
+        self, redis: Redis, circuit: Circuit, roster: WorkerRoster, per_megapixel_step: float
+    ) -> None:
+        """`per_megapixel_step`: device seconds that are assumed for a model without evidence."""
+        self._per_megapixel_step = per_megapixel_step
+        self._prices = Prices(per_megapixel_step=per_megapixel_step)
         self._redis = redis
         self._circuit = circuit
         self._roster = roster
@@ -121,6 +127,11 @@ class Estimates:
                 return None
             found.append(estimate_many(measured.snapshot, model, speed, cost / len(models)))
         return max(found, key=lambda estimate: estimate.p50, default=None)
+
+    async def prices(self) -> Prices:
+        """What jobs are charged of the device, by the latest evidence that there was."""
+        await self._look()
+        return self._prices
 
     def accepted(self, work: Work) -> None:
         """A job was accepted; the next snapshot will have it."""
@@ -170,6 +181,11 @@ class Estimates:
         async with self._lock:
             if time.monotonic() >= self._fresh_until:
                 self._measured = await self._ask()
+                if self._measured is not None:
+                    known = self._measured.snapshot
+                    self._prices = Prices(
+                        known.rates, known.paces, per_megapixel_step=self._per_megapixel_step
+                    )
                 self._fresh_until = time.monotonic() + _FRESH_SECONDS
         return self._measured
 

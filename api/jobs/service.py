@@ -19,7 +19,7 @@ from api.jobs.present import present_job
 from api.jobs.schemas import Eta, Job, JobSubmission, Progress
 from api.principal import Principal
 from api.problems import Problem, not_found
-from api.usage.admission import Work, admit
+from api.usage.admission import Work, admitted, work_of_row
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
 from shared import telemetry
@@ -87,6 +87,7 @@ async def submit(
         warnings=warnings,
     )
     columns["estimate"] = estimate.as_json() if estimate is not None else None
+    columns["estimated_gpu_seconds"] = (await resources.estimates.prices()).gpu_seconds(work)
     async with resources.tenant_transaction(principal) as session:
         if idempotency_key is not None:
             taken = statements.reserve_idempotency_key(
@@ -98,40 +99,32 @@ async def submit(
                     return replay
         if init_image is not None and init_image.new_upload is not None:
             await session.execute(gallery.insert_upload(init_image.new_upload))
-        row, position = await insert_job(resources, session, principal, columns)
-        shown = _present(resources, row, queue_position=position, eta=present_eta(estimate))
-        accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
-        if idempotency_key is not None:
-            kept = {"body": accepted.body, "location": accepted.location}
-            await session.execute(
-                statements.store_idempotent_answer(principal.tenant_id, idempotency_key, 202, kept)
-            )
+        async with admitted(resources, session, principal, work_of_row(columns)):
+            row, position = await insert_job(session, columns)
+            shown = _present(resources, row, queue_position=position, eta=present_eta(estimate))
+            accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
+            if idempotency_key is not None:
+                kept = {"body": accepted.body, "location": accepted.location}
+                await session.execute(
+                    statements.store_idempotent_answer(
+                        principal.tenant_id, idempotency_key, 202, kept
+                    )
+                )
     resources.estimates.accepted(work)
     await resources.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
     return accepted
 
 
-async def insert_job(
-    resources: Resources, session: AsyncSession, principal: Principal, columns: dict[str, Any]
-) -> tuple[rows.Job, int]:
-    """Accept one job inside the caller's transaction; the row and how many go before it.
-
-    Raises:
-        Problem: the key, or the whole system, may not queue this work now.
-    """
+async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[rows.Job, int]:
+    """Accept one job that was admitted; the row and how many go before it."""
     context = telemetry.traceparent()
     if context is not None:
         columns = columns | {"traceparent": context}
     with telemetry.span("accept job", "client", attributes={"db.system.name": "postgresql"}):
-        await admit(resources, session, principal, _work_of(columns))
         statement, parameters = statements.accept_job(columns)
         row, position = (await session.execute(statement, parameters)).one()
     return row, position
-
-
-def _work_of(job: dict[str, Any]) -> Work:
-    return Work(job["cost"], frozenset({job["model"]}), job["width"] * job["height"])
 
 
 async def get(resources: Resources, principal: Principal, job_id: str) -> Job:
@@ -233,29 +226,41 @@ async def cancel(resources: Resources, principal: Principal, job_id: str) -> Job
 
 
 async def retry(resources: Resources, principal: Principal, job_id: str) -> Job:
-    """Put a failed, expired or canceled job back in the queue; its seeds stay.
+    """Put a failed, expired or canceled job back in the queue, at the expense of who asks; its
+    seeds stay.
 
     Raises:
-        Problem: 409 when the job is queued, running or has succeeded.
+        Problem: 409 when the job is queued, running or has succeeded; 403 or 429 for what the key
+            may not queue.
     """
     row_id = parse_id("job", job_id, "job")
     async with resources.tenant_transaction(principal) as session:
         ended = await _find(session, principal, row_id)
         session.expunge(ended)  # or the session would answer with it in place of the changed row
-        if ended.state in RETRYABLE_STATES:
-            work = Work(ended.cost, frozenset({ended.model}), ended.width * ended.height)
-            await admit(resources, session, principal, work)
+        if ended.state not in RETRYABLE_STATES:
+            raise _not_retryable(ended)
+        async with admitted(resources, session, principal, _work_again(ended)):
             if ended.batch_id is not None:
                 # Before the job, as everywhere; its batch runs again.
                 await session.execute(batches.lock_batch(principal.tenant_id, ended.batch_id))
-                await session.execute(batches.reopen(principal.tenant_id, ended.batch_id))
-        row = (await session.scalars(statements.retry(principal.tenant_id, row_id))).one_or_none()
-        if row is None:
-            row = await _find(session, principal, row_id)
-            raise Problem("job_not_retryable", f"The job is {row.state}.")
+                await session.execute(
+                    batches.reopen(principal.tenant_id, ended.batch_id, principal.key_id)
+                )
+            again = statements.retry(principal.tenant_id, row_id, principal.key_id)
+            row = (await session.scalars(again)).one_or_none()
+            if row is None:
+                raise _not_retryable(await _find(session, principal, row_id))
     await announce(resources.redis, resources.circuit, row)
     await resources.publisher.publish(row)
     return await get(resources, principal, job_id)
+
+
+def _not_retryable(job: rows.Job) -> Problem:
+    return Problem("job_not_retryable", f"The job is {job.state}.")
+
+
+def _work_again(job: rows.Job) -> Work:
+    return Work(job.cost, frozenset({job.model}), job.width * job.height, job.estimated_gpu_seconds)
 
 
 async def request_previews(resources: Resources, principal: Principal, job_id: str) -> None:

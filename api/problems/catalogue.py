@@ -211,8 +211,9 @@ CATALOGUE: dict[str, ProblemType] = {
         ProblemType(
             "gpu_seconds_exceeded",
             429,
-            "The key has used up today's GPU-seconds",
-            "They begin anew at 00:00 UTC; see GET /v1/usage.",
+            "The key has too few GPU-seconds left today",
+            "With what was used today and what unfinished jobs are estimated to take, this work "
+            "passes the limit. The day begins anew at 00:00 UTC; see GET /v1/usage.",
         ),
         ProblemType(
             "internal_error",

@@ -1,8 +1,10 @@
 """May this key queue this work now? Every way to queue work asks here, before it writes."""
 
-import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,7 +20,6 @@ REFUSALS = (
 )
 """The problems of every operation that queues work, for its documentation."""
 
-_SPENT_FRESH_SECONDS = 2.0
 _WHEN_FULL = 10
 """Seconds to wait for a place: about one job, where nothing better is known."""
 
@@ -32,47 +33,49 @@ class Work:
     models: frozenset[str]
     pixels: int
     """Of the largest picture."""
+    gpu_seconds: float
+    """As estimated."""
     jobs: int = 1
 
 
-class Spent:
-    """Device time of today by key, remembered for a moment: it grows only as jobs end."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[float, float]] = {}
-
-    async def today(self, session: AsyncSession, principal: Principal) -> float:
-        """GPU-seconds of the key's jobs that were submitted since midnight UTC."""
-        fresh_until, seconds = self._known.get(principal.key_id, (0.0, 0.0))
-        if time.monotonic() < fresh_until:
-            return seconds
-        asked = statements.sum_gpu_seconds(principal.tenant_id, principal.key_id, midnight())
-        seconds = (await session.scalars(asked)).one()
-        if len(self._known) > 4096:
-            self._known.clear()
-        self._known[principal.key_id] = (time.monotonic() + _SPENT_FRESH_SECONDS, seconds)
-        return seconds
+def work_of_row(job: Mapping[str, Any]) -> Work:
+    """The work of one job, from the columns of its row."""
+    return Work(
+        job["cost"],
+        frozenset({job["model"]}),
+        job["width"] * job["height"],
+        job["estimated_gpu_seconds"],
+    )
 
 
-async def admit(
+@asynccontextmanager
+async def admitted(
     resources: Resources, session: AsyncSession, principal: Principal, work: Work
-) -> None:
-    """Return if the work may be queued in this transaction.
+) -> AsyncIterator[None]:
+    """Within it, queue the work. Commit right behind it: nothing else may be left to do.
 
-    Called after a replayed answer was looked for, because a replay queues nothing. Keys without
+    Quotas are looked at before, so that little is written in vain, and again behind what was
+    written, in turn with other submissions of the key: of two, the second sees the first. That turn
+    lasts from there to the commit, however long the writing takes.
+
+    Entered after a replayed answer was looked for, because a replay queues nothing. Keys without
     quotas cost no SQL, and do not depend on Redis.
 
     Raises:
-        Problem: 403 for a model or a size that the key may not use; 429 for a quota that is used
-            up; 503 when the system's ceiling is reached or a quota cannot be checked.
+        Problem: 403 for a model or a size that the key may not use; 429 for a quota that would be
+            passed; 503 when the system's ceiling is reached or a quota cannot be checked.
     """
     quotas = principal.quotas
     check_kind(quotas, work)
     if quotas.requests_per_minute is not None and not principal.rate_is_known:
         raise Problem("quota_unavailable", "The key's request rate cannot be checked just now.")
     if quotas.limit_the_queue:
-        await _check_queue(resources, session, principal, work)
+        await _check_use(resources, session, principal, work)
     await resources.pressure.check(resources, work.cost)
+    yield
+    if quotas.limit_the_queue:
+        await session.execute(statements.take_turn(principal.key_id))
+        await _check_use(resources, session, principal, work, is_written=True)
 
 
 def check_kind(quotas: Quotas, work: Work) -> None:
@@ -90,12 +93,21 @@ def check_kind(quotas: Quotas, work: Work) -> None:
         )
 
 
-async def _check_queue(
-    resources: Resources, session: AsyncSession, principal: Principal, work: Work
+async def _check_use(
+    resources: Resources,
+    session: AsyncSession,
+    principal: Principal,
+    work: Work,
+    *,
+    is_written: bool = False,
 ) -> None:
+    """Whether the key's quotas have room for the work, or for all there is if it is written."""
     quotas = principal.quotas
-    await session.execute(statements.take_turn(principal.key_id))
-    jobs, queued = (await session.execute(statements.count_unfinished(principal.key_id))).one()
+    used = await session.execute(statements.measure_use(principal.key_id))
+    jobs, queued, reserved, spent = used.one()
+    if is_written:
+        jobs, queued = jobs - work.jobs, queued - work.cost
+        reserved -= work.gpu_seconds
     if quotas.concurrent_jobs is not None and jobs + work.jobs > quotas.concurrent_jobs:
         raise _used_up(
             "too_many_jobs",
@@ -108,14 +120,16 @@ async def _check_queue(
             f"This key may have {quotas.queued_cost} pixel steps waiting, and has {queued}.",
             resources.pressure.seconds(excess),
         )
-    if quotas.gpu_seconds_per_day is not None:
-        spent = await resources.spent.today(session, principal)
-        if spent >= quotas.gpu_seconds_per_day:
-            raise _used_up(
-                "gpu_seconds_exceeded",
-                f"This key has used {spent:.1f} of today's {quotas.gpu_seconds_per_day:g} seconds.",
-                seconds_to_midnight(),
-            )
+    limit = quotas.gpu_seconds_per_day
+    if limit is not None and spent + reserved + work.gpu_seconds > limit:
+        # What unfinished jobs hold back may be given back sooner.
+        is_spent = spent + work.gpu_seconds > limit
+        raise _used_up(
+            "gpu_seconds_exceeded",
+            f"This would take about {work.gpu_seconds:.3g} GPU-seconds. Of today's {limit:g} this "
+            f"key has used {spent:.3g}, and its unfinished jobs hold back {reserved:.3g}.",
+            seconds_to_midnight() if is_spent else _WHEN_FULL,
+        )
 
 
 def _used_up(code: str, detail: str, seconds: int) -> Problem:

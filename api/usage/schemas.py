@@ -11,8 +11,10 @@ class Allowance(AnswerModel):
     limit: float | None
     """The most that is allowed, in the unit of this quota. Null: no limit."""
     used: float | None = Field(description="Null when it cannot be said just now.")
+    reserved: float | None
+    """What unfinished jobs are estimated to take. Null where nothing is held back."""
     left: float | None
-    """`limit` minus `used`, never below 0. Null without a limit."""
+    """`limit` minus `used` and `reserved`, never below 0. Null without a limit."""
     resets_at: UtcTime | None = Field(description="Null where it is freed as jobs end.")
 
 
@@ -28,6 +30,6 @@ class Usage(AnswerModel):
     concurrent_jobs: Allowance
     """The key's jobs that are queued or running."""
     gpu_seconds_per_day: Allowance
-    """Device time since 00:00 UTC, in seconds."""
+    """Device time of the attempts that ended since 00:00 UTC, in seconds."""
     max_pixels: int | None = Field(description="Width × height of the largest picture.")
     models: list[str] | None = Field(description="Null: every model.")

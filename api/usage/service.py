@@ -14,17 +14,17 @@ async def usage(resources: Resources, principal: Principal) -> Usage:
     """The key's limits with what it has used of them now."""
     quotas = principal.quotas
     async with resources.tenant_transaction(principal) as session:
-        unfinished = statements.count_unfinished(principal.key_id)
-        jobs, queued = (await session.execute(unfinished)).one()
-        spent = statements.sum_gpu_seconds(principal.tenant_id, principal.key_id, midnight())
-        seconds = (await session.scalars(spent)).one()
+        used = await session.execute(statements.measure_use(principal.key_id))
+        jobs, queued, reserved, spent = used.one()
     tomorrow = midnight() + timedelta(days=1)
     return Usage(
         key_id=principal.key_id,
         requests_per_minute=await _requests(resources, principal),
         queued_cost=_allowance(quotas.queued_cost, queued),
         concurrent_jobs=_allowance(quotas.concurrent_jobs, jobs),
-        gpu_seconds_per_day=_allowance(quotas.gpu_seconds_per_day, seconds, tomorrow),
+        gpu_seconds_per_day=_allowance(
+            quotas.gpu_seconds_per_day, spent, tomorrow, reserved=reserved
+        ),
         max_pixels=quotas.max_pixels,
         models=quotas.models,
     )
@@ -43,7 +43,11 @@ async def _requests(resources: Resources, principal: Principal) -> Allowance:
 
 
 def _allowance(
-    limit: float | None, used: float | None, resets_at: datetime | None = None
+    limit: float | None,
+    used: float | None,
+    resets_at: datetime | None = None,
+    *,
+    reserved: float | None = None,
 ) -> Allowance:
-    left = None if limit is None or used is None else max(0, limit - used)
-    return Allowance(limit=limit, used=used, left=left, resets_at=resets_at)
+    left = None if limit is None or used is None else max(0, limit - used - (reserved or 0))
+    return Allowance(limit=limit, used=used, reserved=reserved, left=left, resets_at=resets_at)

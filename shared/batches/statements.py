@@ -41,17 +41,9 @@ RATE_WINDOW = timedelta(seconds=60)
 COPIED_COLUMNS = (
     *("id", "tenant_id", "api_key_id", "session_id", "batch_id", "custom_id", "line"),
     *("kind", "model", "lane", "prompt", "negative_prompt", "seeds", "width", "height", "steps"),
-    *(
-        "guidance_scale",
-        "scheduler",
-        "strength",
-        "resize_mode",
-        "init_image",
-        "output_format",
-        "previews",
-    ),
-    *("metadata", "cost", "start_deadline", "finish_deadline", "webhook", "state"),
-    "max_attempts",
+    *("guidance_scale", "scheduler", "strength", "resize_mode", "init_image", "output_format"),
+    *("previews", "metadata", "cost", "estimated_gpu_seconds", "start_deadline"),
+    *("finish_deadline", "webhook", "state", "max_attempts"),
 )
 """The columns of a batch's jobs that the ingest writes; the others have defaults."""
 
@@ -264,11 +256,14 @@ def recent_speed(tenant_id: UUID, models: Sequence[str]) -> Select[int, float, f
     )
 
 
-def sum_retryable(tenant_id: UUID, batch_id: UUID) -> Select[int, int, int, Sequence[str]]:
-    """`jobs`, `cost`, `pixels` of the largest, and `models` of what a retry would queue again."""
+def sum_retryable(tenant_id: UUID, batch_id: UUID) -> Select[int, int, float, int, Sequence[str]]:
+    """What a retry would queue again: `jobs`, `cost`, `gpu_seconds` as estimated, `pixels` of the
+    largest, and `models`.
+    """
     return select(
         func.count().label("jobs"),
         func.coalesce(func.sum(Job.cost), 0).label("cost"),
+        func.coalesce(func.sum(Job.estimated_gpu_seconds), 0.0).label("gpu_seconds"),
         func.coalesce(func.max(Job.width * Job.height), 0).label("pixels"),
         func.array_agg(Job.model.distinct()).label("models"),
     ).where(
@@ -298,13 +293,14 @@ def request_cancel(tenant_id: UUID, batch_id: UUID) -> ReturningUpdate[Batch]:
     )
 
 
-def reopen(tenant_id: UUID, batch_id: UUID) -> Update:
-    """A job of the batch is tried again: what had ended runs again."""
+def reopen(tenant_id: UUID, batch_id: UUID, api_key_id: str) -> Update:
+    """A key has a job of the batch tried again: what had ended runs again, in that key's turn."""
     return (
         update(Batch)
         .where(Batch.tenant_id == tenant_id, Batch.id == batch_id, Batch.finished_at.is_not(None))
         .values(
             state=BatchState.RUNNING,
+            api_key_id=api_key_id,
             finished_at=null(),
             summary=null(),
             cancel_requested=False,

@@ -1,16 +1,19 @@
-"""Tables of jobs, their attempts, and idempotency keys."""
+"""Tables of jobs, their attempts, the device time they took, and idempotency keys."""
 
+import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Date,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
+    SmallInteger,
     Text,
     text,
 )
@@ -98,6 +101,7 @@ class Job(Base):
     id: Mapped[Id]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     api_key_id: Mapped[str | None] = mapped_column(Text)
+    """Whose quotas it takes from: the key that submitted it, or retried it last."""
     session_id: Mapped[str] = mapped_column(Text)
     batch_id: Mapped[UUID | None] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"))
     custom_id: Mapped[str | None] = mapped_column(Text)
@@ -132,6 +136,9 @@ class Job(Base):
     warnings: Mapped[list[dict[str, str]]] = mapped_column(JSONB, server_default=text("'[]'"))
     cost: Mapped[int] = mapped_column(BigInteger)
     """width × height × steps that run × images; a strength below 1 leaves some of the steps out."""
+    estimated_gpu_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    """Device time of one attempt, as estimated at the submission: while the job is unfinished, its
+    key's quota holds so much back."""
     start_deadline: Mapped[Instant | None]
     finish_deadline: Mapped[Instant | None]
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
@@ -190,6 +197,20 @@ class JobAttempt(Base):
     error_message: Mapped[str | None] = mapped_column(Text)
     gpu_seconds: Mapped[float | None]
     """Device time; null where the worker was lost, and with it the bill."""
+
+
+class DeviceTime(Base):
+    """What the jobs of a key have used of devices on a day; outlives the jobs."""
+
+    __tablename__ = "device_time"
+
+    api_key_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    day: Mapped[datetime.date] = mapped_column(Date, primary_key=True)
+    """Of the end of the attempt, in UTC."""
+    slot: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    """Drawn by chance, so that attempts that end at once seldom wait for each other."""
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    gpu_seconds: Mapped[float]
 
 
 class IdempotencyKey(Base):

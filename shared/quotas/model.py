@@ -22,7 +22,9 @@ class Quotas(BaseModel):
         default=None, description="Jobs queued or running, at once."
     )
     gpu_seconds_per_day: Annotated[float, Field(gt=0, le=1e9)] | None = Field(
-        default=None, description="Device time of jobs submitted since 00:00 UTC."
+        default=None,
+        description="Device time of attempts that ended since 00:00 UTC, and what unfinished jobs "
+        "are estimated to take.",
     )
     max_pixels: Annotated[int, Field(ge=64 * 64, le=4096 * 4096)] | None = Field(
         default=None, description="Width × height of the largest picture."

@@ -1,37 +1,42 @@
-"""SQL of what a key has in hand, and of how much work waits and gets done in the whole system."""
+"""SQL of what a key has in hand and has used, and of how much work waits and gets done in all."""
 
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from sqlalchemy import BigInteger, Integer, Select, cast, func, select
-from sqlalchemy.sql.elements import ColumnElement
 
 from shared.gallery.models import Image
 from shared.ids import earliest_id_at
-from shared.jobs.models import Job
+from shared.jobs.models import DeviceTime, Job
 from shared.jobs.state import JobState
+from shared.jobs.statements import SCAN_TIME, utc_day
 
 
 def take_turn(key_id: str) -> Select[None]:
-    """Wait for other submissions with this key: two must not both see the last free place."""
+    """Wait for other submissions with this key: two must not both see the last free place.
+
+    The turn ends with the transaction.
+    """
     return select(func.pg_advisory_xact_lock(func.hashtextextended(f"quota {key_id}", 0)))
 
 
-def count_unfinished(key_id: str) -> Select[int, int]:
-    """(jobs queued or running, cost of those queued) that were submitted with this key."""
+def measure_use(key_id: str) -> Select[int, int, float, float]:
+    """What a key uses, all as of one moment.
+
+    (jobs queued or running, cost of those queued, GPU-seconds that the unfinished are estimated to
+    take, GPU-seconds of the attempts that ended today)
+    """
     waiting = func.sum(Job.cost).filter(Job.state == JobState.QUEUED)
-    return select(func.count(), cast(func.coalesce(waiting, 0), BigInteger)).where(
-        Job.api_key_id == key_id, Job.finished_at.is_(None)
+    spent = (
+        select(func.coalesce(func.sum(DeviceTime.gpu_seconds), 0.0))
+        .where(DeviceTime.api_key_id == key_id, DeviceTime.day == utc_day(SCAN_TIME))
+        .scalar_subquery()
     )
-
-
-def sum_gpu_seconds(tenant_id: UUID, key_id: str, since: datetime) -> Select[float]:
-    """Device time of the key's jobs that were submitted since then."""
-    # Ids begin with the time of their making, so the tenant's index serves.
-    spent: ColumnElement[float] = func.coalesce(func.sum(Job.gpu_seconds), 0.0)
-    return select(spent).where(
-        Job.tenant_id == tenant_id, Job.id >= earliest_id_at(since), Job.api_key_id == key_id
-    )
+    return select(
+        func.count(),
+        cast(func.coalesce(waiting, 0), BigInteger),
+        func.coalesce(func.sum(Job.estimated_gpu_seconds), 0.0),
+        spent,
+    ).where(Job.api_key_id == key_id, Job.finished_at.is_(None))
 
 
 def measure_queue(window: timedelta, now: datetime) -> Select[int, int]:

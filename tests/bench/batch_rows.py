@@ -151,7 +151,7 @@ def _copy_raw(system: System, content: bytes) -> float:
     )
     for line in read_file(io.BytesIO(content), "jsonl"):
         for job in checker.check(line):
-            writer.write(job, job.plan, None)
+            writer.write(job, job.plan, None, 0.0)
     url = system.settings.database_url.get_secret_value().replace("+psycopg", "", 1)
     with psycopg.connect(url) as connection:
         started = time.perf_counter()

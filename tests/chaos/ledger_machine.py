@@ -117,7 +117,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=jobs)
     def retry(self, job: UUID) -> None:
         model = self.expected[job]
-        took = self._one(statements.retry(self.tenant, job))
+        took = self._one(statements.retry(self.tenant, job, "key"))
         assert took == (model.state in RETRYABLE_STATES)
         if took:
             model.move("queued")

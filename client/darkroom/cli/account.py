@@ -72,6 +72,8 @@ def _allowance(allowance: "Allowance") -> str:
     if allowance.limit is None:
         return "no limit" if allowance.used is None else f"{used} used, no limit"
     text = f"{used} of {allowance.limit:,g} used"
+    if allowance.reserved:
+        text += f", {allowance.reserved:,.6g} held back for unfinished jobs"
     if allowance.resets_at is not None:
         text += f", begins anew {ago(allowance.resets_at)}"
     return text

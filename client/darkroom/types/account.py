@@ -46,6 +46,8 @@ class Allowance(Document):
 
     limit: float | None = None
     used: float | None = None
+    reserved: float | None = None
+    """What unfinished jobs are estimated to take."""
     left: float | None = None
     resets_at: datetime | None = None
 

@@ -43,6 +43,7 @@ from shared.jobs.statements.duties import (
 from shared.jobs.statements.endings import (
     attempt_can_commit,
     cancel_running,
+    charge_late,
     expire_running,
     fail,
     fail_or_retry,
@@ -58,7 +59,7 @@ from shared.jobs.statements.lookups import (
     list_attempts,
     list_jobs,
 )
-from shared.jobs.statements.parts import MAX_LOSSES, NOW, SCAN_TIME, JobRows
+from shared.jobs.statements.parts import MAX_LOSSES, NOW, SCAN_TIME, JobRows, utc_day
 
 __all__ = [
     "MAX_LOSSES",
@@ -70,6 +71,7 @@ __all__ = [
     "cancel",
     "cancel_batch",
     "cancel_running",
+    "charge_late",
     "claim",
     "count_ahead",
     "count_due",
@@ -106,4 +108,5 @@ __all__ = [
     "session_lock",
     "store_idempotent_answer",
     "succeed",
+    "utc_day",
 ]

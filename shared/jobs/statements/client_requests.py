@@ -29,8 +29,11 @@ def request_previews(tenant_id: UUID, job_id: UUID) -> Update:
     )
 
 
-def retry(tenant_id: UUID, job_id: UUID) -> JobRows:
-    """failed | canceled | expired → queued with fresh counters; seeds and attempts are kept."""
+def retry(tenant_id: UUID, job_id: UUID, api_key_id: str | None) -> JobRows:
+    """failed | canceled | expired → queued with fresh counters; seeds and attempts are kept.
+
+    From now on the job is that of the key that asks.
+    """
     return (
         update(Job)
         .where(
@@ -38,7 +41,7 @@ def retry(tenant_id: UUID, job_id: UUID) -> JobRows:
             Job.id == job_id,
             Job.state.in_(RETRYABLE_STATES),
         )
-        .values(**_as_new())
+        .values(**_as_new(api_key_id))
         .returning(Job)
     )
 
@@ -52,7 +55,7 @@ def cancel_batch(tenant_id: UUID, batch_id: UUID) -> Select[Job]:
     return with_webhooks(canceled).where(canceled.c.state == JobState.RUNNING)
 
 
-def retry_batch(tenant_id: UUID, batch_id: UUID) -> Update:
+def retry_batch(tenant_id: UUID, batch_id: UUID, api_key_id: str | None) -> Update:
     """failed | expired → queued, as `retry` does, for all jobs of a batch.
 
     The caller holds the batch's lock.
@@ -64,7 +67,7 @@ def retry_batch(tenant_id: UUID, batch_id: UUID) -> Update:
             Job.batch_id == batch_id,
             Job.state.in_((JobState.FAILED, JobState.EXPIRED)),
         )
-        .values(**_as_new())
+        .values(**_as_new(api_key_id))
     )
 
 
@@ -88,10 +91,11 @@ def _canceled(*which: ColumnElement[bool]) -> CTE:
     )
 
 
-def _as_new() -> dict[str, Any]:
-    """Queued once more because a client asks: fresh counters, no deadlines."""
+def _as_new(api_key_id: str | None) -> dict[str, Any]:
+    """Queued once more because a key asks: fresh counters, no deadlines."""
     return {
         **requeued(),
+        "api_key_id": api_key_id,
         "failures": 0,
         "losses": 0,
         "cancel_requested": False,

@@ -25,11 +25,12 @@ from sqlalchemy import Uuid as UuidType
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.gallery.models import Image, Prompt
-from shared.jobs.models import Job
+from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import AttemptOutcome, JobState
 from shared.jobs.statements.parts import (
     MAX_LOSSES,
     NOW,
+    charge_key,
     close_attempts,
     end_attempt,
     requeued,
@@ -95,7 +96,8 @@ def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
         )
     )
     inserted = _insertion([*columns, "prompt_id"], rows).cte("inserted")
-    return with_webhooks(ended, attempt.cte("attempt"), inserted)
+    charge = charge_key(ended, gpu_seconds)
+    return with_webhooks(ended, attempt.cte("attempt"), inserted, charge)
 
 
 def _insertion(columns: Sequence[str], rows: Any) -> Any:
@@ -188,6 +190,28 @@ def _stop(
 ) -> Select[Job]:
     transition = _held(job_id, attempt).values(**values, **spent(gpu_seconds))
     return end_attempt(transition, outcome, gpu_seconds=gpu_seconds)
+
+
+def charge_late(job_id: UUID, attempt: int, gpu_seconds: float) -> Select[UUID]:
+    """Charge what an attempt has used that somebody else has ended, as when its deadline passed.
+
+    Once: no row where it still runs, or where its device time is on record.
+    """
+    late = (
+        update(JobAttempt)
+        .where(
+            JobAttempt.job_id == job_id,
+            JobAttempt.number == attempt,
+            JobAttempt.finished_at.is_not(None),
+            JobAttempt.gpu_seconds.is_(None),
+        )
+        .values(gpu_seconds=gpu_seconds)
+        .returning(JobAttempt.job_id)
+        .cte("late")
+    )
+    job = update(Job).where(Job.id == late.c.job_id).values(**spent(gpu_seconds))
+    charged = job.returning(Job).cte("charged")
+    return select(charged.c.id).add_cte(charge_key(charged, gpu_seconds))
 
 
 def attempt_can_commit(job_id: UUID, attempt: int) -> Select[UUID]:

@@ -5,23 +5,29 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Date,
+    Float,
     Select,
+    SmallInteger,
     Update,
     and_,
     case,
+    cast,
     func,
+    literal,
     null,
     or_,
     select,
     update,
 )
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased, with_expression
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import CTE
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from shared.errors import WorkerLost
-from shared.jobs.models import Job, JobAttempt
+from shared.jobs.models import DeviceTime, Job, JobAttempt
 from shared.jobs.state import AttemptOutcome, JobState
 from shared.webhooks import outbox
 from shared.webhooks.events import ENDS_OF_JOBS, EventType
@@ -33,6 +39,8 @@ MAX_LOSSES = 2
 NOW = func.clock_timestamp()
 # The same to a scan, but constant within a statement, so that an index can serve it.
 SCAN_TIME = func.statement_timestamp()
+
+_SLOTS = 64
 
 JobRows = TypedReturnsRows[Job]
 
@@ -115,10 +123,37 @@ def end_attempt(
     message: str | None = None,
     gpu_seconds: Any = None,
 ) -> Select[Job]:
-    """The job's transition and the end of its open attempt, in one statement."""
+    """The job's transition and the end of its open attempt, in one statement.
+
+    With `gpu_seconds` it must be the transition of one job.
+    """
     ended = transition.returning(Job).cte("ended")
     attempt = close_attempts(ended, outcome, code, message, gpu_seconds).cte("attempt")
-    return with_webhooks(ended, attempt)
+    charge = () if gpu_seconds is None else (charge_key(ended, gpu_seconds),)
+    return with_webhooks(ended, attempt, *charge)
+
+
+def charge_key(ended: CTE, gpu_seconds: Any) -> CTE:
+    """Add the device time of an attempt to its key's day. `ended` has one job at most."""
+    seconds = literal(gpu_seconds, Float) if isinstance(gpu_seconds, float) else gpu_seconds
+    rows = select(
+        ended.c.api_key_id,
+        utc_day(NOW),
+        cast(func.floor(func.random() * _SLOTS), SmallInteger),
+        ended.c.tenant_id,
+        seconds,
+    ).where(ended.c.api_key_id.is_not(None), seconds > 0)
+    names = ["api_key_id", "day", "slot", "tenant_id", "gpu_seconds"]
+    insertion = pg_insert(DeviceTime).from_select(names, rows)
+    return insertion.on_conflict_do_update(
+        index_elements=names[:3],
+        set_={"gpu_seconds": DeviceTime.gpu_seconds + insertion.excluded.gpu_seconds},
+    ).cte("charge")
+
+
+def utc_day(moment: Any) -> ColumnElement[Any]:
+    """The date of a moment of the database's clock."""
+    return cast(func.timezone("UTC", moment), Date)
 
 
 def with_webhooks(

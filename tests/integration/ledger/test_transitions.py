@@ -151,7 +151,7 @@ def test_the_second_loss_is_the_last(ledger: sessionmaker[Session], tenant: UUID
     row = look(ledger, job)
     assert (row.state, row.error_code, row.attempt) == ("failed", "worker_lost", 2)
     with ledger.begin() as session:
-        again = session.scalars(statements.retry(tenant, job)).one()
+        again = session.scalars(statements.retry(tenant, job, "another key")).one()
     assert (again.state, again.losses, again.attempt) == ("queued", 0, 2)
 
 

@@ -192,7 +192,7 @@ def test_device_time_of_all_attempts_adds_up(
     first = submit(database, settings, tenant, session_id=refusal, max_attempts=1)
     failed = finished(database, first)
     with database.begin() as session:
-        session.scalars(statements.retry(tenant, failed.id)).one()
+        session.scalars(statements.retry(tenant, failed.id, None)).one()
     publish_job(celery_app(settings), failed.id, failed.model, failed.lane)
     again = finished(database, failed)
     with database.begin() as session:

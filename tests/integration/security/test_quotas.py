@@ -15,6 +15,7 @@ from api.problems import Problem
 from shared.gallery import models as gallery
 from shared.ids import from_wire, new_id
 from shared.jobs import models as rows
+from shared.jobs import statements as ledger
 from shared.quotas import Quotas, statements
 from shared.settings import Settings
 from tests.integration.api.relay import Mode, Relay
@@ -82,23 +83,136 @@ def test_queued_cost_is_pixels_times_steps_times_images(client_with: MakeClient)
     assert refusal(submit(client)) == (429, "queued_cost_exceeded")
 
 
+ESTIMATE = COST / 1e6 * Settings.model_fields["gpu_seconds_per_megapixel_step"].default
+"""GPU-seconds held back for a `JOB` of a model without evidence."""
+
+
+def run(
+    database: sessionmaker[Session], job_id: str, seconds: float, *, succeeds: bool = False
+) -> None:
+    """Have a queued job run, take device time, and fail or succeed."""
+    row_id = from_wire("job", job_id)
+    with database.begin() as session:
+        lease = timedelta(minutes=1)
+        attempt = session.scalars(ledger.claim(row_id, "w", "cpu", lease)).one().attempt
+        if succeeds:
+            end = ledger.succeed(row_id, attempt, seconds)
+        else:
+            end = ledger.fail(row_id, attempt, "out_of_memory", "none left", gpu_seconds=seconds)
+        session.scalars(end).one()
+
+
 def test_gpu_seconds_per_day(client_with: MakeClient, database: sessionmaker[Session]) -> None:
     client = client_with(quotas=Quotas(gpu_seconds_per_day=2.0))
-    job = submit(client).json()
-    with database.begin() as session:
-        session.execute(
-            update(rows.Job)
-            .where(rows.Job.id == from_wire("job", job["id"]))
-            .values(gpu_seconds=2.5)
-        )
-    refused = wait_until(
-        lambda: answer if (answer := submit(client)).status_code == 429 else None,
-        what="the moment's memory of what was spent to pass",
-    )
-    assert refused.json()["code"] == "gpu_seconds_exceeded"
+    run(database, submit(client).json()["id"], 2.5)
+    refused = submit(client)
+    assert refusal(refused) == (429, "gpu_seconds_exceeded")
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0) + timedelta(days=1)
     wait = int(refused.headers["Retry-After"])
     assert wait == pytest.approx((midnight - datetime.now(UTC)).total_seconds(), abs=5)
+
+
+def test_unfinished_work_holds_back_its_estimate_until_it_ends(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    """640 pictures were accepted under 0.01 GPU-seconds a day."""
+    client = client_with(quotas=Quotas(gpu_seconds_per_day=10.5 * ESTIMATE))
+    assert refusal(submit(client, num_images=11)) == (429, "gpu_seconds_exceeded")
+    first = submit(client, num_images=9).json()["id"]
+    assert submit(client).status_code == 202
+    refused = submit(client)
+    assert refusal(refused) == (429, "gpu_seconds_exceeded")
+    assert int(refused.headers["Retry-After"]) < 60  # it is held back, not yet used
+    usage = client.get("/v1/usage").json()["gpu_seconds_per_day"]
+    assert (usage["used"], usage["reserved"]) == (0, pytest.approx(10 * ESTIMATE))
+    assert usage["left"] == pytest.approx(0.5 * ESTIMATE)
+    run(database, first, 3 * ESTIMATE, succeeds=True)
+    usage = client.get("/v1/usage").json()["gpu_seconds_per_day"]
+    assert usage["used"] == pytest.approx(3 * ESTIMATE)
+    assert usage["reserved"] == pytest.approx(ESTIMATE)
+    assert submit(client, num_images=6).status_code == 202
+    assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
+
+
+def test_a_batch_holds_back_the_estimates_of_its_jobs(client_with: MakeClient) -> None:
+    quotas = Quotas(gpu_seconds_per_day=10.5 * ESTIMATE)
+    client = client_with(scopes=["jobs", "batches"], quotas=quotas)
+    lines = {"defaults": JOB | {"matrix": {"seed": [1, 2, 3]}}}
+    many = client.post("/v1/batches", json={**lines, "items": [{}] * 4})
+    assert refusal(many) == (429, "gpu_seconds_exceeded")
+    assert client.post("/v1/batches", json={**lines, "items": [{}] * 3}).status_code == 202
+    assert submit(client).status_code == 202
+    assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
+
+
+def test_of_batches_at_once_only_those_that_fit_are_kept(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    client = client_with(
+        tenant="greedy", scopes=["batches", "jobs:read"], quotas=Quotas(concurrent_jobs=1000)
+    )
+    batch = {"defaults": JOB, "items": [{"matrix": {"seed": list(range(400))}}]}
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: client.post("/v1/batches", json=batch), range(6)))
+    assert sorted(answer.status_code for answer in answers) == [202] * 2 + [429] * 4
+    assert client.get("/v1/usage").json()["concurrent_jobs"]["used"] == 800
+
+
+def test_who_retries_pays(client_with: MakeClient, database: sessionmaker[Session]) -> None:
+    """A key allowed one job at once and half a GPU-second ran twelve under another key's name."""
+    free = client_with()
+    jobs = [submit(free).json()["id"] for _ in range(3)]
+    run(database, jobs[0], 1.0)
+    for job in jobs[1:]:
+        free.post(f"/v1/jobs/{job}/cancel").raise_for_status()
+    poor = client_with(quotas=Quotas(concurrent_jobs=1, gpu_seconds_per_day=0.5))
+    assert poor.post(f"/v1/jobs/{jobs[0]}/retry").status_code == 202
+    assert refusal(poor.post(f"/v1/jobs/{jobs[1]}/retry")) == (429, "too_many_jobs")
+    run(database, jobs[0], 0.6)
+    assert refusal(poor.post(f"/v1/jobs/{jobs[1]}/retry")) == (429, "gpu_seconds_exceeded")
+    used = [
+        client.get("/v1/usage").json()["gpu_seconds_per_day"]["used"] for client in (free, poor)
+    ]
+    assert used == [pytest.approx(1.0), pytest.approx(0.6)]
+
+
+def test_who_retries_a_batch_pays(client_with: MakeClient, database: sessionmaker[Session]) -> None:
+    free = client_with(scopes=["batches", "jobs"])
+    batch = free.post("/v1/batches", json={"defaults": JOB, "items": [{}] * 3}).json()["id"]
+    jobs = [job["id"] for job in free.get(f"/v1/batches/{batch}/items").json()["data"]]
+    for job in jobs:
+        run(database, job, 0.1)
+    retry = f"/v1/batches/{batch}/retry-failed"
+    few = client_with(scopes=["batches", "jobs"], quotas=Quotas(concurrent_jobs=2))
+    assert refusal(few.post(retry)) == (429, "too_many_jobs")
+    poor = client_with(
+        scopes=["batches", "jobs"], quotas=Quotas(gpu_seconds_per_day=2.5 * ESTIMATE)
+    )
+    assert refusal(poor.post(retry)) == (429, "gpu_seconds_exceeded")
+    able = client_with(scopes=["batches", "jobs"], quotas=Quotas(concurrent_jobs=3))
+    assert able.post(retry).json()["retried"] == 3
+    assert able.get("/v1/usage").json()["concurrent_jobs"]["used"] == 3
+    assert refusal(submit(able)) == (429, "too_many_jobs")
+    assert free.get("/v1/usage").json()["concurrent_jobs"]["used"] == 0
+
+
+def test_device_time_counts_on_the_day_it_is_used(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    """Yesterday's jobs were retried for free, and deleting a job gave back what it had used."""
+    client = client_with(scopes=["jobs", "images"], quotas=Quotas(gpu_seconds_per_day=1.0))
+    job = submit(client).json()["id"]
+    run(database, job, 0.9)
+    with database.begin() as session:
+        yesterday = update(rows.DeviceTime).values(day=rows.DeviceTime.day - 1)
+        key_id = client.get("/v1/usage").json()["key_id"]
+        session.execute(yesterday.where(rows.DeviceTime.api_key_id == key_id))
+    assert client.get("/v1/usage").json()["gpu_seconds_per_day"]["used"] == 0
+    assert client.post(f"/v1/jobs/{job}/retry").status_code == 202
+    run(database, job, 1.2)
+    assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
+    assert client.delete(f"/v1/jobs/{job}").status_code == 200
+    assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
 
 
 def test_models_and_sizes(client_with: MakeClient) -> None:
@@ -137,14 +251,19 @@ def test_usage_tells_used_and_left(
     assert usage["requests_per_minute"]["used"] == 2
     assert usage["requests_per_minute"]["left"] == 48
     assert usage["queued_cost"] == {
-        "limit": 10 * COST, "used": 2 * COST, "left": 8 * COST, "resets_at": None,
+        "limit": 10 * COST, "used": 2 * COST, "reserved": None, "left": 8 * COST,
+        "resets_at": None,
     }  # fmt: skip
     assert (usage["concurrent_jobs"]["used"], usage["concurrent_jobs"]["left"]) == (1, 4)
-    assert (usage["gpu_seconds_per_day"]["used"], usage["gpu_seconds_per_day"]["left"]) == (0, 60)
+    device = usage["gpu_seconds_per_day"]
+    assert (device["used"], device["reserved"]) == (0, pytest.approx(2 * ESTIMATE))
+    assert device["left"] == pytest.approx(60 - 2 * ESTIMATE)
     assert usage["gpu_seconds_per_day"]["resets_at"].endswith("T00:00:00Z")
     assert (usage["max_pixels"], usage["models"]) == (4096, [MODEL])
     free = client_with(scopes=["webhooks"]).get("/v1/usage").json()
-    assert free["concurrent_jobs"] == {"limit": None, "used": 0, "left": None, "resets_at": None}
+    assert free["concurrent_jobs"] == {
+        "limit": None, "used": 0, "reserved": None, "left": None, "resets_at": None,
+    }  # fmt: skip
 
 
 def test_without_redis_reading_is_open_and_spending_closed(
