@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import BigInteger, Integer, Select, cast, func, select
+from sqlalchemy import BigInteger, Delete, Integer, Select, cast, delete, func, select
 
 from shared.gallery.models import Image
 from shared.ids import earliest_id_at
@@ -37,6 +37,11 @@ def measure_use(key_id: str) -> Select[int, int, float, float]:
         func.coalesce(func.sum(Job.estimated_gpu_seconds), 0.0),
         spent,
     ).where(Job.api_key_id == key_id, Job.finished_at.is_(None))
+
+
+def purge_device_time(older_than: timedelta) -> Delete:
+    """Retention: quotas need today's alone."""
+    return delete(DeviceTime).where(DeviceTime.day < utc_day(SCAN_TIME - older_than))
 
 
 def measure_queue(window: timedelta, now: datetime) -> Select[int, int]:

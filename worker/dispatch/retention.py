@@ -14,6 +14,7 @@ from shared.gallery import retention as gallery
 from shared.ids import earliest_id_at, to_wire
 from shared.jobs import statements
 from shared.logging import get_logger
+from shared.quotas import statements as quotas
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.dispatch.dispatcher import Duty
@@ -23,6 +24,7 @@ log = get_logger(__name__)
 _EVERY = timedelta(minutes=1)
 _AT_ONCE = 200
 """Rows of a kind in one round: seconds of S3, not minutes."""
+_DEVICE_TIME_KEPT = timedelta(days=31)
 _LOOK_BACK = timedelta(days=1)
 """How far back a new leader looks for orphans; its predecessor has swept what is older."""
 _LONGEST_WAIT = timedelta(days=14)
@@ -96,11 +98,12 @@ class Retention:
         return len(rows)
 
     def forget_answers(self) -> None:
-        """Delete idempotency keys older than `idempotency_retention`."""
+        """Delete idempotency keys older than `idempotency_retention`, and old days' device time."""
         with self._database.begin() as session:
             session.execute(
                 statements.forget_idempotency_keys(self._settings.idempotency_retention)
             )
+            session.execute(quotas.purge_device_time(_DEVICE_TIME_KEPT))
 
     def sweep_orphans(self) -> int:
         """Delete objects of attempts that ended without a commit; returns how many.

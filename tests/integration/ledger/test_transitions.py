@@ -12,7 +12,8 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.jobs import statements
-from shared.jobs.models import Job, JobAttempt
+from shared.jobs.models import DeviceTime, Job, JobAttempt
+from shared.quotas import statements as quotas
 from tests.jobs import accept
 
 LEASE = timedelta(minutes=1)
@@ -153,6 +154,32 @@ def test_the_second_loss_is_the_last(ledger: sessionmaker[Session], tenant: UUID
     with ledger.begin() as session:
         again = session.scalars(statements.retry(tenant, job, "another key")).one()
     assert (again.state, again.losses, again.attempt) == ("queued", 0, 2)
+    assert again.api_key_id == "another key"
+
+
+def test_what_somebody_else_ends_is_charged_late_and_once(
+    ledger: sessionmaker[Session], tenant: UUID
+) -> None:
+    """Who let a deadline pass while the job ran had the device for free."""
+    job = submit(ledger, tenant, api_key_id="late")
+    assert claim(ledger, job) is not None
+
+    def charge() -> list[UUID]:
+        with ledger.begin() as session:
+            return list(session.scalars(statements.charge_late(job, 1, 2.5)))
+
+    assert charge() == []  # it runs
+    with ledger.begin() as session:
+        past = func.now() - timedelta(seconds=1)
+        session.execute(update(Job).where(Job.id == job).values(finish_deadline=past))
+        assert [one.id for one in session.scalars(statements.expire_unfinished(1000))] == [job]
+    assert [charge(), charge()] == [[job], []]
+    assert look(ledger, job).gpu_seconds == 2.5
+    with ledger.begin() as session:
+        assert session.execute(quotas.measure_use("late")).one() == (0, 0, 0.0, 2.5)
+        session.execute(update(DeviceTime).values(day=DeviceTime.day - 40))
+        session.execute(quotas.purge_device_time(timedelta(days=31)))
+        assert session.scalars(select(DeviceTime)).all() == []
 
 
 def test_a_handed_back_job_has_lost_nothing(ledger: sessionmaker[Session], tenant: UUID) -> None:

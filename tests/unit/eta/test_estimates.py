@@ -7,7 +7,7 @@ import pytest
 
 from shared.eta.calibration import Calibration, Outcome, quantile
 from shared.eta.estimate import Ahead, estimate_queued, estimate_running, rows_of, servers
-from shared.eta.rates import Finished, RateBook
+from shared.eta.rates import Finished, Prices, RateBook
 from shared.eta.snapshot import Load, Snapshot
 from shared.eta.throughput import ThroughputMeter
 from shared.eta.work import Estimate, Work, work_of
@@ -47,6 +47,17 @@ def test_the_time_in_a_row_is_found_whatever_the_load(
     gpu_seconds: float, run_seconds: float
 ) -> None:
     assert Finished(work(), GPU, 4, gpu_seconds, run_seconds).row_seconds == pytest.approx(2.0)
+
+
+def test_a_job_is_priced_by_what_such_jobs_were_charged_lately() -> None:
+    book = RateBook()
+    book.learn(Finished(work(), GPU, 4, gpu_seconds, 8.0) for gpu_seconds in (0.4, 0.5, 9.0))
+    prices = Prices(book.rates(), book.paces(), per_megapixel_step=1.0)
+    assert prices.gpu_seconds(work(images=3)) == pytest.approx(1.5)
+    assert prices.gpu_seconds(work(steps=20)) == pytest.approx(1.0)
+    other = Work("another model", 1000, 1000, 5, guided=True, images=2)
+    assert prices.gpu_seconds(other) == pytest.approx(10.0)
+    assert Prices(per_megapixel_step=2.0).gpu_seconds(other) == pytest.approx(20.0)
 
 
 def test_the_steps_that_run_are_what_the_cost_counts() -> None:
