@@ -89,6 +89,7 @@ def _add_quotas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queued-cost", type=int, metavar="N", help="pixels × steps × images")
     parser.add_argument("--concurrent-jobs", type=int, metavar="N", help="queued or running")
     parser.add_argument("--gpu-seconds-per-day", type=float, metavar="S")
+    parser.add_argument("--upload-bytes", type=int, metavar="N", help="initial images, batch files")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="width × height")
     parser.add_argument("--model", action="append", dest="models", help="may be repeated")
 

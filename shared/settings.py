@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     job_retention: timedelta | None = None
     """Jobs that ended longer ago than this are deleted, with their images and attempts. None: kept
     for ever, as evidence."""
+    upload_retention: Annotated[timedelta, Field(ge=timedelta(hours=1))] | None = timedelta(days=7)
+    """Uploads that no job on record starts from are deleted so long after they were sent, or last
+    asked for. None: kept for ever."""
     idempotency_retention: timedelta = timedelta(hours=24)
     """How long a submission's answer is replayed; clients retry for minutes, not for days."""
     orphan_grace: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(hours=1)

@@ -11,6 +11,7 @@ from api.batches.schemas import BatchFile
 from api.deps import Resources, parse_id
 from api.principal import Principal
 from api.problems import Problem, not_found
+from api.usage.admission import check_uploads, upload_admitted
 from shared.batches import models as rows
 from shared.batches import statements
 from shared.errors import StorageUnavailable
@@ -25,8 +26,10 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
     """Put the file into S3 as it is; its lines are checked when a batch is made of it.
 
     Raises:
-        Problem: 422 for an empty file, 503 when S3 or the database is away.
+        Problem: 422 for an empty file, 429 when the key may keep no more, 503 when S3
+            or the database is away.
     """
+    await check_uploads(resources, principal)
     file = upload.file
     digest = await asyncio.to_thread(sha256_of, file)
     size = file.seek(0, os.SEEK_END)
@@ -38,6 +41,7 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
     columns = {
         "id": file_id,
         "tenant_id": principal.tenant_id,
+        "api_key_id": principal.key_id,
         "name": _clean_name(upload.filename),
         "content_type": _CONTENT_TYPE,
         "bytes": size,
@@ -49,7 +53,10 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
     except StorageUnavailable:
         raise Problem("storage_unavailable") from None
     try:
-        async with resources.tenant_transaction(principal) as session:
+        async with (
+            resources.tenant_transaction(principal) as session,
+            upload_admitted(session, principal),
+        ):
             row = (await session.scalars(statements.insert_file(columns))).one()
     except BaseException:
         await _remove(resources, key)

@@ -25,7 +25,7 @@ from api.deps import Res
 from api.jobs.schemas import JobStateName
 from api.principal import Principal
 from api.problems import Problem, responses
-from api.usage.admission import REFUSALS
+from api.usage.admission import REFUSALS, UPLOAD_REFUSAL
 from api.wire import Page, PageLimit, json_answer
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -188,6 +188,7 @@ async def list_batches(
             "body_too_large",
             "unsupported_media_type",
             "validation_failed",
+            UPLOAD_REFUSAL,
             "database_unavailable",
             "storage_unavailable",
         ),

@@ -26,6 +26,7 @@ from api.principal import Principal
 from api.problems import FieldError
 from shared.batches import statements
 from shared.eta.rates import Prices
+from shared.gallery import statements as gallery
 from shared.gallery.models import Image, Upload
 from shared.ids import MalformedId, from_wire, new_id, to_wire
 
@@ -278,6 +279,8 @@ async def _find_images(
     async with resources.tenant_transaction(principal) as session:
         for prefix, table in (("upl", Upload), ("img", Image)):
             ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
+            if table is Upload and ids:
+                await session.execute(gallery.touch_uploads(principal.tenant_id, ids))
             statement = statements.list_start_images(principal.tenant_id, ids, table)
             for row_id, s3_key, sha256, *size in (
                 (await session.execute(statement)).all() if ids else ()

@@ -10,6 +10,7 @@ from api.jobs.fetching import FetchFailed
 from api.principal import Principal
 from api.problems import FieldError, Problem
 from api.uploads.intake import clean_image, store_upload
+from api.usage.admission import check_uploads
 from shared.gallery import statements as gallery
 from shared.ids import MalformedId, from_wire, to_wire
 from shared.images import CleanImage, ImageRefused, parse_data_url
@@ -93,6 +94,7 @@ async def _look_up(resources: Resources, principal: Principal, reference: str) -
         if prefix == "upl":
             upload = gallery.get_upload(principal.tenant_id, row_id)
             if (row := (await session.scalars(upload)).one_or_none()) is not None:
+                await session.execute(gallery.touch_uploads(principal.tenant_id, [row_id]))
                 return InitImage(reference, row.s3_key, row.sha256, (row.width, row.height))
             return None
         image = gallery.get_image(principal.tenant_id, row_id)
@@ -110,6 +112,7 @@ async def _store_picture(
     resources: Resources, principal: Principal, reading: Awaitable[bytes]
 ) -> InitImage:
     """A picture that came with the request becomes an upload, to be inserted with the job."""
+    await check_uploads(resources, principal)
     clean = await _clean(resources, reading)
     upload = await store_upload(resources, principal, clean)
     return InitImage(

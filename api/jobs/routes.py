@@ -22,7 +22,7 @@ from api.jobs.schemas import (
 )
 from api.jobs.waiting import wait_until_done
 from api.problems import Problem, responses
-from api.usage.admission import REFUSALS
+from api.usage.admission import REFUSALS, UPLOAD_REFUSAL
 from api.wire import (
     CreatedAfter,
     CreatedBefore,
@@ -96,6 +96,7 @@ def parse_wait(request: Request) -> int | None:
             "database_unavailable",
             "storage_unavailable",
             "decoder_unavailable",
+            UPLOAD_REFUSAL,
             *REFUSALS,
         ),
     },

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,12 +20,14 @@ from api.jobs.present import present_job
 from api.jobs.schemas import Eta, Job, JobSubmission, Progress
 from api.principal import Principal
 from api.problems import Problem, not_found
-from api.usage.admission import Work, admitted, work_of_row
+from api.uploads.intake import discard_upload
+from api.usage.admission import Work, admitted, upload_admitted, work_of_row
 from api.webhooks.targets import job_webhook
 from api.wire import Page, decode_cursor, encode_cursor
 from shared import telemetry
 from shared.batches import statements as batches
 from shared.eta import statements as evidence
+from shared.eta.work import Estimate
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.ids import new_id
@@ -88,31 +91,60 @@ async def submit(
     )
     columns["estimate"] = estimate.as_json() if estimate is not None else None
     columns["estimated_gpu_seconds"] = (await resources.estimates.prices()).gpu_seconds(work)
-    async with resources.tenant_transaction(principal) as session:
-        if idempotency_key is not None:
-            taken = statements.reserve_idempotency_key(
-                principal.tenant_id, idempotency_key, fingerprint
-            )
-            if (await session.execute(taken)).one_or_none() is None:
-                replay = await _find_answer(session, principal, idempotency_key, fingerprint)
-                if replay is not None:
-                    return replay
-        if init_image is not None and init_image.new_upload is not None:
-            await session.execute(gallery.insert_upload(init_image.new_upload))
-        async with admitted(resources, session, principal, work_of_row(columns)):
-            row, position = await insert_job(session, columns)
-            shown = _present(resources, row, queue_position=position, eta=present_eta(estimate))
-            accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
-            if idempotency_key is not None:
-                kept = {"body": accepted.body, "location": accepted.location}
-                await session.execute(
-                    statements.store_idempotent_answer(
-                        principal.tenant_id, idempotency_key, 202, kept
-                    )
-                )
+    upload = init_image.new_upload if init_image is not None else None
+    try:
+        accepted = await _accept(
+            resources, principal, columns, upload, estimate, key=idempotency_key, print_=fingerprint
+        )
+    except Problem as problem:
+        # Whether a commit went through that got no answer, nobody knows.
+        if upload is not None and problem.kind.code != "database_unavailable":
+            await discard_upload(resources, upload)
+        raise
+    row = accepted.row
+    if row is None:
+        if upload is not None:
+            await discard_upload(resources, upload)
+        return accepted
     resources.estimates.accepted(work)
     await resources.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
+    return accepted
+
+
+async def _accept(
+    resources: Resources,
+    principal: Principal,
+    columns: dict[str, Any],
+    upload: dict[str, Any] | None,
+    estimate: Estimate | None,
+    *,
+    key: str | None,
+    print_: bytes,
+) -> Accepted:
+    """The transaction of a submission. `key` is for idempotency, `print_` the fingerprint."""
+    async with resources.tenant_transaction(principal) as session:
+        if key is not None:
+            taken = statements.reserve_idempotency_key(principal.tenant_id, key, print_)
+            if (await session.execute(taken)).one_or_none() is None:
+                replay = await _find_answer(session, principal, key, print_)
+                if replay is not None:
+                    return replay
+        async with AsyncExitStack() as admission:
+            if upload is not None:
+                await admission.enter_async_context(upload_admitted(session, principal))
+                await session.execute(gallery.insert_upload(upload))
+            await admission.enter_async_context(
+                admitted(resources, session, principal, work_of_row(columns))
+            )
+            row, position = await insert_job(session, columns)
+            shown = _present(resources, row, queue_position=position, eta=present_eta(estimate))
+            accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
+            if key is not None:
+                kept = {"body": accepted.body, "location": accepted.location}
+                await session.execute(
+                    statements.store_idempotent_answer(principal.tenant_id, key, 202, kept)
+                )
     return accepted
 
 

@@ -216,6 +216,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "passes the limit. The day begins anew at 00:00 UTC; see GET /v1/usage.",
         ),
         ProblemType(
+            "upload_bytes_exceeded",
+            429,
+            "The key keeps too many bytes of uploads",
+            "Delete initial images or batch files that are not needed; see GET /v1/usage.",
+        ),
+        ProblemType(
             "internal_error",
             500,
             "Something went wrong on our side",

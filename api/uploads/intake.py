@@ -47,6 +47,7 @@ async def store_upload(
     return {
         "id": upload_id,
         "tenant_id": principal.tenant_id,
+        "api_key_id": principal.key_id,
         "width": clean.width,
         "height": clean.height,
         "content_type": clean.content_type,

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from starlette.datastructures import UploadFile
 
 from api.auth import JobsRead, JobsWrite
@@ -11,7 +11,8 @@ from api.deps import Res
 from api.problems import responses
 from api.uploads import service
 from api.uploads.schemas import Upload
-from api.wire import json_answer
+from api.usage.admission import UPLOAD_REFUSAL
+from api.wire import Page, PageLimit, json_answer
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -33,6 +34,7 @@ UploadId = Annotated[str, Path(description="`upl_…`")]
             "unsupported_media_type",
             "validation_failed",
             "image_refused",
+            UPLOAD_REFUSAL,
             "database_unavailable",
             "storage_unavailable",
             "decoder_unavailable",
@@ -50,6 +52,28 @@ async def create(
     """
     upload = await service.accept(resources, principal, file)
     return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
+
+
+@router.get(
+    "",
+    operation_id="uploads.list",
+    summary="List uploads",
+    response_class=Response,
+    responses={
+        200: {"model": Page[Upload]},
+        **responses(
+            "insufficient_scope", "validation_failed", "malformed_cursor", "database_unavailable"
+        ),
+    },
+)
+async def list_uploads(
+    resources: Res,
+    principal: JobsRead,
+    limit: PageLimit = 50,
+    after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> Response:
+    """Your tenant's initial images, newest first, those that came with a job too."""
+    return json_answer(await service.list_page(resources, principal, limit, after))
 
 
 @router.get(

@@ -7,6 +7,8 @@ from api.principal import Principal
 from api.problems import FieldError, Problem, not_found
 from api.uploads.intake import clean_image, discard_upload, store_upload
 from api.uploads.schemas import Upload
+from api.usage.admission import check_uploads, upload_admitted
+from api.wire import Page, decode_cursor, encode_cursor
 from shared.gallery import models as rows
 from shared.gallery import statements as gallery
 from shared.ids import to_wire
@@ -17,20 +19,42 @@ async def accept(resources: Resources, principal: Principal, file: UploadFile) -
     """Keep a client's picture for img2img.
 
     Raises:
-        Problem: 422 when it is refused; 503 when storage, the database or decoders are away.
+        Problem: 422 when it is refused; 429 when the key may keep no more; 503 when storage,
+            the database or decoders are away.
     """
+    await check_uploads(resources, principal)
     try:
         clean = await clean_image(resources, file.file)
     except ImageRefused as refusal:
         raise refused(refusal) from None
     columns = await store_upload(resources, principal, clean)
     try:
-        async with resources.tenant_transaction(principal) as session:
+        async with (
+            resources.tenant_transaction(principal) as session,
+            upload_admitted(session, principal),
+        ):
             row = (await session.scalars(gallery.insert_upload(columns))).one()
     except Problem:
         await discard_upload(resources, columns)
         raise
     return present(resources, row)
+
+
+async def list_page(
+    resources: Resources, principal: Principal, limit: int, after: str | None
+) -> Page[Upload]:
+    """One page of a tenant's uploads, newest first."""
+    scope = ("uploads", principal.tenant_id)
+    before = decode_cursor(after, *scope) if after is not None else None
+    async with resources.tenant_transaction(principal) as session:
+        asked = gallery.list_uploads(principal.tenant_id, limit + 1, before)
+        found = (await session.scalars(asked)).all()
+    page, has_more = found[:limit], len(found) > limit
+    return Page(
+        data=[present(resources, row) for row in page],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+    )
 
 
 async def get(resources: Resources, principal: Principal, upload_id: str) -> Upload:

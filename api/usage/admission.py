@@ -20,6 +20,9 @@ REFUSALS = (
 )
 """The problems of every operation that queues work, for its documentation."""
 
+UPLOAD_REFUSAL = "upload_bytes_exceeded"
+_WHEN_KEPT = 3600
+"""Seconds: what is kept goes when somebody deletes it, or after days."""
 _WHEN_FULL = 10
 """Seconds to wait for a place: about one job, where nothing better is known."""
 
@@ -76,6 +79,38 @@ async def admitted(
     if quotas.limit_the_queue:
         await session.execute(statements.take_turn(principal.key_id))
         await _check_use(resources, session, principal, work, is_written=True)
+
+
+async def check_uploads(resources: Resources, principal: Principal) -> None:
+    """Return if the key may keep anything more; asked before the work of taking it in.
+
+    Raises:
+        Problem: 429.
+    """
+    if principal.quotas.upload_bytes is not None:
+        async with resources.tenant_transaction(principal) as session:
+            await _check_uploads(session, principal, 1)
+
+
+@asynccontextmanager
+async def upload_admitted(session: AsyncSession, principal: Principal) -> AsyncIterator[None]:
+    """Within it, insert the row of an upload. Commit right behind it, as with `admitted`.
+
+    Raises:
+        Problem: 429.
+    """
+    yield
+    if principal.quotas.upload_bytes is not None:
+        await session.execute(statements.take_turn(principal.key_id))
+        await _check_uploads(session, principal, 0)
+
+
+async def _check_uploads(session: AsyncSession, principal: Principal, more: int) -> None:
+    limit = principal.quotas.upload_bytes
+    kept = (await session.scalars(statements.sum_uploads(principal.key_id))).one()
+    if limit is not None and kept + more > limit:
+        detail = f"This key may keep {limit} bytes of uploads. Delete some, or wait."
+        raise _used_up(UPLOAD_REFUSAL, detail, _WHEN_KEPT)
 
 
 def check_kind(quotas: Quotas, work: Work) -> None:

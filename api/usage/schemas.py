@@ -31,5 +31,7 @@ class Usage(AnswerModel):
     """The key's jobs that are queued or running."""
     gpu_seconds_per_day: Allowance
     """Device time of the attempts that ended since 00:00 UTC, in seconds."""
+    upload_bytes: Allowance
+    """Bytes of the initial images and batch files that are kept for the key."""
     max_pixels: int | None = Field(description="Width × height of the largest picture.")
     models: list[str] | None = Field(description="Null: every model.")

@@ -16,6 +16,7 @@ async def usage(resources: Resources, principal: Principal) -> Usage:
     async with resources.tenant_transaction(principal) as session:
         used = await session.execute(statements.measure_use(principal.key_id))
         jobs, queued, reserved, spent = used.one()
+        kept = (await session.scalars(statements.sum_uploads(principal.key_id))).one()
     tomorrow = midnight() + timedelta(days=1)
     return Usage(
         key_id=principal.key_id,
@@ -25,6 +26,7 @@ async def usage(resources: Resources, principal: Principal) -> Usage:
         gpu_seconds_per_day=_allowance(
             quotas.gpu_seconds_per_day, spent, tomorrow, reserved=reserved
         ),
+        upload_bytes=_allowance(quotas.upload_bytes, kept),
         max_pixels=quotas.max_pixels,
         models=quotas.models,
     )

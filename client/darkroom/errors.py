@@ -31,7 +31,8 @@
         │                                  MalformedIdempotencyKey, IdempotencyKeyReuse,
         │                                  PromptUnknown, NotReproducible
         ├── TooManyRequests           429  TooManyStreams, RateLimited, TooManyJobs,
-        │                                  QueuedCostExceeded, GpuSecondsExceeded
+        │                                  QueuedCostExceeded, GpuSecondsExceeded,
+        │                                  UploadBytesExceeded
         └── ServerError               5xx  InternalError
             └── Unavailable           503  DatabaseUnavailable, StorageUnavailable,
                                            DiskFull, EmbeddingUnavailable,
@@ -111,6 +112,7 @@ __all__ = [
     "UnexpectedAnswer",
     "Unprocessable",
     "UnsupportedMediaType",
+    "UploadBytesExceeded",
     "ValidationFailed",
     "WebhookEndpointDisabled",
     "WorkersUnknown",
@@ -446,6 +448,12 @@ class GpuSecondsExceeded(TooManyRequests):
     """The key has used up today's GPU-seconds."""
 
     known_code = "gpu_seconds_exceeded"
+
+
+class UploadBytesExceeded(TooManyRequests):
+    """The key keeps too many bytes of uploads: delete some."""
+
+    known_code = "upload_bytes_exceeded"
 
 
 class ServerError(ApiError):

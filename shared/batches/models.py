@@ -95,10 +95,15 @@ class BatchFile(Base):
     """A JSONL or CSV file that a client has sent ahead, to make batches from."""
 
     __tablename__ = "batch_files"
-    __table_args__ = (Index("ix_batch_files_tenant", "tenant_id", "id"),)
+    __table_args__ = (
+        Index("ix_batch_files_tenant", "tenant_id", "id"),
+        Index("ix_batch_files_key", "api_key_id"),
+    )
 
     id: Mapped[Id]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    api_key_id: Mapped[str | None] = mapped_column(Text)
+    """Whose quota it takes from."""
     name: Mapped[str] = mapped_column(Text)
     content_type: Mapped[str] = mapped_column(Text)
     bytes: Mapped[int] = mapped_column(BigInteger)

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.tables import Base, CreatedAt, Id, Json
+from shared.tables import Base, CreatedAt, Id, Instant, Json
 
 
 class Session(Base):
@@ -158,6 +158,10 @@ class Upload(Base):
     """A picture that a client sent, cleaned and re-encoded, to start img2img from."""
 
     __tablename__ = "uploads"
+    __table_args__ = (
+        Index("ix_uploads_tenant", "tenant_id", "id"),
+        Index("ix_uploads_key", "api_key_id"),
+    )
 
     id: Mapped[Id]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
@@ -167,7 +171,11 @@ class Upload(Base):
     bytes: Mapped[int] = mapped_column(Integer)
     sha256: Mapped[str] = mapped_column(Text)
     s3_key: Mapped[str] = mapped_column(Text)
+    api_key_id: Mapped[str | None] = mapped_column(Text)
+    """Whose quota it takes from."""
     created_at: Mapped[CreatedAt]
+    used_at: Mapped[Instant | None]
+    """When a submission last asked for it, to some minutes; null: none has."""
 
 
 class DoomedObject(Base):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Delete, Select, delete, func, select
+from sqlalchemy import ColumnElement, Delete, Select, delete, func, or_, select
 
-from shared.gallery.models import Image, Prompt
+from shared.gallery.models import Image, Prompt, Upload
+from shared.jobs.models import Job
 
 
 def list_old_images(
@@ -52,4 +53,26 @@ def list_keys_of_attempt(job_id: UUID, attempt: int) -> Select[str, str]:
     """(key, thumbnail's key) of the images that this attempt committed."""
     return select(Image.s3_key, Image.thumbnail_s3_key).where(
         Image.job_id == job_id, Image.attempt == attempt
+    )
+
+
+def list_unused_uploads(older_than: timedelta, limit: int) -> Select[UUID, str]:
+    """(id, key) of uploads that no job starts from, and that nobody has asked for so long."""
+    return select(Upload.id, Upload.s3_key).where(*_is_unused(older_than)).limit(limit)
+
+
+def delete_unused_uploads(upload_ids: Sequence[UUID], older_than: timedelta) -> Delete:
+    """Forget those that are unused still."""
+    return delete(Upload).where(Upload.id.in_(upload_ids), *_is_unused(older_than))
+
+
+def _is_unused(older_than: timedelta) -> tuple[ColumnElement[bool], ...]:
+    before = func.statement_timestamp() - older_than
+    named = select(Job.id).where(
+        Job.init_image.is_not(None), Job.init_image["s3_key"].astext == Upload.s3_key
+    )
+    return (
+        Upload.created_at < before,
+        or_(Upload.used_at.is_(None), Upload.used_at < before),
+        ~named.exists(),
     )

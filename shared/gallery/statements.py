@@ -2,15 +2,18 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, Update, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.gallery.models import Image, Prompt, Upload
 from shared.kept_statements import built_once, given, with_given
+
+_TOUCH_EVERY = timedelta(minutes=5)
 
 
 def text_sha256(text: str) -> bytes:
@@ -85,3 +88,25 @@ def insert_upload(upload: dict[str, Any]) -> ReturningInsert[Upload]:
 def get_upload(tenant_id: UUID, upload_id: UUID) -> Select[Upload]:
     """A tenant's upload."""
     return select(Upload).where(Upload.tenant_id == tenant_id, Upload.id == upload_id)
+
+
+def list_uploads(tenant_id: UUID, limit: int, before: UUID | None) -> Select[Upload]:
+    """A tenant's uploads, newest first, starting after the one with the id `before`."""
+    statement = select(Upload).where(Upload.tenant_id == tenant_id)
+    if before is not None:
+        statement = statement.where(Upload.id < before)
+    return statement.order_by(Upload.id.desc()).limit(limit)
+
+
+def touch_uploads(tenant_id: UUID, upload_ids: Iterable[UUID]) -> Update:
+    """A submission wants them: retention leaves them alone until its job is on record."""
+    now = func.statement_timestamp()
+    return (
+        update(Upload)
+        .where(
+            Upload.tenant_id == tenant_id,
+            Upload.id.in_(upload_ids),
+            or_(Upload.used_at.is_(None), Upload.used_at < now - _TOUCH_EVERY),
+        )
+        .values(used_at=now)
+    )

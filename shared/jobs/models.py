@@ -77,6 +77,11 @@ class Job(Base):
             postgresql_ops={"metadata": "jsonb_path_ops"},
         ),
         Index(
+            "ix_jobs_init_image",
+            text("(init_image ->> 's3_key'::text)"),
+            postgresql_where=text("init_image IS NOT NULL"),
+        ),
+        Index(
             "uq_jobs_custom_id",
             "batch_id",
             "custom_id",

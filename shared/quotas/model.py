@@ -26,6 +26,9 @@ class Quotas(BaseModel):
         description="Device time of attempts that ended since 00:00 UTC, and what unfinished jobs "
         "are estimated to take.",
     )
+    upload_bytes: Annotated[int, Field(ge=1, le=_LARGEST)] | None = Field(
+        default=None, description="Bytes of initial images and batch files kept at once."
+    )
     max_pixels: Annotated[int, Field(ge=64 * 64, le=4096 * 4096)] | None = Field(
         default=None, description="Width × height of the largest picture."
     )

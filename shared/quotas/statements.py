@@ -4,7 +4,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import BigInteger, Delete, Integer, Select, cast, delete, func, select
 
-from shared.gallery.models import Image
+from shared.batches.models import BatchFile
+from shared.gallery.models import Image, Upload
 from shared.ids import earliest_id_at
 from shared.jobs.models import DeviceTime, Job
 from shared.jobs.state import JobState
@@ -37,6 +38,17 @@ def measure_use(key_id: str) -> Select[int, int, float, float]:
         func.coalesce(func.sum(Job.estimated_gpu_seconds), 0.0),
         spent,
     ).where(Job.api_key_id == key_id, Job.finished_at.is_(None))
+
+
+def sum_uploads(key_id: str) -> Select[int]:
+    """Bytes of the initial images and batch files that are kept for a key."""
+    sums = [
+        select(func.coalesce(func.sum(table.bytes), 0))
+        .where(table.api_key_id == key_id)
+        .scalar_subquery()
+        for table in (Upload, BatchFile)
+    ]
+    return select(cast(sums[0] + sums[1], BigInteger))
 
 
 def purge_device_time(older_than: timedelta) -> Delete:

@@ -22,6 +22,8 @@ from worker.dispatch.dispatcher import Duty
 log = get_logger(__name__)
 
 _EVERY = timedelta(minutes=1)
+_UPLOADS_EVERY = timedelta(minutes=10)
+"""All uploads are looked through."""
 _AT_ONCE = 200
 """Rows of a kind in one round: seconds of S3, not minutes."""
 _DEVICE_TIME_KEPT = timedelta(days=31)
@@ -50,6 +52,7 @@ class Retention:
         return [
             Duty("forget_images", self.forget_images, every=_EVERY),
             Duty("forget_jobs", self.forget_jobs, every=_EVERY),
+            Duty("forget_uploads", self.forget_uploads, every=_UPLOADS_EVERY),
             Duty("forget_answers", self.forget_answers, every=_EVERY),
             Duty("sweep_orphans", self.sweep_orphans, every=_EVERY),
         ]
@@ -95,6 +98,25 @@ class Retention:
             session.execute(statements.delete_ended(ids))
             _forget_unused_prompts(session, prompts)
         log.info("jobs_forgotten", count=len(rows))
+        return len(rows)
+
+    def forget_uploads(self) -> int:
+        """Delete uploads that nobody has used for `upload_retention`; returns how many.
+
+        Raises:
+            StorageUnavailable: S3 cannot be reached; nothing was forgotten.
+        """
+        age = self._settings.upload_retention
+        if age is None:
+            return 0
+        with self._database.begin() as session:
+            rows = session.execute(gallery.list_unused_uploads(age, _AT_ONCE)).all()
+        if not rows:
+            return 0
+        self._storage.delete([key for _, key in rows])
+        with self._database.begin() as session:
+            session.execute(gallery.delete_unused_uploads([row[0] for row in rows], age))
+        log.info("uploads_forgotten", count=len(rows))
         return len(rows)
 
     def forget_answers(self) -> None:

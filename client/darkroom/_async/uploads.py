@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from darkroom import wire
 from darkroom._async.concurrency import in_thread
+from darkroom._async.pages import AsyncPages
 from darkroom._async.transport import AsyncTransport, Request
 from darkroom.decoding import decode
 from darkroom.types.images import Deleted, Upload
@@ -26,6 +27,11 @@ class AsyncUploads:
             ImageRefused: it cannot be used; `detail` says why.
         """
         return await self.send(*await in_thread(wire.read_file, file))
+
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> AsyncPages[Upload]:
+        """Initial images, newest first, those that came with a job too."""
+        asked = Request("GET", "/v1/uploads", wire.query({"limit": page_size}))
+        return AsyncPages(self._transport, asked, Upload, after)
 
     async def get(self, upload: "str | Identified") -> Upload:
         """What was kept, with a URL that reads it for some minutes."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from darkroom import wire
 from darkroom._sync.concurrency import in_thread
+from darkroom._sync.pages import Pages
 from darkroom._sync.transport import Request, Transport
 from darkroom.decoding import decode
 from darkroom.types.images import Deleted, Upload
@@ -27,6 +28,11 @@ class Uploads:
             ImageRefused: it cannot be used; `detail` says why.
         """
         return self.send(*in_thread(wire.read_file, file))
+
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> Pages[Upload]:
+        """Initial images, newest first, those that came with a job too."""
+        asked = Request("GET", "/v1/uploads", wire.query({"limit": page_size}))
+        return Pages(self._transport, asked, Upload, after)
 
     def get(self, upload: "str | Identified") -> Upload:
         """What was kept, with a URL that reads it for some minutes."""

@@ -60,6 +60,7 @@ def show_usage(cli: Cli) -> None:
             ("jobs at once", _allowance(usage.concurrent_jobs)),
             ("queued pixel-steps", _allowance(usage.queued_cost)),
             ("GPU-seconds today", _allowance(usage.gpu_seconds_per_day)),
+            ("bytes of uploads", _allowance(usage.upload_bytes)),
             ("largest picture", f"{usage.max_pixels:,} pixels" if usage.max_pixels else "no limit"),
             ("models", ", ".join(usage.models) if usage.models is not None else "all"),
         ],

@@ -14,6 +14,7 @@ class Quotas(Document):
     queued_cost: int | None = None
     concurrent_jobs: int | None = None
     gpu_seconds_per_day: float | None = None
+    upload_bytes: int | None = None
     max_pixels: int | None = None
     models: tuple[str, ...] | None = None
 
@@ -61,5 +62,6 @@ class Usage(Document):
     queued_cost: Allowance
     concurrent_jobs: Allowance
     gpu_seconds_per_day: Allowance
+    upload_bytes: Allowance = Allowance()
     max_pixels: int | None = None
     models: tuple[str, ...] | None = None

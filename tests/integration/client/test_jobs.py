@@ -123,6 +123,7 @@ def test_a_picture_becomes_the_next_ones_beginning(client: Client, tmp_path: Pat
     path = start.save(tmp_path / "house.png")
     upload = client.uploads.create(path)
     assert client.uploads.get(upload) == upload or client.uploads.get(upload).id == upload.id
+    assert upload.id in [one.id for one in client.uploads.list(page_size=1).take(50)]
     ways: tuple[darkroom.types.InitImage, ...] = (path, path.read_bytes(), start, upload, start.id)
     for init_image in ways:
         handle = client.jobs.submit("at night", init_image=init_image, strength=0.5, wait=60)

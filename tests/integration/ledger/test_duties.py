@@ -12,14 +12,14 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.gallery import statements as gallery
-from shared.gallery.models import Image, Prompt
+from shared.gallery.models import Image, Prompt, Upload
 from shared.ids import earliest_id_at, new_id, to_wire
 from shared.jobs import statements
 from shared.jobs.models import IdempotencyKey, Job
 from shared.queue import names
 from shared.queue.publish import celery_app, publish_job
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import Storage, upload_key
 from tests.jobs import accept
 from worker.dispatch.duties import JobDuties
 from worker.dispatch.retention import Retention
@@ -242,6 +242,33 @@ def test_old_jobs_go_with_everything(world: World, storage: Storage) -> None:
     assert storage.list_keys(f"s1/{to_wire('job', old)}/") == []
     assert (images_of(world, new), world.state(waiting)) == (1, "queued")
     assert storage.get(new_keys[0]).body == b"x"
+
+
+def test_uploads_that_nobody_uses_are_forgotten(world: World, storage: Storage) -> None:
+    keys = {}
+    with world.ledger.begin() as session:
+        session.execute(delete(Upload))
+        for name in ("unused", "young", "wanted", "named"):
+            upload_id = new_id()
+            keys[name] = upload_key(upload_id)
+            storage.put(keys[name], b"x", "image/png")
+            row = {"id": upload_id, "tenant_id": world.tenant, "s3_key": keys[name]}
+            row |= {"width": 64, "height": 64, "content_type": "image/png", "bytes": 1}
+            session.execute(gallery.insert_upload(row | {"sha256": "0" * 64}))
+        old = update(Upload).where(Upload.s3_key != keys["young"])
+        session.execute(old.values(created_at=PAST, used_at=PAST))
+        wanted = select(Upload.id).where(Upload.s3_key == keys["wanted"])
+        session.execute(gallery.touch_uploads(world.tenant, session.scalars(wanted).all()))
+    done = world.submit(init_image={"ref": "upl_x", "s3_key": keys["named"], "sha256": "0"})
+    world.set(done, state="canceled", finished_at=PAST)
+    assert retention(world, storage, upload_retention=None).forget_uploads() == 0
+    forget = retention(world, storage, upload_retention=timedelta(hours=1)).forget_uploads
+    assert (forget(), forget()) == (1, 0)
+    with world.ledger.begin() as session:
+        left = set(session.scalars(select(Upload.s3_key)))
+    assert left == {keys[name] for name in ("young", "wanted", "named")}
+    assert left <= set(storage.list_keys("_uploads/"))
+    assert storage.list_keys(keys["unused"]) == []
 
 
 def test_old_answers_are_forgotten(world: World, storage: Storage) -> None:

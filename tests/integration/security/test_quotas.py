@@ -1,12 +1,15 @@
 """Quotas of keys: each limit, its answer, its evidence, and what happens without Redis."""
 
 import asyncio
+import base64
+import io
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image as Picture
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -18,6 +21,7 @@ from shared.jobs import models as rows
 from shared.jobs import statements as ledger
 from shared.quotas import Quotas, statements
 from shared.settings import Settings
+from shared.storage import Storage
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
 from tests.processes import ApiProcess, wait_until
@@ -213,6 +217,66 @@ def test_device_time_counts_on_the_day_it_is_used(
     assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
     assert client.delete(f"/v1/jobs/{job}").status_code == 200
     assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
+
+
+def picture(color: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Picture.new("RGB", (64, 64), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def send(client: httpx2.Client, path: str = "/v1/uploads", data: bytes = b"") -> httpx2.Response:
+    return client.post(path, files={"file": ("a", data or picture())})
+
+
+def test_uploads_that_are_kept_have_a_quota_whatever_way_they_came(
+    client_with: MakeClient, storage: Storage
+) -> None:
+    size = send(client_with()).json()["bytes"]
+    scopes = ["jobs", "images", "batches"]
+    client = client_with(scopes=scopes, quotas=Quotas(upload_bytes=2 * size + 10))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: send(client), range(4)))
+    assert sorted(answer.status_code for answer in answers) == [201, 201, 429, 429]
+    kept, other = (answer.json()["id"] for answer in answers if answer.status_code == 201)
+    usage = client.get("/v1/usage").json()["upload_bytes"]
+    assert (usage["used"], usage["left"]) == (2 * size, 10)
+    objects = set(storage.list_keys("_uploads/"))
+    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    for refused in (
+        send(client),
+        submit(client, init_image=url, strength=1.0),
+        send(client, "/v1/batches/files", b'"a prompt"\n' * 100),
+    ):
+        assert refusal(refused) == (429, "upload_bytes_exceeded")
+    assert set(storage.list_keys("_uploads/")) == objects  # nothing of what was refused is left
+    assert submit(client, init_image=kept, strength=1.0).status_code == 202
+    assert send(client, "/v1/batches/files", b'"a"\n').status_code == 201
+    assert client.delete(f"/v1/uploads/{other}").status_code == 200
+    assert submit(client, init_image=url, strength=1.0).status_code == 202
+
+
+def test_a_refused_submission_leaves_no_picture(client_with: MakeClient, storage: Storage) -> None:
+    client = client_with(quotas=Quotas(concurrent_jobs=1))
+    assert submit(client).status_code == 202
+    objects = set(storage.list_keys("_uploads/"))
+    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+    refused = submit(client, init_image=url, strength=1.0)
+    assert refusal(refused) == (429, "too_many_jobs")
+    assert set(storage.list_keys("_uploads/")) == objects
+
+
+def test_uploads_are_listed_newest_first_for_their_tenant_alone(client_with: MakeClient) -> None:
+    mine, stranger = client_with(tenant="senders"), client_with(tenant="others")
+    ids = [send(mine).json()["id"] for _ in range(3)]
+    first = mine.get("/v1/uploads", params={"limit": 2}).json()
+    assert [upload["id"] for upload in first["data"]] == ids[:0:-1]
+    query = {"limit": 2, "after": first["next_cursor"]}
+    last = mine.get("/v1/uploads", params=query).json()
+    assert ([upload["id"] for upload in last["data"]], last["has_more"]) == (ids[:1], False)
+    assert stranger.get("/v1/uploads").json()["data"] == []
+    assert stranger.get("/v1/uploads", params=query).json()["code"] == "malformed_cursor"
+    assert refusal(client_with(scopes=["search"]).get("/v1/uploads"))[0] == 403
 
 
 def test_models_and_sizes(client_with: MakeClient) -> None:

@@ -59,6 +59,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "uploads.create": lambda c: c.uploads.create(("a.png", b"file")),
     "uploads.delete": lambda c: c.uploads.delete("upl_1"),
     "uploads.get": lambda c: c.uploads.get("upl_1"),
+    "uploads.list": lambda c: c.uploads.list(**PAGE).page(),
     "models.list": lambda c: c.models.list().page(),
     "usage.get": lambda c: c.usage(),
     "keys.create": lambda c: c.keys.create("a key", scopes=["jobs"]),
