@@ -9,9 +9,9 @@ from shared.settings import get_settings, with_driver
 
 
 def _is_declared(name: str | None, kind: str, _parents: object) -> bool:
-    """False for indexes that follow from the settings: those of the embedding models."""
-    of_models = (PROMPTS.prefix, PICTURES.prefix)
-    return not (kind == "index" and name is not None and name.startswith(of_models))
+    """False for indexes of embedding models, which follow from the settings, and of expressions."""
+    others = (PROMPTS.prefix, PICTURES.prefix, "ix_prompts_grams")
+    return not (kind == "index" and name is not None and name.startswith(others))
 
 
 def run() -> None:

@@ -50,7 +50,8 @@ async def recommend_prompts(
     """
     vectors: Sequence[QueryVector] = ()
     if asked.typed is not None:
-        vectors = await resources.vectors.of(resources, asked.typed)
+        found = await resources.vectors.of(resources, asked.typed)
+        vectors = [vector for vector in found if vector.says_something]
     async with resources.tenant_transaction(principal, SECONDS, statements.PLANNING) as session:
         gathered = await _gather(resources, session, principal, asked, vectors)
         candidates = await _candidates(session, principal, asked, gathered)
@@ -114,7 +115,8 @@ async def _session_vectors(
     if prompt_id is None:
         return []
     known = await session.execute(embeddings.get_embedding(principal.tenant_id, prompt_id))
-    return [QueryVector(model, dimensions, text) for model, text, dimensions in known]
+    vectors = [QueryVector(model, dimensions, text) for model, text, dimensions in known]
+    return [vector for vector in vectors if vector.says_something]
 
 
 async def _candidates(

@@ -148,7 +148,8 @@ async def _search(
         if phase is Phase.MANY and len(found) < wanted:
             found += await read(Phase.REST, None, wanted - len(found))
     page = found[: asked.limit]
+    shown = service.diversified(page) if asked.diversity else page
     if len(found) <= asked.limit:
-        return page_of(resources, page, None)
+        return page_of(resources, shown, None)
     last = Cursor(page[-1].phase, page[-1].position, Lexical())
-    return page_of(resources, page, cursor.encode(last, (), *scope))
+    return page_of(resources, shown, cursor.encode(last, (), *scope))

@@ -12,6 +12,7 @@ from api.parameters import open_ended
 from api.problems import FieldError, Problem
 from api.wire import CreatedAfter, CreatedBefore, no_nul
 from shared.search.filters import Filters
+from shared.search.question import Rank
 
 _MAX_METADATA = 16
 _METADATA = "metadata."
@@ -48,6 +49,32 @@ After = Annotated[
 MinScore = Annotated[
     float | None, Query(ge=0, le=1, allow_inf_nan=False, description="Leave out what scores less.")
 ]
+
+RankBy = Annotated[
+    Rank,
+    Query(
+        description="`relevance`: by the score, of meaning and words. `similarity`: by the cosine "
+        "alone, strictly descending."
+    ),
+]
+Diversity = Annotated[
+    bool,
+    Query(
+        description="true: within a page, near-duplicates of a better entry go behind what is "
+        "about as good; so scores do not descend. No page has other entries for that."
+    ),
+]
+
+
+def needs_query(**given: bool) -> None:
+    """Refuse parameters that mean something with a query alone.
+
+    Raises:
+        Problem: 422 for the first that is given.
+    """
+    for name, is_given in given.items():
+        if is_given:
+            raise _broken(name, "It needs a query: q.")
 
 
 @open_ended(_METADATA)
@@ -108,5 +135,6 @@ def _metadata(request: Request) -> dict[str, str]:
 
 
 def _broken(parameter: str, message: str) -> Problem:
-    error = FieldError(pointer=None, parameter=parameter, code="metadata", message=message)
+    code = "metadata" if parameter.startswith("metadata") else "query_required"
+    error = FieldError(pointer=None, parameter=parameter, code=code, message=message)
     return Problem("validation_failed", f"{parameter}: {message}", errors=[error])

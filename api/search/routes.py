@@ -9,9 +9,19 @@ from api.bodies import FILE_SCHEMA, body_schema, json_body, read_file
 from api.deps import Res
 from api.problems import Problem, responses
 from api.search import likeness, service
-from api.search.parameters import After, AskedFilters, HitLimit, MinScore, Text
+from api.search.parameters import (
+    After,
+    AskedFilters,
+    Diversity,
+    HitLimit,
+    MinScore,
+    RankBy,
+    Text,
+    needs_query,
+)
 from api.search.schemas import Hit, LikeThis
 from api.wire import Page, json_answer
+from shared.search.question import Rank
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
 
@@ -42,18 +52,24 @@ async def query(
     *,
     resources: Res,
     principal: SearchRead,
-    q: Text,
+    q: Text | None = None,
     filters: AskedFilters,
     min_score: MinScore = None,
+    rank: RankBy = Rank.RELEVANCE,
+    diversity: Diversity = False,
     limit: HitLimit = 20,
     after: After = None,
 ) -> Response:
     """Your tenant's pictures whose prompts mean what `q` says, best first.
 
-    An exact phrase or a rare word goes before a vague neighbour. `metadata.<key>=<value>` filters
-    by the job's metadata.
+    An exact phrase or a rare word goes before a vague neighbour. What is like nothing that was
+    ever made finds nothing. Without `q`: all that the filters leave, newest first, without scores.
+    `metadata.<key>=<value>` filters by the job's metadata.
     """
-    asked = service.Asked(q, filters, limit, after, min_score)
+    if q is None:
+        needs_query(min_score=min_score is not None, rank=rank is not Rank.RELEVANCE)
+        return json_answer(await service.newest(resources, principal, filters, limit, after))
+    asked = service.Asked(q, filters, limit, after, min_score, rank, diversity)
     return json_answer(await service.search(resources, principal, asked))
 
 
@@ -99,6 +115,7 @@ async def like(
     given: Annotated[Any, Depends(read_likeness)],
     filters: AskedFilters,
     min_score: MinScore = None,
+    diversity: Diversity = False,
     limit: HitLimit = 20,
     after: After = None,
 ) -> Response:
@@ -109,7 +126,7 @@ async def like(
     are: the file must have been made by Darkroom, so that its prompt is on record or in its
     receipt. Filters and pages are query parameters, as with GET.
     """
-    asked = service.Asked("", filters, limit, after, min_score)
+    asked = service.Asked("", filters, limit, after, min_score, diversity=diversity)
     if isinstance(given, LikeThis):
         page = await likeness.like_image(resources, principal, given.image_id, asked)
     else:

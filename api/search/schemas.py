@@ -27,13 +27,14 @@ class MadeWith(AnswerModel):
 class Hit(AnswerModel):
     """A picture whose prompt fits the query."""
 
-    score: float = Field(
+    score: float | None = Field(
         description="0 to 1: 0.55 × similarity, 0.2 × share of the query's words, and 0.25 where "
         "the phrase as it stands, or every rare word of it, is in the prompt. Where pixels are "
-        "compared: the similarity, 0 where it is negative or not known yet."
+        "compared: the similarity, 0 where it is negative or not known yet. null without a query."
     )
-    similarity: float = Field(
-        description="Cosine of the two embeddings, of texts or of pictures, -1 to 1."
+    similarity: float | None = Field(
+        description="Cosine of the two embeddings, of texts or of pictures, -1 to 1; 0 where the "
+        "model knows no part of a text. null without a query."
     )
     prompt: str
     """The prompt that the image was made from."""

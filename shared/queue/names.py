@@ -93,8 +93,8 @@ def loading_key(model: str) -> str:
 
 
 def embedding_key(model: str, text_sha256: str) -> str:
-    """A cached query embedding."""
-    return f"darkroom:embedding:{model}:{text_sha256}"
+    """A cached query embedding; 2: made of the parts that the model knows."""
+    return f"darkroom:embedding:2:{model}:{text_sha256}"
 
 
 def picture_key(request: str) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TSQUERY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSQUERY, array
 
 from shared.gallery.models import Prompt
 from shared.kept_statements import built_once, given, with_given
@@ -78,6 +78,26 @@ def _take_census() -> Select[int, float, int, dict[str, int]]:
         sampled,
         cast(case((sampled == wanted, words), else_=cast({}, JSONB)), JSONB),
     )
+
+
+def count_grams(grams: ColumnElement[Any], up_to: int) -> ScalarSelect[dict[str, int]]:
+    """The same of an array of grams, none of which is common."""
+    wanted = func.unnest(grams, type_=Text).table_valued(column("gram", Text), name="wanted_gram")
+    wanted = wanted.render_derived()
+    held = prompts_spelling(array([wanted.c.gram]), literal(True), up_to)
+    count = select(func.count()).select_from(held).scalar_subquery()
+    return select(
+        func.coalesce(func.jsonb_object_agg(wanted.c.gram, count), cast({}, JSONB), type_=JSONB)
+    ).scalar_subquery()
+
+
+def prompts_spelling(
+    grams: ColumnElement[Any], every: ColumnElement[bool], most: int | ColumnElement[int]
+) -> Any:
+    """The ids of the tenant's prompts that have every one, or any, of an array of grams."""
+    wanted = cast(grams, ARRAY(Text))
+    found = func.darkroom_prompts_spelling(wanted, every, cast(most, Integer))
+    return found.table_valued(column("id", Uuid), name="found").render_derived()
 
 
 def count_words(

@@ -15,11 +15,14 @@ from sqlalchemy import (
     ColumnElement,
     Double,
     Text,
+    all_,
+    and_,
     case,
     cast,
     func,
     literal,
     literal_column,
+    or_,
 )
 from sqlalchemy.dialects.postgresql import TSQUERY
 
@@ -40,21 +43,29 @@ class QueryVector:
     dimensions: int
     text: str
 
+    @property
+    def says_something(self) -> bool:
+        """False for the vector of a text of which the model knows nothing: all zeros."""
+        return any(digit in self.text for digit in "123456789")
+
 
 def similarity(vectors: Mapping[str, ColumnElement[str]]) -> ColumnElement[float]:
-    """The cosine, -1 … 1; 0 for a prompt whose embedding is of none of these models.
+    """The cosine, -1 … 1; 0 for a prompt whose embedding is of none of these models, or zero.
 
     `vectors` are texts by the names of their models.
     """
     if not vectors:
         return literal(0.0, Double)
     return case(
-        *(
-            (Prompt.embedding_model == model, cast(1 - distance(vector), Double))
-            for model, vector in vectors.items()
-        ),
+        *((Prompt.embedding_model == model, _cosine(vector)) for model, vector in vectors.items()),
         else_=literal(0.0, Double),
     )
+
+
+def _cosine(vector: ColumnElement[str]) -> ColumnElement[float]:
+    # That of a vector of zeros is not a number, which is greater than all numbers to Postgres.
+    known = func.nullif(cast(1 - distance(vector), Double), literal_column("'NaN'::float8"))
+    return func.coalesce(known, literal(0.0, Double), type_=Double)
 
 
 def distance(vector: ColumnElement[str]) -> ColumnElement[Any]:
@@ -63,25 +74,49 @@ def distance(vector: ColumnElement[str]) -> ColumnElement[Any]:
 
 
 def words_share(
-    shares: Iterable[tuple[ColumnElement[str], ColumnElement[float]]],
+    words: Iterable[tuple[ColumnElement[str], ColumnElement[float]]],
+    grams: Iterable[tuple[ColumnElement[str], ColumnElement[float]]],
 ) -> ColumnElement[float]:
     """How much of the query's weight the prompt's words carry, 0 … 1.
 
-    `shares` are words, each as a tsquery, and what each carries.
+    Words, each as a tsquery, and grams, each with what it carries.
     """
+    found = [(holds(word), share) for word, share in words]
+    found += [(spells(gram), share) for gram, share in grams]
     total: ColumnElement[float] = literal(0.0, Double)
-    for word, share in shares:
-        total = total + case((holds(word), share), else_=literal(0.0, Double))
+    for is_there, share in found:
+        total = total + case((is_there, share), else_=literal(0.0, Double))
     return total
 
 
-def is_exact(phrase: ColumnElement[str], rare: ColumnElement[str] | None) -> ColumnElement[bool]:
-    """The phrase as it stands, or every rare word of it: `rare` is a tsquery, None for no such."""
+def spells(part: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a prompt has a text anywhere in it, whatever the case."""
+    return func.strpos(func.lower(Prompt.text), func.lower(part)) > 0
+
+
+def is_exact(
+    phrase: ColumnElement[str],
+    rare: ColumnElement[str] | None,
+    rare_grams: ColumnElement[Any] | None,
+    *,
+    spelled: bool,
+) -> ColumnElement[bool]:
+    """The phrase as it stands, or every rare word and gram of it.
+
+    `rare` is a tsquery, `rare_grams` an array of patterns; None for no such. `spelled`: the phrase
+    has parts that are no words to Postgres.
+    """
     whole = phrase_query(phrase)
-    if rare is not None:
+    if rare is not None and rare_grams is None:
         # One look at a row's words in place of two.
         whole = whole.op("||", return_type=TSQUERY())(cast(rare, TSQUERY))
-    return Prompt.words.op("@@", return_type=Boolean())(whole)
+    found = Prompt.words.op("@@", return_type=Boolean())(whole)
+    if spelled:
+        found = or_(found, spells(phrase))
+    if rare_grams is not None:
+        every = Prompt.text.like(all_(rare_grams))
+        found = or_(found, every if rare is None else and_(every, holds(rare)))
+    return found
 
 
 def holds(words: ColumnElement[str]) -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ Weights are those of BM25 (Robertson and Zaragoza, "The Probabilistic Relevance 
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,25 @@ MAX_WORD_CHARACTERS = 512
 RARE_UP_TO = 2_000
 """Prompts that rare words may add to the candidates. Words are counted no further: what more
 prompts hold is not rare, however many there are."""
+GRAMS_UP_TO = 500
+"""The same for grams, whose counting costs more."""
+MAX_GRAMS = 24
+"""The first of a query that are counted."""
+SPACELESS = (
+    # Thai, Lao, Tibetan, Burmese; Khmer; Tai Le to Khmer symbols; Tai Tham; Balinese; Javanese.
+    ("\u0e00", "\u109f"), ("\u1780", "\u17ff"), ("\u1950", "\u19ff"), ("\u1a20", "\u1aaf"),
+    ("\u1b00", "\u1b7f"), ("\ua980", "\ua9ff"), ("\uaa60", "\uaadf"),
+    # Kana and Chinese characters, with their iteration marks, but without punctuation.
+    ("\u3005", "\u3007"), ("\u3041", "\u3096"), ("\u30a1", "\u30fa"), ("\u30fc", "\u312f"),
+    ("\u31a0", "\u31bf"), ("\u31f0", "\u31ff"), ("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"),
+    ("\uf900", "\ufaff"), ("\uff66", "\uff9f"), ("\U00020000", "\U0003ffff"),
+    # Pictographs, which Postgres' parser drops.
+    ("\u2600", "\u27bf"), ("\U0001f300", "\U0001faff"),
+)  # fmt: skip
+"""Ranges of characters that are written without spaces between words."""
+SPACELESS_CLASS = "[" + "".join(f"{first}-{last}" for first, last in SPACELESS) + "]"
+"""The same as a regular expression, to Python and to Postgres."""
+_RUN = re.compile(SPACELESS_CLASS + "+")
 _RARE_SHARE = 0.002
 _RARE_COUNT = 2
 _JUDGED_FROM = 50
@@ -30,6 +50,11 @@ class Word:
     text: str
     weight: int
     rare: bool
+
+    @property
+    def is_gram(self) -> bool:
+        """Whether it is found anywhere in a text, and not as a word."""
+        return _RUN.match(self.text) is not None
 
 
 @dataclass(frozen=True)
@@ -64,15 +89,33 @@ def weigh(counts: Mapping[str, int], prompts: int) -> Lexical:
     chosen = sorted(found, key=lambda word: (-idf[word], word))[:MAX_WORDS]
     unheard = (weight for word, weight in weights.items() if not held[word])
     return Lexical(
-        tuple(Word(word, weights[word], _is_rare(held[word], prompts)) for word in chosen),
+        tuple(Word(word, weights[word], _is_rare(word, held[word], prompts)) for word in chosen),
         sum(weights[word] for word in chosen) + sum(unheard),
     )
 
 
-def _is_rare(count: int, prompts: int) -> bool:
+def _is_rare(word: str, count: int, prompts: int) -> bool:
     if prompts < _JUDGED_FROM:
         return False
-    return count <= min(max(_RARE_COUNT, _RARE_SHARE * prompts), RARE_UP_TO)
+    bound = GRAMS_UP_TO if _RUN.match(word) else RARE_UP_TO
+    return count <= min(max(_RARE_COUNT, _RARE_SHARE * prompts), bound)
+
+
+def grams(text: str) -> list[str]:
+    """Pairs of neighbouring characters of scripts without spaces; a lone character as it is.
+
+    What a search engine that knows no dictionary takes for the words of such scripts.
+    """
+    found: dict[str, None] = {}
+    for run in _RUN.findall(text):
+        pairs = [run[place : place + 2] for place in range(len(run) - 1)] or [run]
+        found |= dict.fromkeys(pairs)
+    return list(found)[:MAX_GRAMS]
+
+
+def without_grams(text: str) -> str:
+    """A text's other words."""
+    return _RUN.sub(" ", text)
 
 
 def all_of(words: Iterable[Word]) -> str:

@@ -140,7 +140,7 @@ def _page(
         ImageVector.image_id == Image.id, ImageVector.embedding_model == asked.vector.model
     )
     statement = (
-        select(Image, Prompt.text, Image.prompt_id, score, similarity.label("similarity"))
+        select(Image, Prompt.text, Image.prompt_id, score, similarity.label("similarity"), score)
         .join(Prompt, Prompt.id == Image.prompt_id)
         .outerjoin(ImageVector, of_model)
         .where(*image_conditions(asked.filters.asks))

@@ -1,17 +1,27 @@
 """What is searched for: the shape that a statement is built for, and the values it is given."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from shared.search.filters import Filters
 from shared.search.fusion import QueryVector
-from shared.search.lexical import Lexical, all_of, any_of, tsquery_of
+from shared.search.lexical import Lexical, Word, all_of, any_of, grams, tsquery_of
+
+
+class Rank(StrEnum):
+    """What entries are ordered by."""
+
+    RELEVANCE = "relevance"
+    """The score: meaning and words."""
+    SIMILARITY = "similarity"
+    """The cosine alone."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a page ended: in the order of score, prompt, image, each descending."""
+    """Where a page ended: in the order of score (or similarity), prompt, image, each descending."""
 
     score: float
     prompt_id: UUID
@@ -27,9 +37,14 @@ class Shape:
     spaces: tuple[tuple[str, int], ...]
     """Embedding models of the query's vectors, each with its dimension."""
     words: int
+    grams: int
     rare: bool
     """Whether some of the words are rare."""
+    rare_grams: bool
+    spelled: bool
+    """Whether the query has characters of scripts without spaces."""
     has_min_score: bool
+    rank: Rank
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class Question:
     phrase: str
     lexical: Lexical
     min_score: float | None = None
+    rank: Rank = Rank.RELEVANCE
 
     @property
     def shape(self) -> Shape:
@@ -49,9 +65,13 @@ class Question:
         return Shape(
             self.filters.asks,
             tuple((vector.model, vector.dimensions) for vector in self.vectors),
-            len(self.lexical.words),
-            bool(self.lexical.rare),
+            len(self._words(self.lexical.words)),
+            len(self._grams(self.lexical.words)),
+            bool(self._words(self.lexical.rare)),
+            bool(self._grams(self.lexical.rare)),
+            bool(grams(self.phrase)),
             self.min_score is not None,
+            self.rank,
         )
 
     def values(self) -> dict[str, Any]:
@@ -63,12 +83,29 @@ class Question:
         }
         for number, vector in enumerate(self.vectors):
             values[f"vector_{number}"] = vector.text
-        for number, (word, share) in enumerate(self.lexical.shares()):
+        share_of = dict(self.lexical.shares())
+        for number, word in enumerate(self._words(self.lexical.words)):
             values[f"word_{number}"] = tsquery_of(word.text)
-            values[f"share_{number}"] = share
-        if self.lexical.rare:
-            values["all_rare"] = all_of(self.lexical.rare)
-            values["any_rare"] = any_of(self.lexical.rare)
+            values[f"share_{number}"] = share_of[word]
+        for number, gram in enumerate(self._grams(self.lexical.words)):
+            values[f"gram_{number}"] = gram.text
+            values[f"gram_share_{number}"] = share_of[gram]
+        if rare := self._words(self.lexical.rare):
+            values["all_rare"] = all_of(rare)
+            values["any_rare"] = any_of(rare)
+        if rare := self._grams(self.lexical.rare):
+            values["rare_grams"] = [gram.text for gram in rare]
+            values["rare_patterns"] = [f"%{gram.text}%" for gram in rare]
+        if spelled := grams(self.phrase):
+            values["grams"] = spelled
         if self.min_score is not None:
             values["min_score"] = self.min_score
         return values
+
+    @staticmethod
+    def _words(words: tuple[Word, ...]) -> tuple[Word, ...]:
+        return tuple(word for word in words if not word.is_gram)
+
+    @staticmethod
+    def _grams(words: tuple[Word, ...]) -> tuple[Word, ...]:
+        return tuple(word for word in words if word.is_gram)

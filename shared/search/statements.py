@@ -18,6 +18,7 @@ from sqlalchemy import (
     Uuid,
     any_,
     cast,
+    false,
     func,
     literal,
     literal_column,
@@ -28,18 +29,18 @@ from sqlalchemy import (
     tuple_,
     union,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSQUERY
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import CompoundSelect, ScalarSelect, Subquery
 
 from shared.gallery.models import Image, Prompt
 from shared.kept_statements import built_once, given, with_given
 from shared.search import census, fusion
-from shared.search.census import prompts_with
+from shared.search.census import prompts_spelling, prompts_with
 from shared.search.filters import Filters, image_conditions, narrows
 from shared.search.index import PROMPTS
-from shared.search.lexical import RARE_UP_TO
-from shared.search.question import Position, Question, Shape
+from shared.search.lexical import GRAMS_UP_TO, RARE_UP_TO, grams, without_grams
+from shared.search.question import Position, Question, Rank, Shape
 
 EXACT_UP_TO = 20_000
 """Rows that are ordered exactly. An HNSW index that must find its rows behind a filter that keeps
@@ -63,7 +64,8 @@ PLANNING = {
 }
 """Settings of a transaction that searches."""
 
-Hits = Select[Image, str, UUID, float, float]
+Hits = Select[Image, str, UUID, float, float, float]
+"""(image, its prompt, the prompt's id, score, similarity, what it is ordered by)."""
 Build = Callable[[Shape, bool], Hits]
 
 
@@ -71,6 +73,18 @@ def count_rows(tenant_id: UUID, filters: Filters) -> Select[int]:
     """How many pictures the filters leave, counted up to the border."""
     values = filters.values() | {"tenant": tenant_id, "border": EXACT_UP_TO + 1}
     return with_given(select(_rows(filters.asks)), **values)
+
+
+def newest(
+    tenant_id: UUID, filters: Filters, limit: int, before: UUID | None
+) -> Select[Image, str]:
+    """(image, its prompt) of what the filters leave, newest first."""
+    statement = select(Image, Prompt.text).join(Prompt, Prompt.id == Image.prompt_id)
+    statement = statement.where(*image_conditions(filters.asks))
+    if before is not None:
+        statement = statement.where(Image.id < before)
+    statement = statement.order_by(Image.id.desc()).limit(limit)
+    return with_given(statement, tenant=tenant_id, **filters.values())
 
 
 def prepare(
@@ -81,14 +95,21 @@ def prepare(
     Both are counted up to a border only; None where no filter narrows, and for common words.
     """
     values = filters.values() | {"tenant": tenant_id, "border": EXACT_UP_TO + 1}
-    return with_given(_prepare(filters.asks), **values, query=query, common=list(common))
+    values |= {"query": without_grams(query), "common": list(common)}
+    if spelled := grams(query):
+        values["grams"] = spelled
+    return with_given(_prepare(filters.asks, bool(spelled)), **values)
 
 
 @built_once(_SHAPES)
-def _prepare(asks: frozenset[str]) -> Select[int | None, dict[str, int | None]]:
+def _prepare(asks: frozenset[str], spelled: bool) -> Select[int | None, dict[str, int | None]]:
     rows = _rows(asks) if narrows(asks) else null()
     common = cast(given("common", ARRAY(Text)), ARRAY(Text))
-    words = census.count_words(given("query", Text), common, RARE_UP_TO + 1)
+    words: ColumnElement[Any] = census.count_words(given("query", Text), common, RARE_UP_TO + 1)
+    if spelled:
+        wanted = cast(given("grams", ARRAY(Text)), ARRAY(Text))
+        counted = census.count_grams(wanted, GRAMS_UP_TO + 1)
+        words = words.op("||", return_type=JSONB())(counted)
     return select(cast(rows, Integer), words)
 
 
@@ -169,8 +190,15 @@ def _nearest(shape: Shape) -> CompoundSelect[UUID]:
     if shape.rare:
         wanted = cast(given("any_rare", Text), TSQUERY)
         legs.append(select(prompts_with(wanted, RARE_UP_TO).c.id))
+    most = given("candidates", Integer)
+    if shape.rare_grams:
+        any_rare = given("rare_grams", ARRAY(Text))
+        legs.append(select(prompts_spelling(any_rare, false(), RARE_UP_TO).c.id))
+    if shape.spelled:
+        every = given("grams", ARRAY(Text))
+        legs.append(select(prompts_spelling(every, true(), most).c.id))
     phrase = fusion.phrase_query(given("phrase", Text))
-    legs.append(select(prompts_with(phrase, given("candidates", Integer)).c.id))
+    legs.append(select(prompts_with(phrase, most).c.id))
     return union(*legs)
 
 
@@ -210,11 +238,18 @@ def _page(
         )
     image = aliased(Image, images.lateral("image"))
     return (
-        select(image, Prompt.text, ranked.c.id, ranked.c.score, ranked.c.similarity)
+        select(
+            image,
+            Prompt.text,
+            ranked.c.id,
+            ranked.c.score,
+            ranked.c.similarity,
+            ranked.c.key,
+        )
         .select_from(ranked)
         .join(Prompt, Prompt.id == ranked.c.id)
         .join(image, true())
-        .order_by(ranked.c.score.desc(), ranked.c.id.desc(), image.id.desc())
+        .order_by(ranked.c.key.desc(), ranked.c.id.desc(), image.id.desc())
         .limit(limit)
     )
 
@@ -222,17 +257,26 @@ def _page(
 def _measured(shape: Shape, among: ColumnElement[bool]) -> Subquery:
     """(id, similarity, words, exact) of each prompt, each computed once."""
     vectors = {model: _vector(number) for number, (model, _) in enumerate(shape.spaces)}
-    shares = (
+    words = (
         (given(f"word_{number}", Text), given(f"share_{number}", Double))
         for number in range(shape.words)
     )
+    parts = (
+        (given(f"gram_{number}", Text), given(f"gram_share_{number}", Double))
+        for number in range(shape.grams)
+    )
     rare = given("all_rare", Text) if shape.rare else None
+    rare_grams = None
+    if shape.rare_grams:
+        rare_grams = cast(given("rare_patterns", ARRAY(Text)), ARRAY(Text))
     return (
         select(
             Prompt.id.label("id"),
             fusion.similarity(vectors).label("similarity"),
-            fusion.words_share(shares).label("words"),
-            fusion.is_exact(given("phrase", Text), rare).label("exact"),
+            fusion.words_share(words, parts).label("words"),
+            fusion.is_exact(given("phrase", Text), rare, rare_grams, spelled=shape.spelled).label(
+                "exact"
+            ),
         )
         .where(_OWN, among)
         # A fence, which costs less than a materialized CTE: without it Postgres would compute what
@@ -246,9 +290,12 @@ def _ranked(shape: Shape, measured: Subquery, goes_on: bool, *, matched: bool) -
     """The first prompts that can fill a page: each has a picture, save the one begun before."""
     score = fusion.fused(measured.c.similarity, measured.c.words, measured.c.exact).label("score")
     scored = select(measured.c.id, measured.c.similarity, score).subquery("scored")
-    statement = select(scored.c.id, scored.c.similarity, scored.c.score)
+    key: ColumnElement[Any] = scored.c.score
+    if shape.rank is Rank.SIMILARITY:
+        key = fusion.rounded(scored.c.similarity)
+    statement = select(scored.c.id, scored.c.similarity, scored.c.score, key.label("key"))
     if goes_on:
-        here = tuple_(scored.c.score, scored.c.id)
+        here = tuple_(key, scored.c.id)
         there = tuple_(given("after_score", Double), given("after_prompt_id", Uuid))
         statement = statement.where(here <= there)
     if shape.has_min_score:
@@ -259,7 +306,7 @@ def _ranked(shape: Shape, measured: Subquery, goes_on: bool, *, matched: bool) -
     elif "without_image" in shape.asks:
         statement = statement.where(_has_image(shape, scored.c.id))
     return (
-        statement.order_by(scored.c.score.desc(), scored.c.id.desc())
+        statement.order_by(key.desc(), scored.c.id.desc())
         .limit(given("limit", Integer) + 1)
         .subquery("ranked")
     )

@@ -22,12 +22,33 @@ class Embedder:
         self._model = self._load()
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """One unit vector for each text, float32, in order."""
+        """One unit vector for each text, float32, in order; zeros where it knows no part of it.
+
+        All that is unknown to a model looks the same to it, so that would be alike.
+        """
         with self._lock:
-            vectors = self._model.encode(
-                list(texts), normalize_embeddings=True, show_progress_bar=False
-            )
-        return [[float(number) for number in vector] for vector in vectors]
+            known = [self._known_parts(text) for text in texts]
+            vectors = self._model.encode(known, normalize_embeddings=True, show_progress_bar=False)
+        return [
+            [float(number) if said else 0.0 for number in vector]
+            for vector, said in zip(vectors, known, strict=True)
+        ]
+
+    def _known_parts(self, text: str) -> str:
+        tokenizer = self._model.tokenizer
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if text.isascii() or unknown is None or not getattr(tokenizer, "is_fast", False):
+            return text
+        tokens = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False
+        )
+        places = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        gaps = [place for token, place in places if token == unknown]
+        if len(gaps) == len(tokens["input_ids"]):
+            return ""
+        for start, end in reversed(gaps):
+            text = f"{text[:start]} {text[end:]}"
+        return text
 
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer

@@ -1,7 +1,7 @@
 """The client: one service, one key, and everything that can be asked of it."""
 
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Literal, Self, Unpack
 
 import httpx2
 
@@ -115,8 +115,9 @@ class AsyncClient:
 
     def search(
         self,
-        q: str,
+        q: str | None = None,
         *,
+        rank: Literal["relevance", "similarity"] | None = None,
         page_size: int | None = None,
         after: str | None = None,
         **filters: Unpack[SearchFilters],
@@ -125,11 +126,13 @@ class AsyncClient:
 
         Args:
             q: in any language; an exact phrase or a rare word goes before a vague neighbour.
+                None: all that the filters leave, newest first.
+            rank: by the score, of meaning and words (the default), or by the similarity alone.
             page_size: entries to fetch at a time, 1 to 100.
             after: where to go on: the `next_cursor` of a page.
             filters: see `SearchFilters`.
         """
-        query = wire.query({"q": q, **filters, "limit": page_size})
+        query = wire.query({"q": q, "rank": rank, **filters, "limit": page_size})
         return AsyncPages(self._transport, Request("GET", "/v1/search", query), Hit, after)
 
     async def usage(self) -> Usage:

@@ -2,7 +2,7 @@
 """The client: one service, one key, and everything that can be asked of it."""
 
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Literal, Self, Unpack
 
 import httpx2
 
@@ -116,8 +116,9 @@ class Client:
 
     def search(
         self,
-        q: str,
+        q: str | None = None,
         *,
+        rank: Literal["relevance", "similarity"] | None = None,
         page_size: int | None = None,
         after: str | None = None,
         **filters: Unpack[SearchFilters],
@@ -126,11 +127,13 @@ class Client:
 
         Args:
             q: in any language; an exact phrase or a rare word goes before a vague neighbour.
+                None: all that the filters leave, newest first.
+            rank: by the score, of meaning and words (the default), or by the similarity alone.
             page_size: entries to fetch at a time, 1 to 100.
             after: where to go on: the `next_cursor` of a page.
             filters: see `SearchFilters`.
         """
-        query = wire.query({"q": q, **filters, "limit": page_size})
+        query = wire.query({"q": q, "rank": rank, **filters, "limit": page_size})
         return Pages(self._transport, Request("GET", "/v1/search", query), Hit, after)
 
     def usage(self) -> Usage:

@@ -55,9 +55,19 @@ def search(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out what scores less.")
     ] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(metavar="ORDER", help="relevance (meaning and words) or similarity."),
+    ] = None,
+    diverse: Annotated[
+        bool, typer.Option("--diverse", help="Near-duplicates behind what is about as good.")
+    ] = False,
     limit: Limit = 10,
 ) -> None:
-    """Pictures whose prompts mean what the query says, best first."""
+    """Pictures whose prompts mean what the query says, best first.
+
+    Without a query: those that the filters leave, newest first.
+    """
     filters = given(
         session_id=session,
         model=model,
@@ -70,19 +80,22 @@ def search(
         created_before=before,
         metadata=pairs(metadata) if metadata else None,
         min_score=min_score,
+        diversity=diverse or None,
     )
+    if like is not None and rank is not None:
+        raise CliError("--rank orders what a query finds, not --like.", ExitCode.USAGE)
     if like is not None and query is None:
         source: Any = Path(like) if Path(like).is_file() else like
         found = cli.client.images.similar(source, **filters).take(limit)
-    elif query is not None and like is None:
-        found = cli.client.search(query, **filters).take(limit)
+    elif like is None and (query is not None or filters):
+        found = cli.client.search(query, **given(rank=rank), **filters).take(limit)
     else:
-        raise CliError("Give either a query or --like.", ExitCode.USAGE)
+        raise CliError("Give a query, --like, or a filter such as --starred.", ExitCode.USAGE)
     cli.output.rows(found, _HITS, nothing="Nothing fits. Fewer filters, or other words?")
 
 
 _HITS: "list[Column[Hit]]" = [
-    Column("score", lambda hit: f"{hit.score:.3f}", right=True),
+    Column("score", lambda hit: None if hit.score is None else f"{hit.score:.3f}", right=True),
     Column("image", lambda hit: hit.image.id),
     Column("seed", lambda hit: hit.image.seed, right=True),
     Column("prompt", lambda hit: hit.prompt, wrap=True),
@@ -165,6 +178,7 @@ def register(app: typer.Typer, panel: str) -> None:
         panel=panel,
         examples=[
             'darkroom search "mountains in the evening" --starred',
+            "darkroom search --starred",
             "darkroom search --like img_…",
         ],
     )(search)

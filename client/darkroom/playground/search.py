@@ -23,7 +23,7 @@ def show(session_id: str) -> None:
     like: Picture | None = st.session_state.get(actions.SEARCH_LIKE)
     query = _ask(like)
     filters = _show_filters(session_id)
-    if like is None and not query.strip():
+    if like is None and not query.strip() and not filters["starred"]:
         st.info(
             "Search compares meanings: *winter peaks in the evening* finds *snowy mountains at "
             "dusk*. Names, numbers and whole phrases count too.",
@@ -91,6 +91,9 @@ def _show_filters(session_id: str) -> dict[str, Any]:
         least = columns[2].slider(
             "Score at least", 0.0, 1.0, 0.0, 0.05, key="filter-score", persist_state="session"
         )
+        various = columns[2].toggle(
+            "Near-duplicates later", value=True, key="filter-various", persist_state="session"
+        )
         starred = columns[3].toggle("Only starred", key="filter-starred", persist_state="session")
     return {
         "session_id": session_id if where == "this one" else None,
@@ -101,6 +104,7 @@ def _show_filters(session_id: str) -> dict[str, Any]:
         "created_before": _end_of(last),
         "min_score": least or None,
         "starred": starred or None,
+        "diversity": various or None,
     }
 
 
@@ -118,7 +122,9 @@ def _find(query: str, like: Picture | None, filters: dict[str, Any]) -> list[Hit
     # One more than is shown says whether there are more.
     if like is not None:
         return client.images.similar(like.id, page_size=_PAGE, **filters).take(wanted + 1)
-    return client.search(query, page_size=_PAGE, **filters).take(wanted + 1)
+    if not query.strip():
+        filters = {**filters, "min_score": None, "diversity": None}
+    return client.search(query.strip() or None, page_size=_PAGE, **filters).take(wanted + 1)
 
 
 def _show_hits(hits: list[Hit]) -> None:
@@ -126,13 +132,16 @@ def _show_hits(hits: list[Hit]) -> None:
     if not hits:
         st.info("No picture fits. Fewer filters or other words may find some.")
         return
-    found = [
-        Picture.of(hit.image, f"score {hit.score:.2f} · similarity {hit.similarity:.2f}")
-        for hit in hits[:wanted]
-    ]
+    found = [Picture.of(hit.image, _how_near(hit)) for hit in hits[:wanted]]
     show_small(found, actions.OF_SEARCH)
     if len(hits) > wanted:
         st.button("Show more", key="search-more", on_click=_show_more)
+
+
+def _how_near(hit: Hit) -> str:
+    if hit.score is None or hit.similarity is None:
+        return ""
+    return f"score {hit.score:.2f} · similarity {hit.similarity:.2f}"
 
 
 def _show_more() -> None:

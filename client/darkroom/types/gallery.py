@@ -22,10 +22,10 @@ class MadeWith(Document):
 class Hit(Document):
     """A picture whose prompt fits the query."""
 
-    score: float
-    """0 to 1."""
-    similarity: float
-    """Cosine of the two texts' embeddings, -1 to 1."""
+    score: float | None
+    """0 to 1; None without a query."""
+    similarity: float | None
+    """Cosine of the two texts' embeddings, -1 to 1; None without a query."""
     prompt: str
     image: Image
     made_with: MadeWith = MadeWith()

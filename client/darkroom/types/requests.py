@@ -83,4 +83,6 @@ class SearchFilters(TypedDict, total=False):
     metadata: Mapping[str, str] | None
     """Of the job: every key must have this value."""
     min_score: float | None
-    """Leave out what scores less, 0 to 1."""
+    """Leave out what scores less, 0 to 1. It needs a query."""
+    diversity: bool | None
+    """Within a page, near-duplicates of a better entry go behind what is about as good."""

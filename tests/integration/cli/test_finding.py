@@ -41,6 +41,28 @@ def test_a_picture_is_found_by_meaning(darkroom: Darkroom, picture: dict[str, An
     assert (nothing.exit_code, nothing.stdout) == (0, "")
 
 
+def test_starred_pictures_are_listed_without_a_query(
+    darkroom: Darkroom, picture: dict[str, Any]
+) -> None:
+    assert darkroom("star", picture["image_id"]).exit_code == 0
+    listed = darkroom("search", "--starred", "--session", "finds", "--json")
+    assert listed.exit_code == 0, listed.stderr
+    newest, *_ = json.loads(listed.stdout)
+    assert newest["image"]["id"] == picture["image_id"]
+    assert newest["score"] is None
+    shown = darkroom("search", "--starred", "--session", "finds")
+    assert picture["image_id"] in shown.stdout
+
+
+def test_orders_of_a_search(darkroom: Darkroom, picture: dict[str, Any]) -> None:
+    query = ("search", "a lighthouse", "--session", "finds")
+    near = darkroom(*query, "--rank", "similarity", "--diverse", "--json")
+    assert near.exit_code == 0, near.stderr
+    assert json.loads(near.stdout)
+    assert darkroom(*query, "--rank", "best").exit_code != 0
+    assert darkroom("search", "--like", picture["image_id"], "--rank", "similarity").exit_code == 2
+
+
 def test_history_lists_sessions_and_their_pictures(
     darkroom: Darkroom, picture: dict[str, Any]
 ) -> None:

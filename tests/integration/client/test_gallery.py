@@ -31,11 +31,25 @@ def test_search_by_meaning_with_filters(client: Client, gallery: list[darkroom.P
     hits = list(client.search("lighthouse", session_id="coast", page_size=1))
     assert len(hits) == 3
     assert {hits[0].prompt, hits[1].prompt} == set(PROMPTS[:2])
-    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    scores = [hit.score or 0.0 for hit in hits]
+    assert scores == sorted(scores, reverse=True)
     [soup] = client.search("food", session_id="coast", metadata={"n": "2"})
     assert soup.image.id == gallery[2].id
     since = datetime.now(UTC) + timedelta(hours=1)
     assert client.search("lighthouse", created_after=since).take(5) == []
+
+
+def test_other_orders_and_lists_without_a_query(
+    client: Client, gallery: list[darkroom.Picture]
+) -> None:
+    near = client.search("lighthouse", rank="similarity", diversity=True, session_id="coast").take(
+        9
+    )
+    assert len(near) == 3
+    client.images.star(gallery[1])
+    [hit] = client.search(session_id="coast", starred=True)
+    assert (hit.image.id, hit.score, hit.similarity) == (gallery[1].id, None, None)
+    client.images.unstar(gallery[1])
 
 
 def test_more_like_this(client: Client, gallery: list[darkroom.Picture], tmp_path: Path) -> None:

@@ -196,8 +196,12 @@ HOSTILE = [
 
 @pytest.mark.parametrize("q", HOSTILE, ids=range(len(HOSTILE)))
 def test_whatever_is_typed_is_only_text(landscapes: Team, q: str) -> None:
-    assert len(landscapes.search(q, limit=100)["data"]) == len(CAPTIONS)
+    found = landscapes.search(q, limit=100)["data"]
     page = landscapes.search(q, limit=3)
+    if not found:  # nothing that was made is like it
+        assert page["data"] == []
+        return
+    assert len(found) == len(CAPTIONS)
     again = landscapes.search(q, limit=100, after=page["next_cursor"])
     assert len(again["data"]) == len(CAPTIONS) - 3
 
@@ -205,7 +209,9 @@ def test_whatever_is_typed_is_only_text(landscapes: Team, q: str) -> None:
 @pytest.mark.parametrize(
     "parameters",
     [
-        {},
+        {"min_score": 0.5},
+        {"rank": "similarity"},
+        {"q": "a", "rank": "best"},
         {"q": ""},
         {"q": "  \n"},
         {"q": "a" * 4001},
@@ -229,6 +235,131 @@ def test_what_cannot_be_asked_is_422(landscapes: Team, parameters: dict[str, Any
     answer = landscapes.http.get("/v1/search", params=parameters)
     assert answer.status_code == 422, answer.text
     assert answer.json()["code"] == "validation_failed"
+
+
+CHINESE = "一只红色的猫坐在窗台上"
+JAPANESE = "雪山の夕暮れ、湖のほとり"
+THAI = "แมวสีแดงนั่งอยู่ริมหน้าต่าง"
+KHMER = "ឆ្មាពណ៌ក្រហមអង្គុយ"
+LAO = "ແມວສີແດງນັ່ງຢູ່"
+BURMESE = "ကြောင်နီထိုင်နေသည်"
+SPACELESS = [CHINESE, JAPANESE, THAI, KHMER, LAO, BURMESE, "party 🎈 time"]
+
+
+@pytest.fixture(scope="module")
+def scripts(make_team: Callable[[], Team]) -> Team:
+    """Prompts in scripts without spaces, and others for company."""
+    made = make_team()
+    for prompt in (*SPACELESS, "x", "a red cat by the window", "蓝天白云", "แม่น้ำ"):
+        made.add(prompt)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("q", "first"),
+    [
+        ("红色", CHINESE),
+        ("猫", CHINESE),
+        ("红色的猫", CHINESE),
+        ("夕暮れ", JAPANESE),
+        ("湖", JAPANESE),
+        ("สีแดง", THAI),
+        ("ក្រហម", KHMER),
+        ("ສີແດງ", LAO),
+        ("ထိုင်", BURMESE),
+        ("🎈", "party 🎈 time"),
+    ],
+)
+def test_parts_of_prompts_in_scripts_without_spaces_are_found(
+    scripts: Team, q: str, first: str
+) -> None:
+    best, second, *_ = scripts.search(q)["data"]
+    assert best["prompt"] == first
+    assert best["score"] > 0.4 > second["score"]
+
+
+@pytest.mark.parametrize("prompt", SPACELESS)
+def test_what_a_model_knows_no_part_of_is_found_whole(scripts: Team, prompt: str) -> None:
+    assert scripts.prompts(prompt)[0] == prompt
+
+
+def test_unknown_tokens_are_like_nothing(scripts: Team) -> None:
+    assert {hit["similarity"] for hit in scripts.search("猫")["data"]} == {0}
+    similarity = {hit["prompt"]: hit["similarity"] for hit in scripts.search("a cat")["data"]}
+    assert similarity[LAO] == similarity[KHMER] == 0 < similarity["a red cat by the window"]
+
+
+def test_a_rare_character_is_found_among_many(make_team: Callable[[], Team]) -> None:
+    team = make_team()
+    for number in range(55):
+        team.add(f"一只狗在草地上奔跑{number}", meaning=False)
+    team.add("黑猫", meaning=False)
+    assert team.prompts("一只黑猫")[0] == "黑猫"
+
+
+@pytest.mark.parametrize("q", ["xqzv blorptang", "wqpfjk", "猫", "🏔️🌅"])
+def test_what_is_like_nothing_finds_nothing(landscapes: Team, q: str) -> None:
+    page = landscapes.search(q)
+    assert (page["data"], page["has_more"], page["next_cursor"]) == ([], False, None)
+
+
+def test_by_similarity_alone(landscapes: Team) -> None:
+    q = "a still lake, pines"
+    seen: list[float] = []
+    after: dict[str, str] = {}
+    for _ in range(4):
+        page = landscapes.search(q, rank="similarity", limit=3, **after)
+        seen += [hit["similarity"] for hit in page["data"]]
+        after = {"after": page["next_cursor"]}
+    assert page["next_cursor"] is None
+    assert len(seen) == len(CAPTIONS)
+    assert seen == sorted(seen, reverse=True)
+    cursor = landscapes.search(q, limit=2)["next_cursor"]
+    parameters = {"q": q, "after": cursor, "rank": "similarity"}
+    assert landscapes.http.get("/v1/search", params=parameters).status_code == 422
+
+
+def test_a_word_counts_for_relevance_alone(team: Team) -> None:
+    for prompt in ("a portrait of a woman", "grandmother Zyxwvia"):
+        team.add(prompt)
+    q = "a portrait of zyxwvia the woman"
+    by_similarity = team.search(q, rank="similarity")["data"]
+    assert by_similarity[0]["prompt"] == "a portrait of a woman"
+    score = {hit["prompt"]: hit["score"] for hit in by_similarity}
+    assert score == {hit["prompt"]: hit["score"] for hit in team.search(q)["data"]}
+
+
+def test_near_duplicates_do_not_fill_the_first_row(team: Team) -> None:
+    for number in range(6):
+        team.add("a red boat on a lake", seed=number)
+    for other in ("a red boat in a harbour", "a boat on the sea", "a blue boat, a river"):
+        team.add(other)
+    plain = team.search("a red boat on a lake")["data"]
+    assert len({hit["prompt"] for hit in plain[:6]}) == 1
+    diverse = team.search("a red boat on a lake", diversity="true")["data"]
+    assert diverse[0]["prompt"] == "a red boat on a lake"
+    assert len({hit["prompt"] for hit in diverse[:6]}) == 4
+    paged: list[str] = []
+    after: dict[str, str] = {}
+    while after.get("after", "") is not None:
+        page = team.search("a red boat on a lake", diversity="true", limit=4, **after)
+        paged += [hit["image"]["id"] for hit in page["data"]]
+        after = {"after": page["next_cursor"]}
+    assert sorted(paged) == sorted(hit["image"]["id"] for hit in plain)
+
+
+def test_without_a_query_the_filters_list(landscapes: Team) -> None:
+    answer = landscapes.http.get("/v1/search", params={"starred": "true"}).json()
+    assert [hit["image"]["seed"] for hit in answer["data"]] == [2, 1]
+    assert {(hit["score"], hit["similarity"]) for hit in answer["data"]} == {(None, None)}
+    seen: list[int] = []
+    after: dict[str, str] = {}
+    while after.get("after", "") is not None:
+        parameters = {"session_id": "odd", "limit": "4", **after}
+        page = landscapes.http.get("/v1/search", params=parameters).json()
+        seen += [hit["image"]["seed"] for hit in page["data"]]
+        after = {"after": page["next_cursor"]}
+    assert seen == [11, 9, 7, 5, 3, 1]
 
 
 def test_tenants_do_not_see_each_other(landscapes: Team, team: Team) -> None:

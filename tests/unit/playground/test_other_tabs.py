@@ -58,6 +58,21 @@ def test_filters_narrow_a_search_and_more_like_this_needs_no_words(
     assert menu(one.id) not in keys
 
 
+def test_the_filter_for_starred_ones_needs_no_words(
+    open_page: Open, client: darkroom.Client
+) -> None:
+    session = name("starred")
+    one, other = (client.generate(f"a hat, {n}", session_id=session, seed=n)[0] for n in (5, 6))
+    client.images.star(other)
+    page = open_page(session, tab="Search")
+    page.selectbox(key="filter-session").set_value("this one")
+    page.toggle(key="filter-starred").set_value(True)
+    page.run()
+    keys = [found.key for found in page.menu_button]
+    assert menu(other.id) in keys
+    assert menu(one.id) not in keys
+
+
 def test_history_is_newest_first_searchable_and_can_be_thinned_out(
     open_page: Open, client: darkroom.Client
 ) -> None:
