@@ -110,7 +110,7 @@ def is_exact(
     if rare is not None and rare_grams is None:
         # One look at a row's words in place of two.
         whole = whole.op("||", return_type=TSQUERY())(cast(rare, TSQUERY))
-    found = Prompt.words.op("@@", return_type=Boolean())(whole)
+    found: ColumnElement[bool] = Prompt.words.op("@@", return_type=Boolean())(whole)
     if spelled:
         found = or_(found, spells(phrase))
     if rare_grams is not None:

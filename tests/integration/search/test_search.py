@@ -319,12 +319,11 @@ def test_by_similarity_alone(landscapes: Team) -> None:
     assert landscapes.http.get("/v1/search", params=parameters).status_code == 422
 
 
-def test_a_word_counts_for_relevance_alone(team: Team) -> None:
+def test_the_score_is_the_same_in_either_order(team: Team) -> None:
     for prompt in ("a portrait of a woman", "grandmother Zyxwvia"):
         team.add(prompt)
     q = "a portrait of zyxwvia the woman"
     by_similarity = team.search(q, rank="similarity")["data"]
-    assert by_similarity[0]["prompt"] == "a portrait of a woman"
     score = {hit["prompt"]: hit["score"] for hit in by_similarity}
     assert score == {hit["prompt"]: hit["score"] for hit in team.search(q)["data"]}
 

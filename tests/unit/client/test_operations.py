@@ -28,7 +28,13 @@ TIME = datetime(2026, 1, 31, 12, tzinfo=UTC)
 PAGE: dict[str, Any] = {"page_size": 3, "after": "c"}
 FILTERS: dict[str, Any] = {
     **{"session_id": "s", "model": "m", "seed": 1, "kind": "txt2img", "width": 64, "height": 64},
-    **{"created_after": TIME, "created_before": TIME, "starred": True, "min_score": 0.5},
+    **{
+        "created_after": TIME,
+        "created_before": TIME,
+        "starred": True,
+        "min_score": 0.5,
+        "diversity": True,
+    },
 }
 
 CALLS: dict[str, Callable[[Any], Any]] = {
@@ -65,7 +71,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "keys.create": lambda c: c.keys.create("a key", scopes=["jobs"]),
     "keys.list": lambda c: c.keys.list(**PAGE).page(),
     "keys.revoke": lambda c: c.keys.revoke("k"),
-    "search.query": lambda c: c.search("a cat", **FILTERS, **PAGE).page(),
+    "search.query": lambda c: c.search("a cat", rank="similarity", **FILTERS, **PAGE).page(),
     "search.like": lambda c: c.images.similar("img_1", **FILTERS, **PAGE).page(),
     "sessions.list": lambda c: c.sessions.list(**PAGE).page(),
     "sessions.get": lambda c: c.sessions.get("s"),
