@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from api.auth import SearchRead
 from api.bodies import FILE_SCHEMA, body_schema, json_body, read_file
@@ -52,7 +52,10 @@ async def query(
     *,
     resources: Res,
     principal: SearchRead,
-    q: Text | None = None,
+    q: Annotated[
+        Text | None,
+        Query(description="In any language; without it the filtered images are listed."),
+    ] = None,
     filters: AskedFilters,
     min_score: MinScore = None,
     rank: RankBy = Rank.RELEVANCE,
