@@ -210,6 +210,7 @@ def _redis(settings: Settings, socket_timeout: float, connections: int) -> Redis
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         decode_responses=True,
+        encoding_errors="replace",
         socket_timeout=socket_timeout,
         socket_connect_timeout=0.2,
         max_connections=connections,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from pydantic import BaseModel, Field, ValidationError
 from redis.asyncio import Redis
 
 from api.jobs.schemas import Progress
@@ -14,11 +15,37 @@ from api.publishing import Circuit, RedisDown
 from shared.jobs.models import Job
 from shared.queue import names
 from shared.queue.events import append_event
+from shared.queue.reading import unreadable
 
 START = "0-0"
 """Before the first entry of any stream."""
 _RECENT = 8
 """Entries behind which the newest progress is not to be found: previews follow it."""
+
+
+class _Said(BaseModel):
+    """Data of an event that says nothing which this module needs."""
+
+
+class _Transition(_Said):
+    state: str | None = None
+    sequence: int = 0
+
+
+class _Step(_Said):
+    step: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    fraction: float = Field(ge=0, le=1)
+    job_fraction: float | None = Field(default=None, ge=0, le=1)
+    """Workers of older releases do not say how far the other images are."""
+
+
+_KINDS: dict[str, type[_Said]] = {
+    "job": _Transition,
+    "progress": _Step,
+    "preview": _Said,
+    "image": _Said,
+}
 
 
 @dataclass(frozen=True)
@@ -52,15 +79,21 @@ async def follow(
         if not answer:
             yield None
             continue
+        after = answer[0][1][-1][0]
         for event in _entries(answer[0][1]):
-            after = event.id
             yield event
 
 
 def _entries(raw: Iterable[Any]) -> Iterator[StreamEvent]:
-    """Entries as redis-py gives them, decoded: (id, fields)."""
+    """Entries as redis-py gives them, (id, fields), without those that are no events."""
     for entry_id, fields in raw:
-        yield StreamEvent(entry_id, fields.get("type", ""), fields.get("data", ""))
+        event = StreamEvent(entry_id, fields.get("type", ""), fields.get("data", ""))
+        try:
+            _KINDS[event.kind].model_validate_json(event.data)
+        except (KeyError, ValidationError) as error:
+            unreadable("event", error)
+        else:
+            yield event
 
 
 async def edges(redis: Redis, circuit: Circuit, job_id: UUID) -> tuple[str, str] | None:
@@ -105,8 +138,7 @@ async def read_progress(
         if event.kind == "job":
             break  # What lies before it belongs to an earlier attempt.
         if event.kind == "progress":
-            data = event.decoded()
-            # Workers of older releases do not say how far the other images are.
-            whole = data.get("job_fraction", float(data["fraction"]) / images)
-            return Progress(step=int(data["step"]), steps=int(data["steps"]), fraction=whole)
+            said = _Step.model_validate_json(event.data)
+            whole = said.fraction / images if said.job_fraction is None else said.job_fraction
+            return Progress(step=said.step, steps=said.steps, fraction=whole)
     return None

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from shared import telemetry
 from shared.jobs.models import Job
@@ -23,6 +23,7 @@ from shared.queue.publish import (
     publish_job,
     publish_picture,
 )
+from shared.queue.reading import unreadable
 
 _log = get_logger(__name__)
 T = TypeVar("T")
@@ -57,6 +58,9 @@ class Circuit:
         try:
             return await asyncio.wait_for(work, _PATIENCE)
         except (RedisError, OperationalError, OSError, TimeoutError) as error:
+            if isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"):
+                unreadable("key", error)  # this key alone: Redis is there for all others
+                raise RedisDown from error
             self._closed_until = time.monotonic() + _PAUSE
             REDIS_ERRORS.inc()
             _log.warning("redis unavailable", reason=type(error).__name__)
@@ -137,7 +141,7 @@ class JobPublisher:
         )
         try:
             await asyncio.wait_for(sent, seconds)
-        except (OperationalError, OSError, TimeoutError) as error:
+        except (RedisError, OperationalError, OSError, TimeoutError) as error:
             raise RedisDown from error
 
     def close(self) -> None:

@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     """A worker that has not renewed for this long is taken for dead."""
     heartbeat: timedelta = timedelta(seconds=10)
     """A third of the lease, so that two lost heartbeats do no harm."""
+    stall_limit: timedelta = timedelta(minutes=1)
+    """A worker that holds nothing and leaves waiting work alone for so long ends, to be started
+    again. Longer than the 30 s that Celery may take to look whether a lost Redis is back."""
     dispatch_interval: timedelta = timedelta(seconds=2)
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
     visibility_timeout: timedelta = timedelta(hours=2)

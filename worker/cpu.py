@@ -1,8 +1,10 @@
 """Start a CPU worker: the dispatcher, query embeddings, webhooks, housekeeping."""
 
+from collections.abc import Callable
 from typing import Protocol
 
-from celery import signals
+import redis
+from celery import Celery, signals
 
 from shared.database import open_engine, session_factory
 from shared.fleet.announcement import WorkerState
@@ -32,6 +34,7 @@ from worker.fleet.identity import take_name
 from worker.metrics.backlog import BacklogMetrics
 from worker.metrics.process import WorkerMetrics
 from worker.queue.gates import QueueGates
+from worker.queue.liveness import ConsumerWatch
 from worker.tasks import register_deliver
 from worker.webhooks.deliver import Deliverer
 from worker.webhooks.hints import WebhookHints
@@ -39,6 +42,7 @@ from worker.webhooks.hints import WebhookHints
 log = get_logger(__name__)
 
 _THREADS = 8
+_QUEUES = (names.EMBED_QUEUE, names.WEBHOOK_QUEUE)
 
 
 def run_cpu_worker(settings: Settings) -> None:
@@ -66,13 +70,12 @@ def run_cpu_worker(settings: Settings) -> None:
         *backlog.duties,
     ]
     tasks = TasksInHand()
-    drain = Drain(
-        settings,
-        database,
-        client,
-        lambda: identity.name,
-        lambda: tasks.count == 0 and deliverer.idle,
-    )
+
+    def idle() -> bool:
+        return tasks.count == 0 and deliverer.idle
+
+    drain = Drain(settings, database, client, lambda: identity.name, idle)
+    watch = _watched(settings, client, app, drain, idle)
     dispatcher = Dispatcher(settings, engine, duties, lambda: not drain.rests)
     keepers: list[_Keeper] = [
         BulkFeeder(database, client, app, lambda: dispatcher.leads),
@@ -96,7 +99,7 @@ def run_cpu_worker(settings: Settings) -> None:
         lambda: identity.name,
         lambda: {
             "kind": "cpu",
-            "state": _state(drain, tasks),
+            "state": WorkerState.FAULTY if watch.stalled else _state(drain, tasks),
             "device": "cpu",
             "jobs": tasks.count,
             "threads": _THREADS,
@@ -110,19 +113,17 @@ def run_cpu_worker(settings: Settings) -> None:
         models.load()  # takes seconds; the first query should not be the one to wait
 
     backlog.leads = lambda: dispatcher.leads
-    metrics = MetricsListener(settings, backlog, WorkerMetrics(announcement.facts))
+    collector = WorkerMetrics(announcement.facts)
+    metrics = MetricsListener(settings, backlog, collector, alive=lambda: not watch.stalled)
     metrics.start()
     dispatcher.start()
     for keeper in keepers:
         keeper.start()
     announcement.start()
     drain.start(announcement.renew)
-    gates = QueueGates()
-    gates.add(lambda _: not drain.rests)
-    gates.attach(app)
-    queues = [names.EMBED_QUEUE, names.WEBHOOK_QUEUE]
+    watch.attach(announcement.renew)
     try:
-        consume(app, identity.name, queues, _THREADS)
+        consume(app, identity.name, _QUEUES, _THREADS)
         drain.fulfil()
     finally:
         for keeper in keepers:
@@ -135,6 +136,20 @@ def run_cpu_worker(settings: Settings) -> None:
         identity.close()
         storage.close()
         engine.dispose()
+
+
+def _watched(
+    settings: Settings,
+    client: "redis.Redis",
+    app: Celery,
+    drain: Drain,
+    idle: Callable[[], bool],
+) -> ConsumerWatch:
+    """The gates of the consumer, and who looks whether it takes what they let through."""
+    gates = QueueGates()
+    gates.add(lambda _: not drain.rests)
+    gates.attach(app)
+    return ConsumerWatch(client, gates, _QUEUES, idle, settings.stall_limit.total_seconds())
 
 
 class _Keeper(Protocol):

@@ -36,6 +36,7 @@ from worker.models.residency import Residency
 from worker.process import WorkerProcess
 from worker.queue.bulk_slots import BulkSlots, bulk_limit
 from worker.queue.gates import QueueGates
+from worker.queue.liveness import ConsumerWatch
 from worker.tasks import register_generate
 from worker.webhooks.hints import WebhookHints
 from worker.webhooks.progress import ProgressWebhooks
@@ -94,7 +95,7 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         settings.model_patience.total_seconds(),
     )
     collector = WorkerMetrics(worker.announcement, lambda: models.engines)
-    metrics = MetricsListener(settings, collector)
+    metrics = MetricsListener(settings, collector, alive=lambda: not worker.is_faulty)
     metrics.start()
     worker.state = WorkerState.WARMING
     try:
@@ -110,7 +111,12 @@ def run_generate_worker(settings: Settings, specs: Sequence[ModelSpec]) -> None:
         queues = [names.generate_queue(spec.name, lane) for lane in names.LANES for spec in specs]
         rows = max(engine.model.rows for engine in models.engines.values())
         worker.threads = settings.worker_threads or _threads(rows)
-        _gates(models, drain, BulkSlots(bulk_limit(worker.threads, rows))).attach(app)
+        gates = _gates(models, drain, BulkSlots(bulk_limit(worker.threads, rows)))
+        gates.attach(app)
+        worker.watch = ConsumerWatch(
+            client, gates, queues, lambda: leases.idle, settings.stall_limit.total_seconds()
+        )
+        worker.watch.attach(announcement.renew)
         keeper.start()
         consume(app, worker.name, queues, worker.threads)
         drain.fulfil()

@@ -29,6 +29,7 @@ from worker.jobs.leases import LeaseKeeper, StopReason
 from worker.jobs.progress import ProgressReporter
 from worker.jobs.prompt_row import PromptRows
 from worker.models.residency import Residency
+from worker.queue.liveness import ConsumerWatch
 
 log = get_logger(__name__)
 
@@ -63,12 +64,20 @@ class WorkerProcess:
     """Held by the one job in hand that may be what killed a worker (see `worker.jobs.claiming`)."""
     encoders: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ENCODERS))
     """Who encodes a picture: rows that end together must not take every core from the engine."""
+    watch: ConsumerWatch | None = None
+    """Known once there is a consumer."""
     _faulty: threading.Event = field(default_factory=threading.Event)
 
     @property
     def device(self) -> str:
         """The device that the engines run on."""
         return self.models.device
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether it is about to end, because a new process can do what it cannot."""
+        stalled = self.watch is not None and self.watch.stalled
+        return stalled or self.state is WorkerState.FAULTY
 
     @property
     def claims(self) -> bool:
@@ -80,7 +89,9 @@ class WorkerProcess:
     def announcement(self) -> dict[str, Any]:
         """What the API shows of this worker."""
         state, jobs = self.state, len(self.leases.held)
-        if state is WorkerState.READY and self.drain_order.rests:
+        if self.is_faulty:
+            state = WorkerState.FAULTY
+        elif state is WorkerState.READY and self.drain_order.rests:
             state = WorkerState.DRAINING
         elif state is WorkerState.READY and jobs:
             state = WorkerState.BUSY

@@ -31,6 +31,7 @@ from shared.fleet.announcement import WorkerAnnouncement
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
 from shared.queue.names import BULK, ETA, INTERACTIVE
+from shared.queue.reading import unreadable
 
 _FRESH_SECONDS = 1.0
 _REMEMBERED = 10_000
@@ -200,8 +201,9 @@ class Estimates:
             return None
         try:
             snapshot = Snapshot.model_validate_json(text)
-        except ValidationError:
-            return None  # of another version's dispatcher, during an upgrade
+        except ValidationError as error:
+            unreadable("eta", error)  # of another version's dispatcher, or nonsense
+            return None
         # Its age by Redis's own clock: what is not left of its time has passed.
         return _Measured(snapshot, time.monotonic() - (snapshot.ttl_seconds - left / 1000))
 

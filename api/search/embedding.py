@@ -3,11 +3,11 @@
 import asyncio
 import base64
 import hashlib
-import json
+import math
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from uuid import uuid4
 
 from redis.exceptions import RedisError
@@ -19,6 +19,7 @@ from api.publishing import RedisDown
 from api.search.cursor import model_digest
 from shared.logging import get_logger
 from shared.queue import names
+from shared.queue.reading import read_object, unreadable
 from shared.search import embeddings
 from shared.search.fusion import QueryVector
 
@@ -39,7 +40,8 @@ class QueryVectors:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, str], QueryVector] = OrderedDict()
         self._asked: dict[tuple[str, str], asyncio.Task[QueryVector]] = {}
-        self._models: list[str] = []
+        self._models: dict[str, int] = {}
+        """The dimensions of each."""
         self._models_until = 0.0
         self._refused_until: dict[str, float] = {}
 
@@ -84,11 +86,11 @@ class QueryVectors:
                     raise answer
         return vectors
 
-    async def _models_in_use(self, resources: Resources) -> list[str]:
+    async def _models_in_use(self, resources: Resources) -> dict[str, int]:
         if time.monotonic() >= self._models_until:
             async with resources.transaction() as session:
                 rows = (await session.execute(embeddings.list_models())).all()
-            self._models = [row.name for row in rows]
+            self._models = {row.name: row.dimensions for row in rows}
             # A system without prompts gets its first ones soon.
             self._models_until = time.monotonic() + (_MODELS_SECONDS if rows else 0.0)
         return self._models
@@ -102,7 +104,8 @@ class QueryVectors:
         task = self._asked.get(key)
         if task is None:
             # One request for all that wait for the same text; it outlives a client that leaves.
-            task = asyncio.create_task(_fetch(resources, model, key[1], text))
+            size = self._models.get(model)
+            task = asyncio.create_task(_fetch(resources, model, key[1], text, size))
             self._asked[key] = task
             task.add_done_callback(lambda done: self._remember(key, done))
         return await asyncio.shield(task)
@@ -116,7 +119,7 @@ class QueryVectors:
             self._known.popitem(last=False)
 
 
-def _those(models: Sequence[str], only: Collection[bytes]) -> list[str]:
+def _those(models: Iterable[str], only: Collection[bytes]) -> list[str]:
     """Those that are named; all of them once none of these is left."""
     named = [model for model in models if model_digest(model) in only]
     return named or list(models)
@@ -126,24 +129,39 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-async def _fetch(resources: Resources, model: str, digest: str, text: str) -> QueryVector:
-    try:
-        packed = await cached_vector(resources, names.embedding_key(model, digest))
-        return unpack(model, packed or await _ask(resources, model, text))
-    except RedisDown:
-        raise redis_is_away() from None
+async def _fetch(
+    resources: Resources, model: str, digest: str, text: str, dimensions: int | None
+) -> QueryVector:
+    return await cached_or_made(
+        resources, model, digest, lambda: _ask(resources, model, text), dimensions
+    )
 
 
-async def cached_vector(resources: Resources, key: str) -> str | None:
-    """What was embedded before, packed.
+async def cached_or_made(
+    resources: Resources,
+    model: str,
+    digest: str,
+    make: Callable[[], Awaitable[str]],
+    dimensions: int | None = None,
+) -> QueryVector:
+    """What was embedded before, if it can be read; else what a CPU worker makes, and keeps anew.
 
     Raises:
-        RedisDown: it cannot be asked.
+        Problem: 503 when it cannot be had, with the reason.
     """
     if resources.circuit.is_open:
-        raise RedisDown
-    known = await resources.circuit.call(resources.redis.get(key))
-    return None if known is None else str(known)
+        raise _redis_is_away()
+    try:
+        packed = await resources.circuit.call(
+            resources.redis.get(names.embedding_key(model, digest))
+        )
+        vector = None if packed is None else unpack(model, packed, dimensions)
+        vector = vector or unpack(model, await make(), dimensions)
+    except RedisDown:
+        raise _redis_is_away() from None
+    if vector is None:
+        raise _unavailable("The answer of the CPU worker cannot be read.")
+    return vector
 
 
 async def _ask(resources: Resources, model: str, text: str) -> str:
@@ -165,21 +183,29 @@ async def read_reply(resources: Resources, reply_key: str) -> str:
         raise RedisDown from error
     if reply is None:
         raise _unavailable(f"No CPU worker answered within {PATIENCE:g} s.")
-    answer = json.loads(reply[1])
+    answer = read_object("embedding", reply[1]) or {}
     if "vector" not in answer:
-        raise _unavailable(answer["reason"])
-    vector: str = answer["vector"]
-    return vector
+        reason = answer.get("reason", "The answer of the CPU worker cannot be read.")
+        raise _unavailable(str(reason))
+    return str(answer["vector"])
 
 
-def unpack(model: str, packed: str) -> QueryVector:
-    """What a CPU worker packed: little-endian float32 in base64."""
-    raw = base64.b64decode(packed)
-    numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
+def unpack(model: str, packed: str | bytes, dimensions: int | None = None) -> QueryVector | None:
+    """What a CPU worker packed: little-endian float32 in base64; None for anything else."""
+    try:
+        raw = base64.b64decode(packed, validate=True)
+        numbers = struct.unpack(f"<{len(raw) // 4}f", raw)
+        if not numbers or len(numbers) != (dimensions or len(numbers)):
+            raise ValueError(f"{len(numbers)} dimensions")
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("not finite")
+    except (ValueError, struct.error) as error:
+        unreadable("embedding", error)
+        return None
     return QueryVector(model, len(numbers), embeddings.to_text(numbers))
 
 
-def redis_is_away() -> Problem:
+def _redis_is_away() -> Problem:
     """503: nobody can be asked."""
     return _unavailable("Redis, through which workers are asked, is not available.")
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from api.deps import Resources
 from api.publishing import RedisDown
-from api.search.embedding import PATIENCE, cached_vector, read_reply, redis_is_away, unpack
+from api.search.embedding import PATIENCE, cached_or_made, read_reply
 from shared.queue import names
 from shared.search.fusion import QueryVector
 
@@ -23,11 +23,7 @@ async def vector_of_picture(resources: Resources, model: str, data: bytes) -> Qu
         Problem: 503 when Redis or the CPU workers cannot say, with the reason.
     """
     digest = hashlib.sha256(data).hexdigest()
-    try:
-        packed = await cached_vector(resources, names.embedding_key(model, digest))
-        return unpack(model, packed or await _ask(resources, model, data))
-    except RedisDown:
-        raise redis_is_away() from None
+    return await cached_or_made(resources, model, digest, lambda: _ask(resources, model, data))
 
 
 async def _ask(resources: Resources, model: str, data: bytes) -> str:

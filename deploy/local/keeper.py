@@ -45,6 +45,8 @@ class Keeper:
             self._service.start(stop)
         except ServerFailedError as error:
             return self._plan_restart(str(error))
+        except OSError as error:  # the disk is full: room may be made
+            return self._plan_restart(f"{self._service.name} cannot be started: {error}")
         self._started = time.monotonic()
         self._start_at = None
         return f"{self._service.name} runs again"

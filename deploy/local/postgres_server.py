@@ -99,7 +99,7 @@ class PostgresServer(Server):
         try:
             with self._connect("postgres") as connection:
                 connection.execute("SELECT 1")
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             if "password authentication failed" in str(error):  # libpq gives no code here
                 raise ServerFailedError(
                     f"Postgres refuses the password in {self.home.path / 'secrets.json'}: "
@@ -111,6 +111,13 @@ class PostgresServer(Server):
     def start(self, stop: threading.Event | None = None) -> None:
         """As for every server; then makes the role, database and extension where missing."""
         super().start(stop)
+        try:
+            self._complete()
+        except psycopg.Error as error:  # no room on the disk, for one
+            self.stop()
+            raise ServerFailedError(f"{self.name} cannot be set up: {error}") from error
+
+    def _complete(self) -> None:
         with self._connect("postgres") as connection:
             if not _exists(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", OWNER):
                 connection.execute(

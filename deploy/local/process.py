@@ -1,5 +1,6 @@
 """One child process: started in a session of its own, recorded, stopped, taken over if orphaned."""
 
+import contextlib
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ class ChildProcess:
             self._popen.wait(max(seconds, 0.0))
         except subprocess.TimeoutExpired:
             return False
-        self.program.record.unlink(missing_ok=True)
+        _forget(self.program.record)
         return True
 
     def stop(self, seconds: float) -> None:
@@ -114,7 +115,7 @@ class ChildProcess:
         """
         code = self.exit_code
         if code is not None:
-            self.program.record.unlink(missing_ok=True)
+            _forget(self.program.record)
             raise ServerFailedError(describe_failure(self.program, code))
         return True
 
@@ -153,7 +154,7 @@ def stop_orphans(records: list[Path], seconds: float = 10.0) -> None:
     found = [_recorded_process(record) for record in records]
     stop_processes([orphan for orphan in found if orphan is not None], seconds)
     for record in records:
-        record.unlink(missing_ok=True)
+        _forget(record)
 
 
 def stop_processes(
@@ -217,10 +218,22 @@ def _spawn(program: Program) -> subprocess.Popen[bytes]:
                 # then stops its children in the right order.
                 start_new_session=True,
             )
+        try:
+            _write_record(program.record, child.pid, program.stop_signal)
+        except BaseException:
+            # Without a record nobody could find it again, and its port would stay taken.
+            child.kill()
+            child.wait()
+            raise
     except OSError as error:
         raise ServerFailedError(f"{program.name} cannot be started: {error}") from error
-    _write_record(program.record, child.pid, program.stop_signal)
     return child
+
+
+def _forget(record: Path) -> None:
+    # One that stays, on a disk that takes no more writes, names a process that is gone.
+    with contextlib.suppress(OSError):
+        record.unlink()
 
 
 def _write_record(record: Path, pid: int, stop_signal: signal.Signals) -> None:

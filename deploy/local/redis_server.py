@@ -93,7 +93,7 @@ class RedisServer(Server):
         try:
             with self._client() as client:
                 return bool(client.ping())
-        except (redis.ConnectionError, redis.TimeoutError):  # loading its file counts as the first
+        except redis.RedisError:  # it reads its file, or has no room to write it (MISCONF)
             return False
 
     def _client(self) -> redis.Redis:

@@ -11,7 +11,7 @@ from shared.queue.names import BULK
 class Load(BaseModel):
     """Unfinished work of a model in a lane. Costs are pixels × steps × images."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     model: str
     lane: str
@@ -25,7 +25,7 @@ class Load(BaseModel):
 class Throughput(BaseModel):
     """What a model's workers got done lately while jobs waited for them, whatever held them up."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     model: str
     cost_per_second: float
@@ -36,7 +36,7 @@ class Throughput(BaseModel):
 class Snapshot(BaseModel):
     """Everything that an estimate needs apart from the job and the roster."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     rates: tuple[Rate, ...] = ()
     paces: tuple[Pace, ...] = ()

@@ -29,7 +29,7 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
     """It takes nothing more, because an operator said so or because it is about to end."""
     FAULTY = "faulty"
-    """Its device is lost; the process ends within seconds."""
+    """Its device is lost, or it takes none of the work that waits; the process ends in seconds."""
 
 
 class ModelState(StrEnum):
@@ -50,7 +50,7 @@ class ModelState(StrEnum):
 class AnnouncedModel(BaseModel):
     """A model that a worker may serve."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: str
     state: ModelState = ModelState.WARM
@@ -68,7 +68,7 @@ class AnnouncedModel(BaseModel):
 class WorkerAnnouncement(BaseModel):
     """A live worker."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     name: str
     kind: WorkerKind = "gpu"

@@ -1,4 +1,7 @@
-"""Serve `/metrics`: as an answer of the API, and on a small listener of each worker's own."""
+"""Serve `/metrics`: as an answer of the API, and on a small listener of each worker's own.
+
+The listener has `/healthz`, too, for probes, which carry no token.
+"""
 
 import hmac
 import os
@@ -53,9 +56,12 @@ def is_authorized(authorization: str, token: SecretStr) -> bool:
 class MetricsListener:
     """A worker's `/metrics`. Whatever happens to it, the worker goes on."""
 
-    def __init__(self, settings: Settings, *collectors: Collector) -> None:
+    def __init__(
+        self, settings: Settings, *collectors: Collector, alive: Callable[[], bool] = lambda: True
+    ) -> None:
         """`collectors` are asked at each scrape, beside the metrics that count by themselves."""
         self._settings = settings
+        self._alive = alive
         for collector in collectors:
             REGISTRY.register(collector)
         self._server: WSGIServer | None = None
@@ -98,6 +104,8 @@ class MetricsListener:
         )
 
     def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] == "/healthz" and environ["REQUEST_METHOD"] == "GET":
+            return _plain(start_response, "200 OK" if self._alive() else "503 Service Unavailable")
         token = self._settings.metrics_token
         if environ["PATH_INFO"] != "/metrics" or environ["REQUEST_METHOD"] != "GET":
             return _plain(start_response, "404 Not Found")

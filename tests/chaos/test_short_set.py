@@ -8,8 +8,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from shared.fleet import roster
 from shared.ids import to_wire
 from tests.chaos import broken, trials_ledger
 from tests.chaos.checker import check
@@ -18,7 +20,7 @@ from tests.chaos.proxy import Verdict
 from tests.chaos.system import SHORT_LEASES, System
 from tests.chaos.trials_servers import COMMITS, FEW_THREADS, full_redis, read_only_redis
 from tests.chaos.trials_workers import kept_alive
-from tests.processes import wait_until
+from tests.processes import free_port, wait_until
 
 LONG_JOB = 60
 """Steps; about 0.6 s."""
@@ -224,6 +226,27 @@ def test_a_read_only_redis_costs_no_warm_model(system: System) -> None:
     read_only_redis(system, 3)
     system.wait_all(30)
     assert worker.alive
+    assert_holds(system, reruns=0)
+
+
+def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> None:
+    """Its slots were lost, by kombu's own acknowledgements: no cause that we know of now."""
+    port = free_port()
+    own = {**FEW_THREADS, "DARKROOM_STALL_LIMIT": "PT2S", "DARKROOM_METRICS_PORT": str(port)}
+    worker = system.fleet.start("w1", broken=["held slots"], environment=own)
+    probe = f"http://127.0.0.1:{port}/healthz"
+    assert httpx2.get(probe, trust_env=False).status_code == 200
+    assert full_redis(system, patience=0) is None
+
+    def faulty() -> bool:
+        shown = roster.read(system.redis)
+        return [said.state for said in shown if said.name == "w1"] == ["faulty"]
+
+    wait_until(faulty, 30, "the worker's word that it takes nothing")
+    assert httpx2.get(probe, trust_env=False).status_code == 503
+    worker.wait_gone(30)
+    system.fleet.start("w1", environment=own)
+    system.wait_all(30)
     assert_holds(system, reruns=0)
 
 

@@ -12,6 +12,7 @@ from celery import Celery
 
 from shared.logging import get_logger
 from shared.queue import names
+from shared.queue.reading import unreadable
 from shared.settings import Settings
 from worker.embedding.embedder import Embedder
 from worker.embedding.loading import Loading, ModelNotLoaded
@@ -89,7 +90,11 @@ def register_embed(
         packed = client.get(picture_key)
         if packed is None:  # nobody waits any more
             return
-        data = base64.b64decode(packed)
+        try:
+            data = base64.b64decode(packed, validate=True)
+        except ValueError as error:
+            unreadable("picture", error)
+            return
 
         def make() -> list[float]:
             if picture_model is None:

@@ -53,7 +53,7 @@ class _Worker:
         self.state = GaugeMetricFamily(
             "darkroom_worker_state",
             "1 for the state that the worker is in: starting, warming, ready, busy, draining, "
-            "faulty.",
+            "faulty (it is about to end, to be started again).",
             labels=["state"],
         )
         self.jobs = GaugeMetricFamily(

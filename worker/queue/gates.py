@@ -5,7 +5,7 @@ cancelled or sent for it; and it is made in the thread that reads messages, befo
 asked for. A message that was on its way when a gate closed still arrives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery, signals
@@ -64,6 +64,14 @@ class QueueGates:
             # What was just received may have closed a gate, and the next BRPOP takes its time
             # before it asks for its queues.
             pace.choose(gates._let_through(gates._asked)[1])
+
+    def lasting(self, queues: Sequence[str]) -> list[str]:
+        """Those that are open but for what is in hand: that gates which open soon may be wrong."""
+        return [
+            queue
+            for queue in queues
+            if all(gate(queue) for gate, pause in self._gates if pause != _SOON_SECONDS)
+        ]
 
     def _let_through(self, queues: list[str]) -> tuple[list[str], float | None]:
         """The queues to name, and how soon to look again; None: as kombu does."""

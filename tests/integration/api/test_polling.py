@@ -1,5 +1,6 @@
 """Looking at jobs: ETags, lists with cursors, cancel, retry, waiting, tenants."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.jobs import statements
 from shared.queue.events import append_event
+from shared.queue.names import events_key
 from tests.integration.api.conftest import uuid_of
 from tests.integration.api.test_bad_input import check_problem
 
@@ -276,3 +278,45 @@ def test_other_preferences_are_ignored(http: httpx2.Client, prefer: str) -> None
     answer = http.post("/v1/jobs", json={"prompt": "a"}, headers={"Prefer": prefer})
     assert answer.status_code == 202
     assert "preference-applied" not in answer.headers
+
+
+NO_PROGRESS: tuple[tuple[str, str], ...] = (
+    ("progress", "no JSON"),
+    ("progress", "[]"),
+    ("progress", "{}"),
+    ("progress", '{"step": "x", "steps": 8, "fraction": 0.5}'),
+    ("progress", '{"step": 1, "steps": 8, "fraction": null}'),
+    ("progress", '{"step": 1, "steps": 8, "fraction": 1e999}'),
+    ("progress", "[" * 50_000),
+    ("job", '{"sequence": "x"}'),
+    ("prog\nress", "{}"),
+)
+
+
+def test_an_event_that_cannot_be_read_is_dropped(
+    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+) -> None:
+    job = submit()
+    link = job["links"]["self"]
+    claim(database, job)
+    key = events_key(uuid_of(job))
+    tell(redis_client, job, "progress", image_index=0, step=2, steps=8, fraction=0.25)
+    for kind, data in NO_PROGRESS:
+        redis_client.xadd(key, {"type": kind, "data": data})
+        answer = http.get(link)
+        assert answer.status_code == 200, (kind, data[:40], answer.text)
+    redis_client.xadd(key, {b"\xff": b"\xff"})
+    assert http.get(link).status_code == 200
+    with http.stream("GET", job["links"]["events"]) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("event: job"))
+        redis_client.xadd(key, {"type": "progress", "data": "no JSON"})
+        tell(redis_client, job, "progress", image_index=0, step=4, steps=8, fraction=0.5)
+        heard = next(line for line in lines if line.startswith("event: progress"))
+        said = next(line for line in lines if line.startswith("data:"))
+    assert (heard, json.loads(said.removeprefix("data:"))["step"]) == ("event: progress", 4)
+    assert http.get(link).json()["progress"]["step"] == 4
+    redis_client.set(key, "of another type")
+    assert http.get(link).status_code == 200
+    assert submit()["state"] == "queued"
+    redis_client.delete(key)

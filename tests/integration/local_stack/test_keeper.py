@@ -1,4 +1,4 @@
-"""A part that dies is started again, each time a little later."""
+"""A part that dies is started again, each time a little later; a full disk is waited out."""
 
 import os
 import sys
@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from deploy.local import keeper as keeper_module
+from deploy.local.home import write_private
 from deploy.local.keeper import Keeper
 from deploy.local.process import Program
 from deploy.local.service import Service
 from tests.processes import wait_until
+
+FULL = Path("/dev/full")
 
 
 class Part(Service):
@@ -25,6 +28,7 @@ class Part(Service):
 
     def prepare(self) -> None:
         (self._folder / "up").unlink(missing_ok=True)
+        write_private(self._folder / "part.conf", "settings\n")
 
     def program(self) -> Program:
         code = (
@@ -85,5 +89,28 @@ def test_a_part_that_keeps_dying_is_tried_more_and_more_slowly(
         assert "cannot go on" in message
         (tmp_path / "broken").unlink()
         first_message(keeper, stop, lambda message: message == "part runs again")
+    finally:
+        part.stop()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("half", ["part.half", ".part.conf.half"], ids=["record", "settings"])
+def test_a_full_disk_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    monkeypatch.setattr(keeper_module, "LONGEST_DELAY", 0.5)
+    part, stop = Part(tmp_path), threading.Event()
+    part.start()
+    try:
+        keeper = Keeper(part)
+        (tmp_path / half).symlink_to(FULL)
+        part.kill()
+        for _ in range(3):
+            first_message(keeper, stop, lambda message: "No space left on device" in message)
+            assert not part.running
+        assert not part.answers(), "a child without a record was left behind"
+        (tmp_path / half).unlink()
+        first_message(keeper, stop, lambda message: message == "part runs again")
+        assert (tmp_path / "part.json").exists()
     finally:
         part.stop()

@@ -1,7 +1,10 @@
 """Where vectors of queries come from, and what happens when they do not."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import redis
@@ -53,3 +56,18 @@ def test_the_worker_gives_unit_vectors(embeddings: Embeddings) -> None:
     (vector,) = embeddings.embed([CAPTIONS[0]])
     assert len(vector) == 384
     assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-5)
+
+
+NO_VECTORS = ("no base64 at all", "AAAA", "AAAA" * 3, "", base64.b64encode(b"\xff" * 4 * 384))
+
+
+@pytest.mark.parametrize("cached", NO_VECTORS, ids=range(len(NO_VECTORS)))
+def test_a_cached_vector_that_cannot_be_read_is_made_again(
+    landscapes: Team, redis_client: "redis.Redis", cached: str | bytes
+) -> None:
+    text = f"a text whose vector lies damaged in Redis {uuid4()}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    key = names.embedding_key(landscapes.embeddings.model, digest)
+    redis_client.set(key, cached)
+    assert landscapes.search(text)["data"]
+    assert len(base64.b64decode(redis_client.get(key))) == 4 * 384
