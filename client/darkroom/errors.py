@@ -445,7 +445,7 @@ class QueuedCostExceeded(TooManyRequests):
 
 
 class GpuSecondsExceeded(TooManyRequests):
-    """The key has used up today's GPU-seconds."""
+    """With its unfinished jobs, the work would pass the key's GPU-seconds of today."""
 
     known_code = "gpu_seconds_exceeded"
 

@@ -84,7 +84,7 @@ _ADVICE = {
     "too_many_jobs": "Wait until jobs of this key end; `darkroom jobs list --state running`.",
     "queued_cost_exceeded": "Wait until queued jobs of this key have run; see `darkroom usage`.",
     "upload_bytes_exceeded": "Delete some with `darkroom delete upl_…`; see `darkroom usage`.",
-    "gpu_seconds_exceeded": "The allowance begins anew at 00:00 UTC; see `darkroom usage`.",
+    "gpu_seconds_exceeded": "Wait until jobs end, or until 00:00 UTC; see `darkroom usage`.",
     "embedding_unavailable": "Search needs a CPU worker; `darkroom doctor` looks for one.",
     "overloaded": "Try again later: the server has more work than it takes.",
     "receipt_missing": "Only files that Darkroom made, and nobody has converted, have a receipt.",

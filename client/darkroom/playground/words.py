@@ -57,7 +57,10 @@ _ADVICE = {
     "too_many_jobs": ("Too many jobs wait", "Wait until some are done, or cancel some."),
     "queued_cost_exceeded": ("Too much work waits", "Wait until some is done, or cancel some."),
     "upload_bytes_exceeded": ("Too many uploads are kept", "Delete some, or start from an image."),
-    "gpu_seconds_exceeded": ("Today's device time is used up", "Try again tomorrow (UTC)."),
+    "gpu_seconds_exceeded": (
+        "Too little of today's device time is left",
+        "Wait until your jobs end, or try again tomorrow (UTC).",
+    ),
     "overloaded": ("More work waits than the server takes", "Try again in a minute."),
     "busy": ("The server is busy", "Try again in a moment."),
     "database_unavailable": (

@@ -6,6 +6,7 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from api.app import open_resources
 from api.problems import Problem
 from shared.gallery import models as gallery
-from shared.ids import from_wire, new_id
+from shared.ids import from_wire, new_id, to_wire
 from shared.jobs import models as rows
 from shared.jobs import statements as ledger
 from shared.quotas import Quotas, statements
@@ -200,6 +201,29 @@ def test_who_retries_a_batch_pays(client_with: MakeClient, database: sessionmake
     assert free.get("/v1/usage").json()["concurrent_jobs"]["used"] == 0
 
 
+def test_who_has_an_image_made_again_pays(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    free = client_with()
+    made = submit(free).json()
+    run(database, made["id"], 0.1, succeeds=True)
+    receipt = {name: made[name] for name in ("kind", "prompt", "negative_prompt", "strength")}
+    receipt |= {name: JOB[name] for name in ("width", "height", "steps")}
+    receipt |= {"model": {"name": MODEL}, "scheduler": {"name": made["scheduler"]}, "rows": 1}
+    receipt |= {"seed": 1, "guidance_scale": 5.0, "output_format": "png"}
+    with database.begin() as session:
+        job = session.get_one(rows.Job, from_wire("job", made["id"]))
+        image = to_wire("img", _insert_picture(session, job, receipt, text=made["id"]))
+    reproduce = f"/v1/images/{image}/reproduce"
+    none = client_with(quotas=Quotas(gpu_seconds_per_day=ESTIMATE / 2))
+    assert refusal(none.post(reproduce)) == (429, "gpu_seconds_exceeded")
+    one = client_with(quotas=Quotas(concurrent_jobs=1))
+    assert one.post(reproduce, headers={"Prefer": "wait=0"}).status_code == 202
+    assert refusal(submit(one)) == (429, "too_many_jobs")
+    usage = one.get("/v1/usage").json()["gpu_seconds_per_day"]
+    assert usage["reserved"] == pytest.approx(ESTIMATE)
+
+
 def test_device_time_counts_on_the_day_it_is_used(
     client_with: MakeClient, database: sessionmaker[Session]
 ) -> None:
@@ -378,15 +402,19 @@ def test_the_rate_is_measured_by_finished_pictures(
         session.rollback()
 
 
-def _insert_picture(session: Session, job: rows.Job) -> None:
+def _insert_picture(
+    session: Session, job: rows.Job, receipt: dict[str, Any] | None = None, text: str = "p"
+) -> UUID:
     prompt = gallery.Prompt(
-        id=new_id(), tenant_id=job.tenant_id, text="p", text_sha256=b"p",
+        id=new_id(), tenant_id=job.tenant_id, text=text, text_sha256=text.encode(),
         embedding=[1.0], embedding_model="none",
     )  # fmt: skip
     session.add(prompt)
     session.flush()
+    image_id = new_id()
     session.add(
         gallery.Image(
+            id=image_id,
             tenant_id=job.tenant_id,
             job_id=job.id,
             session_id=job.session_id,
@@ -401,8 +429,9 @@ def _insert_picture(session: Session, job: rows.Job) -> None:
             sha256="0",
             s3_key="k",
             thumbnail_s3_key="t",
-            receipt={"steps": 2},
+            receipt=receipt or {"steps": 2},
             gpu_seconds=0.1,
         )
     )
     session.flush()
+    return image_id
