@@ -8,8 +8,10 @@ from typing import Any
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
+from shared.jobs import statements as jobs
 from shared.keys import ParsedKey, new_key, parse_key
 from shared.quotas import Quotas
+from shared.quotas import statements as use
 from shared.settings import with_driver
 from shared.tenancy import statements
 from shared.tenancy.models import ApiKey
@@ -71,7 +73,7 @@ def create_key(
 
 def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
     """A new key with all the rights of an old one, and its end. The old one ends after `grace`, or
-    when it would.
+    when it would. What counts for quotas goes over to the new one.
 
     Raises:
         NoSuchKey: there is no such key, or it has ended.
@@ -92,6 +94,8 @@ def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
         )
         session.execute(statements.insert_key(columns))
         session.execute(statements.expire_key(key_id, datetime.now(UTC) + grace))
+        for handover in (*use.hand_over(key_id, made.id), jobs.hand_over(key_id, made.id)):
+            session.execute(handover)
     return made.key
 
 

@@ -2,7 +2,21 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import BigInteger, Delete, Integer, Select, cast, delete, func, select
+from sqlalchemy import (
+    BigInteger,
+    Delete,
+    Insert,
+    Integer,
+    Select,
+    Update,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from shared.batches.models import BatchFile
 from shared.gallery.models import Image, Upload
@@ -49,6 +63,20 @@ def sum_uploads(key_id: str) -> Select[int]:
         for table in (Upload, BatchFile)
     ]
     return select(cast(sums[0] + sums[1], BigInteger))
+
+
+def hand_over(old_key_id: str, new_key_id: str) -> tuple[Update | Insert, ...]:
+    """What counts for a key counts for the one that takes its place: it does not begin anew."""
+    today = select(
+        literal(new_key_id), DeviceTime.day, DeviceTime.slot, DeviceTime.tenant_id,
+        DeviceTime.gpu_seconds,
+    ).where(DeviceTime.api_key_id == old_key_id, DeviceTime.day == utc_day(SCAN_TIME))  # fmt: skip
+    names = ["api_key_id", "day", "slot", "tenant_id", "gpu_seconds"]
+    uploads = (
+        update(table).where(table.api_key_id == old_key_id).values(api_key_id=new_key_id)
+        for table in (Upload, BatchFile)
+    )
+    return insert(DeviceTime).from_select(names, today), *uploads
 
 
 def purge_device_time(older_than: timedelta) -> Delete:

@@ -26,6 +26,7 @@ from shared.jobs.statements.claims import (
 from shared.jobs.statements.client_requests import (
     cancel,
     cancel_batch,
+    hand_over,
     request_previews,
     retry,
     retry_batch,
@@ -92,6 +93,7 @@ __all__ = [
     "forget_idempotency_keys",
     "get_job",
     "get_whole_job",
+    "hand_over",
     "insert_job",
     "list_attempts",
     "list_due",

@@ -46,6 +46,15 @@ def retry(tenant_id: UUID, job_id: UUID, api_key_id: str | None) -> JobRows:
     )
 
 
+def hand_over(old_key_id: str, new_key_id: str) -> Update:
+    """The unfinished jobs of a key are another's from now on: it takes the key's place."""
+    return (
+        update(Job)
+        .where(Job.api_key_id == old_key_id, Job.finished_at.is_(None))
+        .values(api_key_id=new_key_id)
+    )
+
+
 def cancel_batch(tenant_id: UUID, batch_id: UUID) -> Select[Job]:
     """The same as `cancel` for all jobs of a batch; returns those that run and are to be stopped.
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
 from api.problems import Problem
+from deploy.tenants import rotate_key
 from shared.gallery import models as gallery
 from shared.ids import from_wire, new_id, to_wire
 from shared.jobs import models as rows
@@ -222,6 +223,26 @@ def test_who_has_an_image_made_again_pays(
     assert refusal(submit(one)) == (429, "too_many_jobs")
     usage = one.get("/v1/usage").json()["gpu_seconds_per_day"]
     assert usage["reserved"] == pytest.approx(ESTIMATE)
+
+
+def test_a_rotated_key_does_not_begin_anew(
+    guarded: ApiProcess,
+    client_with: MakeClient,
+    database: sessionmaker[Session],
+    settings: Settings,
+) -> None:
+    quotas = Quotas(gpu_seconds_per_day=1.0, concurrent_jobs=1, upload_bytes=10**6)
+    old = client_with(quotas=quotas)
+    run(database, submit(old).json()["id"], 0.7)
+    assert submit(old).status_code == 202
+    kept = send(old).json()["bytes"]
+    key_id = old.get("/v1/usage").json()["key_id"]
+    url = settings.database_url.get_secret_value()
+    with guarded.client(rotate_key(url, key_id, timedelta(days=1))) as new:
+        usage = new.get("/v1/usage").json()
+        assert usage["gpu_seconds_per_day"]["used"] == pytest.approx(0.7)
+        assert (usage["concurrent_jobs"]["used"], usage["upload_bytes"]["used"]) == (1, kept)
+        assert refusal(submit(new)) == (429, "too_many_jobs")
 
 
 def test_device_time_counts_on_the_day_it_is_used(
