@@ -1,8 +1,8 @@
 """The API process: `uvicorn api.app:create_app --factory`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -60,6 +60,7 @@ from api.workers.roster import WorkerRoster
 from api.workers.routes import router as workers
 from shared.database import open_async_engine
 from shared.logging import configure_logging
+from shared.metrics.exposition import MetricsListener
 from shared.model_catalog import load_catalog
 from shared.queue.publish import celery_app
 from shared.quotas.rates import RequestRates
@@ -97,7 +98,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with open_resources(chosen) as resources:
             await require_live_key(resources)
             app.state.resources = resources
-            yield
+            with _metrics_listener(chosen):
+                yield
         shut_down_tracing()
 
     app = FastAPI(
@@ -160,6 +162,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router, dependencies=checks)
     install_openapi(app)
     return app
+
+
+@contextmanager
+def _metrics_listener(settings: Settings) -> Iterator[None]:
+    """A port of its own for metrics that need no token; with one they are on the API's port."""
+    if settings.metrics_token is not None:
+        yield
+        return
+    listener = MetricsListener(settings)
+    listener.start()
+    try:
+        yield
+    finally:
+        listener.close()
 
 
 @asynccontextmanager

@@ -159,13 +159,13 @@ class Settings(BaseSettings):
 
     # Observability -------------------------------------------------------------------------
     metrics_port: Annotated[int, Field(ge=0, le=65_000)] = 0
-    """Where a worker serves ``/metrics``; 0: nowhere. Several workers on one host take this port
-    and those behind it. The API serves its own on the port it has."""
+    """Where a worker serves ``/metrics``, and the API where there is no token; 0: nowhere. Several
+    processes on one host take this port and those behind it."""
     metrics_host: str = "127.0.0.1"
-    """The address a worker's metrics listen at. Beyond loopback, set a token or keep others out."""
+    """The address that port listens at. Beyond loopback, set a token or keep others out."""
     metrics_token: Annotated[SecretStr, Field(min_length=16)] | None = None
-    """What Prometheus must give as a bearer token. Without one, the API shows its metrics to direct
-    neighbours on loopback alone, and workers to whoever reaches their address."""
+    """What Prometheus must give as a bearer token. With it, the API serves ``/metrics`` on its own
+    port; without, only on the metrics port, as workers do, to whoever reaches that address."""
     tracing: bool = False
     """Send traces by OTLP/HTTP; where to, and how many, say the standard ``OTEL_*`` variables."""
     task_events: bool = False

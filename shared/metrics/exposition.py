@@ -1,4 +1,4 @@
-"""Serve `/metrics`: as an answer of the API, and on a small listener of each worker's own.
+"""Serve `/metrics`: as an answer of the API, and on a small listener beside the API or a worker.
 
 The listener has `/healthz`, too, for probes, which carry no token.
 """
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 PORTS = 16
-"""How many ports a worker tries, beginning with the one that was set."""
+"""How many ports a process tries, beginning with the one that was set."""
 _PATIENCE_SECONDS = 10.0
 """For a scraper to send its request; one that says nothing gives its thread back."""
 _POLL_SECONDS = 0.2
@@ -54,7 +54,7 @@ def is_authorized(authorization: str, token: SecretStr) -> bool:
 
 
 class MetricsListener:
-    """A worker's `/metrics`. Whatever happens to it, the worker goes on."""
+    """`/metrics` on a port of its own. Whatever happens to it, the process goes on."""
 
     def __init__(
         self, settings: Settings, *collectors: Collector, alive: Callable[[], bool] = lambda: True

@@ -53,7 +53,12 @@ class Embedder:
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(self._source, device="cpu", trust_remote_code=False)
+        model = SentenceTransformer(
+            self._source,
+            device="cpu",
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},  # a pickle would run what it holds
+        )
         size = model.get_embedding_dimension()
         if self._dimensions is not None and size != self._dimensions:
             raise ValueError(

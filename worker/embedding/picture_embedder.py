@@ -35,7 +35,12 @@ class PictureEmbedder:
     def _load(self, dimensions: int) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(self.model_name, device="cpu", trust_remote_code=False)
+        model = SentenceTransformer(
+            self.model_name,
+            device="cpu",
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},  # a pickle would run what it holds
+        )
         [vector] = model.encode([Image.new("RGB", (64, 64))], show_progress_bar=False)
         if len(vector) != dimensions:
             raise ValueError(

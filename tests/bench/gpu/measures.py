@@ -71,7 +71,9 @@ def bare_loop(plan: Plan, folder: Path, device: str, batch: int) -> Numbers:
     from diffusers import AutoPipelineForText2Image, DPMSolverMultistepScheduler
 
     dtype = torch.float32 if device == "cpu" else torch.float16
-    pipeline = AutoPipelineForText2Image.from_pretrained(folder, dtype=dtype).to(device)
+    pipeline = AutoPipelineForText2Image.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True
+    ).to(device)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
 

@@ -116,7 +116,7 @@ def test_the_shell_of_the_quickstart_does_what_it_says(
     lines = ["set -euo pipefail", f'darkroom() {{ "{sys.executable}" -m darkroom.cli "$@"; }}']
     for language, text in blocks("quickstart.md"):
         if language == "sh":
-            lines += [line for line in text.splitlines() if not line.startswith("git clone")]
+            lines += text.splitlines()
     script = "\n".join(line for line in lines if not any(each in line for each in _SET_UP))
     output = run(["bash", "-c", script], tmp_path, surroundings)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2

@@ -37,6 +37,16 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert made_later or (PROJECT / path).exists(), path
 
 
+EVERY_PAGE = [PROJECT / "README.md", PROJECT / "client/README.md", *PROJECT.glob("docs/**/*.md")]
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_commands_can_be_pasted_where_the_environment_file_was_read(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert re.findall(r"\$\{?(?:API|KEY|URL)\b.*", text) == []
+    assert re.findall(r"git clone .*….*", text) == []
+
+
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)

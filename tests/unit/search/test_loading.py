@@ -1,10 +1,17 @@
 """A model that is loaded beside the work, and what those who need it are told."""
 
 import threading
+from pathlib import Path
 
 import pytest
+import torch
+from pydantic import SecretStr
+from safetensors.torch import load_file
 
+from shared.settings import Settings
+from worker.embedding.embedder import Embedder
 from worker.embedding.loading import Loading, ModelNotLoaded
+from worker.embedding.picture_embedder import PictureEmbedder
 
 
 def test_who_needs_it_waits_for_it() -> None:
@@ -50,3 +57,39 @@ def test_it_is_not_tried_again_at_once() -> None:
     with pytest.raises(ModelNotLoaded, match="cannot load"):
         loading.wait(10)
     assert len(tries) == 1
+
+
+def only_a_pickle(folder: Path) -> Path:
+    """A sentence-transformers model with its weights as a pickle, the way old ones have them."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "hat"]
+    (folder / "bert" / "vocab.txt").write_text("\n".join(words))
+    (folder / "bert" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    encoder = Transformer(str(folder / "bert"))
+    SentenceTransformer(modules=[encoder, Pooling(8)]).save(str(folder / "model"))
+    [weights] = (folder / "model").rglob("model.safetensors")
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    return folder / "model"
+
+
+def test_weights_in_a_pickle_are_not_loaded(tmp_path: Path) -> None:
+    model = only_a_pickle(tmp_path)
+    settings = Settings(
+        environment="local",
+        database_url=SecretStr("postgresql://u:p@db/d"),
+        redis_url=SecretStr("redis://:p@redis"),
+        embedding_model=str(model),
+        embedding_dimensions=8,
+    )
+    with pytest.raises(OSError, match="safetensors"):
+        Embedder(settings)
+    with pytest.raises(OSError, match="safetensors"):
+        PictureEmbedder(str(model), 8)
