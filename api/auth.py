@@ -35,10 +35,13 @@ async def authenticate(
     request: Request, resources: Res, _: Annotated[object, Security(bearer)] = None
 ) -> Principal:
     """The principal of the request's bearer token; 401 without a live one."""
-    scheme, _separator, token = request.headers.get("authorization", "").partition(" ")
-    parsed = parse_key(token.strip()) if scheme.lower() == "bearer" else None
+    header = request.headers.get("authorization", "")
+    scheme, _separator, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise unauthenticated("Send an API key: Authorization: Bearer drk_….")
+    parsed = parse_key(token.strip())
     if parsed is None:
-        raise unauthenticated()
+        raise unauthenticated("This is not an API key; one is drk_…, whole, with its checksum.")
     return await prove(
         resources, request, parsed.id, lambda key: matches(key.secret_hash if key else None, parsed)
     )
@@ -78,9 +81,9 @@ async def _look_up(resources: Resources, key_id: str, proof: Proof) -> ApiKey | 
 
 
 def unauthenticated(
-    detail: str = "The API key is missing, malformed, unknown, revoked or expired.",
+    detail: str = "The API key is unknown, revoked or expired.",
 ) -> Problem:
-    """401, which says nothing of why."""
+    """401, which tells nobody whether there is or was such a key."""
     return Problem(
         "unauthenticated",
         detail,

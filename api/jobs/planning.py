@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TypeVar
 
 from api.jobs.schemas import MAX_SEED, JobSubmission, ResizeMode
@@ -12,6 +13,8 @@ from shared.model_catalog import ModelCatalog, ModelSpec
 from shared.schedulers import SCHEDULERS, may_stretch, steps_to_run
 from shared.settings import Settings
 
+_MOST_NAMED = 20
+"""Models that a message about an unknown one lists."""
 T = TypeVar("T")
 
 DEFAULT_STRENGTH = 0.8
@@ -97,9 +100,7 @@ def plan_job(
     """
     spec = catalog.default if asked.model is None else catalog.get(asked.model)
     if spec is None:
-        raise Problem.invalid(
-            "/model", "unknown_model", "No model has this name; see GET /v1/models."
-        )
+        raise Problem.invalid("/model", "unknown_model", _no_such_model(asked.model or "", catalog))
     is_img2img = asked.init_image is not None
     steps, scheduler = _or(asked.steps, spec.default_steps), _or(asked.scheduler, spec.scheduler)
     strength = _or(asked.strength, DEFAULT_STRENGTH) if is_img2img else None
@@ -133,6 +134,15 @@ def plan_job(
 def _open_size(asked: JobSubmission, spec: ModelSpec) -> OpenSize | None:
     is_open = asked.init_image is not None and None in (asked.width, asked.height)
     return OpenSize(spec, asked.width, asked.height) if is_open else None
+
+
+def _no_such_model(name: str, catalog: ModelCatalog) -> str:
+    names = [spec.name for spec in catalog.model]
+    near = get_close_matches(name[:64], names, 1)
+    guess = f" Did you mean {near[0]}?" if near else ""
+    shown = ", ".join(names[:_MOST_NAMED])
+    more = ", …: GET /v1/models has them all" if len(names) > _MOST_NAMED else ""
+    return f"There is no model {name[:64]!r}.{guess} The models are: {shown}{more}."
 
 
 def _or(value: T | None, default: T) -> T:

@@ -10,6 +10,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from darkroom.decoding import decode
 from darkroom.errors import ConfigurationError, InvalidSignature, UnexpectedAnswer
+from darkroom.extras import how_to_install
 from darkroom.types.webhooks import WebhookEvent
 
 _PUBLIC = "whpk_"
@@ -22,7 +23,7 @@ def verify(body: bytes, headers: Mapping[str, str], secret: str | Iterable[str])
     Args:
         body: the bytes as they came; JSON that was parsed and written again is another text.
         headers: of the request, in any case.
-        secret: `whsec_…` (v1, HMAC-SHA256) or `whpk_…` (v1a, ed25519, which needs the extra
+        secret: `whsec_…` (v1, HMAC-SHA256) or `whpk_…` (v1a, ed25519, which needs
             the extra `ed25519`); several while one takes the place of another.
 
     Raises:
@@ -71,10 +72,8 @@ def _fits_public_key(body: bytes, headers: Mapping[str, str], secret: str) -> bo
         from cryptography.exceptions import InvalidSignature as NoMatch
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     except ImportError as error:
-        raise ConfigurationError(
-            "ed25519 signatures need the library cryptography. "
-            "From a checkout of Darkroom: pip install './client[ed25519]'"
-        ) from error
+        hint = how_to_install("ed25519", {"cryptography": "cryptography"})
+        raise ConfigurationError(f"ed25519 signatures cannot be checked: {hint}") from error
     try:
         key = Ed25519PublicKey.from_public_bytes(_decode(secret.removeprefix(_PUBLIC)))
     except ValueError as error:

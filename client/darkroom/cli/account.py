@@ -34,8 +34,8 @@ def list_models(cli: Cli) -> None:
             Column("largest", lambda model: f"{model.max_width}×{model.max_height}"),
             Column("steps", lambda model: model.default_steps, right=True),
             Column("guidance", lambda model: f"{model.default_guidance_scale:g}", right=True),
-            Column("scheduler", lambda model: model.default_scheduler),
-            Column("all schedulers", lambda model: ", ".join(model.schedulers), wrap=True),
+            Column("default", lambda model: model.default_scheduler),
+            Column("schedulers", lambda model: ", ".join(model.schedulers), wrap=True),
         ],
         nothing="The server's catalogue has no models.",
     )

@@ -68,8 +68,9 @@ def _check_reachable(client: "Client") -> Check:
             "may also be in the way.",
         )
     except (ApiError, UnexpectedAnswer) as error:
-        advice = "DARKROOM_URL should be the address at which /healthz answers."
-        return Check("server", "fault", f"{where} is no Darkroom: {error}", advice)
+        from darkroom.cli.failures import whose_address
+
+        return Check("server", "fault", f"{where} is no Darkroom: {error}", whose_address(where))
     try:
         own = version("darkroom")
     except PackageNotFoundError:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_args
 
 import typer
-from typer.models import OptionInfo
+from typer.models import ArgumentInfo, OptionInfo
 
 from darkroom.cli.exits import ExitCode
 from darkroom.cli.output import Output
@@ -60,6 +60,8 @@ class Cli:
         self.output = output
         self.url = url
         self.api_key = api_key
+        self.options: frozenset[str] = frozenset()
+        """What the running command takes, as it is written: `--n`, `PROMPT`."""
         self._resume: list[str] = []
 
     @cached_property
@@ -68,6 +70,11 @@ class Cli:
         from darkroom import Client
 
         return Client(self.url, self.api_key)
+
+    @property
+    def client_url(self) -> str | None:
+        """The server's address, if a client was made."""
+        return self.client.url if "client" in self.__dict__ else None
 
     def if_interrupted(self, *lines: str) -> None:
         """What to say after Ctrl-C from now on, with rich's markup."""
@@ -118,8 +125,10 @@ def _exposed(function: Callable[..., None]) -> Callable[..., None]:
         *, shared_url: str | None, shared_key: str | None, shared_json: bool, **own: Any
     ) -> None:
         with Cli(Output(as_json=shared_json), shared_url, shared_key) as cli:
+            cli.options = options
             _guarded(cli, lambda: function(cli, **own))
 
+    options: frozenset[str] = frozenset()
     shared = [
         _keyword("shared_url", Url, None),
         _keyword("shared_key", ApiKey, None),
@@ -130,6 +139,7 @@ def _exposed(function: Callable[..., None]) -> Callable[..., None]:
     run.__name__ = function.__name__
     run.__module__ = function.__module__
     run.__doc__ = _unwrapped(inspect.getdoc(function) or "")
+    options = frozenset(name for each in own for name in _written(each))
     for parameter in [*parameters, *shared]:
         _name_value(parameter.annotation)
     run.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
@@ -154,6 +164,19 @@ def _name_value(annotation: Any) -> None:
                 detail.metavar = "N"
 
 
+def _written(parameter: inspect.Parameter) -> list[str]:
+    """How a parameter is written on the command line."""
+    for detail in get_args(parameter.annotation)[1:]:
+        if isinstance(detail, OptionInfo):
+            # Typer takes the first name for a default where the option stands in `Annotated`.
+            names = (detail.default, *(detail.param_decls or ()))
+            declared = [each for each in names if isinstance(each, str) and each.startswith("--")]
+            return declared or [f"--{parameter.name.replace('_', '-')}"]
+        if isinstance(detail, ArgumentInfo):
+            return [detail.metavar or parameter.name.upper()]
+    return []
+
+
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, annotation=annotation, default=default)
@@ -173,7 +196,7 @@ def _guarded(cli: Cli, run: Callable[[], None]) -> None:
     except Exception as error:
         from darkroom.cli.failures import explain
 
-        failure = explain(error)
+        failure = explain(error, cli.options, cli.client_url)
         if failure is None:
             raise
         failure.report(cli.output)

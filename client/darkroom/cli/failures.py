@@ -1,7 +1,7 @@
 """What went wrong, in plain words: the message, what to do about it, and the exit code."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from darkroom.cli.exits import ExitCode
 
 if TYPE_CHECKING:
     from darkroom.cli.output import Output
-    from darkroom.errors import ApiError, DarkroomError
+    from darkroom.errors import ApiError, DarkroomError, UnexpectedAnswer
 
 _MAX_SHOWN = 20
 
@@ -17,10 +17,49 @@ _MAX_SHOWN = 20
 class CliError(Exception):
     """Something that the command line itself finds wrong."""
 
-    def __init__(self, message: str, exit_code: ExitCode, advice: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        exit_code: ExitCode,
+        advice: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`facts` are more for `--json`."""
         super().__init__(message)
         self.exit_code = exit_code
         self.advice = advice
+        self.facts = facts or {}
+
+
+_OPTION_OF = {
+    "prompt": "PROMPT",
+    "q": "QUERY",
+    "num_images": "--n",
+    "negative_prompt": "--negative",
+    "guidance_scale": "--guidance",
+    "session_id": "--session",
+    "output_format": "--format",
+    "init_image": "--init",
+    "created_after": "--since",
+    "created_before": "--before",
+    "expires_at": "--expires",
+    "scopes": "--scope",
+    "quotas": "--quota",
+    "defaults": "--default",
+    "url": "URL",
+    "name": "NAME",
+}
+"""Fields of requests whose options are called differently here."""
+
+
+def option_of(place: str, options: Collection[str]) -> str:
+    """The option or argument of the running command that gave the field at a JSON pointer or in a
+    query parameter; the place itself where no option did."""
+    field, _slash, rest = place.removeprefix("/").partition("/")
+    option = _OPTION_OF.get(field, f"--{field.replace('_', '-')}")
+    if option not in options:
+        return place
+    return option if not rest or rest.isdecimal() else f"{option} {rest}"
 
 
 @dataclass(frozen=True)
@@ -100,17 +139,27 @@ _BY_STATUS = {
     429: ExitCode.LIMIT,
     500: ExitCode.INTERNAL,
 }
+_GATEWAY = (502, 503, 504)
 
 
-def explain(error: Exception) -> Failure | None:
-    """The failure that an exception stands for; None where it is to go on as it is."""
-    from darkroom.errors import ApiError, DarkroomError
+def explain(
+    error: Exception, options: Collection[str] = (), url: str | None = None
+) -> Failure | None:
+    """The failure that an exception stands for; None where it is to go on as it is.
+
+    `options` are those of the command that failed, to which `url` was the server's address.
+    """
+    from darkroom.errors import ApiError, DarkroomError, UnexpectedAnswer
 
     if isinstance(error, CliError):
         code = error.exit_code.name.lower()
-        return Failure(error.exit_code, code, str(error), error.advice)
+        return Failure(error.exit_code, code, str(error), error.advice, facts=error.facts)
+    if isinstance(error, UnexpectedAnswer) or (
+        isinstance(error, ApiError) and error.code == "unknown"
+    ):
+        return _of_stranger(error, url)
     if isinstance(error, ApiError):
-        return _of_problem(error)
+        return _of_problem(error, options)
     if isinstance(error, DarkroomError):
         return _of_client(error)
     return _of_system(error)
@@ -127,7 +176,39 @@ def _of_system(error: Exception) -> Failure | None:
     return Failure(ExitCode.INTERNAL, "internal", message, advice)
 
 
-def _of_problem(error: "ApiError") -> Failure:
+def _of_stranger(error: "ApiError | UnexpectedAnswer", url: str | None) -> Failure:
+    """What answered does not speak as the API does, not even to say what is wrong."""
+    from darkroom.errors import ApiError
+
+    exit_code, said = ExitCode.UNAVAILABLE, str(error)
+    if isinstance(error, ApiError):
+        exit_code = _BY_STATUS.get(error.status, exit_code)
+        if error.status in _GATEWAY:
+            advice = "A proxy answered for the server. Try again in a moment."
+            return Failure(exit_code, "no_answer", f"{url or 'It'} answered: {said}", advice)
+        said = (
+            f"{url or 'The address'} answered HTTP {error.status}, and not as Darkroom's API does"
+        )
+    return Failure(exit_code, "unexpected_answer", said, whose_address(url))
+
+
+def whose_address(url: str | None) -> str:
+    """What to do about an address at which something else than the API answers."""
+    import httpx2
+
+    try:
+        is_streamlit = url and httpx2.get(f"{url}/_stcore/health", timeout=2).text == "ok"
+    except (httpx2.HTTPError, httpx2.InvalidURL):
+        is_streamlit = False
+    if is_streamlit:
+        return (
+            "This is the playground's address. Give the API's, as --url or in DARKROOM_URL: "
+            "`make run` prints both, and .darkroom/env has it; by default its port is 8000."
+        )
+    return "Is this the address of a Darkroom server? Its /healthz would answer as one."
+
+
+def _of_problem(error: "ApiError", options: Collection[str]) -> Failure:
     from darkroom.errors import BatchRejected
 
     fallback = ExitCode.UNAVAILABLE if error.status > 500 else ExitCode.INVALID
@@ -141,10 +222,14 @@ def _of_problem(error: "ApiError") -> Failure:
             "Correct the lines and run it again, or run the good ones with --on-error skip. "
             f"All errors: darkroom batch errors {error.batch_id}"
         )
-    errors = [(each.pointer or each.parameter or "", each.message) for each in error.errors]
+    places = [each.pointer or each.parameter or "" for each in error.errors]
+    errors = [
+        (option_of(place, options), each.message)
+        for place, each in zip(places, error.errors, strict=True)
+    ]
     said = error.detail or error.title or f"HTTP {error.status}"
-    if len(errors) == 1 and said == f"{errors[0][0]}: {errors[0][1]}":
-        errors = []  # said already
+    if errors and said in (errors[0][1], f"{places[0]}: {errors[0][1]}"):
+        said = ": ".join(filter(None, errors.pop(0)))
     return Failure(
         _BY_STATUS.get(error.status, fallback),
         error.code,
@@ -175,7 +260,7 @@ def _of_client(error: "DarkroomError") -> Failure:
         return Failure(ExitCode.UNAVAILABLE, "no_answer", str(error), advice)
     if isinstance(error, errors.DamagedDownload):
         return Failure(ExitCode.UNAVAILABLE, "damaged_download", str(error), "Try again.")
-    advice = "Is this the address of a Darkroom server? `darkroom doctor` looks."
+    advice = "Is this the address of a Darkroom server? Its /healthz would answer as one."
     return Failure(ExitCode.UNAVAILABLE, "unexpected_answer", str(error), advice)
 
 

@@ -17,6 +17,7 @@ from darkroom.cli.options import (
     Scheduler,
     Session,
     Timeout,
+    check_writable,
     given,
     pairs,
 )
@@ -104,6 +105,8 @@ def generate(
     if dry_run:
         _show_dry_run(cli, cli.client.jobs.dry_run(prompt, **options))
         return
+    if not detach:
+        check_writable(out)
     handle = cli.client.jobs.submit(prompt, **options)
     if detach:
         say_submitted(cli, handle)
@@ -185,16 +188,22 @@ def _warn(cli: Cli, handle: "JobHandle") -> None:
 
 
 def _save(pictures: Any, out: Path | None) -> list[dict[str, Any]]:
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    return [
-        {
-            "image_id": picture.id,
-            "seed": picture.seed,
-            "path": str(picture.save(out)) if out is not None else None,
-        }
-        for picture in pictures
-    ]
+    saved: list[dict[str, Any]] = []
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        for picture in pictures:
+            path = str(picture.save(out)) if out is not None else None
+            saved.append({"image_id": picture.id, "seed": picture.seed, "path": path})
+    except OSError as error:
+        ids = [picture.id for picture in pictures]
+        raise CliError(
+            f"{out} took {len(saved)} of {plural(len(ids), 'picture')}: {error.strerror or error}.",
+            ExitCode.USAGE,
+            f"The server has them all. Fetch them: darkroom save {' '.join(ids)} --out DIR",
+            {"images": ids, "files": saved},
+        ) from error
+    return saved
 
 
 def _present(cli: Cli, job: "Job", files: list[dict[str, Any]], preview: Preview) -> None:

@@ -20,6 +20,7 @@ from darkroom.cli.options import (
     Session,
     Since,
     Timeout,
+    check_writable,
     complete_job,
     given,
 )
@@ -125,6 +126,8 @@ def watch(
     timeout: Timeout = None,
 ) -> None:
     """Follow a job to its end, wherever it was submitted."""
+    if out is not None:
+        check_writable(out)
     handle = cli.client.jobs.handle(job)
     handle.refresh()
     generate.watch(cli, handle, out, preview, timeout)

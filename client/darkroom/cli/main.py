@@ -2,22 +2,17 @@
 
 import signal
 import sys
-from importlib.util import find_spec
 from types import FrameType
 
 from darkroom.cli.exits import ExitCode
-
-NEEDS = ("typer", "rich")
+from darkroom.extras import how_to_install
 
 
 def run() -> None:
     """The program `darkroom`."""
-    missing = [name for name in NEEDS if find_spec(name) is None]
-    if missing:
-        sys.stderr.write(
-            f"The command line needs {' and '.join(missing)}. "
-            "From a checkout of Darkroom: pip install './client[cli]'\n"
-        )
+    hint = how_to_install("cli", {"typer": "typer", "rich": "rich"})
+    if hint is not None:
+        sys.stderr.write(f"The command line cannot start: {hint}\n")
         raise SystemExit(ExitCode.USAGE)
     # Being told to stop is like Ctrl-C: clean up, and say how to go on.
     signal.signal(signal.SIGTERM, _interrupt)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from darkroom.cli.exits import ExitCode
+from darkroom.cli.failures import CliError
 from darkroom.cli.pictures import Preview
 
 if TYPE_CHECKING:
@@ -106,6 +108,28 @@ def pairs(texts: Iterable[str]) -> dict[str, str]:
 def given(**fields: Any) -> dict[str, Any]:
     """What was given on the command line, without what was not."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before any work whether files can be written to a folder, which need not exist.
+
+    Raises:
+        CliError: they cannot.
+    """
+    import tempfile
+
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise CliError(
+            f"--out {folder}: nothing can be written to {existing}: {error.strerror or error}.",
+            ExitCode.USAGE,
+            "Give another folder with --out.",
+        ) from error
 
 
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")]

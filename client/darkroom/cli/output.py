@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+_LEAST_WRAPPED = 24
+"""Characters below which a wrapped column is a strip that nobody can read."""
+_BETWEEN_COLUMNS = 3
 _BREAKS = re.compile(r"[\t\r\n\v\f]+")
 
 
@@ -132,9 +135,11 @@ class Output:
 
     def _table(self, rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
         from rich.box import SIMPLE_HEAD
-        from rich.markup import escape
         from rich.table import Table
 
+        if _needed(rows, columns) > self.out.width:
+            self._records(rows, columns)
+            return
         table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1))
         for column in columns:
             table.add_column(
@@ -145,13 +150,46 @@ class Output:
                 ratio=1 if column.wrap else None,
             )
         for row in rows:
-            table.add_row(
-                *(
-                    column.shown(row) if column.shown else escape(flat(column.value(row)))
-                    for column in columns
-                )
-            )
+            table.add_row(*(_cell(column, row) for column in columns))
         self.out.print(table, soft_wrap=False)
+
+    def _records(self, rows: Sequence[Row], columns: Sequence[Column[Row]]) -> None:
+        """For a terminal too narrow for a table: the first column, and the others beneath it."""
+        from rich.padding import Padding
+
+        first, *others = columns
+        for row in rows:
+            head = _fact(first, row) if first.right else _cell(first, row)
+            self.out.print(f"[bold]{head}[/]")
+            short = [column for column in others if not column.wrap]
+            facts = [_fact(column, row) for column in short if flat(column.value(row))]
+            lines = [" · ".join(facts)] if facts else []
+            lines += [_fact(column, row) for column in others if column.wrap]
+            for line in lines:
+                self.out.print(Padding(line, (0, 0, 0, 2)), soft_wrap=False)
+
+
+def _cell(column: Column[Row], row: Row) -> str:
+    """What a terminal gets, with rich's markup."""
+    from rich.markup import escape
+
+    return column.shown(row) if column.shown else escape(flat(column.value(row)))
+
+
+def _fact(column: Column[Row], row: Row) -> str:
+    return f"[dim]{column.title}[/] {_cell(column, row)}" if column.title else _cell(column, row)
+
+
+def _needed(rows: Sequence[Row], columns: Sequence[Column[Row]]) -> int:
+    """Characters that a table of these rows needs to be read."""
+    from rich.text import Text
+
+    needed = 0
+    for column in columns:
+        cells = [column.title, *(_cell(column, row) for row in rows)]
+        longest = max(Text.from_markup(cell).cell_len for cell in cells)
+        needed += (min(longest, _LEAST_WRAPPED) if column.wrap else longest) + _BETWEEN_COLUMNS
+    return needed
 
 
 def flat(value: object) -> str:

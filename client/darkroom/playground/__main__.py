@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from darkroom.extras import how_to_install
+
 APP = Path(__file__).with_name("app.py")
 DEFAULT_PORT = 8501
 LOOPBACK = "127.0.0.1"
@@ -14,6 +16,9 @@ LOCAL_NAMES = ("localhost", LOOPBACK)
 def main() -> None:
     """Becomes Streamlit's server; `DARKROOM_URL` and `DARKROOM_API_KEY` name the API."""
     arguments = _parse()
+    hint = how_to_install("playground", {"streamlit": "streamlit"})
+    if hint is not None:
+        sys.exit(f"The playground cannot start: {hint}")
     command = [sys.executable, "-m", "streamlit", "run", str(APP)]
     command += [f"--server.port={arguments.port}", f"--server.address={arguments.address}"]
     # Another name in the Host header is a strange page that has its own name lead here (DNS

@@ -57,6 +57,19 @@ def test_a_wrong_key_is_refused(nobody: httpx2.Client, header: str) -> None:
     check_problem(answer, 401, "unauthenticated")
 
 
+def test_a_missing_key_reads_differently_from_a_wrong_one(nobody: httpx2.Client) -> None:
+    told = [
+        nobody.get("/v1/jobs", headers=headers).json()["detail"]
+        for headers in (
+            {},
+            {"Authorization": "Bearer x"},
+            {"Authorization": f"Bearer {UNKNOWN}"},
+        )
+    ]
+    assert told[0].startswith("Send an API key")
+    assert len(set(told)) == 3
+
+
 def test_a_stranger_cannot_make_us_read_a_body(nobody: httpx2.Client) -> None:
     check_problem(nobody.post("/v1/jobs", content=b"not json"), 401, "unauthenticated")
 

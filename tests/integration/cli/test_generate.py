@@ -176,3 +176,38 @@ def test_a_job_can_be_submitted_as_json(darkroom: Darkroom) -> None:
         done = darkroom("jobs", "submit", given, "--json", stdin=stdin)
         assert json.loads(done.stdout)["seeds"] == [11]
     assert darkroom("jobs", "submit", "[1]").exit_code == 2
+
+
+def test_an_unknown_model_lists_those_there_are(darkroom: Darkroom, client: Client) -> None:
+    failed = darkroom("generate", "a hat", "--model", "sdxl")
+    assert failed.exit_code == 5
+    assert "--model: There is no model 'sdxl'." in failed.stderr
+    for model in client.models.list():
+        assert model.name in failed.stderr
+    assert "Did you mean sim?" in darkroom("generate", "a hat", "--model", "smi").stderr
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_made(
+    darkroom: Darkroom, client: Client
+) -> None:
+    # Nobody, root included, can make files in /proc.
+    failed = darkroom("generate", "a hat", "--session", "nowhere", "--out", "/proc/pictures")
+    assert failed.exit_code == 2
+    assert "--out /proc/pictures" in failed.stderr
+    assert client.jobs.list(session_id="nowhere").take(1) == []
+
+
+def test_a_picture_that_cannot_be_saved_is_named(
+    darkroom: Darkroom, client: Client, tmp_path: Path
+) -> None:
+    (tmp_path / "blocked").write_text("a file where a folder would be")
+    job = darkroom("generate", "a hat", "--detach", "--session", "blocked").stdout.strip()
+    client.jobs.wait(job)
+    failed = darkroom("jobs", "watch", job, "--out", "blocked/here")
+    assert failed.exit_code == 2
+    (tmp_path / "full").mkdir()
+    image = client.jobs.get(job).images[0]
+    (tmp_path / "full" / image.file_name).mkdir()  # as a disk that fills up just now
+    failed = darkroom("jobs", "watch", job, "--out", "full")
+    assert failed.exit_code == 2, failed.stderr
+    assert f"darkroom save {image.id} --out DIR" in failed.stderr

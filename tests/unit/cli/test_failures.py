@@ -2,11 +2,16 @@
 
 import io
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Annotated
 
 import pytest
+import typer
 from rich.console import Console
 
 from darkroom import ConfigurationError, NoAnswer, StillRunning, errors
+from darkroom.cli.command import Cli, command
 from darkroom.cli.exits import ExitCode
 from darkroom.cli.failures import CliError, explain
 from darkroom.cli.output import Output
@@ -109,3 +114,69 @@ def test_the_report_for_programs_is_one_json_document() -> None:
     assert said["errors"] == [
         {"code": "too_big", "message": "Too big.", "pointer": "/steps", "parameter": None}
     ]
+
+
+def test_an_error_names_the_option_that_was_given() -> None:
+    failure = explain(invalid("/num_images", "/metadata/team"), {"--n", "--metadata"})
+    assert failure is not None
+    assert failure.message == "--n: Too large."
+    assert failure.errors == [("--metadata team", "Too large.")]
+    # A command that has no such option was given the field in another way, as `jobs submit` is.
+    failure = explain(invalid("/num_images"), set())
+    assert failure is not None
+    assert failure.message == "/num_images: Too large."
+
+
+def invalid(*pointers: str) -> errors.ApiError:
+    entries = [{"pointer": each, "code": "too_large", "message": "Too large."} for each in pointers]
+    document = {
+        "code": "validation_failed", "detail": f"{pointers[0]}: Too large.", "errors": entries
+    }  # fmt: skip
+    return errors.api_error(422, document, {}, None)
+
+
+def test_options_are_known_under_their_names_on_the_command_line() -> None:
+    seen: list[frozenset[str]] = []
+    app = typer.Typer()
+
+    @command(app, "probe")
+    def probe(
+        cli: Cli,
+        prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+        count: Annotated[int, typer.Option("--n", "-n")] = 1,
+        min_score: Annotated[float, typer.Option(min=0)] = 0,
+    ) -> None:
+        seen.append(cli.options)
+
+    app(["a hat"], standalone_mode=False)
+    assert seen == [{"PROMPT", "--n", "--min-score"}]
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_an_answer_that_is_no_problem_is_not_called_unknown(status: int) -> None:
+    error = errors.api_error(status, None, {}, None)
+    failure = explain(error, url="http://127.0.0.1:1")
+    assert failure is not None
+    assert failure.code == "unexpected_answer"
+    assert f"http://127.0.0.1:1 answered HTTP {status}" in failure.message
+    assert failure.advice
+
+
+def test_the_playgrounds_address_is_recognised() -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"ok" if self.path == "/_stcore/health" else b"<html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        failure = explain(errors.api_error(405, None, {}, None), url=url)
+        server.shutdown()
+    assert failure is not None
+    assert failure.advice is not None
+    assert "playground's address" in failure.advice

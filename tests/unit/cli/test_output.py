@@ -1,6 +1,9 @@
 """What users have written is shown as it is, never read as rich's markup."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from darkroom.cli.batch_view import BatchView
 from darkroom.cli.output import Column, Output
@@ -37,3 +40,27 @@ def test_a_line_of_a_batch_may_have_any_name(capsys: pytest.CaptureFixture[str])
     view.came(result(HOSTILE), 1)
     output.out.print(view._drawn())
     assert HOSTILE in capsys.readouterr().out
+
+
+MODELS: list[Column[str]] = [
+    Column("model", str),
+    Column("device", lambda _: "by 1 on a processor with a long name"),
+    Column("size", lambda _: "128×128, up to 4096×4096"),
+    Column("schedulers", lambda _: "ddim, euler, heun, dpmpp-2m-karras, unipc", wrap=True),
+]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_terminal_of_any_width_shows_every_value_whole(width: int) -> None:
+    output, shown = Output(as_json=False), io.StringIO()
+    output.out = Console(file=shown, width=width, force_terminal=True, color_system=None)
+    output.rows(["demo", "job_01m8d7f373fj48g4gsve9k31vd"], MODELS, nothing="")
+    lines = shown.getvalue().splitlines()
+    words = " ".join(shown.getvalue().split())
+    assert max(map(len, lines)) <= width
+    assert "…" not in words
+    assert "job_01m8d7f373fj48g4gsve9k31vd" in words
+    if width >= 80:
+        assert words.count("by 1 on a processor with a long name") == 2
+        # No strip of a few letters a line.
+        assert len(lines) <= 8

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from darkroom import extras
 from darkroom.cli import main
 from darkroom.cli.app import app
 from darkroom.cli.reference import write
@@ -52,8 +53,11 @@ def test_help_needs_neither_the_client_nor_pictures_nor_live_displays() -> None:
 def test_without_its_libraries_the_program_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main, "NEEDS", ("a_library_that_nobody_has",))
+    monkeypatch.setattr(extras, "find_spec", {"rich": object()}.get)
     with pytest.raises(SystemExit) as ended:
         main.run()
     assert ended.value.code == 2
-    assert "pip install './client[cli]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "typer is not installed" in said
+    assert f"{sys.executable} -m pip install " in said
+    assert "./client" not in said
