@@ -24,6 +24,7 @@ from api.health.routes import router as health
 from api.images.routes import router as images
 from api.jobs.estimates import Estimates
 from api.jobs.fetching import ImageFetcher
+from api.jobs.following import Following
 from api.jobs.routes import router as jobs
 from api.jobs.stream_routes import router as streams
 from api.keys.cache import KeyCache
@@ -51,6 +52,7 @@ from api.search.census import Censuses
 from api.search.embedding import QueryVectors
 from api.search.routes import router as search
 from api.sessions.routes import router as sessions
+from api.streams import OpenAnswers
 from api.uploads.routes import router as uploads
 from api.usage.pressure import Pressure
 from api.usage.routes import router as usage
@@ -83,8 +85,8 @@ _CORS: dict[str, Any] = {
 }
 """Keys travel in `Authorization`, never in cookies, so no site can use a visitor's."""
 _STORAGE_THREADS = 32
-_BLOCKING_CONNECTIONS = 1024
-"""Event streams and waits at once; each holds one connection to Redis."""
+_BLOCKING_CONNECTIONS = 256
+"""Searches that wait for an embedding hold one each; all event streams and waits share one."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -95,7 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(chosen) as resources:
+        async with open_resources(chosen) as resources, resources.following.running(resources):
             await require_live_key(resources)
             app.state.resources = resources
             with _metrics_listener(chosen):
@@ -210,6 +212,11 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             censuses=Censuses(),
             estimates=Estimates(quick, circuit, roster, settings.gpu_seconds_per_megapixel_step),
             queues=QueueDepths(),
+            following=Following(blocking, quick, circuit),
+            streams=OpenAnswers(
+                "too_many_streams", settings.max_streams_per_key, settings.max_streams
+            ),
+            waits=OpenAnswers("too_many_waits", settings.max_waits_per_key, settings.max_waits),
         )
     finally:
         publisher.close()
@@ -226,7 +233,7 @@ def _redis(settings: Settings, socket_timeout: float, connections: int) -> Redis
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         decode_responses=True,
-        encoding_errors="replace",
+        encoding_errors="replace",  # an entry that is no text is one that says nothing
         socket_timeout=socket_timeout,
         socket_connect_timeout=0.2,
         max_connections=connections,

@@ -70,14 +70,17 @@ async def find_live_key(resources: Resources, key_id: str) -> ApiKey | None:
 
 
 async def _look_up(resources: Resources, key_id: str, proof: Proof) -> ApiKey | None:
-    async with resources.transaction() as session:
-        key = (await session.scalars(tenancy.find_key(key_id))).one_or_none()
-        if key is None or not proof(key):
-            return None
-        await session.execute(tenancy.touch_key(key.id, _TOUCH_EVERY))
-        session.expunge(key)
-    resources.keys.put(key)
-    return key
+    async with resources.keys.lookup(key_id):
+        if (known := resources.keys.get(key_id)) is not None:
+            return known
+        async with resources.transaction() as session:
+            key = (await session.scalars(tenancy.find_key(key_id))).one_or_none()
+            if key is None or not proof(key):
+                return None
+            await session.execute(tenancy.touch_key(key.id, _TOUCH_EVERY))
+            session.expunge(key)
+        resources.keys.put(key)
+        return key
 
 
 def unauthenticated(

@@ -5,11 +5,10 @@ import contextlib
 import contextvars
 import os
 import socket
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -39,9 +38,11 @@ if TYPE_CHECKING:
 
     from api.jobs.estimates import Estimates
     from api.jobs.fetching import ImageFetcher
+    from api.jobs.following import Following
     from api.queues.depths import QueueDepths
     from api.search.census import Censuses
     from api.search.embedding import QueryVectors
+    from api.streams import OpenAnswers
     from api.usage.pressure import Pressure
 
 _log = get_logger(__name__)
@@ -59,7 +60,7 @@ class Resources:
     redis: Redis
     """Quick commands: answers within 0.2 s or fails."""
     blocking_redis: Redis
-    """Blocking reads of event streams; each holds a connection."""
+    """Blocking reads; each holds a connection."""
     circuit: Circuit
     """Shared by all quick uses of Redis."""
     publisher: JobPublisher
@@ -74,8 +75,9 @@ class Resources:
     censuses: "Censuses"
     estimates: "Estimates"
     queues: "QueueDepths"
-    streams: "Counter[str]" = field(default_factory=Counter)
-    """Open event streams by key."""
+    following: "Following"
+    streams: "OpenAnswers"
+    waits: "OpenAnswers"
 
     async def on_storage(
         self, work: Callable[..., T], *args: Any, seconds: float | None = None

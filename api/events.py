@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -65,27 +65,9 @@ class StreamEvent:
         return value if isinstance(value, dict) else {}
 
 
-async def follow(
-    redis: Redis, job_id: UUID, after: str, idle_seconds: float
-) -> AsyncGenerator[StreamEvent | None, None]:
-    """Entries after `after` as they come; None whenever `idle_seconds` pass without one.
-
-    Raises:
-        redis.RedisError: Redis is away; the caller falls back to the ledger.
-    """
-    key = names.events_key(job_id)
-    while True:
-        answer: Any = await redis.xread({key: after}, count=100, block=int(idle_seconds * 1000))
-        if not answer:
-            yield None
-            continue
-        after = answer[0][1][-1][0]
-        for event in _entries(answer[0][1]):
-            yield event
-
-
-def _entries(raw: Iterable[Any]) -> Iterator[StreamEvent]:
+def entries(raw: Iterable[Any]) -> list[StreamEvent]:
     """Entries as redis-py gives them, (id, fields), without those that are no events."""
+    found = []
     for entry_id, fields in raw:
         event = StreamEvent(entry_id, fields.get("type", ""), fields.get("data", ""))
         try:
@@ -93,7 +75,14 @@ def _entries(raw: Iterable[Any]) -> Iterator[StreamEvent]:
         except (KeyError, ValidationError) as error:
             unreadable("event", error)
         else:
-            yield event
+            found.append(event)
+    return found
+
+
+def order(entry_id: str) -> tuple[int, int]:
+    """What entries of a stream are ordered by."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)
 
 
 async def edges(redis: Redis, circuit: Circuit, job_id: UUID) -> tuple[str, str] | None:
@@ -134,7 +123,7 @@ async def read_progress(
         recent = await circuit.call(redis.xrevrange(names.events_key(job_id), count=_RECENT))
     except RedisDown:
         return None
-    for event in _entries(recent or ()):
+    for event in entries(recent or ()):
         if event.kind == "job":
             break  # What lies before it belongs to an earlier attempt.
         if event.kind == "progress":

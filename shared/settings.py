@@ -123,6 +123,17 @@ class Settings(BaseSettings):
     """JSON bodies: room for a 10 MB initial image as a data: URL (base64 adds a third)."""
     request_grace: timedelta = timedelta(seconds=15)
     """How long a client may take for its header, and to get its body going."""
+    max_waits_per_key: Annotated[int, Field(ge=1)] = 64
+    """Requests of one key that a process of the API holds for `Prefer: wait`; more are 429
+    `too_many_waits`. Each is a socket and a few kB of memory, and one read when it ends."""
+    max_waits: Annotated[int, Field(ge=2)] = 1024
+    """Such requests of all keys together. A key may hold no more than there are places left, so
+    that one key alone gets half of them, and two get a third each."""
+    max_streams_per_key: Annotated[int, Field(ge=1)] = 64
+    """Open event streams and followed results of one key in a process; more are 429
+    `too_many_streams`."""
+    max_streams: Annotated[int, Field(ge=2)] = 1024
+    """Those of all keys together, shared in the same way."""
     max_upload_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
     presign_ttl: Annotated[timedelta, Field(le=timedelta(minutes=15))] = timedelta(minutes=15)
 

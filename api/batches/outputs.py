@@ -15,7 +15,7 @@ from api.batches.service import find
 from api.deps import Res, Resources, parse_id
 from api.principal import Principal
 from api.problems import Problem, responses
-from api.streams import stream_slot, while_key_lives
+from api.streams import while_key_lives
 from shared.batches.models import Batch
 from shared.errors import StorageUnavailable
 
@@ -34,7 +34,7 @@ async def _slot_while_following(
     resources: Res, principal: BatchesRead, follow: Follow = True
 ) -> AsyncIterator[None]:
     """An answer that stays open is one of the key's streams."""
-    async with stream_slot(resources, principal) if follow else nullcontext():
+    with resources.streams.hold(principal.key_id) if follow else nullcontext():
         yield
 
 

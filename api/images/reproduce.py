@@ -5,18 +5,20 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastapi import Request
+
 from api.deps import Resources, parse_id
 from api.images import service as images
 from api.images.schemas import Reproduction, ReproductionLinks
 from api.jobs import service as jobs
 from api.jobs.schemas import REPRODUCES, Job
-from api.jobs.waiting import wait_until_done
+from api.jobs.waiting import newest_event, wait_for_accepted, wait_until_done
 from api.principal import Principal
 from api.problems import Problem
 from api.usage.admission import admitted, work_of_row
 from shared.eta.work import work_of
 from shared.gallery import models as rows
-from shared.ids import from_wire, new_id, to_wire
+from shared.ids import new_id, to_wire
 from shared.jobs import models as job_rows
 from shared.jobs import statements
 from shared.metrics.jobs import SUBMITTED
@@ -37,7 +39,13 @@ class Comparison:
 
 
 async def reproduce(
-    resources: Resources, principal: Principal, image_id: str, job_id: str | None, seconds: float
+    resources: Resources,
+    principal: Principal,
+    request: Request,
+    *,
+    image_id: str,
+    job_id: str | None,
+    seconds: int,
 ) -> Reproduction:
     """Begin to make the image again, or go on with `job_id`, and wait for at most `seconds`.
 
@@ -46,12 +54,40 @@ async def reproduce(
             be made again or its job has failed.
     """
     original = await images.find(resources, principal, image_id)
-    if job_id is None:
-        job_id = await _begin(resources, principal, original)
-    job = await _job_of(resources, principal, original, job_id)
-    if job.finished_at is None and seconds:
-        await wait_until_done(resources, principal, from_wire("job", job.id), seconds)
-        job = await _job_of(resources, principal, original, job_id)
+    begun = await _begin(resources, principal, original) if job_id is None else None
+    if isinstance(begun, Job):
+        return await _follow_begun(
+            resources, principal, request, original=original, job=begun, seconds=seconds
+        )
+    wire_id = job_id or begun or ""
+    after = await newest_event(resources, wire_id)
+    job = await _job_of(resources, principal, original, wire_id)
+    job = await wait_until_done(resources, principal, request, job, after=after, seconds=seconds)
+    return await _result(resources, principal, original, job)
+
+
+async def _follow_begun(
+    resources: Resources,
+    principal: Principal,
+    request: Request,
+    *,
+    original: rows.Image,
+    job: Job,
+    seconds: int,
+) -> Reproduction:
+    """Wait for a job that this request has queued: it is told of that, whatever else fails."""
+    job = await wait_for_accepted(resources, principal, request, job, seconds)
+    try:
+        return await _result(resources, principal, original, job)
+    except Problem as problem:
+        if problem.kind.status != 503:
+            raise
+        return _present(resources, original, job, reason=None)
+
+
+async def _result(
+    resources: Resources, principal: Principal, original: rows.Image, job: Job
+) -> Reproduction:
     if job.finished_at is None:
         notice = await _early_notice(resources, original)
         return _present(resources, original, job, reason=notice)
@@ -63,8 +99,8 @@ async def reproduce(
     return _present(resources, original, job, reason=reason, again=again, result=result)
 
 
-async def _begin(resources: Resources, principal: Principal, original: rows.Image) -> str:
-    """The job that makes it again: the unfinished one there is, else a new one."""
+async def _begin(resources: Resources, principal: Principal, original: rows.Image) -> Job | str:
+    """The new job that makes it again, or the id of the unfinished one there is."""
     image_id = to_wire("img", original.id)
     prices = await resources.estimates.prices()
     async with resources.tenant_transaction(principal) as session:
@@ -86,10 +122,11 @@ async def _begin(resources: Resources, principal: Principal, original: rows.Imag
             )
         )
         async with admitted(resources, session, principal, work_of_row(columns)):
-            row, _ = await jobs.insert_job(session, columns)
+            row, position = await jobs.insert_job(session, columns)
+        shown = jobs.present(resources, row, queue_position=position)
     await resources.publisher.publish(row)
     SUBMITTED.labels(row.model, row.lane).inc()
-    return to_wire("job", row.id)
+    return shown
 
 
 def _columns(

@@ -1,5 +1,6 @@
 """HTTP of images."""
 
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -158,6 +159,7 @@ async def receipt(resources: Res, principal: ImagesRead, image_id: ImageId) -> R
             "not_reproducible",
             "database_unavailable",
             "storage_unavailable",
+            "too_many_waits",
             *REFUSALS,
         ),
     },
@@ -179,7 +181,10 @@ async def reproduce(
     """
     asked = parse_wait(request)
     seconds = MAX_WAIT if asked is None else asked
-    result = await reproduce_image(resources, principal, image_id, job, seconds)
+    with resources.waits.hold(principal.key_id) if seconds else nullcontext():
+        result = await reproduce_image(
+            resources, principal, request, image_id=image_id, job_id=job, seconds=seconds
+        )
     headers = {} if asked is None else {"Preference-Applied": f"wait={asked}"}
     if result.verdict is not None:
         return json_answer(result, 200, headers)

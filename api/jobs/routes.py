@@ -1,6 +1,7 @@
 """HTTP of jobs."""
 
 import re
+from contextlib import nullcontext
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -20,7 +21,7 @@ from api.jobs.schemas import (
     JobStateName,
     JobSubmission,
 )
-from api.jobs.waiting import wait_until_done
+from api.jobs.waiting import get_when_done, wait_for_accepted
 from api.problems import Problem, responses
 from api.usage.admission import REFUSALS, UPLOAD_REFUSAL
 from api.wire import (
@@ -33,7 +34,6 @@ from api.wire import (
     json_answer,
     no_nul,
 )
-from shared.ids import from_wire
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -97,6 +97,7 @@ def parse_wait(request: Request) -> int | None:
             "storage_unavailable",
             "decoder_unavailable",
             UPLOAD_REFUSAL,
+            "too_many_waits",
             *REFUSALS,
         ),
     },
@@ -122,17 +123,17 @@ async def submit(
         raise Problem("malformed_idempotency_key")
     if dry_run:
         return json_answer(await make_dry_run(resources, principal, asked))
-    accepted = await service.submit(resources, principal, asked, idempotency_key)
-    headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
-    if accepted.row is None:
-        headers["Idempotency-Replayed"] = "true"
-        return Response(accepted.body, 202, headers, "application/json")
     seconds = parse_wait(request)
-    if seconds is None:
-        return Response(accepted.body, 202, headers, "application/json")
-    job = await wait_until_done(resources, principal, accepted.row.id, seconds)
-    headers["Preference-Applied"] = f"wait={seconds}"
-    return json_answer(job, 202, headers)
+    with resources.waits.hold(principal.key_id) if seconds else nullcontext():
+        accepted = await service.submit(resources, principal, asked, idempotency_key)
+        headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
+        if accepted.job is None:
+            headers["Idempotency-Replayed"] = "true"
+        elif seconds is not None:
+            headers["Preference-Applied"] = f"wait={seconds}"
+            job = await wait_for_accepted(resources, principal, request, accepted.job, seconds)
+            return json_answer(job, 202, headers)
+    return Response(accepted.body, 202, headers, "application/json")
 
 
 @router.get(
@@ -151,7 +152,7 @@ async def submit(
             },
         },
         304: {"description": "Nothing has changed since the ETag in `If-None-Match`."},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
+        **responses("insufficient_scope", "not_found", "too_many_waits", "database_unavailable"),
     },
 )
 async def get(
@@ -164,12 +165,14 @@ async def get(
     prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
 ) -> Response:
     """The job as it stands. `ETag` and `If-None-Match` make polling cheap."""
-    job = await service.get(resources, principal, job_id)
     seconds = parse_wait(request)
     headers = {"Cache-Control": "private, no-cache"}
+    if seconds:
+        with resources.waits.hold(principal.key_id):
+            job = await get_when_done(resources, principal, request, job_id, seconds)
+    else:
+        job = await service.get(resources, principal, job_id)
     if seconds is not None:
-        if job.finished_at is None:
-            job = await wait_until_done(resources, principal, from_wire("job", job.id), seconds)
         headers["Preference-Applied"] = f"wait={seconds}"
     headers["ETag"] = etag_of(job)
     if if_none_match is not None and etag_matches(if_none_match, headers["ETag"]):

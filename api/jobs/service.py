@@ -44,8 +44,9 @@ class Accepted:
 
     body: str
     location: str
-    row: rows.Job | None
-    """None for a replay."""
+    row: rows.Job | None = None
+    """None for a replay; so is the next."""
+    job: Job | None = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,8 @@ async def _accept(
                 admitted(resources, session, principal, work_of_row(columns))
             )
             row, position = await insert_job(session, columns)
-            shown = _present(resources, row, queue_position=position, eta=present_eta(estimate))
-            accepted = Accepted(shown.model_dump_json(), shown.links.self, row)
+            shown = present(resources, row, queue_position=position, eta=present_eta(estimate))
+            accepted = Accepted(shown.model_dump_json(), shown.links.self, row, shown)
             if key is not None:
                 kept = {"body": accepted.body, "location": accepted.location}
                 await session.execute(
@@ -181,7 +182,7 @@ async def get(resources: Resources, principal: Principal, job_id: str) -> Job:
     if row.finished_at is None and not paused:
         fraction = progress.fraction if progress is not None else None
         estimate = await resources.estimates.of_job(row, position=position, fraction=fraction)
-    return _present(
+    return present(
         resources,
         row,
         images=images,
@@ -223,7 +224,7 @@ async def list_page(
     has_more = len(found) > limit
     return Page(
         data=[
-            _present(
+            present(
                 resources,
                 row,
                 images=images[row.id],
@@ -318,7 +319,7 @@ async def _find_answer(
         return None
     if known.request_sha256 != fingerprint:
         raise Problem("idempotency_key_reuse", "Another request was made with this key.")
-    return Accepted(known.response["body"], known.response["location"], None)
+    return Accepted(known.response["body"], known.response["location"])
 
 
 def _fingerprint(operation: str, asked: JobSubmission) -> bytes:
@@ -372,7 +373,7 @@ async def _progress(resources: Resources, row: rows.Job) -> Progress | None:
     return known or Progress(step=0, steps=row.steps, fraction=0.0)
 
 
-def _present(
+def present(
     resources: Resources,
     row: rows.Job,
     *,
@@ -382,6 +383,7 @@ def _present(
     queue_position: int | None = None,
     eta: Eta | None = None,
 ) -> Job:
+    """The wire form of a row and of what is known beside it."""
     return present_job(
         row,
         public_url=resources.settings.public_url,

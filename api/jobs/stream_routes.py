@@ -15,7 +15,7 @@ from api.jobs.schemas import StreamTicket
 from api.jobs.stream_tickets import Follower
 from api.jobs.streaming import LIFE_SECONDS, open_stream
 from api.problems import Problem, responses
-from api.streams import stream_slot, while_key_lives
+from api.streams import while_key_lives
 from api.wire import json_answer
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -60,7 +60,7 @@ async def admit_follower(
         found = Follower(principal, LIFE_SECONDS)
     else:
         found = await stream_tickets.redeem(resources, request, ticket, job_id)
-    async with stream_slot(resources, found.principal):
+    with resources.streams.hold(found.principal.key_id):
         yield found
 
 

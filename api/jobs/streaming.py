@@ -4,19 +4,15 @@ The ledger is the truth. Redis's stream adds progress, previews and promptness; 
 or has lost its entries, the stream goes on with snapshots from the ledger.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from fastapi.sse import format_sse_event
-from redis.exceptions import RedisError
 
 from api.deps import Resources, parse_id
-from api.events import START, StreamEvent, edges, follow
-from api.jobs import service
+from api.events import START, StreamEvent, edges, order
 from api.jobs.schemas import Job
 from api.principal import Principal
 from api.problems import Problem
@@ -25,10 +21,6 @@ from shared.jobs.state import TERMINAL_STATES
 HEARTBEAT = b": alive\n\n"
 _HEARTBEAT_SECONDS = 10.0
 """Below the idle limits of common proxies."""
-_LEDGER_SECONDS = 5.0
-"""How often an idle stream looks at the ledger, for an end that no event told of."""
-_LEDGER_SECONDS_ALONE = 1.0
-"""The same while Redis is away."""
 LIFE_SECONDS = 900.0
 """Then the stream ends and the client comes back with Last-Event-ID; a deploy need not wait."""
 _RETRY_MS = 1000
@@ -58,8 +50,8 @@ class _Reader:
 
     async def snapshot(self) -> bytes | None:
         """The job as an event, or None if the client has seen it in this state."""
-        job = await service.get(self.resources, self.principal, self.job_id)
-        return self.show(job) if job.sequence > self.sequence else None
+        job = await self._read()
+        return self.show(job) if job is not None and job.sequence > self.sequence else None
 
     def show(self, job: Job) -> bytes:
         """The job as an event; notes whether it was the last."""
@@ -83,12 +75,24 @@ class _Reader:
         if event.kind == "job":
             # Entries tell of a change; what the job is now, only the ledger says. An entry that
             # the ledger has moved past says nothing: its successor's entry is still to come.
-            job = await service.get(self.resources, self.principal, self.job_id)
+            job = await self._read()
+            if job is None:
+                return None
             is_stale = event.decoded().get("sequence", job.sequence) < job.sequence
             return None if is_stale else self.show(job)
         if event.kind == "preview" and not self.with_previews:
             return None
         return format_sse_event(event=event.kind, data_str=event.data, id=event.id)
+
+    async def _read(self) -> Job | None:
+        """The job; None if Postgres is away (its followers are told later), or it was deleted."""
+        try:
+            following = self.resources.following
+            return await following.read_job(self.resources, self.principal, self.job_id)
+        except Problem as problem:
+            if problem.kind.status != 503:
+                self.ended = True
+            return None
 
 
 async def open_stream(
@@ -110,12 +114,12 @@ async def open_stream(
     asked = _EVENT_ID.fullmatch(last_event_id or "")
     position, resumes = await _starting_point(resources, job_id, asked[1] if asked else None)
     # Read after the position was taken: the snapshot then holds all that came before it.
-    job = await service.get(resources, principal, job_id)
+    job = await resources.following.read_job(resources, principal, job_id)
     if asked and asked[2] == str(job.sequence) and job.state in TERMINAL_STATES:
         return None
     ends_at = time.monotonic() + min(seconds, LIFE_SECONDS)
     reader = _Reader(resources, principal, job_id, position, with_previews, ends_at)
-    return _stream(reader, None if resumes else job)
+    return _stream(reader, job, resumes=resumes)
 
 
 async def _starting_point(
@@ -129,60 +133,31 @@ async def _starting_point(
     oldest, newest = known
     if last_entry_id is None:
         return newest, False
-    if not _order(oldest) <= _order(last_entry_id) < _order(newest):
+    if not order(oldest) <= order(last_entry_id) < order(newest):
         return newest, False  # Entries are gone, the id was never given out, or nothing is new.
     return last_entry_id, True
 
 
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, number = entry_id.partition("-")
-    return int(milliseconds), int(number)
-
-
-async def _stream(reader: _Reader, first: Job | None) -> AsyncGenerator[bytes, None]:
-    if first is not None:
-        yield reader.show(first)
-    while not reader.is_over:
-        try:
-            async with aclosing(_from_redis(reader)) as events:
-                async for event in events:
-                    yield event
-        except (RedisError, OSError, Problem):
-            # Redis is away, or the ledger could not be asked about an entry just now.
-            yield await _look(reader) or HEARTBEAT
-            if not reader.ended:
-                await asyncio.sleep(_LEDGER_SECONDS_ALONE)
-
-
-async def _from_redis(reader: _Reader) -> AsyncGenerator[bytes, None]:
-    """Events as they come, and a look at the ledger when none come."""
+async def _stream(reader: _Reader, job: Job, *, resumes: bool) -> AsyncGenerator[bytes, None]:
+    """Events as they come, and what the ledger knows beyond them."""
+    following = reader.resources.following
     row_id = parse_id("job", reader.job_id, "job")
-    redis = reader.resources.blocking_redis
-    spoke = looked = time.monotonic()
-    async with aclosing(follow(redis, row_id, reader.position, _LEDGER_SECONDS_ALONE)) as entries:
-        async for entry in entries:
-            now = time.monotonic()
-            event = None
-            if entry is not None:
-                event = await reader.translate(entry)
-            elif now - looked >= _LEDGER_SECONDS:
-                looked = now
-                event = await _look(reader)
-            if event is not None:
-                spoke = now
-                yield event
-            elif now - spoke >= _HEARTBEAT_SECONDS:
-                spoke = now
+    known = -1 if resumes else job.sequence
+    with following.follow(row_id, reader.principal.key_id, reader.position, known) as follower:
+        if not resumes:
+            yield reader.show(job)
+        while not reader.is_over:
+            left = min(_HEARTBEAT_SECONDS, reader.ends_at - time.monotonic())
+            if not await follower.news(left):
                 yield HEARTBEAT
-            if reader.is_over:
+                continue
+            if follower.key_has_ended:
                 return
-
-
-async def _look(reader: _Reader) -> bytes | None:
-    """A snapshot if it is news; None too when the ledger cannot be asked just now."""
-    try:
-        return await reader.snapshot()
-    except Problem as problem:
-        if problem.kind.status != 503:
-            reader.ended = True  # The job was deleted.
-        return None
+            for event in following.take_events(follower):
+                if (shown := await reader.translate(event)) is not None:
+                    yield shown
+                if reader.is_over:
+                    return
+            if follower.take_move() and (shown := await reader.snapshot()) is not None:
+                yield shown
+            follower.sequence = max(follower.sequence, reader.sequence)

@@ -1,7 +1,9 @@
 """API keys that this process has looked up lately."""
 
+import asyncio
 import time
 from collections import OrderedDict
+from weakref import WeakValueDictionary
 
 from shared.tenancy.models import ApiKey
 
@@ -15,6 +17,11 @@ class KeyCache:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
+        self._lookups: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def lookup(self, key_id: str) -> asyncio.Lock:
+        """Held while a key is looked up: of many requests of one key one asks the database."""
+        return self._lookups.setdefault(key_id, asyncio.Lock())
 
     def get(self, key_id: str) -> ApiKey | None:
         """The key, if it was looked up within the last seconds."""

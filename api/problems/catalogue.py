@@ -191,6 +191,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "Close some of this key's event streams, or poll the job instead.",
         ),
         ProblemType(
+            "too_many_waits",
+            429,
+            "Too many requests wait for jobs",
+            "Wait for fewer jobs at once, or ask without `Prefer: wait` and poll.",
+        ),
+        ProblemType(
             "rate_limited",
             429,
             "Too many requests in a minute",

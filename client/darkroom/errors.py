@@ -30,8 +30,8 @@
         │                                  ImageRefused, MalformedCursor, ReceiptMissing,
         │                                  MalformedIdempotencyKey, IdempotencyKeyReuse,
         │                                  PromptUnknown, NotReproducible
-        ├── TooManyRequests           429  TooManyStreams, RateLimited, TooManyJobs,
-        │                                  QueuedCostExceeded, GpuSecondsExceeded,
+        ├── TooManyRequests           429  TooManyStreams, TooManyWaits, RateLimited,
+        │                                  TooManyJobs, QueuedCostExceeded, GpuSecondsExceeded,
         │                                  UploadBytesExceeded
         └── ServerError               5xx  InternalError
             └── Unavailable           503  DatabaseUnavailable, StorageUnavailable,
@@ -106,6 +106,7 @@ __all__ = [
     "TooManyJobs",
     "TooManyRequests",
     "TooManyStreams",
+    "TooManyWaits",
     "TooManyWebhookEndpoints",
     "Unauthenticated",
     "Unavailable",
@@ -424,6 +425,12 @@ class TooManyStreams(TooManyRequests):
     """Too many of the key's event streams are open."""
 
     known_code = "too_many_streams"
+
+
+class TooManyWaits(TooManyRequests):
+    """Too many of the key's requests wait for jobs."""
+
+    known_code = "too_many_waits"
 
 
 class RateLimited(TooManyRequests):

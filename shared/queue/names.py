@@ -12,6 +12,9 @@ key or queue                          type    holds                        made 
 ``unacked``, ``unacked_index``        hash,   messages that a worker       the ledger (leases)
                                       zset    holds (kombu's own)
 ``darkroom:events:<job id>``          stream  a job's progress events      the ledger's snapshot
+``darkroom:wake:<process>``           stream  nothing: its entries wake    nothing; the next one
+                                              an API process that reads    wakes
+                                              events (expires)
 ``darkroom:stop``                     pubsub  ids of jobs to stop          the ledger (heartbeats)
 ``darkroom:worker:<name>``            string  a worker's announcement      the worker's heartbeat
                                               (JSON, expires)
@@ -64,6 +67,11 @@ def generate_queue(model: str, lane: str) -> str:
 def events_key(job_id: UUID) -> str:
     """A job's event stream."""
     return f"darkroom:events:{to_wire('job', job_id)}"
+
+
+def wake_key(process: str) -> str:
+    """Read together with the events that an API process follows, to end that read."""
+    return f"darkroom:wake:{process}"
 
 
 def worker_key(name: str) -> str:

@@ -94,6 +94,15 @@ def has_live_key(now: datetime) -> Select[bool]:
     return select(live.exists())
 
 
+def find_live(key_ids: Sequence[str], now: datetime) -> Select[str]:
+    """Which of these keys can be used."""
+    return select(ApiKey.id).where(
+        ApiKey.id.in_(key_ids),
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
+    )
+
+
 def revoke_key(tenant_id: UUID, key_id: str) -> ReturningUpdate[ApiKey]:
     """End a tenant's key now; a second time changes nothing. No row: the tenant has no such key."""
     return (

@@ -19,6 +19,7 @@ MODULES = (
     "engine_rows",
     "queue_rows",
     "submit_rows",
+    "waiting_rows",
     "worker_rows",
     "batch_rows",
     "webhook_rows",

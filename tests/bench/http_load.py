@@ -43,6 +43,13 @@ def prepare_post(
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + payload
 
 
+def prepare_get(url: str, path: str, key: str, headers: Mapping[str, str] = NO_MORE) -> bytes:
+    """One HTTP/1.1 request without a body as bytes."""
+    all_headers = {"Host": urlsplit(url).netloc, "Authorization": f"Bearer {key}", **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
+    return f"GET {path} HTTP/1.1\r\n{head}\r\n".encode()
+
+
 def saturate(url: str, request: bytes, connections: int, count: int) -> Load:
     """Send `count` requests, each connection as fast as it is answered."""
     return asyncio.run(_run(url, request, connections, count, interval=0.0))

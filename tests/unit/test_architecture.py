@@ -37,6 +37,7 @@ def test_few_modules_reach_past_the_wall_between_tenants() -> None:
         "api/auth.py",  # whose key is it?
         "api/keys/service.py",  # an operator makes a key for another tenant
         "api/search/embedding.py",  # which models have embedded prompts
+        "api/jobs/following.py",  # every job that is waited for, whether it has ended
         "api/queues/depths.py",  # the operator's: all tenants' jobs
         "api/workers/service.py",  # the operator's: drains
         "api/usage/pressure.py",  # all tenants' work that waits

@@ -59,6 +59,7 @@ from shared.jobs.statements.lookups import (
     get_whole_job,
     list_attempts,
     list_jobs,
+    read_states,
 )
 from shared.jobs.statements.parts import MAX_LOSSES, NOW, SCAN_TIME, JobRows, utc_day
 
@@ -100,6 +101,7 @@ __all__ = [
     "list_ended",
     "list_fruitless_attempts",
     "list_jobs",
+    "read_states",
     "release",
     "release_leases_of",
     "renew_leases",

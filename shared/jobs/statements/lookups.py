@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Select, Uuid, select
+from sqlalchemy import ARRAY, Select, Uuid, any_, bindparam, select
 
 from shared.gallery.models import Image
 from shared.jobs.models import Job, JobAttempt
@@ -36,6 +36,12 @@ def _get_whole_job() -> Select[Job, Image, JobAttempt]:
         .where(Job.tenant_id == given("tenant", Uuid), Job.id == given("job", Uuid))
         .order_by(Image.index, JobAttempt.number)
     )
+
+
+def read_states(job_ids: Sequence[UUID]) -> Select[UUID, str, int]:
+    """(id, state, sequence) of those of these jobs that there are, of whatever tenant."""
+    wanted = bindparam("wanted", list(job_ids), ARRAY(Uuid))
+    return select(Job.id, Job.state, Job.sequence).where(Job.id == any_(wanted))
 
 
 def list_jobs(

@@ -12,8 +12,8 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.streams import MAX_STREAMS_PER_KEY
 from shared.queue.names import events_key
+from shared.settings import Settings
 from tests.integration.api.conftest import Relays, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem
@@ -271,11 +271,12 @@ def test_previews_can_be_asked_for_before_the_job_runs(
 
 
 def test_a_key_may_not_hold_every_stream(
-    lone_api: ApiProcess, fresh: httpx2.Client, submit: Submit
+    lone_api: ApiProcess, fresh: httpx2.Client, submit: Submit, settings: Settings
 ) -> None:
+    at_most = settings.max_streams_per_key
     job = submit(fresh)
     key = fresh.headers["authorization"].removeprefix("Bearer ")
-    limits = httpx2.Limits(max_connections=MAX_STREAMS_PER_KEY + 1)
+    limits = httpx2.Limits(max_connections=at_most + 1)
     headers = {"Authorization": f"Bearer {key}"}
     with ExitStack() as stack:
         many = stack.enter_context(httpx2.Client(headers=headers, limits=limits, trust_env=False))
@@ -283,9 +284,7 @@ def test_a_key_may_not_hold_every_stream(
         results = str(fresh.base_url.join(results))
         following_results = stack.enter_context(many.stream("GET", results))
         assert following_results.status_code == 200
-        streams = [
-            stack.enter_context(following(many, job)) for _ in range(MAX_STREAMS_PER_KEY - 1)
-        ]
+        streams = [stack.enter_context(following(many, job)) for _ in range(at_most - 1)]
         assert {next(events).type for events in streams} == {"job"}
         for one_too_many in (job["links"]["events"], results):
             refused = many.get(one_too_many)
