@@ -52,6 +52,7 @@ def long_set(scale: float) -> dict[str, Trial]:
         "T7commit": lambda _: trials_servers.t7_commit_cut(_, n(100)),
         "T7restart": lambda _: trials_servers.t7_restarts(_, n(100)),
         "T8": lambda _: trials_servers.t8_storage(_, 60 * min(1.0, max(scale, 0.25))),
+        "T14": lambda _: trials_servers.t14_full_disk(_, n(10)),
         "T9": lambda _: trials_workers.t9_poison(_, n(500)),
         "T10": lambda _: trials_workers.t10_wrong_clocks(_, n(100)),
         "T11": lambda _: trials_workers.t11_rolling_restart(_, n(20)),

@@ -5,6 +5,7 @@ holds when the checker found violations.
 """
 
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from shared.jobs.models import Job
 from tests.chaos.checker import Report, check
 from tests.chaos.result import Result
 from tests.chaos.system import SHORT_LEASES, System
-from tests.chaos.trials_servers import FEW_THREADS, full_redis, read_only_redis
+from tests.chaos.trials_servers import FEW_THREADS, full_disk, full_redis, read_only_redis
 from tests.processes import wait_until
 
 
@@ -35,6 +36,7 @@ def prove_the_checker_bites(folder: Path) -> list[Result]:
         ("early ack", "I3", early_ack),
         ("held slots", "I1", held_slots),
         ("fatal refusals", "I1", fatal_refusals),
+        ("fatal disk", "I1", fatal_disk),
     ]
     results = []
     with System(folder, environment=SHORT_LEASES) as system:
@@ -100,6 +102,16 @@ def fatal_refusals(system: System, *, broken: bool) -> Report:
         system.fleet.start("w1", broken=["fatal refusals"] if broken else [])
         read_only_redis(system, 2)
         system.wait_all(5 if broken else 30)
+        return check(system)
+
+
+def fatal_disk(system: System, *, broken: bool) -> Report:
+    """A kept worker dies while the disk is full."""
+    with _stage(system):
+        system.fleet.start("cpu", "cpu")
+        home = Path(tempfile.mkdtemp(prefix="kept-"))
+        full_disk(system, home, ["fatal disk"] if broken else [])
+        system.wait_all(3 if broken else 60)
         return check(system)
 
 

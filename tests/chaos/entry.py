@@ -8,6 +8,8 @@ import hashlib
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,11 +52,12 @@ class CheapEmbedder:
 
 
 def run_process(role: str, options: dict[str, Any]) -> None:
-    """Become a `generate` or `cpu` worker, or the `api`.
+    """Become a `generate` or `cpu` worker, the `api`, or the `supervisor` of a worker.
 
     Options: `clock` (seconds by which the wall clock is wrong), `crash_at` (a crash point, where
     the process dies once for each job; `crashed` is the folder that remembers which), `poison` (a
-    seed that kills whoever draws it), `broken` (names of `BROKEN_BUILDS`), `port` of the API.
+    seed that kills whoever draws it), `broken` (names of `BROKEN_BUILDS`), `port` of the API,
+    `home` of the supervisor.
     """
     if shift := options.get("clock"):
         _shift_clock(float(shift))
@@ -76,11 +79,30 @@ def run_process(role: str, options: dict[str, Any]) -> None:
         from api.app import create_app
 
         uvicorn.run(create_app, factory=True, port=options["port"], log_level="warning")
+    elif role == "supervisor":
+        _supervise(Path(options["home"]))
     else:
         from worker import generate
 
         generate.Embedder = CheapEmbedder  # type: ignore[assignment,misc]
         generate.run_generate_worker(settings, [load_catalog(settings.models_file).default])
+
+
+def _supervise(home: Path) -> None:
+    """Keep a worker of the trials alive as `make run` keeps its own."""
+    from deploy.local.applications import Application
+    from deploy.local.home import Home
+    from deploy.local.keeper import Keeper
+
+    code = "from tests.chaos.entry import run_process; run_process('generate', {})"
+    with Home(home) as opened:
+        part = Application("worker", ["-c", code], home=opened, environment=os.environ)
+        part.start()
+        keeper, stop = Keeper(part), threading.Event()
+        while not stop.wait(0.1):
+            if message := keeper.check(stop):
+                sys.stdout.write(f"{message}\n")
+                sys.stdout.flush()
 
 
 def _shift_clock(seconds: float) -> None:
@@ -238,10 +260,26 @@ def _with_fatal_refusals() -> None:
     app.harden = harden_less
 
 
+def _with_a_fatal_disk() -> None:
+    """A record that cannot be written ends the supervisor."""
+    from deploy.local import process
+
+    write = process._write_record
+
+    def write_or_end(*args: Any) -> None:
+        try:
+            write(*args)
+        except OSError as error:
+            raise RuntimeError(str(error)) from error
+
+    process._write_record = write_or_end
+
+
 BROKEN_BUILDS: dict[str, Callable[[], None]] = {
     "no fencing": _without_fencing,
     "no dispatcher": _with_no_dispatcher,
     "early ack": _with_early_acknowledgement,
     "held slots": _with_slots_held,
     "fatal refusals": _with_fatal_refusals,
+    "fatal disk": _with_a_fatal_disk,
 }

@@ -18,10 +18,18 @@ from tests.chaos.checker import check
 from tests.chaos.entry import CRASH_POINTS
 from tests.chaos.proxy import Verdict
 from tests.chaos.system import SHORT_LEASES, System
-from tests.chaos.trials_servers import COMMITS, FEW_THREADS, full_redis, read_only_redis
+from tests.chaos.trials_servers import (
+    COMMITS,
+    FEW_THREADS,
+    FULL_DEVICE,
+    full_disk,
+    full_redis,
+    read_only_redis,
+)
 from tests.chaos.trials_workers import kept_alive
 from tests.processes import free_port, wait_until
 
+ON_LINUX = pytest.mark.skipif(not FULL_DEVICE.exists(), reason="no device that is always full")
 LONG_JOB = 60
 """Steps; about 0.6 s."""
 
@@ -229,6 +237,13 @@ def test_a_read_only_redis_costs_no_warm_model(system: System) -> None:
     assert_holds(system, reruns=0)
 
 
+@ON_LINUX
+def test_a_full_disk_ends_no_supervisor(system: System, tmp_path: Path) -> None:
+    full_disk(system, tmp_path / "kept")
+    system.wait_all(60)
+    assert_holds(system)
+
+
 def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> None:
     """Its slots were lost, by kombu's own acknowledgements: no cause that we know of now."""
     port = free_port()
@@ -263,6 +278,7 @@ def test_races_over_bad_connections_commit_once(tmp_path: Path) -> None:
         (broken.early_ack, "I3"),
         (broken.held_slots, "I1"),
         (broken.fatal_refusals, "I1"),
+        pytest.param(broken.fatal_disk, "I1", marks=ON_LINUX),
     ],
 )
 def test_the_checker_bites(shared_system: System, build: broken.Build, invariant: str) -> None:

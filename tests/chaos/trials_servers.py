@@ -1,6 +1,9 @@
 """Trials of what the workers stand on: the API dies, Redis forgets, Postgres and S3 go away."""
 
+import json
+import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -22,6 +25,8 @@ from tests.processes import free_port, wait_until
 COMMITS = (b"COMMIT", b"simulated GPU", b"image/png")
 """What a client sends to Postgres that commits: claims and successes are statements that commit
 themselves, and these values are theirs alone."""
+FULL_DEVICE = Path("/dev/full")
+"""Linux's disk that is always full."""
 FEW_THREADS = {"DARKROOM_WORKER_THREADS": "2"}
 
 
@@ -310,6 +315,39 @@ def t8_storage(folder: Path, seconds: float) -> list[Result]:
         trial("T8 slow", "each chunk to S3 takes 1 s", 10, "slow")
         proxy.delay = 0.0
     return results
+
+
+def t14_full_disk(folder: Path, n: int) -> Result:
+    """The disk of `make run` is full when a worker that died is to be started again."""
+    result = Result("T14", "disk of the local stack full while a worker is restarted", n, 10)
+    with System(folder) as system:
+        system.fleet.start("cpu", "cpu")
+        resumed = []
+        for turn in range(n):
+            system.forget()
+            full_disk(system, folder / f"kept-{turn}")
+            began = time.monotonic()
+            system.wait_all(90)
+            resumed.append(time.monotonic() - began)
+            result.judge(check(system))
+    result.recovery = quantiles(resumed)
+    result.notes.append("recovery is from room on the disk to the end of the jobs that waited")
+    return result
+
+
+def full_disk(system: System, home: Path, defects: Sequence[str] = ()) -> None:
+    """A kept worker dies on a full disk, with jobs to come; then there is room again."""
+    name = home.name
+    kept = system.fleet.start(name, "supervisor", wait=False, home=str(home), broken=list(defects))
+    system.submit(1, steps=5)
+    wait_until(lambda: system.watch_ends() == 0, 60, "a job of the kept worker")
+    record = home / "run" / "worker.json"
+    half = record.with_suffix(".half")
+    half.symlink_to(FULL_DEVICE)
+    os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+    system.submit(2, steps=5)
+    wait_until(lambda: "No space left on device" in kept.said(), 30, "a full disk")
+    half.unlink()
 
 
 def _sometimes(markers: Sequence[bytes], share: float, verdict: Verdict | Answer) -> Judge:
