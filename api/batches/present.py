@@ -74,7 +74,7 @@ def present_batch(batch: rows.Batch, standing: Standing, public_url: str) -> Bat
         ),
         images=ImageCounts(total=batch.images, done=standing.images.get(JobState.SUCCEEDED, 0)),
         cost=batch.cost,
-        fraction=round(standing.ended / batch.jobs, 4) if batch.jobs else 1.0,
+        fraction=round(standing.ended / batch.jobs, 4) if batch.jobs else 0.0,
         rate=Rate(jobs_per_second=round(per_second, 3)) if is_active and per_second else None,
         eta=_eta(standing) if is_active and not batch.paused else None,
         metadata=batch.batch_metadata,

@@ -8,6 +8,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, BinaryIO, Literal, Protocol
 
 from pydantic_core import from_json
@@ -170,7 +171,12 @@ def _check_header(columns: list[str]) -> None:
     known = _INTEGERS | _NUMBERS | _JSON | _TEXTS
     for name in columns:
         if name not in known and not name.startswith(_METADATA):
-            message = f"There is no field named {name[:64]!r}; the first line names the columns."
+            near = get_close_matches(name[:64].lower().replace(" ", "_"), sorted(known), 1)
+            guess = f" Did you mean {near[0]}?" if near else ""
+            message = (
+                f"There is no field named {name[:64]!r}.{guess} The first line names the columns, "
+                f"which may be: {', '.join(sorted(known))}, metadata.NAME."
+            )
             raise FileRefused("unknown_column", message.encode("ascii", "replace").decode(), 1)
     if len(set(columns)) < len(columns):
         raise FileRefused("duplicate_column", "Two columns have the same name.", 1)

@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 async def list_sessions(
     resources: Res, principal: ImagesRead, limit: PageLimit = 50, after: After = None
 ) -> Response:
-    """Your tenant's sessions, newest first."""
+    """Your tenant's sessions, the last used first: by their newest job."""
     return json_answer(await service.list_page(resources, principal, limit, after))
 
 

@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.deps import Resources
 from api.images import service as images
+from api.jobs.schemas import REPRODUCES
 from api.principal import Principal
 from api.problems import not_found
 from api.search import service as searching
@@ -20,8 +21,8 @@ from shared.gallery import models as rows
 async def list_page(
     resources: Resources, principal: Principal, limit: int, after: str | None
 ) -> Page[Session]:
-    """One page of a tenant's sessions, newest first."""
-    scope = ("sessions", principal.tenant_id)
+    """One page of a tenant's sessions, the last used first."""
+    scope = ("sessions by last use", principal.tenant_id)
     before = cursor.decode(after, *scope) if after is not None else None
     async with resources.tenant_transaction(principal) as session:
         statement = history.list_sessions(principal.tenant_id, limit + 1, before)
@@ -30,7 +31,7 @@ async def list_page(
     return Page(
         data=[_present(resources, row) for row in page],
         has_more=has_more,
-        next_cursor=cursor.encode(page[-1][1], page[-1][0], *scope) if has_more else None,
+        next_cursor=cursor.encode(page[-1][5], page[-1][0], *scope) if has_more else None,
     )
 
 
@@ -51,7 +52,7 @@ async def get(resources: Resources, principal: Principal, session_id: str) -> Se
 async def list_images(
     resources: Resources, principal: Principal, session_id: str, limit: int, after: str | None
 ) -> Page[HistoryImage]:
-    """One page of a session's images, newest first.
+    """One page of a session's images, newest first, without what `reproduce` made again.
 
     Raises:
         Problem: 404 for a session that is not there; 422 for a cursor of another list.
@@ -60,7 +61,9 @@ async def list_images(
     before = decode_cursor(after, *scope) if after is not None else None
     async with resources.tenant_transaction(principal) as session:
         await _require(session, principal, session_id)
-        statement = history.list_images(principal.tenant_id, session_id, limit + 1, before)
+        statement = history.list_images(
+            principal.tenant_id, session_id, limit + 1, before, without=REPRODUCES
+        )
         found = (await session.scalars(statement)).all()
     page, has_more = found[:limit], len(found) > limit
     return Page(
@@ -95,7 +98,7 @@ async def _require(session: AsyncSession, principal: Principal, session_id: str)
 
 
 def _present(resources: Resources, row: Any) -> Session:
-    session_id, created_at, made, jobs, last_image_at = row
+    session_id, created_at, made, jobs, last_image_at, _last_used = row
     here = f"{resources.settings.public_url.rstrip('/')}/v1/sessions/{session_id}"
     return Session(
         id=session_id,

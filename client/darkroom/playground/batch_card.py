@@ -30,7 +30,8 @@ _COLOURS = {
 def show(batch: Batch, *, expanded: bool) -> None:
     """Draws a batch; one that has not ended is drawn anew every second on its own."""
     made = words.when(batch.created_at)
-    title = f"{words.count(batch.counts.total, 'job')} · {made} · {batch.session_id or batch.id}"
+    name = words.escape(batch.session_id or batch.id)
+    title = f"{words.count(batch.counts.total, 'job')} · {made} · {name}"
     with st.expander(
         title, expanded=expanded, key=f"batch-{batch.id}", on_change="rerun"
     ) as opened:
@@ -63,7 +64,10 @@ def _show_state(batch: Batch) -> None:
         facts.append(f"{batch.rate.jobs_per_second:.1f} jobs/s")
     if batch.eta is not None and not batch.is_final:
         facts.append(f"done in about {words.until(batch.eta)}")
-    st.progress(batch.fraction, text=" · ".join(facts))
+    if batch.counts.total:
+        st.progress(batch.fraction, text=" · ".join(facts))
+    else:
+        st.markdown(" · ".join(facts))
 
 
 def _show_buttons(batch: Batch) -> None:

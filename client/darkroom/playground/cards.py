@@ -117,12 +117,12 @@ def _chosen(key: str, picture: Picture) -> None:
 
 def _star(picture: Picture, *, by_name: bool) -> None:
     starred = stars.is_starred(picture)
-    icon = ":material/star:" if starred else ":material/star_outline:"
+    # The icon font has no filled star: its two stars look alike.
+    sign = ":orange[★]" if starred else "☆"
     name = "Starred" if starred else "Star"
     st.button(
-        name if by_name else icon,
+        f"{sign} {name}" if by_name else sign,
         key=f"star-{picture.id}",
-        icon=icon if by_name else None,
         help=f"{name}. Stars lift a prompt among the ideas, and Search can ask for them.",
         type="secondary" if by_name else "tertiary",
         on_click=stars.turn,

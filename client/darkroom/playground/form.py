@@ -270,12 +270,33 @@ def show_settings() -> None:
 
 
 def _number(column: Any, label: str, key: str, least: int, most: int, *, step: int) -> None:
+    # Given to the field, Streamlit would put the last valid number in place of a wrong one.
     column.number_input(
         label,
-        min_value=least,
-        max_value=most,
         step=step,
         key=key,
         on_change="ignore",
         persist_state="session",
+        help=f"Up to {most}.",
     )
+    problem = _problem(st.session_state[key], least, most, step)
+    if problem:
+        column.caption(f":red[{problem}]")
+
+
+def _problem(value: int, least: int, most: int, step: int) -> str | None:
+    if not least <= value <= most:
+        return f"{least} to {most}, not {value}."
+    return None if value % step == 0 else f"A multiple of {step}, not {value}."
+
+
+def problems() -> list[str]:
+    """What of the numbers cannot be submitted, as a line for each field."""
+    model, state = chosen_model(), st.session_state
+    limits = (
+        ("Width", WIDTH, 64, model.max_width, 8),
+        ("Height", HEIGHT, 64, model.max_height, 8),
+        ("Steps", STEPS, 1, model.max_steps, 1),
+    )
+    found = ((label, _problem(state[key], *bounds)) for label, key, *bounds in limits)
+    return [f"**{label}:** {problem}" for label, problem in found if problem]

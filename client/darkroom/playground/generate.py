@@ -41,11 +41,18 @@ def _show_buttons(session_id: str) -> None:
             on_click=_submit,
         )
         ideas.show(session_id)
+    initial: form.Initial | None = st.session_state.get(form.INITIAL)
+    if initial is not None:
+        st.caption(f"Starts from the initial image {words.escape(initial.label)}.")
 
 
 def _submit() -> None:
     if not st.session_state[form.PROMPT].strip():
         notices.keep("**The prompt is empty.** Say in a few words what the picture shall show.")
+        return
+    wrong = form.problems()
+    if wrong:
+        notices.keep(f"These settings cannot be used. {' '.join(wrong)}")
         return
     jobs.submit(form.body())
 

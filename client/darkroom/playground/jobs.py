@@ -73,4 +73,5 @@ def _known(session_id: str) -> dict[str, darkroom.Job]:
         if own and not st.session_state.get(form.PROMPT):
             form.fill(settings_of(own[0]))
             st.session_state[form.SEED_MODE] = form.RANDOM
+            form.forget_initial()  # nobody of this page has chosen it
     return sessions[session_id]

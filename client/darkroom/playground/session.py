@@ -5,7 +5,7 @@ import re
 
 import streamlit as st
 
-from darkroom.playground import notices, words
+from darkroom.playground import form, notices, words
 from darkroom.playground.connection import connect
 
 SESSION = "session"
@@ -16,6 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FIRST = ("amber", "bright", "calm", "early", "green", "late", "quiet", "silver", "warm", "wide")
 _SECOND = ("field", "frame", "grain", "lens", "light", "lamp", "mirror", "plate", "print", "tray")
 _RECENT = 12
+_LATEST_JOBS = 6
 
 
 def new_name() -> str:
@@ -78,15 +79,35 @@ def _show_others(current: str) -> None:
     recent = connect().sessions.list(page_size=_RECENT).take(_RECENT)
     for known in recent:
         st.button(
-            f"{known.id} · {words.count(known.images, 'picture')}",
+            f"{words.escape(known.id)} · {words.count(known.images, 'picture')}",
             key=f"session-{known.id}",
             type="tertiary",
             disabled=known.id == current,
             on_click=_switch,
             args=(known.id,),
         )
+    _show_latest_jobs(current)
+
+
+def _show_latest_jobs(current: str) -> None:
+    """The key's jobs wherever they were submitted: the command line has a session of its own."""
+    latest = connect().jobs.list(page_size=_LATEST_JOBS).take(_LATEST_JOBS)
+    if latest:
+        st.caption("Latest jobs, from here, the command line and elsewhere")
+    for job in latest:
+        session_id = job.session_id
+        st.button(
+            f"{words.escape(words.short(job.prompt, 40))} · {job.state} · "
+            f"{words.escape(session_id)} · {words.when(job.created_at)}",
+            key=f"latest-{job.id}",
+            type="tertiary",
+            disabled=session_id == current,
+            on_click=_switch,
+            args=(session_id,),
+        )
 
 
 def _switch(name: str) -> None:
     st.session_state[SESSION] = name
+    form.forget_initial()
     st.session_state["sessions"] = False

@@ -1,6 +1,7 @@
 """Errors, states and amounts in plain words, with what to do."""
 
 from datetime import UTC, datetime
+from string import punctuation
 
 import darkroom
 
@@ -148,7 +149,9 @@ def explain_failure(job: darkroom.Job) -> str:
 
 def escape(text: str) -> str:
     """A text as it stands, where Markdown is drawn."""
-    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+-!$:<>|~" else sign for sign in text)
+    # Every ASCII punctuation character may be escaped; a line break could begin a list or heading.
+    signs = " ".join(text.split())
+    return "".join(f"\\{sign}" if sign in punctuation else sign for sign in signs)
 
 
 def short(text: str, most: int = 90) -> str:

@@ -38,10 +38,10 @@ def pages(team: Team, path: str, **parameters: Any) -> list[dict[str, Any]]:
             return entries
 
 
-def test_sessions_are_listed_newest_first(team: Team) -> None:
+def test_sessions_are_listed_by_last_use(team: Team) -> None:
     listed = pages(team, "/v1/sessions")
-    assert [one["id"] for one in listed] == ["newest", "middle", "oldest"]
-    assert [(one["images"], one["jobs"]) for one in listed] == [(1, 1), (3, 3), (3, 3)]
+    assert [one["id"] for one in listed] == ["middle", "oldest", "newest"]
+    assert [(one["images"], one["jobs"]) for one in listed] == [(3, 3), (3, 3), (1, 1)]
     assert team.http.get(listed[1]["links"]["self"]).json() == listed[1]
 
 
@@ -50,6 +50,14 @@ def test_history_is_newest_first(team: Team) -> None:
     assert [image["seed"] for image in history] == [5, 4, 0]
     assert {image["score"] for image in history} == {None}
     assert {image["session_id"] for image in history} == {"oldest"}
+
+
+def test_history_leaves_out_what_was_only_made_again(make_team: Callable[[], Team]) -> None:
+    team = make_team()
+    first = team.add("a boat", meaning=False, session_id="checked")
+    team.add("a boat", meaning=False, session_id="checked", metadata={"reproduces": first})
+    history = team.http.get("/v1/sessions/checked/images").json()
+    assert [image["id"] for image in history["data"]] == [first]
 
 
 def test_history_by_meaning_shows_the_session_alone(team: Team) -> None:
@@ -103,8 +111,9 @@ def test_a_session_that_rests_is_found_without_going_through_what_came_after(
             )
             session.execute(text(f"INSERT INTO images ({names}) {rows}".replace("::", r"\:\:")))
         session.execute(text("ANALYZE images"))
-        listed = history.list_images(team.tenant_id, "oldest", 11, None)
+        listed = history.list_images(team.tenant_id, "oldest", 11, None, "reproduces")
         compiled = listed.compile(engine, compile_kwargs={"literal_binds": True})
         plan = "\n".join(session.scalars(text(f"EXPLAIN {compiled}".replace(":", r"\:"))))
     assert "using ix_images_session" in plan
-    assert "Filter" not in plan
+    # The only one looks at the job of each image that the index gave.
+    assert plan.count("Filter: ") == plan.count("Filter: ((SubPlan 1) IS NOT TRUE)") == 1

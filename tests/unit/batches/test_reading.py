@@ -181,3 +181,10 @@ def test_csv_that_cannot_be_read_on_is_refused(content: bytes, code: str, line: 
 @pytest.mark.parametrize("content", [b"", b"\n\r\n  \n", b"\xef\xbb\xbf"])
 def test_nothing_has_no_lines(content: bytes) -> None:
     assert read(content) == []
+
+
+def test_an_unknown_column_is_told_which_there_are() -> None:
+    with pytest.raises(FileRefused) as refused:
+        list(read_file(io.BytesIO(b"Promt,seed\na hat,1\n"), "csv"))
+    assert "Did you mean prompt?" in refused.value.message
+    assert "guidance_scale" in refused.value.message

@@ -170,7 +170,7 @@ def test_a_picture_without_a_receipt_is_told(open_page: Open, session: str) -> N
 
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
-    [("form-prompt", "  ", "The prompt is empty"), ("form-width", 130, "width")],
+    [("form-prompt", "  ", "The prompt is empty"), ("form-width", 130, "**Width:**")],
 )
 def test_what_the_server_does_not_take_is_told_and_nothing_is_lost(
     open_page: Open, session: str, field: str, value: str | int, sentence: str
@@ -209,10 +209,10 @@ def test_the_receipt_is_shown_and_a_star_is_kept(
     page = open_page(session)
     generate(page, "a red hat")
     image = newest(client, session).images[0]
-    button(page, "Star").click()
+    button(page, "☆ Star").click()
     page.run()
     assert client.images.get(image.id).starred
-    assert "Starred" in labels(page)
+    assert ":orange[★] Starred" in labels(page)
     button(page, "Show receipt").click()
     page.run()
     shown = json.loads(page.json[0].value)
@@ -226,3 +226,42 @@ def test_reproduce_says_that_every_pixel_is_equal(open_page: Open, session: str)
     page.run()
     run_until(page, "the verdict", lambda: "Identical" in said(page))
     assert "Identical" in said(page)
+
+
+def test_a_size_that_cannot_be_is_told_at_its_field_and_not_replaced(
+    open_page: Open, client: darkroom.Client, session: str
+) -> None:
+    page = open_page(session)
+    page.number_input(key="form-width").set_value(100_000)
+    page.number_input(key="form-height").set_value(65)
+    page.text_area(key="form-prompt").set_value("a red hat")
+    button(page, "Generate").click()
+    page.run()
+    assert page.session_state["form-width"] == 100_000
+    assert "not 100000." in said(page)
+    assert "A multiple of 8, not 65." in said(page)
+    assert "These settings cannot be used" in said(page)
+    assert client.jobs.list(session_id=session).take(1) == []
+
+
+def test_a_new_look_at_a_session_carries_no_initial_image_over(
+    open_page: Open, client: darkroom.Client, session: str
+) -> None:
+    upload = client.uploads.create(png())
+    client.jobs.submit("a red hat", session_id=session, init_image=upload.id).wait()
+    page = open_page(session)
+    assert page.session_state["form-prompt"] == "a red hat"
+    assert "form-initial" not in page.session_state
+
+
+def test_jobs_of_other_sessions_can_be_found(
+    open_page: Open, client: darkroom.Client, session: str
+) -> None:
+    client.jobs.submit("made in a shell", session_id=session)
+    page = open_page()
+    page.session_state["sessions"] = True
+    page.run()
+    [found] = [each for each in page.button if each.label.startswith("made in a shell")][:1]
+    found.click()
+    page.run()
+    assert page.session_state["session"] == session

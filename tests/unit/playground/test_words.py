@@ -97,3 +97,10 @@ def test_a_prompt_is_never_drawn_as_markdown() -> None:
 )
 def test_durations_are_rough(seconds: float, told: str) -> None:
     assert words.span(seconds) == told
+
+
+@pytest.mark.parametrize("text", ["1. a list\n\n# big", "www.example.com", "&lt;b&gt;", "a_b_c @x"])
+def test_no_markdown_comes_through(text: str) -> None:
+    escaped = words.escape(text)
+    assert "\n" not in escaped
+    assert re.findall(r"(?<!\\)[.&@#_;]", escaped) == []
