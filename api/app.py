@@ -42,6 +42,7 @@ from api.problems import (
     Problem,
     handle_http_exception,
     handle_problem,
+    handle_storage_unavailable,
     handle_validation_error,
 )
 from api.prompts.routes import router as prompts
@@ -61,6 +62,7 @@ from api.webhooks.routes import router as webhooks
 from api.workers.roster import WorkerRoster
 from api.workers.routes import router as workers
 from shared.database import open_async_engine
+from shared.errors import StorageUnavailable
 from shared.logging import configure_logging
 from shared.metrics.exposition import MetricsListener
 from shared.model_catalog import load_catalog
@@ -135,6 +137,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestEnvelope)
     app.add_middleware(HeadAsGet)  # the last one added is the outermost
     app.add_exception_handler(Problem, handle_problem)
+    app.add_exception_handler(StorageUnavailable, handle_storage_unavailable)
     app.add_exception_handler(HTTPException, handle_http_exception)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     for router in (

@@ -11,23 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx2
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from deploy.tenants import register_key
 from shared.errors import StorageUnavailable
 from shared.settings import Settings, get_settings
-from shared.storage import Storage, signing_credentials
+from shared.storage import Storage
 from shared.tenancy.scopes import RESOURCES
 
 DEFAULT_TENANT = "studio"
-_PLACE = (
-    '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-    "<LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,30 +58,12 @@ def ensure_bucket(settings: Settings) -> bool:
     try:
         storage.check()
     except StorageUnavailable:
-        _make_bucket(settings)
+        storage.make_bucket()
         storage.check()
         return True
     finally:
         storage.close()
     return False
-
-
-def _make_bucket(settings: Settings) -> None:
-    region, name = settings.s3_region, settings.s3_bucket
-    endpoint = settings.s3_endpoint or f"https://s3.{region}.amazonaws.com"
-    # AWS takes its oldest region for granted and refuses to hear it named.
-    named = settings.s3_endpoint is None and region != "us-east-1"
-    body = _PLACE.format(region=region) if named else ""
-    request = AWSRequest("PUT", f"{endpoint.rstrip('/')}/{name}", data=body)
-    S3SigV4Auth(signing_credentials(settings), "s3", region).add_auth(request)
-    try:
-        answer = httpx2.put(
-            request.url, content=body, headers=dict(request.headers), timeout=10, trust_env=False
-        )
-    except httpx2.HTTPError as error:
-        raise StorageUnavailable(f"the bucket cannot be made: {type(error).__name__}") from error
-    if not answer.is_success:
-        raise StorageUnavailable(f"the bucket cannot be made: status {answer.status_code}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,12 +47,15 @@ class Settings(BaseSettings):
     redis_url: SecretStr
     """``redis://:password@host:port/0``; Redis ≥ 6.2 or Valkey."""
     s3_endpoint: str | None = None
-    """None: AWS S3. Otherwise any S3-compatible store, addressed by path."""
+    """None: AWS S3, or the `endpoint_url` of boto3's configuration. Otherwise any S3-compatible
+    store, addressed by path (by host with `s3.addressing_style = virtual` in `~/.aws/config`)."""
     s3_public_endpoint: str | None = None
     """The endpoint that presigned URLs name, where clients reach the store by another address."""
     s3_bucket: str = "darkroom"
-    s3_region: str = "us-east-1"
+    s3_region: str | None = None
+    """None: the region of boto3's configuration (`AWS_DEFAULT_REGION`, profile), else us-east-1."""
     s3_access_key: str | None = None
+    """None, like the secret: whatever boto3 finds (environment, profile, SSO, roles)."""
     s3_secret_key: SecretStr | None = None
     cors_origins: tuple[str, ...] = ()
     """Sites whose scripts may call the API from a browser, as `["https://studio.example"]`."""

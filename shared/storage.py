@@ -1,30 +1,40 @@
-"""Pictures in S3: keys, reads, writes, deletes and presigned URLs, through obstore alone.
+"""Images in S3: keys, reads, writes, deletes and presigned URLs, through boto3 alone."""
 
-obstore is the Rust crate `object_store` behind a thin layer of Python. A write takes an eighth of
-boto3's time on the CPU and leaves the interpreter's lock to other threads, and a presigned URL a
-thirtieth (docs/adr/0017-object-storage.md).
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, BinaryIO
 from uuid import UUID
 
-import obstore
-from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import S3Store
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.exceptions import (
+    ConnectionError as NotConnected,
+)
 
 from shared.errors import StorageUnavailable
 from shared.ids import to_wire
 from shared.metrics.dependencies import s3_call, s3_code
+from shared.s3 import FAILURES, TooSlow, UrlSigner, limited, open_client, open_session
 from shared.settings import Settings
 
 EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
 
 _PART_BYTES = 8 * 1024 * 1024
-
-_FAILURES = (BaseError, FileNotFoundError)
+_DELETED_AT_ONCE = 1000
+"""S3's own limit of a request."""
+_TRANSFER = TransferConfig(
+    multipart_threshold=_PART_BYTES,
+    multipart_chunksize=_PART_BYTES,
+    use_threads=False,  # callers are in threads already
+    preferred_transfer_client="classic",
+)
 
 
 class ObjectMissing(Exception):
@@ -64,197 +74,155 @@ class StoredObject:
 
 
 class Storage:
-    """One bucket. Thread-safe."""
+    """One bucket. Thread-safe, as boto3's clients are.
 
-    def __init__(self, settings: Settings, max_connections: int = 16) -> None:
+    Every method but `presign` raises StorageUnavailable where S3 refuses, cannot be reached, or
+    takes longer than `time_limit` for one operation, its retry included.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        max_connections: int = 16,
+        time_limit: timedelta = timedelta(minutes=1),
+    ) -> None:
         self.bucket = settings.s3_bucket
         self._settings = settings
-        self._credentials: Any = None
-        self._store = _open(settings, settings.s3_endpoint, max_connections)
-        public = settings.s3_public_endpoint
-        self._presigner = _open(settings, public, 1) if public else self._store
+        self._seconds = time_limit.total_seconds()
+        endpoint = settings.s3_public_endpoint or settings.s3_endpoint
+        try:
+            session, credentials = open_session(settings)
+            self._client = open_client(session, settings, max_connections)
+            self._signer = UrlSigner(session, settings, endpoint, credentials)
+        except BotoCoreError as error:  # read by operators alone
+            raise StorageUnavailable(f"S3 is not set up right: {error}") from error
+        credentials.renew()
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
-        """Write an object.
-
-        Raises:
-            StorageUnavailable: S3 refused or could not be reached, the library's retry included.
-        """
-        attributes = {
-            "Content-Type": content_type,
-            "Cache-Control": "private, max-age=31536000, immutable",
-        }
-        try:
-            with s3_call("PutObject"):
-                obstore.put(self._store, key, body, attributes=attributes, use_multipart=False)
-        except _FAILURES as error:
-            raise StorageUnavailable(f"writing to S3 failed: {_reason(error)}") from error
+        """Write an object."""
+        with self._call("PutObject", "writing to S3 failed"):
+            self._client.put_object(
+                Bucket=self.bucket,
+                Key=key,
+                Body=body,
+                ContentType=content_type,
+                CacheControl="private, max-age=31536000, immutable",
+            )
 
     def put_file(self, key: str, file: BinaryIO, content_type: str) -> None:
-        """Write an object from a file of any length, in parts.
-
-        Raises:
-            StorageUnavailable: S3 refused or could not be reached.
-        """
-        attributes = {"Content-Type": content_type}
-        try:
-            with s3_call("PutFile"):
-                obstore.put(self._store, key, file, attributes=attributes, chunk_size=_PART_BYTES)
-        except _FAILURES as error:
-            raise StorageUnavailable(f"writing to S3 failed: {_reason(error)}") from error
+        """Write an object from a file of any length, in parts; boto3 closes the file."""
+        extra = {"ContentType": content_type}
+        with self._call("PutFile", "writing to S3 failed"):
+            self._client.upload_fileobj(file, self.bucket, key, extra, Config=_TRANSFER)
 
     def read_into(self, key: str, file: BinaryIO) -> None:
-        """Read an object of any length into a file.
+        """Read an object of any length into a file; each part has the time limit of its own.
 
         Raises:
             ObjectMissing: there is none of that key.
-            StorageUnavailable: S3 refused or could not be reached.
+            OSError: the file cannot be written.
         """
-        try:
-            with s3_call("GetFile"):
-                for part in obstore.get(self._store, key).stream(min_chunk_size=_PART_BYTES):
-                    file.write(part)
-        except _FAILURES as error:
-            raise _unread(key, error) from error
+        with self._call("GetFile", "reading from S3 failed", missing=key) as call:
+            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            for part in answer["Body"].iter_chunks(_PART_BYTES):
+                file.write(part)
+                call.renew()
 
-    def get(self, key: str) -> StoredObject:
-        """Read an object.
+    def get(self, key: str, span: range | None = None) -> StoredObject:
+        """Read an object, or some of it: `range(0, 100)` are its first hundred bytes.
+
+        A span that begins behind the object's end is StorageUnavailable (`InvalidRange`); one that
+        ends there is cut.
 
         Raises:
             ObjectMissing: there is none of that key.
-            StorageUnavailable: S3 refused or could not be reached.
         """
-        try:
-            with s3_call("GetObject"):
-                answer = obstore.get(self._store, key)
-                kind = answer.attributes.get("Content-Type", "application/octet-stream")
-                return StoredObject(bytes(answer.bytes()), kind)
-        except _FAILURES as error:
-            raise _unread(key, error) from error
+        asked = {} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"}
+        with self._call("GetObject", "reading from S3 failed", missing=key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, **asked)
+            body: bytes = answer["Body"].read()
+        if span is not None and "ContentRange" not in answer:  # a store that knows no ranges
+            body = body[span.start : span.stop]
+        return StoredObject(body, answer.get("ContentType", "application/octet-stream"))
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects; one that is not there counts as deleted. Returns how many were named.
 
-        Raises:
-            StorageUnavailable: S3 refused or could not be reached; some may be gone already.
+        When it fails, some may be gone already.
         """
         names = list(keys)
-        try:
-            if names:
-                with s3_call("DeleteObjects"):
-                    obstore.delete(self._store, names)
-        except _FAILURES as error:
-            raise StorageUnavailable(f"deleting from S3 failed: {_reason(error)}") from error
+        for start in range(0, len(names), _DELETED_AT_ONCE):
+            self._delete(names[start : start + _DELETED_AT_ONCE])
         return len(names)
 
-    def list_keys(self, prefix: str) -> list[str]:
-        """Every key that begins with `prefix`.
+    def _delete(self, keys: Sequence[str]) -> None:
+        objects = [{"Key": key} for key in keys]
+        with self._call("DeleteObjects", "deleting from S3 failed"):
+            answer = self._client.delete_objects(
+                Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True}
+            )
+        # S3 answers 200 even then.
+        if codes := {str(each.get("Code")) for each in answer.get("Errors", ())} - {"NoSuchKey"}:
+            raise StorageUnavailable(f"deleting from S3 failed: {', '.join(sorted(codes))}")
 
-        Raises:
-            StorageUnavailable: S3 refused or could not be reached.
-        """
-        # The library lists folders: whole ones between slashes.
-        folder = prefix.rpartition("/")[0]
-        try:
-            with s3_call("ListObjects"):
-                return [
-                    item["path"]
-                    for page in obstore.list(self._store, folder or None)
-                    for item in page
-                    if item["path"].startswith(prefix)
-                ]
-        except _FAILURES as error:
-            raise StorageUnavailable(f"listing S3 failed: {_reason(error)}") from error
+    def list_keys(self, prefix: str) -> list[str]:
+        """Every key that begins with `prefix`."""
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._call("ListObjects", "listing S3 failed"):
+            return [
+                item["Key"]
+                for page in pages.paginate(Bucket=self.bucket, Prefix=prefix)
+                for item in page.get("Contents", ())
+            ]
 
     def presign(self, key: str, download_name: str | None = None) -> str:
-        """A URL that reads one object for a few minutes. Signed here; no request is made."""
-        url: str = obstore.sign(self._presigner, "GET", key, self._settings.presign_ttl)
-        if download_name is None:
-            return url
-        if self._credentials is None:
-            self._credentials = signing_credentials(self._settings)
-        return _sign_download(
-            url.partition("?")[0], download_name, self._settings, self._credentials
-        )
-
-    def check(self) -> None:
-        """Ask for the bucket.
+        """A URL that reads one object for a few minutes. Signed here; no request is made.
 
         Raises:
-            StorageUnavailable: it does not exist, is forbidden, or S3 cannot be reached.
+            StorageUnavailable: there are no credentials.
         """
         try:
-            with s3_call("ListObjects"):
-                obstore.list_with_delimiter(self._store, "_health")
-        except _FAILURES as error:
-            raise StorageUnavailable(f"S3 does not answer: {_reason(error)}") from error
+            return self._signer.sign(key, download_name)
+        except FAILURES as error:
+            raise StorageUnavailable(f"signing for S3 failed: {_reason(error)}") from error
+
+    def check(self) -> None:
+        """Ask for the bucket: it exists, and its keys may be listed."""
+        with self._call("ListObjects", "S3 does not answer"):
+            self._client.list_objects_v2(Bucket=self.bucket, Prefix="_health/", MaxKeys=1)
+
+    def make_bucket(self) -> None:
+        """Make the bucket, where the client's region is."""
+        region = self._client.meta.region_name
+        # AWS takes its oldest region for granted and refuses to hear it named.
+        named = self._settings.s3_endpoint is None and region != "us-east-1"
+        place = {"CreateBucketConfiguration": {"LocationConstraint": region}} if named else {}
+        with self._call("CreateBucket", "the bucket cannot be made"):
+            self._client.create_bucket(Bucket=self.bucket, **place)
 
     def close(self) -> None:
-        """Nothing to do: connections close with the last use of the object."""
+        """Close the connections."""
+        self._client.close()
 
+    @contextmanager
+    def _call(self, operation: str, failed: str, missing: str | None = None) -> Iterator[Any]:
+        """Measure and limit one call, and say what its failure means.
 
-def _open(settings: Settings, endpoint: str | None, max_connections: int) -> S3Store:
-    secret = settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None
-    given: dict[str, Any] = {
-        "endpoint": endpoint,
-        "access_key_id": settings.s3_access_key,
-        "secret_access_key": secret,
-    }
-    return S3Store(
-        settings.s3_bucket,
-        region=settings.s3_region,
-        virtual_hosted_style_request=endpoint is None and "." not in settings.s3_bucket,
-        **{name: value for name, value in given.items() if value is not None},
-        client_options={
-            "allow_http": endpoint is not None and endpoint.startswith("http:"),
-            "connect_timeout": timedelta(seconds=2),
-            "read_timeout": timedelta(seconds=20),
-            "timeout": timedelta(minutes=2),
-            "pool_max_idle_per_host": str(max_connections),
-        },
-        retry_config={"max_retries": 1, "retry_timeout": timedelta(minutes=1)},
-    )
-
-
-def signing_credentials(settings: Settings) -> Any:
-    """botocore's credentials, for what obstore cannot sign: the settings', or the environment's.
-
-    Those of a role renew themselves; to look for them may take a request.
-
-    Raises:
-        StorageUnavailable: there are none.
-    """
-    from botocore.credentials import Credentials
-    from botocore.session import Session
-
-    if settings.s3_access_key and settings.s3_secret_key:
-        return Credentials(settings.s3_access_key, settings.s3_secret_key.get_secret_value())
-    found = Session().get_credentials()
-    if found is None:
-        raise StorageUnavailable("there are no credentials for S3")
-    return found
-
-
-def _sign_download(url: str, name: str, settings: Settings, credentials: Any) -> str:
-    """`url`, signed so that S3 answers with this file name. Imported late: it takes 6 MB."""
-    from botocore.auth import S3SigV4QueryAuth
-    from botocore.awsrequest import AWSRequest
-
-    asked = {"response-content-disposition": f'attachment; filename="{name}"'}
-    request = AWSRequest("GET", url, params=asked)
-    seconds = int(settings.presign_ttl.total_seconds())
-    S3SigV4QueryAuth(credentials, "s3", settings.s3_region, expires=seconds).add_auth(request)
-    signed: str = request.prepare().url
-    return signed
-
-
-def _unread(key: str, error: Exception) -> Exception:
-    """What a failed read means. A bucket that is not there says nothing of its objects."""
-    if isinstance(error, FileNotFoundError | NotFoundError) and s3_code(error) != "NoSuchBucket":
-        return ObjectMissing(key)
-    return StorageUnavailable(f"reading from S3 failed: {_reason(error)}")
+        `missing` is the key that may not be there. A bucket that is not there says nothing of it.
+        """
+        try:
+            with s3_call(operation), limited(self._seconds) as call:
+                yield call
+        except FAILURES as error:
+            if missing is not None and s3_code(error) in ("NoSuchKey", "404"):
+                raise ObjectMissing(missing) from error
+            raise StorageUnavailable(f"{failed}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     """The cause without addresses or keys: it may reach a client."""
-    return s3_code(error) or "no answer"
+    if isinstance(error, ClientError):
+        return s3_code(error) or "refused"
+    if isinstance(error, NotConnected | HTTPClientError | IncompleteReadError | TooSlow):
+        return "no answer"
+    return type(error).__name__

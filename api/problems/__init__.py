@@ -5,6 +5,7 @@ from api.problems.answers import (
     answer,
     handle_http_exception,
     handle_problem,
+    handle_storage_unavailable,
     handle_validation_error,
 )
 from api.problems.catalogue import CATALOGUE, ProblemType
@@ -31,6 +32,7 @@ __all__ = [
     "from_validation",
     "handle_http_exception",
     "handle_problem",
+    "handle_storage_unavailable",
     "handle_validation_error",
     "not_found",
     "pointer",

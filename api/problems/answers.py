@@ -11,6 +11,7 @@ from starlette.routing import Match
 
 from api.metrics.families import PROBLEMS
 from api.problems.problem import MAX_ERRORS, MAX_TEXT, FieldError, Problem, message_of
+from shared.errors import StorageUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -52,6 +53,12 @@ async def handle_problem(request: Request, error: Exception) -> Response:
     """FastAPI's handler for `Problem`."""
     assert isinstance(error, Problem)  # noqa: S101
     return answer(error, request.url.path, request_id_of(request))
+
+
+async def handle_storage_unavailable(request: Request, error: Exception) -> Response:
+    """S3 where no route expects it, as in signing URLs without credentials."""
+    assert isinstance(error, StorageUnavailable)  # noqa: S101
+    return answer(Problem("storage_unavailable"), request.url.path, request_id_of(request))
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:

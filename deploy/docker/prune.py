@@ -1,7 +1,7 @@
 """Take out of a folder of packages what the API never reads: `python prune.py FOLDER`.
 
 Three things make more than a third of its size: the descriptions of 430 AWS services, of which only
-the few are read that give credentials to a role, the prompt of Celery's interactive shell, and a
+S3 and the few are read that give credentials, the prompt of Celery's interactive shell, and a
 codec that the API refuses anyway (it reads PNG, JPEG and WebP). Sources and headers of compiled
 modules and the types of libraries go, too.
 """
@@ -11,9 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_SERVICES = frozenset({"sts", "sso", "sso-oidc"})
-"""What botocore asks for credentials where a role gives them."""
+_SERVICES = frozenset({"s3", "sts", "sso", "sso-oidc", "signin"})
+"""The store, and what botocore asks for credentials."""
 _UNUSED = (
+    "boto3/data",
+    "boto3/examples",
     "click_repl*",
     "prompt_toolkit*",
     "wcwidth*",

@@ -1,10 +1,10 @@
 """Metrics of what Darkroom rests on: Postgres, Redis and S3."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from botocore.exceptions import ClientError
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -37,8 +37,6 @@ S3_ERRORS = Counter(
     ["operation", "kind"],
 )
 
-_S3_ANSWER = (re.compile(r"<Code>(\w+)</Code>"), re.compile(r"status code: (\d{3})"))
-"""obstore puts the whole answer of S3 into the text of its errors."""
 _KIND_OF_SQLSTATE = {
     "08": "connection",
     "22": "data",
@@ -83,8 +81,10 @@ def s3_call(operation: str) -> Iterator[None]:
 
 def s3_code(error: Exception) -> str | None:
     """The code, or else the HTTP status, with which S3 refused; None: it did not answer."""
-    found = [pattern.search(str(error)) for pattern in _S3_ANSWER]
-    return next((match[1] for match in found if match), None)
+    if not isinstance(error, ClientError):
+        return None
+    code = error.response.get("Error", {}).get("Code")
+    return None if code is None else str(code)
 
 
 def _kind_of(error: Exception) -> str:

@@ -12,12 +12,12 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-import celery.apps.worker  # (all of these for the children)
+import boto3  # noqa: F401  (all of these for the children)
+import celery.apps.worker
 import celery.concurrency.thread
 import celery.worker.consumer
 import celery.worker.strategy  # noqa: F401
 import kombu.transport.redis  # noqa: F401
-import obstore  # noqa: F401
 import psycopg  # noqa: F401
 import uvicorn  # noqa: F401
 

@@ -91,8 +91,15 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def test_pruning_leaves_what_the_api_reads(tmp_path: Path) -> None:
-    kept = ("botocore/data/sts/x.json", "botocore/data/endpoints.json", "celery/app.py", "PIL/a.so")
-    gone = ("botocore/data/ec2/x.json", "redis/typing.pyi", "wcwidth/t.py", "uvloop/loop.pyx")
+    services = ("botocore/data/s3/x.json", "botocore/data/sts/x.json")
+    kept = (*services, "botocore/data/endpoints.json", "celery/app.py", "PIL/a.so")
+    gone = (
+        "botocore/data/ec2/x.json",
+        "boto3/data/s3/x.json",
+        "redis/typing.pyi",
+        "wcwidth/t.py",
+        "uvloop/loop.pyx",
+    )
     for name in (*kept, *gone):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
