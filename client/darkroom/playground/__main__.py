@@ -7,7 +7,7 @@ from pathlib import Path
 
 from darkroom.extras import how_to_install
 
-APP = Path(__file__).with_name("app.py")
+APP = Path(__file__).with_name("server.py")
 DEFAULT_PORT = 8501
 LOOPBACK = "127.0.0.1"
 LOCAL_NAMES = ("localhost", LOOPBACK)

@@ -59,3 +59,11 @@ def test_a_page_of_another_name_that_leads_here_is_refused(port: int) -> None:
 def test_no_other_interface_listens(port: int) -> None:
     with pytest.raises(OSError, match=r"refused|assign|unreachable|timed out"):
         socket.create_connection(("127.0.0.2", port), timeout=5).close()
+
+
+def test_no_other_site_may_frame_it_or_bring_scripts_into_it(port: int) -> None:
+    for path in ("/", "/_stcore/health"):
+        headers = httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False).headers
+        policy = headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy
+        assert "default-src 'self'" in policy
