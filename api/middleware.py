@@ -43,9 +43,7 @@ class HeadAsGet:
                 await send({"type": "http.response.body", "body": b""})
                 answered.set()
 
-        getting = asyncio.create_task(
-            self._run({**scope, "method": "GET"}, receive, send_head, answered)
-        )
+        getting = asyncio.create_task(self._run(_as_get(scope), receive, send_head, answered))
         try:
             await answered.wait()
         finally:
@@ -60,6 +58,12 @@ class HeadAsGet:
             await self._app(scope, receive, send)
         finally:
             answered.set()
+
+
+def _as_get(scope: Scope) -> Scope:
+    """Ranges are of GET alone (RFC 9110, 14.2)."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+    return {**scope, "method": "GET", "headers": headers}
 
 
 class RequestEnvelope:

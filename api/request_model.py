@@ -1,13 +1,21 @@
 """What a body may be: strict JSON, parsed into a model that refuses what it does not know."""
 
 import json
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from api.problems import FieldError, Problem, from_validation, pointer
 
 M = TypeVar("M", bound="RequestModel")
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+"""A JSON integer: a number with a zero fractional part is one (JSON Schema 2020-12, 6.1.1)."""
 
 
 class RequestModel(BaseModel):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+import unicodedata
 import zipfile
 from collections import deque
 from collections.abc import AsyncIterator
@@ -92,6 +93,7 @@ async def _entries(
 ) -> AsyncIterator[Entry]:
     """The pictures made so far, in the order of the lines."""
     after: UUID | None = None
+    taken: set[str] = set()
     while True:
         async with resources.tenant_transaction(principal) as session:
             asked = statements.list_items(batch, _JOBS_AT_ONCE, after=after, states=("succeeded",))
@@ -104,6 +106,9 @@ async def _entries(
             is_repeated = (image.job_id, image.seed) in seen
             seen.add((image.job_id, image.seed))
             name = entry_name(names[image.job_id], image, is_repeated=is_repeated)
+            if _folded(name) in taken:
+                name = entry_name(names[image.job_id], image, is_repeated=True)
+            taken.add(_folded(name))
             yield Entry(name, image.s3_key, image.created_at)
         if len(jobs) < _JOBS_AT_ONCE:
             return
@@ -111,14 +116,19 @@ async def _entries(
 
 
 def entry_name(custom_id: str, image: Image, *, is_repeated: bool = False) -> str:
-    """`custom_id_seed.png`, safe on every file system; unique, because custom_ids are.
+    """`custom_id_seed.png`, safe on every file system.
 
-    A name that had to be changed for that, and a seed that its job has twice, get a bit of the
-    image's id.
+    A name that had to be changed for that, that another one differs from only in case, and a seed
+    that its job has twice, get a bit of the image's id.
     """
     safe = _UNSAFE.sub("_", custom_id).strip(".")
     suffix = f"_{image.id.hex[-8:]}" if safe != custom_id or is_repeated else ""
     return f"{safe}_{image.seed}{suffix}.{EXTENSIONS[image.content_type]}"
+
+
+def _folded(name: str) -> str:
+    """The same for names that macOS and Windows take for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 async def _bodies(

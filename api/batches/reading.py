@@ -5,6 +5,7 @@ Everything is read line by line from a file on disk; the longest line bounds the
 
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,11 @@ _TEXTS = frozenset(
         *("init_image", "resize_mode", "output_format"),
     }
 )
+_LITTLE_UTF16, _BIG_UTF16 = [False, True, False, True], [True, False, True, False]
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?[0-9]{1,40}(?:\.[0-9]{0,40})?(?:[eE][+-]?[0-9]{1,4})?", re.ASCII)
+_COLUMNS = _INTEGERS | _NUMBERS | _JSON | _TEXTS
 _METADATA = "metadata."
 """Prefix of CSV columns that are one key of the metadata."""
 
@@ -66,6 +72,22 @@ def read_file(file: BinaryIO, form: FileFormat) -> Iterator[Line]:
     return read_csv(source) if form == "csv" else read_jsonl(source)
 
 
+def _check_encoding(start: bytes) -> None:
+    """UTF-16 and UTF-32 show in the first characters: a mark, or the NULs of ASCII ones.
+
+    Raises:
+        FileRefused: the file has one of them.
+    """
+    nuls = [byte == 0 for byte in start]
+    if start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or nuls.count(True) == 3:
+        encoding = "UTF-32"
+    elif start[:2] in (b"\xff\xfe", b"\xfe\xff") or nuls in (_LITTLE_UTF16, _BIG_UTF16):
+        encoding = "UTF-16"
+    else:
+        return
+    raise FileRefused("unsupported_encoding", f"The file is {encoding}; save it as UTF-8.", 1)
+
+
 def read_list(items: Iterable[Any]) -> Iterator[Line]:
     """The entries of a JSON body's list."""
     for number, item in enumerate(items, 1):
@@ -85,7 +107,7 @@ def _split(source: _Lines) -> Iterator[tuple[int, bytes | None]]:
     """(number, line with its end); None for a line that is too long, which is skipped unread.
 
     Raises:
-        FileRefused: there are too many; a million blank ones take a kilobyte of gzip.
+        FileRefused: the encoding is another, or there are too many; a million blank ones take a kilobyte of gzip.
     """
     number = 0
     while text := source.readline(MAX_LINE_BYTES + 1):
@@ -94,6 +116,7 @@ def _split(source: _Lines) -> Iterator[tuple[int, bytes | None]]:
             message = f"The file has more than {MAX_RAW_LINES} lines, blank ones included."
             raise FileRefused("too_many_lines", message, number)
         if number == 1:
+            _check_encoding(text[:4])
             text = text.removeprefix(_BOM)
         if len(text) > MAX_LINE_BYTES and not text.endswith(b"\n"):
             while (rest := source.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
@@ -123,8 +146,17 @@ def _why_no_json(text: bytes) -> LineRefused:
     try:
         text.decode("utf-8")
     except UnicodeDecodeError:
-        return LineRefused.because("invalid_utf8", "The line is not valid UTF-8.")
+        return LineRefused.because("invalid_utf8", f"The line is not valid UTF-8{_likely(text)}.")
     return LineRefused.because("malformed_json", "The line is not valid JSON (RFC 8259).")
+
+
+def _likely(text: bytes) -> str:
+    """What bytes that are no UTF-8 may be."""
+    try:
+        text.decode("cp1252")
+    except UnicodeDecodeError:
+        return ""
+    return "; it looks like Windows-1252, so save the file as UTF-8"
 
 
 def _too_long() -> LineRefused:
@@ -164,18 +196,28 @@ def _decoded(source: _Lines) -> Iterator[str]:
             message = f"The line is longer than {MAX_LINE_BYTES} bytes."
             raise FileRefused("line_too_long", message, number)
         # Bytes that are no UTF-8 become lone surrogates, which `_record` finds in their own line.
-        yield text.decode("utf-8", "surrogateescape")
+        line = text.decode("utf-8", "surrogateescape")
+        if number == 1:
+            _check_delimiter(line)
+        yield line
+
+
+def _check_delimiter(header: str) -> None:
+    for delimiter, plural in _DELIMITERS.items():
+        parts = [part.strip(' "\r\n') for part in header.split(delimiter)]
+        if len(parts) > 1 and "," not in header and not _COLUMNS.isdisjoint(parts):
+            message = f"The columns are separated by {plural}; separate them by commas."
+            raise FileRefused("wrong_delimiter", message, 1)
 
 
 def _check_header(columns: list[str]) -> None:
-    known = _INTEGERS | _NUMBERS | _JSON | _TEXTS
     for name in columns:
-        if name not in known and not name.startswith(_METADATA):
-            near = get_close_matches(name[:64].lower().replace(" ", "_"), sorted(known), 1)
+        if name not in _COLUMNS and not name.startswith(_METADATA):
+            near = get_close_matches(name[:64].lower().replace(" ", "_"), sorted(_COLUMNS), 1)
             guess = f" Did you mean {near[0]}?" if near else ""
             message = (
                 f"There is no field named {name[:64]!r}.{guess} The first line names the columns, "
-                f"which may be: {', '.join(sorted(known))}, metadata.NAME."
+                f"which may be: {', '.join(sorted(_COLUMNS))}, metadata.NAME."
             )
             raise FileRefused("unknown_column", message.encode("ascii", "replace").decode(), 1)
     if len(set(columns)) < len(columns):
@@ -194,7 +236,9 @@ def _record(number: int, columns: list[str], cells: list[str]) -> Line:
             cell.encode("utf-8")
         except UnicodeEncodeError:
             refusal = LineRefused.because(
-                "invalid_utf8", "The cell is not valid UTF-8.", f"/{name}"
+                "invalid_utf8",
+                f"The cell is not valid UTF-8{_likely(cell.encode('utf-8', 'surrogateescape'))}.",
+                f"/{name}",
             )
             return Line(number, None, refusal)
         if name.startswith(_METADATA):
@@ -207,10 +251,11 @@ def _record(number: int, columns: list[str], cells: list[str]) -> Line:
 def _convert(name: str, cell: str) -> Any:
     """The cell as the field's type; what cannot be converted is left for the validation to name."""
     try:
+        # Python's own int and float take more than numbers as JSON and spreadsheets write them.
         if name in _INTEGERS:
-            return int(cell) if len(cell) <= 20 else cell
+            return int(cell) if _INTEGER.fullmatch(cell.strip(" ")) else cell
         if name in _NUMBERS:
-            return float(cell)
+            return float(cell) if _NUMBER.fullmatch(cell.strip(" ")) else cell
         if name in _JSON:
             return from_json(cell, allow_inf_nan=False)
     except ValueError:

@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 from api.auth import ImagesRead, JobsWrite
 from api.bodies import FILE_SCHEMA, read_file
 from api.deps import Res
+from api.files import FileConditions, file_answer
 from api.images import service
 from api.images.inspect import inspect as inspect_picture
 from api.images.reproduce import reproduce as reproduce_image
@@ -17,7 +18,7 @@ from api.images.schemas import Image, Inspection, Reproduction
 from api.jobs.routes import MAX_WAIT, Prefer, parse_wait
 from api.problems import responses
 from api.usage.admission import REFUSALS
-from api.wire import IfNoneMatch, json_answer
+from api.wire import json_answer
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -37,12 +38,14 @@ _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
             "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
         },
     },
+    206: {"description": "With `proxy=1`: the part that `Range` asks for."},
     302: {"description": "To a URL in object storage that is good for some minutes."},
     304: {"description": "With `proxy=1`: the file has the ETag in `If-None-Match`."},
     **responses(
         "insufficient_scope",
         "not_found",
         "object_missing",
+        "range_not_satisfiable",
         "validation_failed",
         "database_unavailable",
         "storage_unavailable",
@@ -78,9 +81,9 @@ async def content(
     resources: Res,
     principal: ImagesRead,
     image_id: ImageId,
+    conditions: FileConditions,
     proxy: Proxy = False,
     download: Download = False,
-    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Redirects to object storage, or sends the file itself with `proxy=1`."""
     row = await service.find(resources, principal, image_id)
@@ -93,11 +96,11 @@ async def content(
         "ETag": f'"{row.sha256}"',
         "Content-Disposition": f'{"attachment" if download else "inline"}; filename="{name}"',
     }
-    if if_none_match is not None and headers["ETag"] in if_none_match:
+    if conditions.has_it(headers["ETag"]):
         return Response(status_code=304, headers=headers)
     stored = await service.read_object(resources, row.s3_key)
     # The type is the one on record, never one that storage or a client names.
-    return Response(stored.body, 200, headers, row.content_type)
+    return file_answer(stored.body, row.content_type, headers, conditions)
 
 
 @router.get(
@@ -112,18 +115,18 @@ async def thumbnail(
     resources: Res,
     principal: ImagesRead,
     image_id: ImageId,
+    conditions: FileConditions,
     proxy: Proxy = False,
-    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """A small WebP, by the same ways as the file."""
     row = await service.find(resources, principal, image_id)
     if not proxy:
         return RedirectResponse(resources.storage.presign(row.thumbnail_s3_key), 302)
     headers = {"Cache-Control": _FOR_EVER, "ETag": f'"{row.sha256}-thumbnail"'}
-    if if_none_match is not None and headers["ETag"] in if_none_match:
+    if conditions.has_it(headers["ETag"]):
         return Response(status_code=304, headers=headers)
     stored = await service.read_object(resources, row.thumbnail_s3_key)
-    return Response(stored.body, 200, headers, "image/webp")
+    return file_answer(stored.body, "image/webp", headers, conditions)
 
 
 @router.get(

@@ -179,6 +179,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "Pictures are compared by prompts. This file is none of yours and has no receipt.",
         ),
         ProblemType(
+            "range_not_satisfiable",
+            416,
+            "The file has no such bytes",
+            "The `Range` begins behind the file's end; `Content-Range` says how long it is.",
+        ),
+        ProblemType(
             "not_reproducible",
             422,
             "The picture cannot be made again here",

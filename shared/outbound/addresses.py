@@ -79,6 +79,8 @@ def embedded_ipv4(address: IPAddress) -> Iterator[IPv4Address]:
     if isinstance(address, IPv4Address):
         return
     value = int(address)
+    if value == 1:
+        return  # "::1" is the loopback address and wraps no other (RFC 4291, 2.5.3)
     if any(address in network for network in (_MAPPED, _COMPATIBLE, _TRANSLATED, _NAT64)):
         yield IPv4Address(value & 0xFFFF_FFFF)
     if address in _LOCAL_NAT64:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _LARGEST = 2**53 - 1
 
@@ -35,6 +35,14 @@ class Quotas(BaseModel):
     models: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=64)] | None = (
         Field(default=None, description="Names of the models that may be used.")
     )
+
+    @field_validator(
+        "requests_per_minute", "queued_cost", "concurrent_jobs", "max_pixels", mode="before"
+    )
+    @classmethod
+    def _whole(cls, value: object) -> object:
+        """A JSON number with a zero fractional part is an integer."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     @property
     def limit_the_queue(self) -> bool:

@@ -93,6 +93,52 @@ def test_a_proxied_picture_is_safe_to_open_and_to_keep(
     assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize("part", ["content", "thumbnail"])
+def test_a_part_of_a_file_can_be_read(http: httpx2.Client, job: dict[str, Any], part: str) -> None:
+    path = f"{image_path(job)}/{part}?proxy=1"
+    whole = http.get(path)
+    body, etag, size = whole.content, whole.headers["etag"], len(whole.content)
+    assert whole.headers["accept-ranges"] == "bytes"
+    for asked, first, last in [
+        ("0-9", 0, 9), ("5-5", 5, 5), (f"{size - 4}-", size - 4, size - 1), ("-7", size - 7, size - 1),
+        ("10-99999999", 10, size - 1), (f"-{size + 9}", 0, size - 1), (f"-{'9' * 30}", 0, size - 1),
+    ]:  # fmt: skip
+        answer = http.get(path, headers={"Range": f"bytes={asked}"})
+        assert (answer.status_code, answer.content) == (206, body[first : last + 1])
+        assert answer.headers["content-range"] == f"bytes {first}-{last}/{size}"
+        assert (answer.headers["etag"], answer.headers["content-type"]) == (
+            etag, whole.headers["content-type"],
+        )  # fmt: skip
+    for asked in (f"{size}-", "-0", f"{size}-{size + 9}", "9" * 30 + "-"):
+        answer = http.get(path, headers={"Range": f"bytes={asked}"})
+        check_problem(answer, 416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == f"bytes */{size}"
+    for asked in ("bytes=0-1,4-5", "bytes=9-2", "bytes=-", "bytes=a-b", "lines=0-1", "bytes=٠-٩"):
+        answer = http.get(path, headers={"Range": asked.encode()})
+        assert (answer.status_code, answer.content) == (200, body)
+    fresh = {"Range": "bytes=0-9", "If-Range": etag}
+    assert http.get(path, headers=fresh).status_code == 206
+    for other in ('"other"', f"W/{etag}", "Sun, 06 Nov 1994 08:49:37 GMT"):
+        assert http.get(path, headers={**fresh, "If-Range": other}).status_code == 200
+    assert http.get(path, headers={**fresh, "If-None-Match": etag}).status_code == 304
+    head = http.head(path, headers={"Range": "bytes=0-9"})
+    assert (head.status_code, head.headers["content-length"]) == (200, str(size))
+
+
+def test_if_none_match_means_the_same_everywhere(http: httpx2.Client, job: dict[str, Any]) -> None:
+    for path in (
+        f"{image_path(job)}/content?proxy=1",
+        f"{image_path(job)}/thumbnail?proxy=1",
+        f"/v1/jobs/{job['id']}",
+        "/openapi.json",
+    ):
+        etag = http.get(path).headers["etag"]
+        for known in ("*", etag, f'"a", {etag}', f"W/{etag.removeprefix('W/')}"):
+            assert http.get(path, headers={"If-None-Match": known}).status_code == 304, path
+        for unknown in ('"a"', etag.strip('W/"'), f'"x{etag.removeprefix("W/")[1:]}'):
+            assert http.get(path, headers={"If-None-Match": unknown}).status_code == 200, path
+
+
 def test_pictures_of_another_tenant_do_not_exist(
     stranger: httpx2.Client, job: dict[str, Any]
 ) -> None:

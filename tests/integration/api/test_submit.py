@@ -193,6 +193,27 @@ def test_a_dry_run_says_that_a_url_decides_the_size(http: httpx2.Client) -> None
     assert "size_unknown" not in {warning["code"] for warning in found["warnings"]}
 
 
+def test_a_whole_number_is_an_integer_however_it_is_written(http: httpx2.Client) -> None:
+    body = (
+        b'{"prompt": "a", "seed": 7.0, "width": 128.0, "height": 64.0, "steps": 4.0,'
+        b'"num_images": 2e0}'
+    )
+    headers = {"Content-Type": "application/json"}
+    job = http.post("/v1/jobs", content=body, headers=headers).json()
+    assert (job["seeds"], job["width"], job["height"], job["steps"]) == ([7, 8], 128, 64, 4)
+    body = b'{"prompt": "a", "seeds": [1.0, 2.5]}'
+    problem = http.post("/v1/jobs", content=body, headers=headers).json()
+    assert [error["pointer"] for error in problem["errors"]] == ["/seeds/1"]
+    quotas = b'{"name": "k", "scopes": ["jobs:read"], "quotas": {"max_pixels": 65536.0}}'
+    made = http.post("/v1/keys", content=quotas, headers=headers)
+    assert made.json()["quotas"]["max_pixels"] == 65536
+    lines = (
+        b'{"items": [{"prompt": "a", "matrix": {"seed": [1.0, 2]}, "width": 64.0}],"priority": 3.0}'
+    )
+    batch = http.post("/v1/batches?dry_run=1", content=lines, headers=headers).json()
+    assert (batch["jobs"], batch["invalid_lines"]) == (2, 0)
+
+
 def test_text_to_image_has_no_resize_mode(submit: Submit) -> None:
     assert submit()["resize_mode"] is None
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import unicodedata
 import zipfile
 from uuid import UUID
 
@@ -46,6 +47,9 @@ def test_archive_and_contact_sheet(api: ApiProcess) -> None:
         {"custom_id": "plain", "prompt": "a hat", "seed": 7},
         {"custom_id": "../../etc/passwd", "prompt": "a scarf", "seed": 8},
         {"custom_id": "twice", "prompt": "a shoe", "seeds": [9, 9]},
+        {"custom_id": "Plain", "prompt": "a hat", "seed": 7},
+        {"custom_id": "caf\u00e9", "prompt": "a hat", "seed": 7},
+        {"custom_id": "CAFE\u0301", "prompt": "a hat", "seed": 7},
     ]
     batch = make(api, items)
     early = api.http.get(f"/v1/batches/{batch['id']}/contact-sheet")
@@ -59,7 +63,7 @@ def test_archive_and_contact_sheet(api: ApiProcess) -> None:
         assert names[0] == "plain_7.png"
         assert names[1].startswith(".._.._etc_passwd_8_") or names[1].startswith("_.._etc_passwd_8")
         assert "/" not in "".join(names)
-        assert len(set(names)) == 4
+        assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 7
         assert Picture.open(io.BytesIO(archive.read("plain_7.png"))).size == (64, 64)
     sheet = api.http.get(f"/v1/batches/{batch['id']}/contact-sheet", params={"columns": 2})
     picture = Picture.open(io.BytesIO(sheet.content))

@@ -157,6 +157,50 @@ def test_csv_with_quotes_newlines_numbers_and_json() -> None:
     ]
 
 
+@pytest.mark.parametrize("cell", ["1_000", "٧", "７", "0x10", "7.0", "1e3", "nan", "1__0"])
+def test_csv_numbers_are_decimal_digits(cell: str) -> None:
+    content = f"prompt,seed,guidance_scale\na,{cell},1_0.5\nb, 7 ,+1.5e1\nc,-7,.nan\n".encode()
+    assert read(content, "csv") == [
+        (2, {"prompt": "a", "seed": cell, "guidance_scale": "1_0.5"}),
+        (3, {"prompt": "b", "seed": 7, "guidance_scale": 15.0}),
+        (4, {"prompt": "c", "seed": -7, "guidance_scale": ".nan"}),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_another_encoding_is_named(encoding: str, form: FileFormat, pack: Any) -> None:
+    text = "prompt\na\n" if form == "csv" else '{"prompt": "a"}\n'
+    with pytest.raises(FileRefused, match=encoding[:6].upper()) as refused:
+        read(pack(text.encode(encoding)), form)
+    assert refused.value.code == "unsupported_encoding"
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_windows_1252_is_named(form: FileFormat) -> None:
+    text = "prompt\ncafé\n" if form == "csv" else '{"prompt": "café"}\n'
+    (line,) = read_file(io.BytesIO(text.encode("cp1252")), form)
+    assert line.refusal is not None
+    assert line.refusal.errors[0].code == "invalid_utf8"
+    assert "Windows-1252" in line.refusal.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (b"prompt;seed", "semicolons"),
+        (b'"prompt";"seed"', "semicolons"),
+        (b"prompt\tseed", "tabs"),
+        (b"custom_id|prompt|x", "vertical bars"),
+    ],
+)
+def test_another_delimiter_is_named(header: bytes, name: str) -> None:
+    with pytest.raises(FileRefused, match=name) as refused:
+        read(header + b"\n" + b"a;7\n", "csv")
+    assert refused.value.code == "wrong_delimiter"
+
+
 def test_csv_lines_can_be_bad_one_by_one() -> None:
     assert read(b"prompt,steps\na,1,2\nb\xff,1\nc,1\n", "csv") == [
         (2, "too_many_cells"),

@@ -128,6 +128,8 @@ ALSO: dict[str, Callable[[Any], Any]] = {
 
 NOT_NEEDED = {
     "if-none-match",  # waiting and events tell what is new
+    "range",  # images are some megabytes and are read whole
+    "if-range",
     "last_event_id",  # for clients that cannot set the header
 }
 """Parameters that no method sends, and why."""

@@ -25,7 +25,8 @@ class Peer:
 
     def __init__(self, script: Script, host: str = "127.0.0.1", port: int = 0) -> None:
         self._script = script
-        self._listener = socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family)
         self.port: int = self._listener.getsockname()[1]
         self.accepted = 0
         self.broken = threading.Event()

@@ -79,6 +79,12 @@ def test_a_request_and_its_answer(client: GuardedClient) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="has one loopback address only")
+def test_ipv6_loopback_is_reached_where_the_policy_lists_it() -> None:
+    with peer(answering(OK), "::1") as server:
+        answer = GuardedClient(LOCAL).send("GET", f"http://[::1]:{server.port}/")
+        assert (answer.status, answer.body) == (200, b"ok")
+
+
 def test_a_name_is_resolved_once_and_the_address_judged_is_dialled() -> None:
     """DNS rebinding: the second answer would lead to the canary. Nobody asks for it."""
     answers = iter([IPv4Address("127.0.0.2"), IPv4Address("127.0.0.1")])
