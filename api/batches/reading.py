@@ -107,7 +107,8 @@ def _split(source: _Lines) -> Iterator[tuple[int, bytes | None]]:
     """(number, line with its end); None for a line that is too long, which is skipped unread.
 
     Raises:
-        FileRefused: the encoding is another, or there are too many; a million blank ones take a kilobyte of gzip.
+        FileRefused: the encoding is another, or there are too many lines; a million blank ones take
+            a kilobyte of gzip.
     """
     number = 0
     while text := source.readline(MAX_LINE_BYTES + 1):
