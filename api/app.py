@@ -19,6 +19,7 @@ from api.batches.reading import MAX_BYTES as MAX_BATCH_BYTES
 from api.batches.routes import router as batches
 from api.body_limits import BodyLimits
 from api.deps import Resources
+from api.fairness import Gates
 from api.gallery.routes import router as gallery
 from api.health.routes import router as health
 from api.images.routes import router as images
@@ -63,6 +64,7 @@ from api.workers.roster import WorkerRoster
 from api.workers.routes import router as workers
 from shared.database import open_async_engine
 from shared.errors import StorageUnavailable
+from shared.images.intake import DECODERS
 from shared.logging import configure_logging
 from shared.metrics.exposition import MetricsListener
 from shared.model_catalog import load_catalog
@@ -190,15 +192,18 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     quick = _redis(settings, socket_timeout=0.2, connections=32)
     blocking = _redis(settings, socket_timeout=5, connections=_BLOCKING_CONNECTIONS)
     circuit = Circuit()
+    gates = Gates(settings.database_pool_size, DECODERS)
     roster = WorkerRoster(quick, circuit)
     publisher = JobPublisher(celery_app(settings), circuit)
     storage = Storage(settings)
     storage_threads = ThreadPoolExecutor(_STORAGE_THREADS, "storage")
+    decoder_threads = ThreadPoolExecutor(DECODERS, "decode")
     fetcher = ImageFetcher(settings)
     try:
         yield Resources(
             settings=settings,
             catalog=load_catalog(settings.models_file),
+            gates=gates,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
             redis=quick,
             blocking_redis=blocking,
@@ -207,6 +212,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
             roster=roster,
             storage=storage,
             storage_threads=storage_threads,
+            decoder_threads=decoder_threads,
             fetcher=fetcher,
             keys=KeyCache(),
             rates=RequestRates(quick, settings.redis_url.get_secret_value()),
@@ -224,6 +230,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     finally:
         publisher.close()
         fetcher.close()
+        decoder_threads.shutdown(wait=False, cancel_futures=True)
         storage_threads.shutdown(wait=False, cancel_futures=True)
         storage.close()
         await blocking.aclose()

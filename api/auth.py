@@ -1,7 +1,9 @@
 """Who asks: API keys as bearer tokens, their tenant, and their scopes."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
 from typing import Annotated
 
 import structlog
@@ -9,6 +11,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
 from api.deps import Res, Resources
+from api.fairness import acting_key
 from api.principal import Principal
 from api.problems import Problem
 from api.usage.rates import count_request
@@ -19,6 +22,7 @@ from shared.tenancy.models import ApiKey
 from shared.tenancy.scopes import OPERATOR, name_of
 
 _TOUCH_EVERY = timedelta(minutes=1)
+_LOOKUP_SECONDS = 5.0
 
 bearer = HTTPBearer(
     auto_error=False,
@@ -52,9 +56,10 @@ async def prove(resources: Resources, request: Request, key_id: str, proof: Proo
 
     `proof` is also asked about None, so that a key that does not exist takes as long.
     """
-    key = resources.keys.get(key_id) or await _look_up(resources, key_id, proof)
+    key = resources.keys.get(key_id) or await _look_up_in_turn(resources, request, key_id, proof)
     if not proof(key) or key is None or not key.is_live(datetime.now(UTC)):
         raise unauthenticated()
+    acting_key.set(key.id)
     structlog.contextvars.bind_contextvars(tenant_id=str(key.tenant_id), key_id=key.id)
     quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS
     rate_is_known = await count_request(resources, request, key.id, quotas)
@@ -69,12 +74,40 @@ async def find_live_key(resources: Resources, key_id: str) -> ApiKey | None:
     return key if key is not None and key.is_live(datetime.now(UTC)) else None
 
 
+async def _look_up_in_turn(
+    resources: Resources, request: Request, key_id: str, proof: Proof
+) -> ApiKey | None:
+    """Strangers' lookups wait for each other, by address; those of keys in use pass them by."""
+    known = resources.keys.was_known(key_id)
+    if not known and resources.keys.is_unknown(key_id):
+        return None
+    gate = resources.gates.known_keys if known else resources.gates.unknown_keys
+    try:
+        async with gate.turn(key_id if known else source_of(request), _LOOKUP_SECONDS):
+            # Another request with this key may have found it meanwhile.
+            return resources.keys.get(key_id) or await _look_up(resources, key_id, proof)
+    except TimeoutError:
+        raise Problem("too_many_at_once", headers={"Retry-After": "1"}) from None
+
+
+def source_of(request: Request) -> str:
+    """Who counts as one stranger: an IPv4 address, or an IPv6 network of a /64."""
+    host = request.client.host if request.client is not None else ""
+    with contextlib.suppress(ValueError):
+        address = ip_address(host)
+        if address.version == 6 and address.ipv4_mapped is None:
+            return str(ip_network((address, 64), strict=False))
+    return host
+
+
 async def _look_up(resources: Resources, key_id: str, proof: Proof) -> ApiKey | None:
     async with resources.keys.lookup(key_id):
         if (known := resources.keys.get(key_id)) is not None:
             return known
         async with resources.transaction() as session:
             key = (await session.scalars(tenancy.find_key(key_id))).one_or_none()
+            if key is None:
+                resources.keys.put_unknown(key_id)
             if key is None or not proof(key):
                 return None
             await session.execute(tenancy.touch_key(key.id, _TOUCH_EVERY))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.fairness import FairGate, acting_key
 from api.problems import Problem
 
 _BYTES_PER_SECOND = 32 * 1024
@@ -16,12 +17,14 @@ _LARGE_AT_ONCE = 4
 """Larger bodies in hand at once in a process, from their first byte to their answer. A JSON body
 of 16 MB takes three times that until its picture is decoded, and a picture of 4096 × 4096 50 MB
 until it is stored; four of them stay within 200 MB."""
+_LARGE_PER_KEY = 2
 _PATIENCE_FOR_TURN = 30.0
 
 
 class BodyLimits:
     """Refuses a body by its length, declared or counted while it streams, before any parsing;
-    cuts it when it comes too slowly; and lets only a few large ones in at a time.
+    cuts it when it comes too slowly; and lets only a few large ones in at a time, in turn between
+    keys.
 
     Bodies are read after authentication, so a stranger cannot take the place of a large one.
     """
@@ -34,7 +37,7 @@ class BodyLimits:
         self._default = default
         self._by_path = dict(by_path)
         self._grace = grace
-        self._turns = asyncio.Semaphore(_LARGE_AT_ONCE)
+        self._turns = FairGate("bodies", _LARGE_AT_ONCE, _LARGE_PER_KEY)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,7 +60,7 @@ class _Body:
         headers: Headers,
         limit: int,
         grace: float,
-        turns: asyncio.Semaphore,
+        turns: FairGate,
     ) -> None:
         declared = headers.get("content-length", "")
         self._declared = int(declared[:20]) if declared.isdecimal() else 0
@@ -65,7 +68,7 @@ class _Body:
         self._limit = limit
         self._grace = grace
         self._turns = turns
-        self._has_turn = False
+        self._key: str | None = None
         self._started = 0.0
         self._seen = 0
         self._complete = False
@@ -97,18 +100,19 @@ class _Body:
     async def _admit(self, size: int) -> None:
         if size > self._limit:
             raise Problem("body_too_large", f"A body may have {self._limit} bytes at most here.")
-        if size <= _LARGE or self._has_turn:
+        if size <= _LARGE or self._key is not None:
             return
         began = time.monotonic()
+        key = acting_key.get()
         try:
-            await asyncio.wait_for(self._turns.acquire(), _PATIENCE_FOR_TURN)
+            await asyncio.wait_for(self._turns.acquire(key), _PATIENCE_FOR_TURN)
         except TimeoutError:
             raise Problem("busy") from None
-        self._has_turn = True
+        self._key = key
         self._started += time.monotonic() - began  # the wait was ours, not the client's
 
     def give_back(self) -> None:
         """Let the next large body in."""
-        if self._has_turn:
-            self._turns.release()
-            self._has_turn = False
+        if self._key is not None:
+            self._turns.release(self._key)
+            self._key = None

@@ -2,14 +2,13 @@
 
 import asyncio
 import contextlib
-import contextvars
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import psycopg
@@ -19,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from api.fairness import Gates, acting_key
 from api.keys.cache import KeyCache
 from api.principal import Principal
 from api.problems import Problem
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 T = TypeVar("T")
+_QUEUEING_SECONDS = 30.0
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Resources:
 
     settings: Settings
     catalog: ModelCatalog
+    gates: Gates
+    """Of the pools below and of decoders: every use on behalf of a key goes through one."""
     sessions: async_sessionmaker[AsyncSession]
     redis: Redis
     """Quick commands: answers within 0.2 s or fails."""
@@ -67,6 +70,7 @@ class Resources:
     roster: WorkerRoster
     storage: Storage
     storage_threads: ThreadPoolExecutor
+    decoder_threads: ThreadPoolExecutor
     fetcher: "ImageFetcher"
     keys: KeyCache
     rates: RequestRates
@@ -87,10 +91,9 @@ class Resources:
         Raises:
             StorageUnavailable: no answer within `seconds`; the call itself goes on, unheard.
         """
-        call = partial(contextvars.copy_context().run, work, *args)
-        answer = asyncio.get_running_loop().run_in_executor(self.storage_threads, call)
+        gate = self.gates.storage
         try:
-            return await asyncio.wait_for(answer, seconds)
+            return await gate.run(self.storage_threads, acting_key.get(), seconds, work, *args)
         except TimeoutError:
             raise StorageUnavailable(f"no answer within {seconds} s") from None
 
@@ -134,11 +137,40 @@ class Resources:
     ) -> AsyncIterator[AsyncSession]:
         """The transaction of a request: all SQL on behalf of a tenant runs in one of these.
 
-        `settings` of Postgres hold within it.
+        `settings` of Postgres hold within it. Its key waits for its turn with the connections.
         """
-        async with self.transaction(seconds) as session:
+        seconds = seconds or self.settings.database_timeout.total_seconds()
+        began = time.monotonic()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.gates.database.turn(principal.key_id, seconds))
+            except TimeoutError as error:
+                raise _unavailable("timeout") from error
+            left = max(0.001, seconds - (time.monotonic() - began))
+            session = await stack.enter_async_context(self.transaction(left))
             await wall.enter(session, principal.tenant_id, settings)
             yield session
+
+    @asynccontextmanager
+    async def queueing_transaction(
+        self, principal: Principal, seconds: float | None = None
+    ) -> AsyncIterator[AsyncSession]:
+        """A tenant's transaction that queues work: one at a time for a key with quotas.
+
+        Otherwise its submissions would wait for each other in Postgres, each with a connection.
+
+        Raises:
+            Problem: also 429 `too_many_at_once` when too many of the key's submissions wait.
+        """
+        async with AsyncExitStack() as stack:
+            if principal.quotas.limit_the_queue:
+                try:
+                    await stack.enter_async_context(
+                        self.gates.submissions.turn(principal.key_id, _QUEUEING_SECONDS)
+                    )
+                except TimeoutError:
+                    raise Problem("too_many_at_once", headers={"Retry-After": "1"}) from None
+            yield await stack.enter_async_context(self.tenant_transaction(principal, seconds))
 
 
 def _cut(connection: Any) -> None:

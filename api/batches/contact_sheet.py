@@ -4,6 +4,7 @@ import asyncio
 
 from api.batches.tiles import Tile
 from api.deps import Resources
+from api.fairness import on_thread
 from api.principal import Principal
 from shared.batches import statements
 from shared.batches.models import Batch
@@ -35,7 +36,7 @@ async def draw_contact_sheet(
         # Imported late: most API processes never draw, and Pillow takes 4 MB.
         from api.batches.sheet import draw
 
-        return await asyncio.to_thread(draw, tiles, bodies, columns)
+        return await on_thread(draw, tiles, bodies, columns)
 
 
 async def _tiles(

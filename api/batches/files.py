@@ -1,6 +1,5 @@
 """Files of prompts that are sent ahead, to make batches from them."""
 
-import asyncio
 import contextlib
 import os
 
@@ -9,6 +8,7 @@ from starlette.datastructures import UploadFile
 from api.batches.intake import sha256_of
 from api.batches.schemas import BatchFile
 from api.deps import Resources, parse_id
+from api.fairness import on_thread
 from api.principal import Principal
 from api.problems import Problem, not_found
 from api.usage.admission import check_uploads, upload_admitted
@@ -31,7 +31,7 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
     """
     await check_uploads(resources, principal)
     file = upload.file
-    digest = await asyncio.to_thread(sha256_of, file)
+    digest = await on_thread(sha256_of, file)
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise Problem.invalid("/file", "empty", "The file is empty.")

@@ -1,6 +1,5 @@
 """Take in a validated file: the batch, its jobs and its report in one transaction, or nothing."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +14,7 @@ from api.batches.present import Standing, present_batch
 from api.batches.schemas import BatchOptions
 from api.batches.validation import Validated
 from api.deps import Resources
+from api.fairness import on_thread
 from api.principal import Principal
 from api.problems import Problem
 from api.usage.admission import Work, admitted
@@ -87,7 +87,7 @@ async def accept(
         Problem: 403 or 429 for what the key may not queue, 503 when the database is away.
     """
     key = submission.idempotency_key
-    async with resources.tenant_transaction(principal, _SECONDS) as session:
+    async with resources.queueing_transaction(principal, _SECONDS) as session:
         if key is not None:
             taken = ledger.reserve_idempotency_key(principal.tenant_id, key, submission.fingerprint)
             if (await session.execute(taken)).one_or_none() is None:
@@ -162,13 +162,13 @@ async def _copy_jobs(session: AsyncSession, found: Validated) -> None:
     driver = cast("psycopg.AsyncConnection", connection.driver_connection)
     found.rows.seek(0)
     async with driver.cursor() as cursor, cursor.copy(statements.COPY_JOBS) as copy:
-        while block := await asyncio.to_thread(found.rows.read, _BLOCK):
+        while block := await on_thread(found.rows.read, _BLOCK):
             await copy.write(block)
 
 
 async def _keep_report(session: AsyncSession, found: Validated) -> None:
     report = found.report
-    kept = await asyncio.to_thread(report.compressed)
+    kept = await on_thread(report.compressed)
     await session.execute(statements.insert_report(found.batch_id, report.count, kept))
 
 

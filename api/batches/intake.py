@@ -1,6 +1,5 @@
 """Read a request for a batch: JSON with its lines, a multipart file, or an earlier file's id."""
 
-import asyncio
 import hashlib
 import json
 import tempfile
@@ -20,6 +19,7 @@ from api.batches.reading import FileFormat, Line, read_file, read_list
 from api.batches.schemas import BatchOptions, BatchSubmission
 from api.bodies import read_form
 from api.deps import Resources, parse_id
+from api.fairness import on_thread
 from api.principal import Principal
 from api.problems import Problem, from_validation, not_found
 from api.webhooks.targets import batch_webhook
@@ -83,7 +83,7 @@ async def _receive_json(
                 "body_too_large",
                 f"JSON may have {limit} bytes at most; send more lines as a file.",
             )
-    asked, print_ = await asyncio.to_thread(_parse_body, bytes(body), limit)
+    asked, print_ = await on_thread(_parse_body, bytes(body), limit)
     webhook = batch_webhook(asked.webhook, resources.settings)
     opened = ExitStack()
     if asked.upload_id is None:
@@ -145,8 +145,8 @@ async def _receive_form(request: Request, resources: Resources, key: str | None)
     webhook = batch_webhook(options.webhook, resources.settings)
     kind = _form_format(form) or _format_of(upload.filename or "", upload.content_type or "")
     file = upload.file
-    digest = await asyncio.to_thread(sha256_of, file)
-    print_ = await asyncio.to_thread(_fingerprint, [kind, meaning], digest)
+    digest = await on_thread(sha256_of, file)
+    print_ = await on_thread(_fingerprint, [kind, meaning], digest)
     submission = Submission(options, webhook, kind, print_, key)
     return Received(submission, read_file(file, kind), ExitStack())  # the form closes its file
 

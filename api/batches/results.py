@@ -12,6 +12,7 @@ from uuid import UUID
 from api.batches.report import unpack
 from api.batches.service import find
 from api.deps import Resources
+from api.fairness import on_thread
 from api.principal import Principal
 from shared.batches import statements
 from shared.gallery import statements as gallery
@@ -110,7 +111,7 @@ async def _render(resources: Resources, principal: Principal, jobs: Sequence[Job
     def render() -> bytes:
         return b"".join(_line(_result(resources, job, images[job.id])) for job in jobs)
 
-    return await asyncio.to_thread(render)  # signing hundreds of URLs takes a while
+    return await on_thread(render)  # signing hundreds of URLs takes a while
 
 
 def _result(resources: Resources, job: Job, images: Sequence[Image]) -> dict[str, Any]:

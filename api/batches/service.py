@@ -17,6 +17,7 @@ from api.batches.schemas import Batch, BatchItem, DryRun, Estimate, Finding, Ret
 from api.batches.validation import Validated, validate
 from api.deps import Resources, parse_id
 from api.events import announce
+from api.fairness import on_thread
 from api.jobs.estimates import present_eta
 from api.principal import Principal
 from api.problems import Problem, not_found
@@ -220,7 +221,7 @@ async def list_items(
         ]
 
     return Page(
-        data=await asyncio.to_thread(present),  # signing hundreds of URLs takes a while
+        data=await on_thread(present),  # signing hundreds of URLs takes a while
         has_more=has_more,
         next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
     )
@@ -279,7 +280,7 @@ async def retry_failed(resources: Resources, principal: Principal, batch_id: str
         Problem: 409 when there is none; 403 or 429 for what the key may not queue.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    async with resources.tenant_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
+    async with resources.queueing_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
         await find(session, principal, row_id, for_update=True)
         again = (await session.execute(statements.sum_retryable(principal.tenant_id, row_id))).one()
         if not again.jobs:

@@ -4,7 +4,6 @@ The work is done in threads, some hundred jobs at a time, so that the event loop
 and no line, whatever it expands to, is ever held whole.
 """
 
-import asyncio
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from api.batches.lines import LineChecker, PlannedJob
 from api.batches.reading import MAX_LINES, Line
 from api.batches.report import Report
 from api.deps import Resources
+from api.fairness import on_thread
 from api.jobs.estimates import work_of_plan
 from api.jobs.init_images import InitImage
 from api.jobs.planning import Plan
@@ -138,10 +138,10 @@ async def validate(
     images: dict[str, InitImage | None] = {}
     try:
         while not reader.is_at_end and not found.is_refused:
-            parts = await asyncio.to_thread(reader.read_some)
+            parts = await on_thread(reader.read_some)
             wanted = {job.init_image for part in parts for job in part.jobs if job.init_image}
             images.update(await _find_images(resources, principal, wanted - images.keys()))
-            await asyncio.to_thread(_write_some, parts, images, prices, writer, found)
+            await on_thread(_write_some, parts, images, prices, writer, found)
         if not found.lines and not found.report.count:
             found.refuse_file("empty", "There is no line in it.")
     except BaseException:

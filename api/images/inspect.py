@@ -1,6 +1,5 @@
 """Read the receipt out of a picture that a client sends, and make a job body of it."""
 
-import asyncio
 import hashlib
 import io
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import UploadFile
 
 from api.deps import Resources
+from api.fairness import on_thread
 from api.images import service as images
 from api.images.schemas import Inspection
 from api.jobs.schemas import JobSubmission
@@ -54,7 +54,7 @@ async def inspect(resources: Resources, principal: Principal, file: UploadFile) 
     """
     data = await file.read(resources.settings.max_upload_bytes + 1)
     try:
-        receipt = await asyncio.to_thread(receipt_of, data)
+        receipt = await on_thread(receipt_of, data)
     except ImageRefused as refusal:
         raise refused(refusal) from None
     fields = _fields_of(receipt)

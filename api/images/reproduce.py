@@ -1,6 +1,5 @@
 """Make a picture again from its receipt, and say how alike the two are and why."""
 
-import asyncio
 import io
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 from fastapi import Request
 
 from api.deps import Resources, parse_id
+from api.fairness import on_thread
 from api.images import service as images
 from api.images.schemas import Reproduction, ReproductionLinks
 from api.jobs import service as jobs
@@ -103,7 +103,7 @@ async def _begin(resources: Resources, principal: Principal, original: rows.Imag
     """The new job that makes it again, or the id of the unfinished one there is."""
     image_id = to_wire("img", original.id)
     prices = await resources.estimates.prices()
-    async with resources.tenant_transaction(principal) as session:
+    async with resources.queueing_transaction(principal) as session:
         unfinished = statements.find_unfinished_marked(principal.tenant_id, REPRODUCES, image_id)
         found = (await session.scalars(unfinished)).first()
         if found is not None:
@@ -189,7 +189,7 @@ async def _compare(resources: Resources, original: rows.Image, again: rows.Image
         return Comparison("identical", 0)
     first = await images.read_object(resources, original.s3_key)
     second = await images.read_object(resources, again.s3_key)
-    return await asyncio.to_thread(compare_pixels, first.body, second.body)
+    return await on_thread(compare_pixels, first.body, second.body)
 
 
 def compare_pixels(first: bytes, second: bytes) -> Comparison:

@@ -9,6 +9,7 @@ networks for webhooks are not allowed here, since what is fetched can be looked 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from api.fairness import FairGate, acting_key
 from api.problems import Problem
 from shared.images import ImageTooLarge
 from shared.outbound import (
@@ -23,6 +24,7 @@ from shared.settings import Settings
 
 _AT_ONCE = 4
 """Each may hold a whole picture, 10 MB, for as long as the deadline."""
+_PER_KEY = 2
 _DEADLINE_SECONDS = 10.0
 _PATIENCE_FOR_TURN = 5.0
 _HEADERS = {"accept": "image/png, image/jpeg, image/webp"}
@@ -44,7 +46,7 @@ class ImageFetcher:
         self._client = GuardedClient(self._policy)
         self._max_bytes = settings.max_upload_bytes
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._turns = FairGate("fetches", _AT_ONCE, _PER_KEY)
 
     async def fetch(self, url: str) -> bytes:
         """The picture's bytes as they were sent; nothing is decoded yet.
@@ -54,9 +56,10 @@ class ImageFetcher:
             ImageTooLarge: there is more of it than an upload may have.
             Problem: 503 while others' pictures are being fetched.
         """
+        key = acting_key.get()
         try:
             check_url(url, self._policy)
-            await asyncio.wait_for(self._turns.acquire(), _PATIENCE_FOR_TURN)
+            await asyncio.wait_for(self._turns.acquire(key), _PATIENCE_FOR_TURN)
         except OutboundError as error:
             raise FetchFailed(error.code, str(error)) from None
         except TimeoutError:
@@ -67,7 +70,7 @@ class ImageFetcher:
         except OutboundError as error:
             raise FetchFailed(error.code, str(error)) from None
         finally:
-            self._turns.release()
+            self._turns.release(key)
         return self._body_of(answer)
 
     def _get(self, url: str) -> OutboundResponse:

@@ -1,11 +1,11 @@
 """Where img2img starts: an upload, an image made before, a picture in the request or at a URL."""
 
-import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
 from api.deps import Resources
+from api.fairness import on_thread
 from api.jobs.fetching import FetchFailed
 from api.principal import Principal
 from api.problems import FieldError, Problem
@@ -105,7 +105,7 @@ async def _look_up(resources: Resources, principal: Principal, reference: str) -
 
 
 async def _from_data_url(resources: Resources, url: str) -> bytes:
-    return await asyncio.to_thread(parse_data_url, url, resources.settings.max_upload_bytes)
+    return await on_thread(parse_data_url, url, resources.settings.max_upload_bytes)
 
 
 async def _store_picture(

@@ -124,7 +124,7 @@ async def _accept(
     print_: bytes,
 ) -> Accepted:
     """The transaction of a submission. `key` is for idempotency, `print_` the fingerprint."""
-    async with resources.tenant_transaction(principal) as session:
+    async with resources.queueing_transaction(principal) as session:
         if key is not None:
             taken = statements.reserve_idempotency_key(principal.tenant_id, key, print_)
             if (await session.execute(taken)).one_or_none() is None:
@@ -267,7 +267,7 @@ async def retry(resources: Resources, principal: Principal, job_id: str) -> Job:
             may not queue.
     """
     row_id = parse_id("job", job_id, "job")
-    async with resources.tenant_transaction(principal) as session:
+    async with resources.queueing_transaction(principal) as session:
         ended = await _find(session, principal, row_id)
         session.expunge(ended)  # or the session would answer with it in place of the changed row
         if ended.state not in RETRYABLE_STATES:

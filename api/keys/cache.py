@@ -18,6 +18,7 @@ class KeyCache:
     def __init__(self) -> None:
         self._entries: OrderedDict[str, tuple[float, ApiKey]] = OrderedDict()
         self._lookups: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
 
     def lookup(self, key_id: str) -> asyncio.Lock:
         """Held while a key is looked up: of many requests of one key one asks the database."""
@@ -29,6 +30,21 @@ class KeyCache:
         if entry is None or entry[0] < time.monotonic():
             return None
         return entry[1]
+
+    def was_known(self, key_id: str) -> bool:
+        """Whether it was found lately, though perhaps longer ago than `get` answers from."""
+        return key_id in self._entries
+
+    def is_unknown(self, key_id: str) -> bool:
+        """Whether the database had no such key within the last seconds."""
+        return self._unknown.get(key_id, 0.0) > time.monotonic()
+
+    def put_unknown(self, key_id: str) -> None:
+        """Remember that there is no such key; the oldest make room."""
+        self._unknown[key_id] = time.monotonic() + _CACHE_SECONDS
+        self._unknown.move_to_end(key_id)
+        while len(self._unknown) > _CACHE_SIZE:
+            self._unknown.popitem(last=False)
 
     def put(self, key: ApiKey) -> None:
         """Remember a key; the oldest make room."""

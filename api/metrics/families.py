@@ -27,6 +27,18 @@ PROBLEMS = Counter(
     "Requests refused or failed, by the code of the problem.",
     ["code"],
 )
+GATE_WAIT_SECONDS = Histogram(
+    "darkroom_gate_wait_seconds",
+    "How long work waited for its key's turn in a pool that keys share, where it had to; by the "
+    "pool.",
+    ["gate"],
+    buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30),
+)
+GATE_REFUSALS = Counter(
+    "darkroom_gate_refusals",
+    "Work refused because too much of one key waited for a shared pool already, by the pool.",
+    ["gate"],
+)
 SEARCH_SECONDS = Histogram(
     "darkroom_search_seconds",
     "Searches by their stages: the query's embedding, from a cache or a CPU worker, and the whole.",

@@ -203,6 +203,12 @@ CATALOGUE: dict[str, ProblemType] = {
             "Wait for fewer jobs at once, or ask without `Prefer: wait` and poll.",
         ),
         ProblemType(
+            "too_many_at_once",
+            429,
+            "Too many requests at once",
+            "What all share is handed out in turn. Send fewer of this kind at the same time.",
+        ),
+        ProblemType(
             "rate_limited",
             429,
             "Too many requests in a minute",

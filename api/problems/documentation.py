@@ -6,7 +6,7 @@ from api.problems.answers import MEDIA_TYPE
 from api.problems.catalogue import CATALOGUE
 from api.problems.problem import ProblemDocument
 
-_WITH_A_KEY = ("unauthenticated", "rate_limited", "validation_failed")
+_WITH_A_KEY = ("unauthenticated", "rate_limited", "too_many_at_once", "validation_failed")
 """What every operation that needs a key can answer; the last to a parameter it does not know."""
 
 

@@ -3,7 +3,6 @@
 Which of the two, the operator decides (`DARKROOM_PICTURE_MODEL`).
 """
 
-import asyncio
 import hashlib
 import io
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 from starlette.datastructures import UploadFile
 
 from api.deps import Resources
+from api.fairness import on_thread
 from api.images import service as images
 from api.images.inspect import receipt_of
 from api.jobs.schemas import MAX_PROMPT
@@ -86,7 +86,7 @@ async def like_file(
     if row is not None:
         return await service.search(resources, principal, _with_prompt_of(row, asked))
     try:
-        receipt = await asyncio.to_thread(receipt_of, data)
+        receipt = await on_thread(receipt_of, data)
     except ImageRefused as refusal:
         raise refused(refusal) from None
     prompt = receipt.get("prompt") if receipt is not None else None

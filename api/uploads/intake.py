@@ -1,10 +1,10 @@
 """Take in a client's picture: check and re-encode it, put it into S3."""
 
-import asyncio
 import contextlib
 from typing import Any
 
 from api.deps import Resources
+from api.fairness import acting_key
 from api.principal import Principal
 from api.problems import Problem
 from shared.errors import StorageUnavailable
@@ -25,8 +25,16 @@ async def clean_image(
     """
     limits = ImageLimits(max_bytes=resources.settings.max_upload_bytes)
     try:
-        return await asyncio.to_thread(sanitize_image, source, limits, fit_side)
-    except ImageDecoderUnavailable:
+        return await resources.gates.decoders.run(
+            resources.decoder_threads,
+            acting_key.get(),
+            limits.queue_s + limits.decoder_wall_s,
+            sanitize_image,
+            source,
+            limits,
+            fit_side,
+        )
+    except (ImageDecoderUnavailable, TimeoutError):
         raise Problem("decoder_unavailable") from None
 
 

@@ -1,0 +1,105 @@
+"""One tenant's storm does not reach another: a neighbour's worst request stays near its own."""
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx2
+from PIL import Image
+
+from shared.keys import new_key
+from shared.quotas import Quotas
+from tests.integration.security.conftest import MakeClient
+from tests.processes import ApiProcess
+
+JOB = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
+
+
+def png(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def upload(client: httpx2.Client, picture: bytes) -> int:
+    return client.post("/v1/uploads", files={"file": ("a.png", picture)}).status_code
+
+
+@contextmanager
+def storm(request: Callable[[], object], at_once: int) -> Iterator[None]:
+    """So many threads that send one request after the other, for as long as the block runs."""
+    over = threading.Event()
+
+    def keep_sending() -> None:
+        while not over.is_set():
+            request()
+
+    with ThreadPoolExecutor(at_once) as threads:
+        for _ in range(at_once):
+            threads.submit(keep_sending)
+        time.sleep(1)  # the storm stands
+        try:
+            yield
+        finally:
+            over.set()
+
+
+def worst(request: Callable[[], int], expected: int, times: int) -> float:
+    longest = 0.0
+    for _ in range(times):
+        began = time.perf_counter()
+        assert request() == expected
+        longest = max(longest, time.perf_counter() - began)
+    return longest
+
+
+def test_large_uploads_of_one_key_do_not_hold_up_anothers_small_one(
+    client_with: MakeClient,
+) -> None:
+    small, large = png(64), png(4096)
+    neighbour, flood = client_with(tenant="neighbour"), client_with(tenant="flood")
+    calm = worst(lambda: upload(neighbour, small), 201, 3)
+    with storm(lambda: upload(flood, large), 16):
+        stormy = worst(lambda: upload(neighbour, small), 201, 3)
+    assert stormy < 5 + 10 * calm
+
+
+def test_unknown_keys_do_not_take_the_database_from_known_ones(
+    client_with: MakeClient, guarded: ApiProcess
+) -> None:
+    neighbour = client_with(tenant="neighbour")
+
+    def stranger() -> None:
+        strangers.get("/v1/jobs", headers={"Authorization": f"Bearer {new_key().key}"})
+
+    def read() -> int:
+        return neighbour.get("/v1/jobs").status_code
+
+    with guarded.client(None) as strangers:
+        calm = worst(read, 200, 10)
+        with storm(stranger, 24):
+            stormy = worst(read, 200, 30)
+    assert stormy < 1 + 10 * calm
+
+
+def test_submissions_under_one_quota_take_no_connections_from_others(
+    client_with: MakeClient,
+) -> None:
+    limited = client_with(tenant="flood", quotas=Quotas(concurrent_jobs=1_000_000))
+    neighbour = client_with(tenant="neighbour")
+    answers: list[int] = []
+
+    def submit() -> None:
+        answers.append(limited.post("/v1/jobs", json=JOB).status_code)
+
+    def read() -> int:
+        return neighbour.get("/v1/jobs").status_code
+
+    calm = worst(read, 200, 10)
+    with storm(submit, 24):
+        stormy = worst(read, 200, 30)
+    assert stormy < 1 + 10 * calm
+    assert set(answers) <= {202, 429}
