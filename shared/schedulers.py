@@ -11,6 +11,7 @@ its own, from torchsde) are not offered.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -71,29 +72,39 @@ SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
 """Wire name -> scheduler, in the order that documentation and clients show."""
 
 
-def steps_to_run(steps: int, strength: float | None, *, stretched: bool) -> int:
+StrengthRule = Literal["down", "up", "all"]
+"""How many steps a strength leaves: `steps * strength` rounded down or up, or all of them."""
+
+
+def steps_to_run(steps: int, strength: float | None, rule: StrengthRule) -> int:
     """Denoising steps that one image takes; 0 where the strength leaves none.
 
-    diffusers' image-to-image pipelines run the end of a schedule, `int(steps * strength)` steps of
-    it. Latent consistency models hand the strength to their scheduler instead, which spreads all
-    the steps over that end.
+    diffusers' image-to-image pipelines run the end of a schedule. Those of Stable Diffusion round
+    its length down; those of flow matching (Stable Diffusion 3, Flux, Qwen-Image, Z-Image) round
+    where the end begins, and so its length up. Latent consistency models hand the strength to
+    their scheduler instead, which spreads all the steps over that end. In each case the
+    floating-point product counts: 0.29 * 100 is 28.999….
 
     Args:
         steps: of the whole schedule.
         strength: (0, 1]; None without an initial image.
-        stretched: whether the model is of the second kind.
+        rule: of the model's pipeline.
     """
-    if strength is None or stretched:
+    if strength is None or rule == "all":
         return steps
+    if rule == "up":
+        return steps - int(max(steps - min(steps * strength, steps), 0))
     return min(int(steps * strength), steps)
 
 
-def may_stretch(scheduler: str, family: str | None) -> bool:
-    """Whether a model of this family may spread all steps over what a strength leaves.
+def strength_rule(scheduler: str, family: str | None) -> StrengthRule:
+    """The rule of a model, as far as its family tells.
 
     Args:
         scheduler: wire name.
         family: as workers announce it. Stable Diffusion cuts its schedule even with the scheduler
             `lcm`; where the family is None or says nothing of it, only the engine knows.
     """
-    return scheduler == "lcm" and family not in ("sd", "sdxl")
+    if family == "flow":
+        return "up"
+    return "all" if scheduler == "lcm" and family not in ("sd", "sdxl") else "down"

@@ -53,7 +53,7 @@ class Picture:
 
 def encode_picture(job: Job, index: int, generated: GeneratedImage) -> Picture:
     """Encode one image with its receipt and make its row."""
-    receipt = make_receipt(job, index, generated.facts)
+    receipt = make_receipt(job, index, generated)
     encoded = encode_image(Image.fromarray(generated.pixels), job.output_format, receipt)
     key = image_key(job.session_id, job.id, job.attempt, index, encoded.content_type)
     row = {

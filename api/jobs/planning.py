@@ -10,7 +10,7 @@ from api.jobs.schemas import MAX_SEED, JobSubmission, ResizeMode
 from api.jobs.sizing import OpenSize
 from api.problems import FieldError, Problem
 from shared.model_catalog import ModelCatalog, ModelSpec
-from shared.schedulers import SCHEDULERS, may_stretch, steps_to_run
+from shared.schedulers import SCHEDULERS, steps_to_run, strength_rule
 from shared.settings import Settings
 
 _MOST_NAMED = 20
@@ -104,7 +104,7 @@ def plan_job(
     is_img2img = asked.init_image is not None
     steps, scheduler = _or(asked.steps, spec.default_steps), _or(asked.scheduler, spec.scheduler)
     strength = _or(asked.strength, DEFAULT_STRENGTH) if is_img2img else None
-    stretched = may_stretch(scheduler, families.get(spec.name))
+    rule = strength_rule(scheduler, families.get(spec.name))
     plan = Plan(
         kind="img2img" if is_img2img else "txt2img",
         model=spec.name,
@@ -114,7 +114,7 @@ def plan_job(
         width=_or(asked.width, spec.default_width),
         height=_or(asked.height, spec.default_height),
         steps=steps,
-        steps_to_run=steps_to_run(steps, strength, stretched=stretched),
+        steps_to_run=steps_to_run(steps, strength, rule),
         guidance_scale=_or(asked.guidance_scale, spec.default_guidance_scale),
         scheduler=scheduler,
         strength=strength,

@@ -56,6 +56,7 @@ def present_job(
         width=job.width,
         height=job.height,
         steps=job.steps,
+        executed_steps=_executed_steps(job, images),
         guidance_scale=job.guidance_scale,
         scheduler=job.scheduler,
         strength=job.strength,
@@ -121,6 +122,12 @@ def _coarse(eta: Eta | None) -> tuple[int, int] | None:
     left = eta.p50.timestamp() - time.time()
     step = 1 << max(0, math.ceil(math.log2(max(left / 4, 1))))
     return step, int(eta.p50.timestamp() // step)
+
+
+def _executed_steps(job: rows.Job, images: Sequence[Image]) -> int:
+    """As the engine counted them, once there is an image; before that as they were planned."""
+    made = images[0].receipt.get("executed_steps") if images else None
+    return made if isinstance(made, int) else work_of_job(job).steps
 
 
 def _resize_mode(job: rows.Job) -> ResizeMode | None:

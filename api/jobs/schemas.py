@@ -296,6 +296,8 @@ class Job(AnswerModel):
     """Height of the images, in pixels."""
     steps: int
     """Denoising steps asked for, per image."""
+    executed_steps: int
+    """Denoising steps that run: fewer than `steps` where a `strength` leaves some out."""
     guidance_scale: float
     """Classifier-free guidance scale."""
     scheduler: str

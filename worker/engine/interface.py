@@ -93,6 +93,8 @@ class GeneratedImage:
     pixels: NDArray[np.uint8]
     """(height, width, 3), RGB."""
     facts: RunFacts
+    steps: int
+    """Inference steps that it took: fewer than asked for with `strength` below 1."""
     gpu_seconds: float
     """Its share of the ticks it was live in, plus its own text encoding and decoding."""
     started_at: float
@@ -109,7 +111,8 @@ class ModelFacts:
     content_hash: str
     revision: str | None
     family: str
-    """``sd``, ``sdxl``, ``lcm``, ``pipeline`` (any other, one at a time) or ``simulated``."""
+    """``sd``, ``sdxl``, ``lcm``, ``flow`` and ``pipeline`` (any other, one at a time; see
+    `shared.schedulers`) or ``simulated``."""
     dtype: str
     device: str
     rows: int

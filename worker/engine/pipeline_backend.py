@@ -5,6 +5,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.errors import InvalidInput, ModelUnavailable, NanOutput
-from shared.schedulers import SCHEDULERS, steps_to_run
+from shared.schedulers import SCHEDULERS, StrengthRule, steps_to_run
 from worker.engine.backend import Done, Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, TickTime, WarmUpReport
@@ -38,11 +39,12 @@ class PipelineBackend:
         self._parameters = inspect.signature(self._pipeline.__call__).parameters
         self._factor = _size_factor(loaded.pipeline)
         self._is_lcm = type(loaded.pipeline).__name__ == "LatentConsistencyModelPipeline"
+        self._rule: StrengthRule = "all" if self._is_lcm else rule_of(self._image_pipeline)
 
     @property
     def model(self) -> ModelFacts:
         """The loaded model."""
-        return self._loaded.facts("pipeline", rows=1)
+        return self._loaded.facts("flow" if self._rule == "up" else "pipeline", rows=1)
 
     def warm_up(self) -> WarmUpReport:
         """Make a short image at every configured size."""
@@ -226,7 +228,7 @@ class PipelineBackend:
         )
 
     def _steps(self, request: ImageRequest) -> int:
-        return steps_to_run(request.steps, request.strength, stretched=self._is_lcm)
+        return steps_to_run(request.steps, request.strength, self._rule)
 
     def _with_parts_of(self, pipeline: Any) -> Any:
         """The image-to-image pipeline over the parts of `pipeline` (they may be upcast)."""
@@ -242,6 +244,19 @@ class PipelineBackend:
                 return scheduler_class.from_config(own.config, **choice.overrides), ()
         note = f"scheduler: {name} does not fit this model; its own {type(own).__name__} was used"
         return copy.deepcopy(own), (note,)
+
+
+def rule_of(pipeline: Any) -> StrengthRule:
+    """How an image-to-image pipeline cuts its schedule, by its own `get_timesteps`."""
+    get = getattr(type(pipeline), "get_timesteps", None)
+    if get is None:
+        return "down"
+    scheduler = SimpleNamespace(timesteps=torch.arange(10), order=1)
+    known = {"num_inference_steps": 10, "strength": 0.25, "device": None}
+    names = inspect.signature(get).parameters.keys() & known.keys()
+    arguments = {name: known[name] for name in names}
+    _, steps = get(SimpleNamespace(scheduler=scheduler), **arguments)
+    return "up" if steps == 3 else "down"
 
 
 def _image_pipeline(pipeline: Any) -> Any | None:

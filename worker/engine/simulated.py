@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.errors import InvalidInput, ModelUnavailable, NanOutput
 from shared.model_catalog import ModelSpec
-from shared.schedulers import SCHEDULERS, may_stretch, steps_to_run
+from shared.schedulers import SCHEDULERS, steps_to_run, strength_rule
 from worker.engine.backend import Done, Picture, Preview, Shape
 from worker.engine.interface import (
     FaultCallback,
@@ -283,8 +283,8 @@ class _Small:
 
 def _steps(request: ImageRequest) -> int:
     """With the scheduler lcm, a simulated model plays a latent consistency model."""
-    stretched = may_stretch(request.scheduler, "simulated")
-    return steps_to_run(request.steps, request.strength, stretched=stretched)
+    rule = strength_rule(request.scheduler, "simulated")
+    return steps_to_run(request.steps, request.strength, rule)
 
 
 def _sleep(seconds: float) -> float:

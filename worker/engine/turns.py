@@ -233,10 +233,12 @@ class Turns(Generic[R]):
         finished_at = time.monotonic()
         self.account.images += 1
         facts = self._backend.facts(state, flight.shape, flight.notes)
+        steps = state.steps
         self._discard(flight)
         flight.resolve(
             GeneratedImage(
                 pixels=picture.pixels,
+                steps=steps,
                 facts=facts,
                 gpu_seconds=flight.gpu_seconds,
                 started_at=flight.started_at or finished_at,

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from shared.errors import InvalidInput
-from shared.schedulers import SCHEDULERS, steps_to_run
+from shared.schedulers import SCHEDULERS, StrengthRule, steps_to_run
 from worker.engine.backend import Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured, WorkKind
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpReport
@@ -106,8 +106,8 @@ class UnetBackend:
             raise InvalidInput(f"Width and height must be multiples of {factor} pixels.")
         if (request.init_image is None) != (request.strength is None):
             raise InvalidInput("An initial image and a strength go together.")
-        stretched = self._model.family == "lcm"
-        if steps_to_run(request.steps, request.strength, stretched=stretched) < 1:
+        rule: StrengthRule = "all" if self._model.family == "lcm" else "down"
+        if steps_to_run(request.steps, request.strength, rule) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
 
     def shape_of(self, request: ImageRequest) -> Shape:

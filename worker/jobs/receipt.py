@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.jobs.models import Job
 from shared.receipts import RECEIPT_VERSION
-from worker.engine.interface import RunFacts
+from worker.engine.interface import GeneratedImage
 
 
 @cache
@@ -18,8 +18,9 @@ def darkroom_version() -> str:
         return "dev"
 
 
-def make_receipt(job: Job, index: int, facts: RunFacts) -> dict[str, Any]:
+def make_receipt(job: Job, index: int, made: GeneratedImage) -> dict[str, Any]:
     """Everything that decides the bytes of image `index`, and where it was made."""
+    facts = made.facts
     return {
         "receipt_version": RECEIPT_VERSION,
         "kind": job.kind,
@@ -29,6 +30,7 @@ def make_receipt(job: Job, index: int, facts: RunFacts) -> dict[str, Any]:
         "width": job.width,
         "height": job.height,
         "steps": job.steps,
+        "executed_steps": made.steps,
         "guidance_scale": job.guidance_scale,
         "strength": job.strength,
         "resize_mode": job.resize_mode,

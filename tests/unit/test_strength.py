@@ -1,0 +1,24 @@
+"""How many steps a strength leaves: what diffusers' own pipelines count."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import FluxImg2ImgPipeline, StableDiffusionImg2ImgPipeline
+
+from shared.schedulers import StrengthRule, steps_to_run
+from worker.engine.pipeline_backend import rule_of
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "rule"), [(StableDiffusionImg2ImgPipeline, "down"), (FluxImg2ImgPipeline, "up")]
+)
+def test_steps_are_counted_as_the_pipeline_counts_them(pipeline: type, rule: StrengthRule) -> None:
+    assert rule_of(object.__new__(pipeline)) == rule
+    for steps in (1, 3, 20, 50, 100):
+        for hundredths in range(1, 101):
+            strength = hundredths / 100
+            scheduler = SimpleNamespace(timesteps=torch.arange(steps), order=1)
+            itself = SimpleNamespace(scheduler=scheduler)
+            _, run = pipeline.get_timesteps(itself, steps, strength, "cpu")  # type: ignore[attr-defined]
+            assert steps_to_run(steps, strength, rule) == run
