@@ -238,7 +238,12 @@ def test_a_pipeline_makes_the_size_that_was_asked_for(
     asked = request(width=96, height=80, **changes)
     image = patched.submit(asked).future.result(LIMIT)
     assert image.pixels.shape == (80, 96, 3)
-    assert patched.model.family == "pipeline"
+    assert patched.model.family == "flow"
+
+
+def test_flow_matching_rounds_the_steps_that_run_up(patched: DiffusionEngine) -> None:
+    asked = request(width=96, height=80, steps=5, init_image=START, strength=0.5)
+    assert patched.submit(asked).future.result(LIMIT).steps == 3
 
 
 @pytest.mark.parametrize("changes", [{"width": 72}, {"height": 72}])
