@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from api.batches.reading import MAX_LINES
 from api.jobs.schemas import Job, MetadataKey, MetadataValue, Seconds, SessionId
 from api.problems import RuleBroken
-from api.request_model import Integer, RequestModel
+from api.request_model import JSON_INTEGER, RequestModel
 from api.webhooks.schemas import BatchWebhook
 from api.wire import AnswerModel, UtcTime
 
 BatchStateName = Literal[
     "validating", "queued", "running", "succeeded", "partial", "failed", "canceled", "expired"
 ]
-Priority = Annotated[Integer, Field(ge=0, le=9)]
+Priority = Annotated[int, Field(ge=0, le=9), JSON_INTEGER]
 
 
 class BatchOptions(RequestModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from api.problems import RuleBroken
-from api.request_model import Integer, RequestModel
+from api.request_model import JSON_INTEGER, RequestModel
 from api.webhooks.schemas import JobWebhook
 from api.wire import AnswerModel, UtcTime
 
@@ -59,8 +59,8 @@ def _not_reserved(key: str) -> str:
 
 PromptText = Annotated[str, AfterValidator(_clean_text), AfterValidator(_not_blank)]
 NegativeText = Annotated[str, AfterValidator(_clean_text)]
-Seed = Annotated[Integer, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[Integer, Field(ge=64, le=4096, multiple_of=8)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), JSON_INTEGER]
+Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8), JSON_INTEGER]
 MetadataKey = Annotated[
     str,
     Field(min_length=1, max_length=64),
@@ -84,7 +84,7 @@ class JobSubmission(RequestModel):
     negative_prompt: NegativeText | None = Field(
         default=None, description="What the picture should not show."
     )
-    num_images: Annotated[Integer, Field(ge=1, le=64)] | None = Field(
+    num_images: Annotated[int, Field(ge=1, le=64), JSON_INTEGER] | None = Field(
         default=None, description="1 to the server's limit (16 unless configured); default 1."
     )
     seed: Seed | None = Field(
@@ -95,7 +95,7 @@ class JobSubmission(RequestModel):
     )
     width: Side | None = Field(default=None, description=f"Pixels; {_DEFAULT_SIZE}")
     height: Side | None = Field(default=None, description=f"Pixels; {_DEFAULT_SIZE}")
-    steps: Annotated[Integer, Field(ge=1, le=500)] | None = Field(
+    steps: Annotated[int, Field(ge=1, le=500), JSON_INTEGER] | None = Field(
         default=None, description="Denoising steps; default and limit of the model."
     )
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = Field(

@@ -33,6 +33,19 @@ def test_every_field_is_described(described: dict[str, Any]) -> None:
     assert missing == [], "write a string beneath the field, or Field(description=…)"
 
 
+def test_limits_are_named_as_json_schema_names_them(described: dict[str, Any]) -> None:
+    names = {"ge", "gt", "le", "lt", "multiple_of", "min_length", "max_length"}
+
+    def misnamed(node: Any, path: str) -> Iterator[str]:
+        if isinstance(node, dict):
+            yield from (f"{path}/{name}" for name in names & node.keys())
+            for name, value in node.items():
+                yield from misnamed(value, f"{path}/{name}")
+
+    assert list(misnamed(described["components"]["schemas"], "")) == []
+    assert "multipleOf" in str(described["components"]["schemas"]["JobSubmission"])
+
+
 def test_every_parameter_header_and_form_field_is_described(described: dict[str, Any]) -> None:
     missing = []
     for operation in operations(described):
