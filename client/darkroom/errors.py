@@ -26,11 +26,12 @@
         │                                  BatchHasEnded, NothingToRetry
         ├── BodyTooLarge              413
         ├── UnsupportedMediaType      415
+        ├── RangeNotSatisfiable       416
         ├── Unprocessable             422  MalformedJson, ValidationFailed, BatchRejected,
         │                                  ImageRefused, MalformedCursor, ReceiptMissing,
         │                                  MalformedIdempotencyKey, IdempotencyKeyReuse,
         │                                  PromptUnknown, NotReproducible
-        ├── TooManyRequests           429  TooManyStreams, TooManyWaits, RateLimited,
+        ├── TooManyRequests           429  TooManyAtOnce, TooManyStreams, TooManyWaits, RateLimited,
         │                                  TooManyJobs, QueuedCostExceeded, GpuSecondsExceeded,
         │                                  UploadBytesExceeded
         └── ServerError               5xx  InternalError
@@ -96,6 +97,7 @@ __all__ = [
     "PromptUnknown",
     "QueuedCostExceeded",
     "QuotaUnavailable",
+    "RangeNotSatisfiable",
     "RateLimited",
     "ReceiptMissing",
     "ServerError",
@@ -103,6 +105,7 @@ __all__ = [
     "StillRunning",
     "StorageUnavailable",
     "TimedOut",
+    "TooManyAtOnce",
     "TooManyJobs",
     "TooManyRequests",
     "TooManyStreams",
@@ -343,6 +346,13 @@ class UnsupportedMediaType(ApiError):
     known_code, known_status = "unsupported_media_type", 415
 
 
+class RangeNotSatisfiable(ApiError):
+    """The file has no such bytes."""
+
+    known_status = 416
+    known_code = "range_not_satisfiable"
+
+
 class Unprocessable(ApiError):
     """The request is well formed and cannot be done."""
 
@@ -419,6 +429,12 @@ class TooManyRequests(ApiError):
     """A limit of the key; `retry_after` says how long to wait."""
 
     known_status = 429
+
+
+class TooManyAtOnce(TooManyRequests):
+    """Too many of the key's requests of one kind at the same time."""
+
+    known_code = "too_many_at_once"
 
 
 class TooManyStreams(TooManyRequests):

@@ -51,7 +51,7 @@ def test_filters_narrow_a_search_and_more_like_this_needs_no_words(
     page.run()
     page.menu_button(key=menu(one.id)).click("like")
     page.run()
-    assert "Like **a hat, 5**" in said(page)
+    assert r"Like **a hat\, 5**" in said(page)
     # Not the picture itself, but its neighbour.
     keys = [found.key for found in page.menu_button]
     assert menu(other.id) in keys
