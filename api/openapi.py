@@ -1,9 +1,16 @@
 """The OpenAPI document: FastAPI's, with the body models that the API reads by itself."""
 
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from api.bodies import BODY_MODELS
@@ -63,6 +70,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     schemas.update(bodies.get("$defs", {}))
     for name in _FASTAPIS_OWN:
         schemas.pop(name, None)
+    _describe_fields(schemas)
     for path in schema["paths"].values():
         for operation in path.values():
             _drop_fastapis_validation(operation["responses"])
@@ -70,6 +78,50 @@ def _build(app: FastAPI) -> dict[str, Any]:
                 _tell_problems_apart(answer)
                 _describe(answer, schemas)
     return schema
+
+
+def _describe_fields(schemas: dict[str, Any]) -> None:
+    """A string beneath a field is its description.
+
+    Read from the sources here: pydantic's `use_attribute_docstrings` does so at import, which took
+    a third of the time in which the API starts.
+    """
+    for model in _models(BaseModel):
+        schema = schemas.get(re.sub(r"[^\w.-]", "_", model.__name__))
+        if schema is None:
+            continue
+        texts: dict[str, str] = {}
+        for base in reversed(model.__mro__):
+            texts |= _texts_beneath_fields(base.__module__).get(base.__name__, {})
+        fields = schema.get("properties", {})
+        for name in fields.keys() & texts.keys():
+            fields[name].setdefault("description", texts[name])
+
+
+def _models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for model in base.__subclasses__():
+        if model.__module__.startswith("api."):
+            yield model
+        yield from _models(model)
+
+
+@cache
+def _texts_beneath_fields(module: str) -> dict[str, dict[str, str]]:
+    """By class and field; of this package's modules."""
+    if not module.startswith("api."):
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(sys.modules[module])).body:
+        if isinstance(node, ast.ClassDef):
+            texts = found[node.name] = {}
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                match field, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(words))),
+                    ):
+                        texts[name] = inspect.cleandoc(words)
+    return found
 
 
 def _drop_fastapis_validation(answers: dict[str, Any]) -> None:

@@ -27,7 +27,6 @@ class RequestModel(BaseModel):
         strict=True,
         allow_inf_nan=False,
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
 

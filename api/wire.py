@@ -49,10 +49,8 @@ PageLimit = Annotated[int, Field(ge=1, le=200, description="Entries per page, 1 
 class AnswerModel(BaseModel):
     """The base of answers: what does not apply is null, never absent."""
 
-    # A string beneath a field is its description in the OpenAPI document.
-    model_config = ConfigDict(
-        json_schema_serialization_defaults_required=True, use_attribute_docstrings=True
-    )
+    # A string beneath a field is its description in the OpenAPI document (`api.openapi`).
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
 
 class Page(AnswerModel, Generic[Item]):

@@ -47,8 +47,9 @@ class BatchOptions(RequestModel):
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
         default_factory=dict, description="Of the batch: 16 keys of 64 characters, values of 512."
     )
-    webhook: BatchWebhook | None = None
-    """Tell this URL too, beside the registered endpoints."""
+    webhook: BatchWebhook | None = Field(
+        default=None, description="Tell this URL too, beside the registered endpoints."
+    )
 
     @model_validator(mode="after")
     def _defaults_are_for_lines(self) -> Self:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.problems.catalogue import CATALOGUE
 
@@ -15,8 +15,6 @@ MAX_TEXT = 300
 
 class FieldError(BaseModel):
     """One field that breaks a rule."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     pointer: str | None = Field(description="JSON pointer (RFC 6901) into the body.")
     parameter: str | None = Field(
@@ -30,8 +28,6 @@ class FieldError(BaseModel):
 
 class ProblemDocument(BaseModel):
     """An RFC 9457 problem."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
     """A relative URL that explains this kind of problem."""
