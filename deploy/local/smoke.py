@@ -16,7 +16,7 @@ PROMPT = "green mountains at noon, the sun, white flowers, a lake"
 SEED = 7
 CHANGED_PROMPT = "green mountains at night, the moon, white flowers, a lake"
 STRENGTH = 0.6
-REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "images" / "first-picture.png"
+REFERENCE = Path(__file__).resolve().parents[1] / "demo_model" / "first-picture.png"
 """The picture in the README: this prompt and seed on the demo model."""
 TOLERANCE = 8
 """Largest difference of a channel, of 255, that another processor's arithmetic may make."""
