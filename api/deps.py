@@ -49,6 +49,8 @@ _log = get_logger(__name__)
 
 T = TypeVar("T")
 _QUEUEING_SECONDS = 30.0
+_SHORT_LIST = 50
+"""Entries; the default of every list."""
 
 
 @dataclass
@@ -150,6 +152,19 @@ class Resources:
             session = await stack.enter_async_context(self.transaction(left))
             await wall.enter(session, principal.tenant_id, settings)
             yield session
+
+    @asynccontextmanager
+    async def listing(self, principal: Principal, limit: int) -> AsyncIterator[None]:
+        """Around reading a list: a key's long ones are read one after the other.
+
+        Raises:
+            Problem: 429 `too_many_at_once` when too many of the key's wait.
+        """
+        if limit <= _SHORT_LIST:
+            yield
+            return
+        async with self.gates.lists.turn(principal.key_id):
+            yield
 
     @asynccontextmanager
     async def queueing_transaction(

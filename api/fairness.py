@@ -5,7 +5,7 @@ import contextlib
 import contextvars
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from api.metrics.families import GATE_REFUSALS, GATE_WAIT_SECONDS
 from api.problems import Problem
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 acting_key: contextvars.ContextVar[str] = contextvars.ContextVar("acting_key", default="")
@@ -153,6 +154,8 @@ class Gates:
         self.submissions = FairGate("submissions", 1024, 1)
         """Submissions of keys with quotas, one at a time for each: they would wait for each other
         in Postgres, each with a connection."""
+        self.lists = FairGate("lists", 1024, 1)
+        """Long lists, one at a time for each key: their rows are read on the event loop."""
         self.decoders = FairGate("decoders", decoders, decoders - 1, waiting_per_key=32)
         self.storage = FairGate("storage", 32, 24)
         """Calls of object storage, each on a thread."""
@@ -170,3 +173,27 @@ async def on_thread(work: Callable[..., T], *args: Any) -> T:
         Problem: 429 `too_many_at_once` when too many of this key wait already.
     """
     return await _thread_turns.run(_threads, acting_key.get(), None, work, *args)
+
+
+_SLICE_SECONDS = 0.002
+_builders = FairGate("pages", 1, 1)
+
+
+async def built(work: Callable[[S], T], rows: Iterable[S]) -> list[T]:
+    """`work` of each row of a list, which may be long: others get at the event loop every few ms.
+
+    One list is built at a time, in turn between keys. On threads, several would hold up the event
+    loop for longer: each time it comes back from a system call it would wait for all of them.
+
+    Raises:
+        Problem: 429 `too_many_at_once` when too many of this key wait already.
+    """
+    made: list[T] = []
+    async with _builders.turn(acting_key.get()):
+        ends = time.perf_counter() + _SLICE_SECONDS
+        for row in rows:
+            made.append(work(row))
+            if time.perf_counter() > ends:
+                await asyncio.sleep(0)
+                ends = time.perf_counter() + _SLICE_SECONDS
+    return made

@@ -5,6 +5,7 @@ TypeID specification: sortable by creation, safe in URLs, selectable with a doub
 """
 
 import re
+from base64 import b32encode
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -14,6 +15,7 @@ import uuid6
 Prefix = Literal["job", "img", "batch", "upl", "whe", "whd", "evt", "ten"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_FROM_RFC_4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
 _VALUES = {character: value for value, character in enumerate(_ALPHABET)}
 _SUFFIX = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
@@ -34,8 +36,8 @@ def earliest_id_at(moment: datetime) -> UUID:
 
 def to_wire(prefix: Prefix, value: UUID) -> str:
     """`job_` and the 26-character base-32 form of the UUID."""
-    number = value.int
-    suffix = "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    # 26 characters are 130 bits: two zeros before the 128 of the UUID, and six of padding behind.
+    suffix = b32encode((value.int << 6).to_bytes(17, "big"))[:26].translate(_FROM_RFC_4648).decode()
     return f"{prefix}_{suffix}"
 
 

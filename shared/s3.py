@@ -7,6 +7,7 @@ role chains, `credential_process`, container and machine roles. See docs/adr/001
 import base64
 import gzip
 import hashlib
+import hmac
 import json
 import socket
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,10 +135,10 @@ class LateCredentials(Credentials):  # type: ignore[misc]
 
 
 class UrlSigner:
-    """Presigned GETs of one bucket. The same URLs as boto3's, in an eighth of the time.
+    """Presigned GETs of one bucket. The same URLs as boto3's, at a small part of the time.
 
     boto3 is asked once how it addresses and signs the bucket (path or host, region, endpoint); each
-    further URL takes only the signature of botocore's signer.
+    further URL takes one hash and one HMAC over what the URLs of a second share.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class UrlSigner:
         self._folder = parts.path.removesuffix("_")
         scope = parse_qs(parts.query)["X-Amz-Credential"][0]
         self._region, self._service = scope.split("/")[2:4]
+        self._kept: _Shared | None = None
 
     def sign(self, key: str, download_name: str | None = None) -> str:
         """A URL that reads `key`, under a file name where one is given.
@@ -163,24 +166,57 @@ class UrlSigner:
             BotoCoreError: there are no credentials.
             ClientError: AWS refuses the role.
         """
-        credentials = self._credentials.at_hand()
+        shared = self._shared(self._credentials.at_hand(), f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        asked = shared.query
+        if download_name:
+            disposition = f'attachment; filename="{download_name}"'
+            asked += f"&response-content-disposition={quote(disposition, safe='~')}"
+        path = self._folder + quote(key, safe="/~")
+        canonical = f"GET\n{path}\n{asked}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        signature = hmac.digest(shared.key, f"{shared.preamble}{digest}".encode(), "sha256").hex()
+        return f"{self._origin}{path}?{asked}&X-Amz-Signature={signature}"
+
+    def _shared(self, credentials: Any, moment: str) -> "_Shared":
+        kept = self._kept
+        if kept is None or kept.moment != moment or kept.credentials is not credentials:
+            kept = self._kept = self._prepare(credentials, moment)
+        return kept
+
+    def _prepare(self, credentials: Any, moment: str) -> "_Shared":
         signer = S3SigV4QueryAuth(credentials, self._service, self._region)
-        request = SimpleNamespace(context={"timestamp": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"})
+        request = SimpleNamespace(context={"timestamp": moment})
         query = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": signer.scope(request),
-            "X-Amz-Date": request.context["timestamp"],
+            "X-Amz-Date": moment,
             "X-Amz-Expires": str(self._expires),
             "X-Amz-Security-Token": credentials.token,
             "X-Amz-SignedHeaders": "host",
-            "response-content-disposition": download_name
-            and f'attachment; filename="{download_name}"',
         }
-        asked = urlencode({k: v for k, v in query.items() if v}, quote_via=quote, safe="~")
-        path = self._folder + quote(key, safe="/~")
-        canonical = f"GET\n{path}\n{asked}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
-        signature = signer.signature(signer.string_to_sign(request, canonical), request)
-        return f"{self._origin}{path}?{asked}&X-Amz-Signature={signature}"
+        key = f"AWS4{credentials.secret_key}".encode()
+        for part in (moment[:8], self._region, self._service, "aws4_request"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        return _Shared(
+            credentials,
+            moment,
+            urlencode({k: v for k, v in query.items() if v}, quote_via=quote, safe="~"),
+            f"AWS4-HMAC-SHA256\n{moment}\n{signer.credential_scope(request)}\n",
+            key,
+        )
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the URLs of one second have in common, which is most of the work."""
+
+    credentials: Any
+    moment: str
+    query: str
+    preamble: str
+    """Of the string to sign."""
+    key: bytes
+    """To sign with."""
 
 
 def open_session(settings: Settings) -> tuple[boto3.Session, LateCredentials]:

@@ -17,7 +17,7 @@ from api.batches.schemas import Batch, BatchItem, DryRun, Estimate, Finding, Ret
 from api.batches.validation import Validated, validate
 from api.deps import Resources, parse_id
 from api.events import announce
-from api.fairness import on_thread
+from api.fairness import built
 from api.jobs.estimates import present_eta
 from api.principal import Principal
 from api.problems import Problem, not_found
@@ -28,7 +28,7 @@ from shared.batches import statements
 from shared.gallery import statements as gallery
 from shared.gallery.models import Image
 from shared.jobs import statements as ledger
-from shared.jobs.models import JobAttempt
+from shared.jobs.models import Job, JobAttempt
 from shared.webhooks.events import JOB_EVENTS
 
 _SECONDS_FOR_ALL_JOBS = 60.0
@@ -197,7 +197,10 @@ async def list_items(
     row_id = parse_id("batch", batch_id, "batch")
     scope = ("batch items", principal.tenant_id, row_id, items)
     behind = decode_cursor(after, *scope) if after is not None else None
-    async with resources.tenant_transaction(principal) as session:
+    async with (
+        resources.listing(principal, limit),
+        resources.tenant_transaction(principal) as session,
+    ):
         batch = await find(session, principal, row_id)
         asked = statements.list_items(
             batch, limit + 1, after=behind, states=items.states, custom_id=items.custom_id
@@ -213,15 +216,12 @@ async def list_items(
             attempts[attempt.job_id].append(attempt)
     has_more = len(found) > limit
 
-    def present() -> list[BatchItem]:
+    def present(j: Job) -> BatchItem:
         url, storage = resources.settings.public_url, resources.storage
-        return [
-            present_item(j, images[j.id], attempts[j.id], public_url=url, storage=storage)
-            for j in page
-        ]
+        return present_item(j, images[j.id], attempts[j.id], public_url=url, storage=storage)
 
     return Page(
-        data=await on_thread(present),  # signing hundreds of URLs takes a while
+        data=await built(present, page),
         has_more=has_more,
         next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
     )

@@ -1,8 +1,10 @@
 """The rules of images: find them, show them, read their files."""
 
+from typing import Any
+
 from api.deps import Resources, parse_id
 from api.images.schemas import Image, ImageLinks
-from api.jobs.present import present_image
+from api.jobs.present import image_fields
 from api.principal import Principal
 from api.problems import Problem, not_found
 from shared.errors import StorageUnavailable
@@ -29,26 +31,31 @@ async def find(resources: Resources, principal: Principal, image_id: str) -> row
 
 def present(resources: Resources, row: rows.Image) -> Image:
     """The wire form of an image."""
+    return Image(**fields(resources, row))
+
+
+def fields(resources: Resources, row: rows.Image) -> dict[str, Any]:
+    """The fields of an `Image`."""
     image_id, job_id = to_wire("img", row.id), to_wire("job", row.job_id)
     base = resources.settings.public_url.rstrip("/")
     here = f"{base}/v1/images/{image_id}"
-    return Image(
-        **present_image(row, resources.storage).model_dump(),
-        job_id=job_id,
-        session_id=row.session_id,
-        model=row.receipt["model"]["name"],
-        prompt=row.receipt["prompt"],
-        negative_prompt=row.receipt.get("negative_prompt"),
-        gpu_seconds=row.gpu_seconds,
-        created_at=row.created_at,
-        links=ImageLinks(
+    return {
+        **image_fields(row, resources.storage),
+        "job_id": job_id,
+        "session_id": row.session_id,
+        "model": row.receipt["model"]["name"],
+        "prompt": row.receipt["prompt"],
+        "negative_prompt": row.receipt.get("negative_prompt"),
+        "gpu_seconds": row.gpu_seconds,
+        "created_at": row.created_at,
+        "links": ImageLinks(
             self=here,
             content=f"{here}/content",
             thumbnail=f"{here}/thumbnail",
             receipt=f"{here}/receipt",
             job=f"{base}/v1/jobs/{job_id}",
         ),
-    )
+    }
 
 
 def file_name(row: rows.Image) -> str:

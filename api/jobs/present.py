@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 from api.jobs.estimates import work_of_job
 from api.jobs.schemas import (
@@ -83,19 +83,24 @@ def present_job(
 
 def present_image(image: Image, storage: Storage) -> JobImage:
     """The wire form of an image inside its job."""
-    return JobImage(
-        id=to_wire("img", image.id),
-        index=image.index,
-        seed=image.seed,
-        width=image.width,
-        height=image.height,
-        content_type=image.content_type,
-        bytes=image.bytes,
-        sha256=image.sha256,
-        url=storage.presign(image.s3_key),
-        thumbnail_url=storage.presign(image.thumbnail_s3_key),
-        starred=image.starred,
-    )
+    return JobImage(**image_fields(image, storage))
+
+
+def image_fields(image: Image, storage: Storage) -> dict[str, Any]:
+    """What every wire form of an image has."""
+    return {
+        "id": to_wire("img", image.id),
+        "index": image.index,
+        "seed": image.seed,
+        "width": image.width,
+        "height": image.height,
+        "content_type": image.content_type,
+        "bytes": image.bytes,
+        "sha256": image.sha256,
+        "url": storage.presign(image.s3_key),
+        "thumbnail_url": storage.presign(image.thumbnail_s3_key),
+        "starred": image.starred,
+    }
 
 
 def etag_of(job: Job) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.deps import Resources, parse_id
 from api.events import announce, read_progress
+from api.fairness import built
 from api.jobs.estimates import present_eta, work_of_plan
 from api.jobs.init_images import InitImage, resolve_init_image
 from api.jobs.planning import Plan, plan_job
@@ -199,7 +200,10 @@ async def list_page(
     """One page of a tenant's jobs, newest first."""
     scope = ("jobs", principal.tenant_id, listing)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with resources.tenant_transaction(principal) as session:
+    async with (
+        resources.listing(principal, limit),
+        resources.tenant_transaction(principal) as session,
+    ):
         found = (
             await session.scalars(
                 statements.list_jobs(
@@ -222,17 +226,19 @@ async def list_page(
         for attempt in (await session.scalars(statements.list_attempts(ids))).all():
             attempts[attempt.job_id].append(attempt)
     has_more = len(found) > limit
+    progress = {row.id: await _progress(resources, row) for row in page}
+
+    def present_row(row: rows.Job) -> Job:
+        return present(
+            resources,
+            row,
+            images=images[row.id],
+            attempts=attempts[row.id],
+            progress=progress[row.id],
+        )
+
     return Page(
-        data=[
-            present(
-                resources,
-                row,
-                images=images[row.id],
-                attempts=attempts[row.id],
-                progress=await _progress(resources, row),
-            )
-            for row in page
-        ],
+        data=await built(present_row, page),
         has_more=has_more,
         next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
     )

@@ -54,5 +54,6 @@ class KeyCache:
             self._entries.popitem(last=False)
 
     def forget(self, key_id: str) -> None:
-        """Drop a key that was just revoked in this process."""
+        """Drop what is known of a key that this process has just revoked, changed or made."""
         self._entries.pop(key_id, None)
+        self._unknown.pop(key_id, None)

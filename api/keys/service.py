@@ -70,12 +70,17 @@ async def create(resources: Resources, principal: Principal, asked: KeyRequest) 
     async with resources.tenant_transaction(principal) as session:
         own = await _tenant_name(session, principal)
         if asked.tenant in (None, own):
-            return await _insert(session, asked, expires_at, principal.tenant_id, own)
+            made = await _insert(session, asked, expires_at, principal.tenant_id, own)
+    if asked.tenant in (None, own):
+        resources.keys.forget(made.id)
+        return made
     if not principal.may(OPERATOR) or asked.tenant is None:
         raise Problem("insufficient_scope", "Keys of another tenant need the scope operator.")
     async with resources.transaction() as session:
         tenant_id = (await session.scalars(statements.ensure_tenant(asked.tenant))).one()
-        return await _insert(session, asked, expires_at, tenant_id, asked.tenant)
+        made = await _insert(session, asked, expires_at, tenant_id, asked.tenant)
+    resources.keys.forget(made.id)
+    return made
 
 
 async def list_page(

@@ -126,9 +126,10 @@ async def _search(
     """`picture` is its id or its digest. Its vector's text varies: Postgres has fewer digits."""
     question = Likeness(principal.tenant_id, asked.filters, vector, asked.min_score)
     scope = ("pictures", vector.model, picture, *asked.scope(principal))
-    async with resources.tenant_transaction(
-        principal, service.SECONDS, statements.PLANNING
-    ) as session:
+    async with (
+        resources.listing(principal, asked.limit),
+        resources.tenant_transaction(principal, service.SECONDS, statements.PLANNING) as session,
+    ):
         position: Position | None = None
         if asked.after is not None:
             begun = cursor.decode(asked.after, (), *scope)
@@ -148,8 +149,8 @@ async def _search(
         if phase is Phase.MANY and len(found) < wanted:
             found += await read(Phase.REST, None, wanted - len(found))
     page = found[: asked.limit]
-    shown = service.diversified(page) if asked.diversity else page
+    shown = await on_thread(service.diversified, page) if asked.diversity else page
     if len(found) <= asked.limit:
-        return page_of(resources, shown, None)
+        return await page_of(resources, shown, None)
     last = Cursor(page[-1].phase, page[-1].position, Lexical())
-    return page_of(resources, shown, cursor.encode(last, (), *scope))
+    return await page_of(resources, shown, cursor.encode(last, (), *scope))

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.deps import Resources
+from api.fairness import built, on_thread
 from api.images import service as images
 from api.metrics.families import timed_search
 from api.principal import Principal
@@ -94,7 +95,9 @@ async def search(resources: Resources, principal: Principal, asked: Asked) -> Pa
         Problem: 422 for a cursor of another search, 503 when the text cannot be embedded.
     """
     found, next_cursor = await find(resources, principal, asked)
-    return page_of(resources, diversified(found) if asked.diversity else found, next_cursor)
+    if asked.diversity:
+        found = await on_thread(diversified, found)
+    return await page_of(resources, found, next_cursor)
 
 
 async def newest(
@@ -107,21 +110,23 @@ async def newest(
     """
     scope = ("newest", principal.tenant_id, filters.facts())
     before = decode_cursor(after, *scope) if after is not None else None
-    async with _transaction(resources, principal) as session:
+    async with resources.listing(principal, limit), _transaction(resources, principal) as session:
         statement = statements.newest(principal.tenant_id, filters, limit + 1, before)
         found = (await session.execute(statement)).tuples().all()
     page, has_more = found[:limit], len(found) > limit
+
+    def present(entry: tuple[rows.Image, str]) -> Hit:
+        image, prompt = entry
+        return Hit(
+            score=None,
+            similarity=None,
+            prompt=prompt,
+            image=images.present(resources, image),
+            made_with=made_with(image),
+        )
+
     return Page(
-        data=[
-            Hit(
-                score=None,
-                similarity=None,
-                prompt=prompt,
-                image=images.present(resources, image),
-                made_with=made_with(image),
-            )
-            for image, prompt in page
-        ],
+        data=await built(present, page),
         has_more=has_more,
         next_cursor=encode_cursor(page[-1][0].id, *scope) if has_more else None,
     )
@@ -159,10 +164,12 @@ def _words_of(prompt: str) -> set[str]:
     return {*re.findall(r"\w+", without_grams(prompt).casefold()), *grams(prompt)}
 
 
-def page_of(resources: Resources, found: Sequence[Found], next_cursor: str | None) -> Page[Hit]:
+async def page_of(
+    resources: Resources, found: Sequence[Found], next_cursor: str | None
+) -> Page[Hit]:
     """The wire form of a page."""
     return Page(
-        data=[_present(resources, entry) for entry in found],
+        data=await built(lambda entry: _present(resources, entry), found),
         has_more=next_cursor is not None,
         next_cursor=next_cursor,
     )
@@ -184,7 +191,10 @@ async def find(
             async with _transaction(resources, principal) as session:
                 begun = await _begin(resources, session, principal, asked)
             vectors = await embedding
-    async with _transaction(resources, principal) as session:
+    async with (
+        resources.listing(principal, asked.limit),
+        _transaction(resources, principal) as session,
+    ):
         begun = begun or await _begin(resources, session, principal, asked)
         question = Question(
             principal.tenant_id,

@@ -5,6 +5,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.deps import Resources
+from api.fairness import built
 from api.images import service as images
 from api.jobs.schemas import REPRODUCES
 from api.principal import Principal
@@ -59,7 +60,10 @@ async def list_images(
     """
     scope = ("session images", principal.tenant_id, session_id)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with resources.tenant_transaction(principal) as session:
+    async with (
+        resources.listing(principal, limit),
+        resources.tenant_transaction(principal) as session,
+    ):
         await _require(session, principal, session_id)
         statement = history.list_images(
             principal.tenant_id, session_id, limit + 1, before, without=REPRODUCES
@@ -67,7 +71,7 @@ async def list_images(
         found = (await session.scalars(statement)).all()
     page, has_more = found[:limit], len(found) > limit
     return Page(
-        data=[_present_image(resources, row, None) for row in page],
+        data=await built(lambda row: _present_image(resources, row, None), page),
         has_more=has_more,
         next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
     )
@@ -85,7 +89,7 @@ async def search_images(
         await _require(session, principal, asked.filters.session_id or "")
     found, next_cursor = await searching.find(resources, principal, asked)
     return Page(
-        data=[_present_image(resources, entry.image, entry.score) for entry in found],
+        data=await built(lambda entry: _present_image(resources, entry.image, entry.score), found),
         has_more=next_cursor is not None,
         next_cursor=next_cursor,
     )
@@ -111,4 +115,4 @@ def _present(resources: Resources, row: Any) -> Session:
 
 
 def _present_image(resources: Resources, row: rows.Image, score: float | None) -> HistoryImage:
-    return HistoryImage(**images.present(resources, row).model_dump(), score=score)
+    return HistoryImage(**images.fields(resources, row), score=score)

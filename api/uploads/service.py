@@ -3,6 +3,7 @@
 from starlette.datastructures import UploadFile
 
 from api.deps import Resources, parse_id
+from api.fairness import built
 from api.principal import Principal
 from api.problems import FieldError, Problem, not_found
 from api.uploads.intake import clean_image, discard_upload, store_upload
@@ -46,12 +47,15 @@ async def list_page(
     """One page of a tenant's uploads, newest first."""
     scope = ("uploads", principal.tenant_id)
     before = decode_cursor(after, *scope) if after is not None else None
-    async with resources.tenant_transaction(principal) as session:
+    async with (
+        resources.listing(principal, limit),
+        resources.tenant_transaction(principal) as session,
+    ):
         asked = gallery.list_uploads(principal.tenant_id, limit + 1, before)
         found = (await session.scalars(asked)).all()
     page, has_more = found[:limit], len(found) > limit
     return Page(
-        data=[present(resources, row) for row in page],
+        data=await built(lambda row: present(resources, row), page),
         has_more=has_more,
         next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
     )

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.deps import Resources, parse_id
+from api.fairness import built
 from api.principal import Principal
 from api.problems import Problem, not_found
 from api.webhooks.present import present_delivery
@@ -54,12 +55,15 @@ async def list_page(
         states=listing.states,
         events=listing.events,
     )
-    async with resources.tenant_transaction(principal) as session:
+    async with (
+        resources.listing(principal, limit),
+        resources.tenant_transaction(principal) as session,
+    ):
         found = _collect((await session.execute(statement)).tuples().all())
     page = found[:limit]
     has_more = len(found) > limit
     return Page(
-        data=[present_delivery(*entry) for entry in page],
+        data=await built(lambda entry: present_delivery(*entry), page),
         has_more=has_more,
         next_cursor=encode_cursor(page[-1][0].id, *scope) if has_more else None,
     )

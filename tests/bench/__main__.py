@@ -20,6 +20,7 @@ MODULES = (
     "queue_rows",
     "submit_rows",
     "waiting_rows",
+    "storm_rows",
     "worker_rows",
     "batch_rows",
     "webhook_rows",

@@ -9,7 +9,14 @@ from tests.pages import put_into
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 _TOPICS = {
     "The engine": ("engine_rows",),
-    "Jobs": ("queue_rows", "submit_rows", "waiting_rows", "worker_rows", "encode_rows"),
+    "Jobs": (
+        "queue_rows",
+        "submit_rows",
+        "waiting_rows",
+        "storm_rows",
+        "worker_rows",
+        "encode_rows",
+    ),
     "Batches, webhooks, estimates": ("batch_rows", "webhook_rows", "eta_rows"),
     "Search": ("search_rows",),
 }

@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api.fairness import FairGate
+from api.fairness import FairGate, built
 from api.problems import Problem
 
 
@@ -102,3 +103,24 @@ def test_a_thread_keeps_its_place_when_nobody_waits_for_it_any_more() -> None:
             pass
 
     asyncio.run(trial())
+
+
+def test_a_long_list_leaves_the_event_loop_to_others_while_it_is_built() -> None:
+    async def others_turns() -> int:
+        turns = 0
+        over = asyncio.Event()
+
+        async def other() -> None:
+            nonlocal turns
+            while not over.is_set():
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        made = await built(lambda number: time.sleep(0.001) or number, range(50))
+        over.set()
+        await task
+        assert made == list(range(50))
+        return turns
+
+    assert asyncio.run(others_turns()) > 5
