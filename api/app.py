@@ -1,5 +1,6 @@
 """The API process: `uvicorn api.app:create_app --factory`."""
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -54,7 +55,7 @@ from api.search.census import Censuses
 from api.search.embedding import QueryVectors
 from api.search.routes import router as search
 from api.sessions.routes import router as sessions
-from api.streams import OpenAnswers
+from api.streams import OpenAnswers, Openings
 from api.uploads.routes import router as uploads
 from api.usage.pressure import Pressure
 from api.usage.routes import router as usage
@@ -104,6 +105,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with open_resources(chosen) as resources, resources.following.running(resources):
             await require_live_key(resources)
             app.state.resources = resources
+            # What was imported stays: a collection that looks through it stops every request.
+            gc.collect()
+            gc.freeze()
             with _metrics_listener(chosen):
                 yield
         shut_down_tracing()
@@ -133,6 +137,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         },
         grace=chosen.request_grace.total_seconds(),
     )
+    app.add_middleware(Openings)
     if chosen.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **_CORS)
     app.add_middleware(RequestObserver)

@@ -39,6 +39,15 @@ async def authenticate(
     request: Request, resources: Res, _: Annotated[object, Security(bearer)] = None
 ) -> Principal:
     """The principal of the request's bearer token; 401 without a live one."""
+    return await _principal_of(resources, request, await identify(resources, request))
+
+
+async def identify(resources: Resources, request: Request) -> ApiKey:
+    """The live key of the request's bearer token: nothing is counted yet.
+
+    Raises:
+        Problem: 401 without one.
+    """
     header = request.headers.get("authorization", "")
     scheme, _separator, token = header.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
@@ -46,19 +55,29 @@ async def authenticate(
     parsed = parse_key(token.strip())
     if parsed is None:
         raise unauthenticated("This is not an API key; one is drk_…, whole, with its checksum.")
-    return await prove(
+    return await _find_proven(
         resources, request, parsed.id, lambda key: matches(key.secret_hash if key else None, parsed)
     )
 
 
 async def prove(resources: Resources, request: Request, key_id: str, proof: Proof) -> Principal:
-    """The principal of a live key, if the request proves that its holder sent it; else 401.
+    """The principal of a live key, if the request proves that its holder sent it; else 401."""
+    key = await _find_proven(resources, request, key_id, proof)
+    return await _principal_of(resources, request, key)
+
+
+async def _find_proven(resources: Resources, request: Request, key_id: str, proof: Proof) -> ApiKey:
+    """A live key, if the request proves that its holder sent it; else 401.
 
     `proof` is also asked about None, so that a key that does not exist takes as long.
     """
     key = resources.keys.get(key_id) or await _look_up_in_turn(resources, request, key_id, proof)
     if not proof(key) or key is None or not key.is_live(datetime.now(UTC)):
         raise unauthenticated()
+    return key
+
+
+async def _principal_of(resources: Resources, request: Request, key: ApiKey) -> Principal:
     acting_key.set(key.id)
     structlog.contextvars.bind_contextvars(tenant_id=str(key.tenant_id), key_id=key.id)
     quotas = Quotas.model_validate(key.quotas) if key.quotas else NO_QUOTAS

@@ -138,6 +138,11 @@ class FairGate:
             self._waiting.pop(key, None)
 
 
+_OPENINGS = 4
+_CROWD = 4096
+"""Requests that may wait where a limit of another kind or the first's answer lets them pass."""
+
+
 class Gates:
     """One gate for each pool that tenants share in this process."""
 
@@ -147,9 +152,9 @@ class Gates:
         tenants = connections - reserved
         self.database = FairGate("database", tenants, tenants - max(1, tenants // 3))
         """Tenants' transactions. Two connections are left to the lookups of keys below."""
-        self.known_keys = FairGate("known_keys", 1, 1)
+        self.known_keys = FairGate("known_keys", 1, 1, _CROWD)
         """Lookups of keys that were live a moment ago, by key."""
-        self.unknown_keys = FairGate("unknown_keys", 1, 1)
+        self.unknown_keys = FairGate("unknown_keys", 1, 1, _CROWD)
         """Lookups of all other keys, by address: a flood of them takes one connection."""
         self.submissions = FairGate("submissions", 1024, 1)
         """Submissions of keys with quotas, one at a time for each: they would wait for each other
@@ -159,6 +164,9 @@ class Gates:
         self.decoders = FairGate("decoders", decoders, decoders - 1, waiting_per_key=32)
         self.storage = FairGate("storage", 32, 24)
         """Calls of object storage, each on a thread."""
+        self.openings = FairGate("openings", _OPENINGS, _OPENINGS // 2, _CROWD)
+        """Waits and event streams, from their key to where they only wait: hundreds that come at
+        once would stand before every other request in the event loop."""
 
 
 _THREADS = 8

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from api.batches.archive import stream_archive
@@ -31,10 +31,10 @@ Follow = Annotated[
 
 
 async def _slot_while_following(
-    resources: Res, principal: BatchesRead, follow: Follow = True
+    request: Request, resources: Res, principal: BatchesRead, follow: Follow = True
 ) -> AsyncIterator[None]:
     """An answer that stays open is one of the key's streams."""
-    with resources.streams.hold(principal.key_id) if follow else nullcontext():
+    with resources.streams.hold(principal.key_id, request.scope) if follow else nullcontext():
         yield
 
 

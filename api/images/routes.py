@@ -15,8 +15,9 @@ from api.images import service
 from api.images.inspect import inspect as inspect_picture
 from api.images.reproduce import reproduce as reproduce_image
 from api.images.schemas import Image, Inspection, Reproduction
-from api.jobs.routes import MAX_WAIT, Prefer, parse_wait
+from api.jobs.routes import Prefer
 from api.problems import responses
+from api.streams import MAX_WAIT, parse_wait
 from api.usage.admission import REFUSALS
 from api.wire import json_answer
 
@@ -184,7 +185,7 @@ async def reproduce(
     """
     asked = parse_wait(request)
     seconds = MAX_WAIT if asked is None else asked
-    with resources.waits.hold(principal.key_id) if seconds else nullcontext():
+    with resources.waits.hold(principal.key_id, request.scope) if seconds else nullcontext():
         result = await reproduce_image(
             resources, principal, request, image_id=image_id, job_id=job, seconds=seconds
         )

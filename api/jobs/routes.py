@@ -23,6 +23,7 @@ from api.jobs.schemas import (
 )
 from api.jobs.waiting import get_when_done, wait_for_accepted
 from api.problems import Problem, responses
+from api.streams import parse_wait
 from api.usage.admission import REFUSALS, UPLOAD_REFUSAL
 from api.wire import (
     CreatedAfter,
@@ -37,8 +38,6 @@ from api.wire import (
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-MAX_WAIT = 60
-_WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,6})\"?\s*", re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _POLL_AFTER = "1"
 
@@ -47,14 +46,6 @@ Prefer = Annotated[
     str | None,
     Header(description="`wait=n`: hold the answer until done, n ≤ 60 seconds."),
 ]
-
-
-def parse_wait(request: Request) -> int | None:
-    """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None without one."""
-    for preference in ",".join(request.headers.getlist("prefer")).split(","):
-        if match := _WAIT.fullmatch(preference.partition(";")[0]):
-            return min(int(match[1]), MAX_WAIT)
-    return None
 
 
 @router.post(
@@ -124,7 +115,7 @@ async def submit(
     if dry_run:
         return json_answer(await make_dry_run(resources, principal, asked))
     seconds = parse_wait(request)
-    with resources.waits.hold(principal.key_id) if seconds else nullcontext():
+    with resources.waits.hold(principal.key_id, request.scope) if seconds else nullcontext():
         accepted = await service.submit(resources, principal, asked, idempotency_key)
         headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
         if accepted.job is None:
@@ -168,7 +159,7 @@ async def get(
     seconds = parse_wait(request)
     headers = {"Cache-Control": "private, no-cache"}
     if seconds:
-        with resources.waits.hold(principal.key_id):
+        with resources.waits.hold(principal.key_id, request.scope):
             job = await get_when_done(resources, principal, request, job_id, seconds)
     else:
         job = await service.get(resources, principal, job_id)

@@ -60,7 +60,7 @@ async def admit_follower(
         found = Follower(principal, LIFE_SECONDS)
     else:
         found = await stream_tickets.redeem(resources, request, ticket, job_id)
-    with resources.streams.hold(found.principal.key_id):
+    with resources.streams.hold(found.principal.key_id, request.scope):
         yield found
 
 

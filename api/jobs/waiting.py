@@ -15,6 +15,7 @@ from api.jobs.following import Follower
 from api.jobs.schemas import Job
 from api.principal import Principal
 from api.problems import Problem
+from api.streams import opened
 from shared.ids import from_wire
 from shared.jobs.state import TERMINAL_STATES
 from shared.logging import get_logger
@@ -87,7 +88,7 @@ async def wait_until_done(
     """
     if job.finished_at is not None or not seconds:
         return job
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds - opened(request)
     following = resources.following
     row_id = from_wire("job", job.id)
     with following.follow(row_id, principal.key_id, after, job.sequence) as follower:

@@ -8,7 +8,7 @@ import asyncio
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
@@ -83,6 +83,8 @@ class _Crowd:
 
     latencies: Sequence[float]
     refused: int
+    statuses: Mapping[int, int]
+    """Of the crowd's answers; 0 for connections that were cut."""
 
     @property
     def worst(self) -> float:
@@ -140,7 +142,8 @@ def _beside(api: ApiProcess, other: httpx2.Client, requests: Sequence[bytes]) ->
     statuses: dict[int, int] = ours.recv()
     crowd.join()
     expected = {200, 202}
-    return _Crowd(latencies, sum(n for status, n in statuses.items() if status not in expected))
+    refused = sum(n for status, n in statuses.items() if status not in expected)
+    return _Crowd(latencies, refused, statuses)
 
 
 def _run_crowd(pipe: Connection, url: str, requests: list[bytes], seconds: float) -> None:

@@ -220,6 +220,8 @@ def test_a_key_may_not_hold_every_wait(
         # What does not wait, and another tenant's waits, go on; a refused submission is none.
         brief = {"Prefer": "wait=1"}
         check_problem(fresh.post("/v1/jobs", json=JOB, headers=brief), 429, "too_many_waits")
+        unread = fresh.post("/v1/jobs", content=b"{", headers=brief)  # its body is not looked at
+        check_problem(unread, 429, "too_many_waits")
         assert [one["id"] for one in fresh.get("/v1/jobs").json()["data"]] == [job["id"]]
         assert stranger.get(other["links"]["self"], headers=brief).status_code == 200
     assert Counter(answer.status_code for answer in answers) == {200: at_most, 429: 20}
