@@ -104,12 +104,22 @@ def test_a_wait_outlasts_an_outage(
     assert (answer.status_code, answer.json()["state"]) == (202, "succeeded")
 
 
+def follows_a_job(redis_client: "redis.Redis") -> bool:
+    """Whether some process reads the events of jobs: it does while somebody waits for one."""
+    return any(client["cmd"] == "xread" for client in redis_client.client_list())
+
+
 def test_a_get_that_waits_outlasts_an_outage(
-    fresh: httpx2.Client, relays: Relays, submit: Submit, database: Ledger
+    fresh: httpx2.Client,
+    relays: Relays,
+    submit: Submit,
+    database: Ledger,
+    redis_client: "redis.Redis",
 ) -> None:
     job = submit(fresh)
     headers = {"Prefer": "wait=40"}
     with in_background(lambda: fresh.get(job["links"]["self"], headers=headers)) as answers:
+        wait_until(lambda: follows_a_job(redis_client), 30, "a wait that has begun")
         claim(database, job)
         with relays.postgres.set_to(Mode.REFUSE):
             check_problem(fresh.get("/v1/jobs"), 503, "database_unavailable")
@@ -124,7 +134,13 @@ def test_an_image_that_is_being_made_again_is_answered_202_though_postgres_fails
     with database.begin() as session:
         tenant = session.scalars(select(Tenant.id).where(Tenant.name == "lone")).one()
         image = insert_image(session, tenant, "a boat", any_vector(1), receipt=RECEIPT)
-    known = {job["id"] for job in http.get("/v1/jobs", params={"limit": 5}).json()["data"]}
+    recent = wait_until(
+        # The test before this one may have left the API with broken connections.
+        lambda: http.get("/v1/jobs", params={"limit": 5}).json().get("data"),
+        30,
+        "a database",
+    )
+    known = {job["id"] for job in recent}
     path = f"/v1/images/{to_wire('img', image)}/reproduce"
     headers = {"Prefer": "wait=4"}
     with in_background(lambda: http.post(path, headers=headers)) as answers:
