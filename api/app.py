@@ -15,65 +15,63 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from api.admin.keys import require_live_key
+from api.admin.routes import keys_router as keys
+from api.admin.routes import models_router as models
+from api.admin.routes import queues_router as queues
+from api.admin.routes import usage_router as usage
+from api.admin.routes import workers_router as workers
+from api.admin.service import QueueDepths
 from api.batches.outputs import router as outputs
 from api.batches.reading import MAX_BYTES as MAX_BATCH_BYTES
 from api.batches.routes import router as batches
-from api.body_limits import BodyLimits
-from api.deps import Resources
-from api.fairness import Gates
-from api.gallery.routes import router as gallery
-from api.health.routes import router as health
-from api.images.routes import router as images
-from api.jobs.estimates import Estimates
-from api.jobs.fetching import ImageFetcher
-from api.jobs.following import Following
-from api.jobs.routes import router as jobs
-from api.jobs.stream_routes import router as streams
-from api.keys.cache import KeyCache
-from api.keys.routes import router as keys
-from api.keys.service import require_live_key
-from api.metrics.middleware import RequestObserver
-from api.metrics.routes import router as metrics
-from api.middleware import HeadAsGet, RequestEnvelope
-from api.models.routes import router as models
-from api.openapi import install_openapi
-from api.pages import DocumentBytes
-from api.pages import router as pages
-from api.parameters import refuse_unknown_parameters
-from api.problems import (
+from api.context import Resources
+from api.core.errors import (
     Problem,
     handle_http_exception,
     handle_problem,
     handle_storage_unavailable,
     handle_validation_error,
 )
-from api.prompts.routes import router as prompts
-from api.publishing import Circuit, JobPublisher
-from api.queues.depths import QueueDepths
-from api.queues.routes import router as queues
-from api.search.census import Censuses
+from api.core.fairness import Gates
+from api.core.health import metrics_router as metrics
+from api.core.health import router as health
+from api.core.limits import BodyLimits
+from api.core.middleware import HeadAsGet, RequestEnvelope, RequestObserver
+from api.core.openapi import VERSION, install_openapi
+from api.core.pages import DocumentBytes
+from api.core.pages import router as pages
+from api.core.principal import KeyCache
+from api.core.publisher import Circuit, JobPublisher
+from api.core.quotas import Pressure
+from api.core.serialization import refuse_unknown_parameters
+from api.core.streams import OpenAnswers, Openings
+from api.core.worker_roster import WorkerRoster
+from api.images.routes import deletion_router as gallery
+from api.images.routes import router as images
+from api.images.routes import uploads_router as uploads
+from api.images.session_routes import router as sessions
+from api.jobs.estimates import Estimates
+from api.jobs.following import Following
+from api.jobs.init_images import ImageFetcher
+from api.jobs.routes import router as jobs
+from api.jobs.stream_routes import router as streams
 from api.search.embedding import QueryVectors
+from api.search.routes import recommendations_router as prompts
 from api.search.routes import router as search
-from api.sessions.routes import router as sessions
-from api.streams import OpenAnswers, Openings
-from api.uploads.routes import router as uploads
-from api.usage.pressure import Pressure
-from api.usage.routes import router as usage
-from api.version import VERSION
+from api.search.service import Censuses
 from api.webhooks.routes import router as webhooks
-from api.workers.roster import WorkerRoster
-from api.workers.routes import router as workers
-from shared.database import open_async_engine
-from shared.errors import StorageUnavailable
+from shared.core.broker import celery_app
+from shared.core.database import open_async_engine
+from shared.core.errors import StorageUnavailable
+from shared.core.logging import configure_logging
+from shared.core.metrics import MetricsListener
+from shared.core.model_catalog import load_catalog
+from shared.core.quotas import RequestRates
+from shared.core.settings import Settings, get_settings
+from shared.core.storage import Storage
+from shared.core.telemetry import configure_tracing, shut_down_tracing
 from shared.images.intake import DECODERS
-from shared.logging import configure_logging
-from shared.metrics.exposition import MetricsListener
-from shared.model_catalog import load_catalog
-from shared.queue.publish import celery_app
-from shared.quotas.rates import RequestRates
-from shared.settings import Settings, get_settings
-from shared.storage import Storage
-from shared.telemetry import configure_tracing, shut_down_tracing
 
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
@@ -117,7 +115,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         lifespan=lifespan,
         redirect_slashes=False,
-        # `api.pages` serves these.
+        # `api.core.pages` serves these.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

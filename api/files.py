@@ -8,8 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Header
 from fastapi.responses import Response
 
-from api.problems import Problem
-from api.wire import IfNoneMatch, etag_matches
+from api.core.errors import Problem
+from api.core.serialization import IfNoneMatch, etag_matches
 
 _ONE_RANGE = re.compile(r"bytes[ \t]*=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.ASCII | re.IGNORECASE)
 _LONGEST_NUMBER = 18

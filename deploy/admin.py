@@ -23,9 +23,9 @@ from deploy.tenants import (
     rotate_key,
     set_quotas,
 )
-from shared.quotas import Quotas
-from shared.settings import get_settings
-from shared.tenancy.scopes import RESOURCES, SCOPES
+from shared.core.quotas import Quotas
+from shared.core.settings import get_settings
+from shared.core.tenants import RESOURCES, SCOPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

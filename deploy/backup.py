@@ -34,10 +34,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from deploy.bootstrap import ensure_bucket
 from shared.batches.models import BatchFile
-from shared.errors import StorageUnavailable
-from shared.gallery.models import Image, Upload
-from shared.settings import Settings, get_settings
-from shared.storage import ObjectMissing, Storage
+from shared.core.errors import StorageUnavailable
+from shared.core.settings import Settings, get_settings
+from shared.core.storage import ObjectMissing, Storage
+from shared.images.models import Image, Upload
 
 DUMP, OBJECTS, MANIFEST = "database.dump", "objects", "manifest.json"
 _Item = TypeVar("_Item")

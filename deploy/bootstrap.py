@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from deploy.tenants import register_key
-from shared.errors import StorageUnavailable
-from shared.settings import Settings, get_settings
-from shared.storage import Storage
-from shared.tenancy.scopes import RESOURCES
+from shared.core.errors import StorageUnavailable
+from shared.core.settings import Settings, get_settings
+from shared.core.storage import Storage
+from shared.core.tenants import RESOURCES
 
 DEFAULT_TENANT = "studio"
 

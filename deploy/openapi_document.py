@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from api.app import create_app
-from shared.settings import Settings
+from shared.core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "openapi.json"

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from `shared/settings.py`: `python -m deploy.settings_reference`.
+"""Write docs/settings.md from `shared/core/settings.py`: `python -m deploy.settings_reference`.
 
 The source is read as text: names, defaults, units and reasons all stand there, and a page that
 repeats them by hand would be wrong within a month.
@@ -16,11 +16,11 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from shared.settings import Settings
+from shared.core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "settings.md"
-_SOURCE = PROJECT / "shared" / "settings.py"
+_SOURCE = PROJECT / "shared" / "core" / "settings.py"
 _PREFIX = "DARKROOM_"
 _FIRST_SECTION = "General"
 _SECTION = re.compile(r"^    # (?P<title>[A-Z].*?) -{5,}$")
@@ -87,9 +87,10 @@ def main() -> None:
 
 _HEAD = """# Settings
 
-Written by `python -m deploy.settings_reference` from `shared/settings.py`; a test fails when it is
-stale. Every process of the system reads the same variables. Each may also be a file: what
-`/run/secrets/darkroom_database_url` holds is taken for `DARKROOM_DATABASE_URL`, unless the variable
+Written by `python -m deploy.settings_reference` from `shared/core/settings.py`; a test fails
+when it is stale. Every process of the system reads the same variables. Each may also be a file:
+what `/run/secrets/darkroom_database_url` holds is taken for `DARKROOM_DATABASE_URL`, unless the
+variable
 itself is set. Durations are ISO 8601 (`PT30S`, `PT2H`, `P30D`) or seconds; lists are JSON unless
 the text says otherwise. An invalid value is named at start-up, and the process exits.
 """

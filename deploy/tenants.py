@@ -8,14 +8,13 @@ from typing import Any
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from shared.jobs import statements as jobs
-from shared.keys import ParsedKey, new_key, parse_key
-from shared.quotas import Quotas
-from shared.quotas import statements as use
-from shared.settings import with_driver
-from shared.tenancy import statements
-from shared.tenancy.models import ApiKey
-from shared.tenancy.scopes import OPERATOR, RESOURCES
+from shared.core import quotas as quota_queries
+from shared.core import tenants
+from shared.core.keys import ParsedKey, new_key, parse_key
+from shared.core.quotas import Quotas
+from shared.core.settings import with_driver
+from shared.core.tenants import OPERATOR, RESOURCES, ApiKey
+from shared.jobs.queries import client_requests
 
 EVERY_SCOPE = (*RESOURCES, OPERATOR)
 """What the local stack's key has."""
@@ -43,7 +42,7 @@ def register_key(
     if parsed is None:
         raise ValueError("not a well-formed API key")
     with _session(database_url) as session:
-        if session.scalars(statements.find_key(parsed.id)).one_or_none() is None:
+        if session.scalars(tenants.find_key(parsed.id)).one_or_none() is None:
             _insert(session, parsed, tenant=tenant, name=name, scopes=scopes)
 
 
@@ -83,7 +82,7 @@ def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
         old = _find(session, key_id)
         if not old.is_live(datetime.now(UTC)):
             raise NoSuchKey(f"The key {key_id} has been revoked or has expired; create a new one.")
-        columns = statements.key_columns(
+        columns = tenants.key_columns(
             key_id=made.id,
             secret_hash=made.secret_hash,
             tenant_id=old.tenant_id,
@@ -92,9 +91,12 @@ def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
             expires_at=old.expires_at,
             quotas=old.quotas,
         )
-        session.execute(statements.insert_key(columns))
-        session.execute(statements.expire_key(key_id, datetime.now(UTC) + grace))
-        for handover in (*use.hand_over(key_id, made.id), jobs.hand_over(key_id, made.id)):
+        session.execute(tenants.insert_key(columns))
+        session.execute(tenants.expire_key(key_id, datetime.now(UTC) + grace))
+        for handover in (
+            *quota_queries.hand_over(key_id, made.id),
+            client_requests.hand_over(key_id, made.id),
+        ):
             session.execute(handover)
     return made.key
 
@@ -106,7 +108,7 @@ def revoke_key(database_url: str, key_id: str) -> None:
         NoSuchKey: there is no such key.
     """
     with _session(database_url) as session:
-        session.execute(statements.revoke_key(_find(session, key_id).tenant_id, key_id))
+        session.execute(tenants.revoke_key(_find(session, key_id).tenant_id, key_id))
 
 
 def set_quotas(database_url: str, key_id: str, quotas: Quotas) -> None:
@@ -117,13 +119,13 @@ def set_quotas(database_url: str, key_id: str, quotas: Quotas) -> None:
     """
     with _session(database_url) as session:
         _find(session, key_id)
-        session.execute(statements.set_quotas(key_id, quotas.stored()))
+        session.execute(tenants.set_quotas(key_id, quotas.stored()))
 
 
 def list_keys(database_url: str, tenant: str | None = None) -> list[dict[str, Any]]:
     """Every key without its secret, of one tenant if it is named."""
     with _session(database_url) as session:
-        found = session.execute(statements.list_keys_of_all(tenant)).all()
+        found = session.execute(tenants.list_keys_of_all(tenant)).all()
         return [_describe(key, name) for key, name in found]
 
 
@@ -132,14 +134,14 @@ def list_tenants(database_url: str) -> list[dict[str, Any]]:
     with _session(database_url) as session:
         return [
             {"name": tenant.name, "live_keys": live, "created_at": _time(tenant.created_at)}
-            for tenant, live in session.execute(statements.list_tenants()).all()
+            for tenant, live in session.execute(tenants.list_tenants()).all()
         ]
 
 
 def create_tenant(database_url: str, name: str) -> None:
     """Make a tenant; one that exists stays as it is."""
     with _session(database_url) as session:
-        session.execute(statements.ensure_tenant(name))
+        session.execute(tenants.ensure_tenant(name))
 
 
 def _insert(
@@ -152,8 +154,8 @@ def _insert(
     expires_at: datetime | None = None,
     quotas: Quotas | None = None,
 ) -> None:
-    tenant_id = session.scalars(statements.ensure_tenant(tenant)).one()
-    columns = statements.key_columns(
+    tenant_id = session.scalars(tenants.ensure_tenant(tenant)).one()
+    columns = tenants.key_columns(
         key_id=parsed.id,
         secret_hash=parsed.secret_hash,
         tenant_id=tenant_id,
@@ -162,11 +164,11 @@ def _insert(
         expires_at=expires_at,
         quotas=quotas.stored() if quotas else None,
     )
-    session.execute(statements.insert_key(columns))
+    session.execute(tenants.insert_key(columns))
 
 
 def _find(session: Session, key_id: str) -> ApiKey:
-    key = session.scalars(statements.find_key(key_id)).one_or_none()
+    key = session.scalars(tenants.find_key(key_id)).one_or_none()
     if key is None:
         raise NoSuchKey(f"There is no key {key_id}; the id is its second part, drk_<id>_….")
     return key

@@ -4,8 +4,8 @@ from alembic import context
 from sqlalchemy import create_engine, pool
 
 from migrations.metadata import target_metadata
-from shared.search.index import PICTURES, PROMPTS
-from shared.settings import get_settings, with_driver
+from shared.core.settings import get_settings, with_driver
+from shared.search.embeddings import PICTURES, PROMPTS
 
 
 def _is_declared(name: str | None, kind: str, _parents: object) -> bool:

@@ -1,9 +1,9 @@
-"""Put tables of tenants behind the second wall (`shared.tenancy.wall`), and take them out."""
+"""Put tables of tenants behind the second wall (`shared.core.tenants`), and take them out."""
 
 import sqlalchemy as sa
 from alembic import op
 
-from shared.tenancy.wall import ROLE, TENANT
+from shared.core.tenants import ROLE, TENANT
 
 
 class WallRoleMissing(Exception):

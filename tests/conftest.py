@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.settings import Settings, get_settings
-from shared.storage import Storage
-from shared.tenancy.scopes import RESOURCES
+from shared.core.database import open_engine, session_factory
+from shared.core.settings import Settings, get_settings
+from shared.core.storage import Storage
+from shared.core.tenants import RESOURCES
 from tests.processes import ApiProcess, WorkerProcess, free_port
 
 MODELS = Path(__file__).parent / "models.toml"

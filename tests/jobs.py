@@ -5,9 +5,9 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from shared.ids import new_id
-from shared.jobs import statements
+from shared.core.ids import new_id
 from shared.jobs.models import Job
+from shared.jobs.queries import accept as job_acceptance
 
 
 def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
@@ -61,5 +61,5 @@ def image_columns(job: Job, index: int = 0, **fields: Any) -> dict[str, Any]:
 def accept(session: Session, tenant_id: UUID, **fields: Any) -> Job:
     """Insert a job, and its session on first use; does not publish it."""
     columns = job_columns(tenant_id, **fields)
-    session.execute(statements.ensure_session(tenant_id, columns["session_id"]))
-    return session.scalars(statements.insert_job(columns)).one()
+    session.execute(job_acceptance.ensure_session(tenant_id, columns["session_id"]))
+    return session.scalars(job_acceptance.insert_job(columns)).one()

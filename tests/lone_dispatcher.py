@@ -5,9 +5,9 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from shared.database import open_engine
-from shared.settings import get_settings
-from worker.dispatch import dispatcher
+from shared.core.database import open_engine
+from shared.core.settings import get_settings
+from worker.maintenance import leader
 
 
 def lead(sign: Path) -> None:
@@ -18,10 +18,10 @@ def lead(sign: Path) -> None:
         with sign.open("a") as file:
             file.write(f"{os.getpid()}\n")
 
-    duty = dispatcher.Duty("say", say)
-    dispatcher.Dispatcher(settings, open_engine(settings, pool_size=2), [duty])._run()
+    duty = leader.Duty("say", say)
+    leader.Dispatcher(settings, open_engine(settings, pool_size=2), [duty])._run()
 
 
 if __name__ == "__main__":
-    dispatcher._SILENCE = "1s"  # otherwise the test of a frozen leader would take a quarter minute
+    leader._SILENCE = "1s"  # otherwise the test of a frozen leader would take a quarter minute
     lead(Path(sys.argv[1]))

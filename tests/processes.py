@@ -165,7 +165,7 @@ class ApiProcess(Process):
         factory: str = "api.app:create_app",
     ) -> None:
         arguments = [
-            *("-m", "uvicorn", factory, "--factory", "--http", "api.connection:Connection"),
+            *("-m", "uvicorn", factory, "--factory", "--http", "api.core.connection:Connection"),
             *("--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"),
             *("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "1"),
         ]

@@ -6,11 +6,11 @@ import sys
 
 from pydantic import ValidationError
 
-from shared.errors import ModelUnavailable
-from shared.logging import configure_logging
-from shared.model_catalog import CatalogError, ModelSpec, load_catalog
-from shared.settings import Settings, get_settings
-from shared.telemetry import configure_tracing, shut_down_tracing
+from shared.core.errors import ModelUnavailable
+from shared.core.logging import configure_logging
+from shared.core.model_catalog import CatalogError, ModelSpec, load_catalog
+from shared.core.settings import Settings, get_settings
+from shared.core.telemetry import configure_tracing, shut_down_tracing
 
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again changes nothing until somebody mends it."""
@@ -43,7 +43,7 @@ def main() -> int:
             run_cpu_worker(settings)
         else:
             specs = _chosen(settings, arguments.model)
-            from worker.generate import run_generate_worker
+            from worker.gpu import run_generate_worker
 
             run_generate_worker(settings, specs)
     except (CatalogError, ModelUnavailable) as error:

@@ -6,43 +6,39 @@ from typing import Protocol
 import redis
 from celery import Celery, signals
 
-from shared.database import open_engine, session_factory
-from shared.fleet.announcement import WorkerState
-from shared.logging import get_logger
-from shared.metrics.exposition import MetricsListener
-from shared.model_catalog import load_catalog
-from shared.queue import names
-from shared.queue.publish import celery_app
-from shared.settings import Settings
-from shared.storage import Storage
-from worker.app import consume
-from worker.dispatch.batch_files import BatchFiles
-from worker.dispatch.delivery_duties import DeliveryDuties
-from worker.dispatch.dispatcher import Dispatcher
-from worker.dispatch.duties import JobDuties
-from worker.dispatch.eta_keeper import EtaKeeper
-from worker.dispatch.feeder import BulkFeeder
-from worker.dispatch.leftovers import Leftovers
-from worker.dispatch.retention import Retention
-from worker.embedding.embed_pictures import PictureKeeper
-from worker.embedding.embed_query import EmbeddingModels, register_embed
-from worker.embedding.picture_embedder import load_picture_model
-from worker.embedding.reembed import EmbeddingKeeper
-from worker.fleet.announce import Announcement, redis_client
-from worker.fleet.draining import Drain, forgetting
-from worker.fleet.identity import take_name
-from worker.metrics.backlog import BacklogMetrics
-from worker.metrics.process import WorkerMetrics
-from worker.queue.gates import QueueGates
-from worker.queue.liveness import ConsumerWatch
+from shared.core import broker
+from shared.core.broker import celery_app
+from shared.core.database import open_engine, session_factory
+from shared.core.logging import get_logger
+from shared.core.metrics import MetricsListener
+from shared.core.model_catalog import load_catalog
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.core.worker_registry import WorkerState
+from worker.core.consumer import consume
+from worker.core.draining import Drain, forgetting
+from worker.core.heartbeat import Announcement, redis_client
+from worker.core.identity import take_name
+from worker.core.liveness import ConsumerWatch
+from worker.core.metrics import WorkerMetrics
+from worker.core.queues import QueueGates
+from worker.maintenance.backlog import BacklogMetrics
+from worker.maintenance.bulk_enqueuer import BulkFeeder
+from worker.maintenance.cleanup import BatchFiles, Leftovers, Retention
+from worker.maintenance.estimator import EtaKeeper
+from worker.maintenance.leader import Dispatcher
+from worker.maintenance.periodic import DeliveryDuties, JobDuties
+from worker.search.embed_query import EmbeddingModels, register_embed
+from worker.search.embedders import load_picture_model
+from worker.search.reembed import EmbeddingKeeper, PictureKeeper
 from worker.tasks import register_deliver
 from worker.webhooks.deliver import Deliverer
-from worker.webhooks.hints import WebhookHints
+from worker.webhooks.progress import WebhookHints
 
 log = get_logger(__name__)
 
 _THREADS = 8
-_QUEUES = (names.EMBED_QUEUE, names.WEBHOOK_QUEUE)
+_QUEUES = (broker.EMBED_QUEUE, broker.WEBHOOK_QUEUE)
 
 
 def run_cpu_worker(settings: Settings) -> None:

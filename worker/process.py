@@ -14,37 +14,44 @@ from kombu.exceptions import KombuError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.errors import JobError, StorageUnavailable
-from shared.fleet.announcement import WorkerState
-from shared.jobs import statements
+from shared.core.broker import publish_job
+from shared.core.errors import JobError, StorageUnavailable
+from shared.core.logging import get_logger
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.core.worker_registry import WorkerState
 from shared.jobs.models import Job
-from shared.jobs.statements import JobRows
-from shared.logging import get_logger
-from shared.queue.publish import publish_job
-from shared.settings import Settings
-from shared.storage import Storage
-from worker.fleet.draining import Drain
-from worker.fleet.identity import Identity
-from worker.jobs.leases import LeaseKeeper, StopReason
+from shared.jobs.queries import endings
+from shared.jobs.queries.parts import JobRows
+from worker.core.draining import Drain
+from worker.core.identity import Identity
+from worker.core.liveness import ConsumerWatch
+from worker.jobs.inputs import PromptRows
+from worker.jobs.lease import LeaseKeeper, StopReason
 from worker.jobs.progress import ProgressReporter
-from worker.jobs.prompt_row import PromptRows
-from worker.models.residency import Residency
-from worker.queue.liveness import ConsumerWatch
+from worker.models.cache import Residency
 
 log = get_logger(__name__)
 
+
 EXIT_DEVICE_LOST = 70
 """The device can only be used again by a new process (EX_SOFTWARE of sysexits.h)."""
+
+
 _FINISH_SECONDS = 2.0
 """What jobs past the device may take to be uploaded and committed before they are handed back."""
+
+
 _HAND_BACK_SECONDS = 2.5
 """What handing back may take then: the process is gone within five seconds of the fault."""
+
+
 _ENCODERS = max(1, (os.cpu_count() or 1) - 1)
 
 
 @dataclass
 class WorkerProcess:
-    """What the steps of a job use. Built once, in `worker.generate`."""
+    """What the steps of a job use. Built once, in `worker.gpu`."""
 
     settings: Settings
     identity: Identity
@@ -61,7 +68,7 @@ class WorkerProcess:
     """Jobs that it can have in hand; known once the models are."""
     state: WorkerState = WorkerState.STARTING
     suspects: threading.Semaphore = field(default_factory=threading.Semaphore)
-    """Held by the one job in hand that may be what killed a worker (see `worker.jobs.claiming`)."""
+    """Held by the one job in hand that may be what killed a worker (see `worker.jobs.claim`)."""
     encoders: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_ENCODERS))
     """Who encodes a picture: rows that end together must not take every core from the engine."""
     watch: ConsumerWatch | None = None
@@ -127,7 +134,7 @@ class WorkerProcess:
         """Charge an attempt that has been ended without its device time, if the ledger answers."""
         try:
             with self.database.begin() as session:
-                session.execute(statements.charge_late(job_id, attempt, gpu_seconds))
+                session.execute(endings.charge_late(job_id, attempt, gpu_seconds))
         except SQLAlchemyError as error:
             log.warning("charge_failed", error=type(error).__name__, gpu_seconds=gpu_seconds)
 
@@ -146,7 +153,7 @@ class WorkerProcess:
         """
         try:
             with self.database.begin() as session:
-                statement = statements.attempt_can_commit(job_id, attempt)
+                statement = endings.attempt_can_commit(job_id, attempt)
                 if session.scalars(statement).one_or_none() is None:
                     self.storage.delete(keys)
         except (StorageUnavailable, SQLAlchemyError) as error:

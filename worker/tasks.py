@@ -8,12 +8,11 @@ import structlog
 from celery import Celery, Task
 from celery.exceptions import Reject
 
-from shared import telemetry
-from shared.queue import names
-from shared.queue.reading import read_id
-from worker.jobs.claiming import WorkerLeaving
+from shared.core import broker, telemetry
+from shared.core.broker import read_id
+from worker.jobs.claim import WorkerLeaving
+from worker.jobs.run import run_job
 from worker.process import WorkerProcess
-from worker.run_job import run_job
 from worker.webhooks.deliver import Deliverer
 
 _REQUEUE_SECONDS = 0.2
@@ -22,7 +21,7 @@ _REQUEUE_SECONDS = 0.2
 def register_generate(app: Celery, worker: WorkerProcess) -> None:
     """The task of GPU workers: run one job."""
 
-    @app.task(name=names.GENERATE_TASK, bind=True)
+    @app.task(name=broker.GENERATE_TASK, bind=True)
     def generate(task: Task, job_id: object) -> None:
         known = read_id("message", job_id)
         if known is None:
@@ -40,7 +39,7 @@ def register_generate(app: Celery, worker: WorkerProcess) -> None:
 def register_deliver(app: Celery, deliverer: Deliverer) -> None:
     """The task of CPU workers: a webhook delivery is due."""
 
-    @app.task(name=names.DELIVER_TASK, bind=True)
+    @app.task(name=broker.DELIVER_TASK, bind=True)
     def deliver(task: Task, delivery_id: object) -> None:
         known = read_id("message", delivery_id)
         if known is not None:

@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from api.deps import Resources
-from api.principal import Principal
-from shared.batches import statements
+from api.context import Resources
+from api.core.principal import Principal
+from shared.batches import queries
 from shared.batches.models import Batch
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.storage import EXTENSIONS, ObjectMissing
+from shared.core.storage import EXTENSIONS, ObjectMissing
+from shared.images import queries as image_queries
+from shared.images.models import Image
 
 _JOBS_AT_ONCE = 100
 _READ_AHEAD = 4
@@ -96,10 +96,10 @@ async def _entries(
     taken: set[str] = set()
     while True:
         async with resources.tenant_transaction(principal) as session:
-            asked = statements.list_items(batch, _JOBS_AT_ONCE, after=after, states=("succeeded",))
+            asked = queries.list_items(batch, _JOBS_AT_ONCE, after=after, states=("succeeded",))
             jobs = (await session.scalars(asked)).all()
             ids = [job.id for job in jobs]
-            images = (await session.scalars(gallery.list_images_of_jobs(ids))).all()
+            images = (await session.scalars(image_queries.list_images_of_jobs(ids))).all()
         names = {job.id: job.custom_id or "" for job in jobs}
         seen: set[tuple[UUID, int]] = set()
         for image in images:

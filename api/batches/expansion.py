@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from api.batches.errors import FileRefused, LineRefused
 from api.batches.reading import MAX_LINE_BYTES, MAX_LINES
+from api.batches.report import FileRefused, LineRefused
 from api.jobs.schemas import MAX_PROMPT
 
 _TEMPLATE_FIELDS = ("prompt", "negative_prompt")

@@ -7,16 +7,16 @@ from starlette.datastructures import UploadFile
 
 from api.batches.intake import sha256_of
 from api.batches.schemas import BatchFile
-from api.deps import Resources, parse_id
-from api.fairness import on_thread
-from api.principal import Principal
-from api.problems import Problem, not_found
-from api.usage.admission import check_uploads, upload_admitted
+from api.context import Resources, parse_id
+from api.core.errors import Problem, not_found
+from api.core.fairness import on_thread
+from api.core.principal import Principal
+from api.core.quotas import check_uploads, upload_admitted
 from shared.batches import models as rows
-from shared.batches import statements
-from shared.errors import StorageUnavailable
-from shared.ids import new_id, to_wire
-from shared.storage import batch_file_key
+from shared.batches import queries
+from shared.core.errors import StorageUnavailable
+from shared.core.ids import new_id, to_wire
+from shared.core.storage import batch_file_key
 
 _MAX_NAME = 200
 _CONTENT_TYPE = "application/octet-stream"
@@ -57,7 +57,7 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
             resources.tenant_transaction(principal) as session,
             upload_admitted(session, principal),
         ):
-            row = (await session.scalars(statements.insert_file(columns))).one()
+            row = (await session.scalars(queries.insert_file(columns))).one()
     except BaseException:
         await _remove(resources, key)
         raise
@@ -68,7 +68,7 @@ async def get(resources: Resources, principal: Principal, file_id: str) -> Batch
     """A tenant's file."""
     row_id = parse_id("upl", file_id, "file")
     async with resources.tenant_transaction(principal) as session:
-        asked = statements.get_file(principal.tenant_id, row_id)
+        asked = queries.get_file(principal.tenant_id, row_id)
         row = (await session.scalars(asked)).one_or_none()
     if row is None:
         raise not_found("file")
@@ -79,7 +79,7 @@ async def delete(resources: Resources, principal: Principal, file_id: str) -> No
     """Forget a file; batches made of it stay."""
     row_id = parse_id("upl", file_id, "file")
     async with resources.tenant_transaction(principal) as session:
-        asked = statements.delete_file(principal.tenant_id, row_id)
+        asked = queries.delete_file(principal.tenant_id, row_id)
         key = (await session.scalars(asked)).one_or_none()
     if key is None:
         raise not_found("file")

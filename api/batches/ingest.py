@@ -10,24 +10,24 @@ import psycopg
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.batches.present import Standing, present_batch
 from api.batches.schemas import BatchOptions
+from api.batches.serialize import Standing, present_batch
 from api.batches.validation import Validated
-from api.deps import Resources
-from api.fairness import on_thread
-from api.principal import Principal
-from api.problems import Problem
-from api.usage.admission import Work, admitted
+from api.context import Resources
+from api.core.errors import Problem
+from api.core.fairness import on_thread
+from api.core.principal import Principal
+from api.core.quotas import Work, admitted
 from shared.batches import models as rows
-from shared.batches import statements
-from shared.batches.events import snapshot
+from shared.batches import queries
+from shared.batches.queries import snapshot
 from shared.batches.state import BatchState
-from shared.ids import to_wire
-from shared.jobs import statements as ledger
+from shared.core import tenants
+from shared.core.broker import BULK
+from shared.core.ids import to_wire
+from shared.jobs.metrics import SEVERAL_MODELS, SUBMITTED
+from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.state import JobState
-from shared.metrics.jobs import SEVERAL_MODELS, SUBMITTED
-from shared.queue.names import BULK
-from shared.tenancy import wall
 from shared.webhooks import outbox
 from shared.webhooks.events import EventType
 
@@ -69,7 +69,7 @@ async def find_answer(
     """
     if submission.idempotency_key is None:
         return None
-    asked = ledger.find_idempotent_answer(principal.tenant_id, submission.idempotency_key)
+    asked = job_acceptance.find_idempotent_answer(principal.tenant_id, submission.idempotency_key)
     known = (await session.scalars(asked)).one_or_none()
     if known is None:
         return None
@@ -89,7 +89,9 @@ async def accept(
     key = submission.idempotency_key
     async with resources.queueing_transaction(principal, _SECONDS) as session:
         if key is not None:
-            taken = ledger.reserve_idempotency_key(principal.tenant_id, key, submission.fingerprint)
+            taken = job_acceptance.reserve_idempotency_key(
+                principal.tenant_id, key, submission.fingerprint
+            )
             if (await session.execute(taken)).one_or_none() is None:
                 replay = await find_answer(session, principal, submission)
                 if replay is not None:
@@ -106,7 +108,7 @@ async def accept(
             if key is not None:
                 kept = {"body": accepted.body, "location": accepted.location}
                 await session.execute(
-                    ledger.store_idempotent_answer(principal.tenant_id, key, 202, kept)
+                    job_acceptance.store_idempotent_answer(principal.tenant_id, key, 202, kept)
                 )
     model = next(iter(found.models)) if len(found.models) == 1 else SEVERAL_MODELS
     SUBMITTED.labels(model, BULK).inc(found.jobs)
@@ -120,13 +122,13 @@ async def _write(
     """The batch with its jobs and its report; and the deliveries that tell of it."""
     await _ensure_sessions(session, principal.tenant_id, sorted(found.sessions))
     # Row-level security forbids COPY; every row and statement from here on names the tenant.
-    await wall.leave(session)
+    await tenants.disable_rls(session)
     columns = _columns(principal, submission, found, BatchState.VALIDATING)
-    await session.execute(statements.insert_batch(columns))
+    await session.execute(queries.insert_batch(columns))
     await _copy_jobs(session, found)
     if found.report.count:
         await _keep_report(session, found)
-    batch = (await session.scalars(statements.finish_ingest(found.batch_id))).one()
+    batch = (await session.scalars(queries.finish_ingest(found.batch_id))).one()
     told = _event(batch, EventType.BATCH_VALIDATED)
     return batch, (await session.scalars(told)).one() or ()
 
@@ -138,8 +140,8 @@ async def keep_refusal(
     found.jobs = found.images = found.cost = 0
     async with resources.tenant_transaction(principal) as session:
         columns = _columns(principal, submission, found, BatchState.FAILED)
-        columns |= {"summary": {}, "finished_at": statements.NOW, "started_at": statements.NOW}
-        batch = (await session.scalars(statements.insert_batch(columns))).one()
+        columns |= {"summary": {}, "finished_at": queries.NOW, "started_at": queries.NOW}
+        batch = (await session.scalars(queries.insert_batch(columns))).one()
         await _keep_report(session, found)
         told = _event(batch, EventType.BATCH_FAILED)
         deliveries = (await session.scalars(told)).one() or ()
@@ -152,8 +154,8 @@ async def _ensure_sessions(session: AsyncSession, tenant_id: UUID, names: Sequen
         missing = set(names[start : start + _SESSIONS_AT_ONCE])
         while missing:
             # One that is deleted just now is missing once more, and made anew.
-            await session.execute(statements.ensure_sessions(tenant_id, sorted(missing)))
-            held = await session.scalars(statements.hold_sessions(tenant_id, sorted(missing)))
+            await session.execute(queries.ensure_sessions(tenant_id, sorted(missing)))
+            held = await session.scalars(queries.hold_sessions(tenant_id, sorted(missing)))
             missing -= set(held)
 
 
@@ -161,7 +163,7 @@ async def _copy_jobs(session: AsyncSession, found: Validated) -> None:
     connection = await (await session.connection()).get_raw_connection()
     driver = cast("psycopg.AsyncConnection", connection.driver_connection)
     found.rows.seek(0)
-    async with driver.cursor() as cursor, cursor.copy(statements.COPY_JOBS) as copy:
+    async with driver.cursor() as cursor, cursor.copy(queries.COPY_JOBS) as copy:
         while block := await on_thread(found.rows.read, _BLOCK):
             await copy.write(block)
 
@@ -169,7 +171,7 @@ async def _copy_jobs(session: AsyncSession, found: Validated) -> None:
 async def _keep_report(session: AsyncSession, found: Validated) -> None:
     report = found.report
     kept = await on_thread(report.compressed)
-    await session.execute(statements.insert_report(found.batch_id, report.count, kept))
+    await session.execute(queries.insert_report(found.batch_id, report.count, kept))
 
 
 def _event(batch: rows.Batch, kind: EventType) -> Select[list[UUID] | None]:

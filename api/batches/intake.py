@@ -17,15 +17,15 @@ from starlette.datastructures import FormData
 from api.batches.ingest import Submission
 from api.batches.reading import FileFormat, Line, read_file, read_list
 from api.batches.schemas import BatchOptions, BatchSubmission
-from api.bodies import read_form
-from api.deps import Resources, parse_id
-from api.fairness import on_thread
-from api.principal import Principal
-from api.problems import Problem, from_validation, not_found
-from api.webhooks.targets import batch_webhook
-from shared.batches import statements
-from shared.errors import StorageUnavailable
-from shared.storage import ObjectMissing
+from api.context import Resources, parse_id
+from api.core.bodies import read_form
+from api.core.errors import Problem, from_validation, not_found
+from api.core.fairness import on_thread
+from api.core.principal import Principal
+from api.webhooks.service import batch_webhook
+from shared.batches import queries
+from shared.core.errors import StorageUnavailable
+from shared.core.storage import ObjectMissing
 
 _OPERATION = "POST /v1/batches"
 _MAX_FIELD_BYTES = 1024 * 1024
@@ -199,7 +199,7 @@ async def _open_upload(
 ) -> tuple[BinaryIO, str]:
     row_id = parse_id("upl", upload_id, "file")
     async with resources.tenant_transaction(principal) as session:
-        asked = statements.get_file(principal.tenant_id, row_id)
+        asked = queries.get_file(principal.tenant_id, row_id)
         row = (await session.scalars(asked)).one_or_none()
     if row is None:
         raise not_found("file")

@@ -12,12 +12,12 @@ from api.batches.contact_sheet import draw_contact_sheet
 from api.batches.results import stream_errors, stream_results
 from api.batches.routes import BatchesRead, BatchId
 from api.batches.service import find
-from api.deps import Res, Resources, parse_id
-from api.principal import Principal
-from api.problems import Problem, responses
-from api.streams import while_key_lives
+from api.context import Res, Resources, parse_id
+from api.core.errors import Problem, responses
+from api.core.principal import Principal
+from api.core.streams import while_key_lives
 from shared.batches.models import Batch
-from shared.errors import StorageUnavailable
+from shared.core.errors import StorageUnavailable
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 from pydantic_core import from_json
 
-from api.batches.errors import FileRefused, LineRefused
+from api.batches.report import FileRefused, LineRefused
 
 MAX_LINES = 50_000
 MAX_BYTES = 100 * 1024 * 1024

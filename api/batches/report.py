@@ -1,14 +1,52 @@
-"""The validation report: every error as a line of JSON, compressed while it is written."""
+"""What can be wrong with a batch's input: in one line, or with the file as a whole."""
 
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from api.batches.errors import LineError
-from api.problems import FieldError
+from api.core.errors import FieldError
+
+
+@dataclass(frozen=True, slots=True)
+class LineError:
+    """One finding of the validation report."""
+
+    line: int | None
+    """Counted from 1; None: the file as a whole."""
+    custom_id: str | None
+    pointer: str | None
+    """JSON pointer (RFC 6901) into the line."""
+    code: str
+    message: str
+
+
+class LineRefused(Exception):
+    """A line that cannot become a job; it says all that is wrong with it."""
+
+    def __init__(self, *errors: FieldError) -> None:
+        super().__init__(errors[0].code)
+        self.errors = errors
+
+    @classmethod
+    def because(cls, code: str, message: str, pointer: str | None = "") -> "LineRefused":
+        """One reason; the pointer's default is the whole line."""
+        return cls(FieldError(pointer=pointer, code=code, message=message))
+
+
+class FileRefused(Exception):
+    """The file cannot be read on from here, so that nothing of it is accepted."""
+
+    def __init__(self, code: str, message: str, line: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.line = line
+
 
 _SHOWN = 20
+
+
 _CHUNK = 64 * 1024
 
 

@@ -11,13 +11,13 @@ from uuid import UUID
 
 from api.batches.report import unpack
 from api.batches.service import find
-from api.deps import Resources
-from api.fairness import on_thread
-from api.principal import Principal
-from shared.batches import statements
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.ids import to_wire
+from api.context import Resources
+from api.core.fairness import on_thread
+from api.core.principal import Principal
+from shared.batches import queries
+from shared.core.ids import to_wire
+from shared.images import queries as image_queries
+from shared.images.models import Image
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
 
@@ -69,7 +69,7 @@ async def stream_errors(
 ) -> AsyncIterator[bytes]:
     """The validation report, then a line for each job that ended without success so far."""
     async with resources.tenant_transaction(principal) as session:
-        report = (await session.scalars(statements.get_report(batch_id))).one_or_none()
+        report = (await session.scalars(queries.get_report(batch_id))).one_or_none()
     for piece in unpack(report.jsonl_zlib) if report is not None else ():
         if piece:
             yield piece
@@ -87,7 +87,7 @@ async def _finished(
     """Ended jobs, some hundred at a time; no transaction stays open while a client reads."""
     while True:
         async with resources.tenant_transaction(principal) as session:
-            asked = statements.list_finished(batch_id, _AT_ONCE, after=after, states=states)
+            asked = queries.list_finished(batch_id, _AT_ONCE, after=after, states=states)
             jobs = (await session.scalars(asked)).all()
         if jobs:
             yield jobs
@@ -103,7 +103,7 @@ async def _has_ended(resources: Resources, principal: Principal, batch_id: UUID)
 
 async def _render(resources: Resources, principal: Principal, jobs: Sequence[Job]) -> bytes:
     async with resources.tenant_transaction(principal) as session:
-        found = await session.scalars(gallery.list_images_of_jobs([job.id for job in jobs]))
+        found = await session.scalars(image_queries.list_images_of_jobs([job.id for job in jobs]))
         images: dict[UUID, list[Image]] = defaultdict(list)
         for image in found.all():
             images[image.job_id].append(image)

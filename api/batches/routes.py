@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.auth import require
 from api.batches import files, intake, service
 from api.batches.schemas import (
     SUBMISSION_EXAMPLES,
@@ -20,13 +19,14 @@ from api.batches.schemas import (
     DryRun,
     RetryResult,
 )
-from api.bodies import BODY_MODELS, FILE_SCHEMA, body_schema, json_body, read_file
-from api.deps import Res
+from api.context import Res
+from api.core.auth import require
+from api.core.bodies import BODY_MODELS, FILE_SCHEMA, body_schema, json_body, read_file
+from api.core.errors import Problem, responses
+from api.core.principal import Principal
+from api.core.quotas import REFUSALS, UPLOAD_REFUSAL
+from api.core.serialization import Page, PageLimit, json_answer
 from api.jobs.schemas import JobStateName
-from api.principal import Principal
-from api.problems import Problem, responses
-from api.usage.admission import REFUSALS, UPLOAD_REFUSAL
-from api.wire import Page, PageLimit, json_answer
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from api.batches.reading import MAX_LINES
+from api.core.bodies import JSON_INTEGER, RequestModel
+from api.core.errors import RuleBroken
+from api.core.serialization import AnswerModel, UtcTime
 from api.jobs.schemas import Job, MetadataKey, MetadataValue, Seconds, SessionId
-from api.problems import RuleBroken
-from api.request_model import JSON_INTEGER, RequestModel
 from api.webhooks.schemas import BatchWebhook
-from api.wire import AnswerModel, UtcTime
 
 BatchStateName = Literal[
     "validating", "queued", "running", "succeeded", "partial", "failed", "canceled", "expired"

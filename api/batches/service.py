@@ -11,24 +11,24 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from api.batches.ingest import Accepted, Submission, accept, find_answer, keep_refusal
 from api.batches.lines import LineChecker
-from api.batches.present import Standing, present_batch, present_item
 from api.batches.reading import Line
 from api.batches.schemas import Batch, BatchItem, DryRun, Estimate, Finding, RetryResult
+from api.batches.serialize import Standing, present_batch, present_item
 from api.batches.validation import Validated, validate
-from api.deps import Resources, parse_id
-from api.events import announce
-from api.fairness import built
+from api.context import Resources, parse_id
+from api.core.errors import Problem, not_found
+from api.core.fairness import built
+from api.core.principal import Principal
+from api.core.quotas import Work, admitted
+from api.core.serialization import Page, decode_cursor, encode_cursor
 from api.jobs.estimates import present_eta
-from api.principal import Principal
-from api.problems import Problem, not_found
-from api.usage.admission import Work, admitted
-from api.wire import Page, decode_cursor, encode_cursor
+from api.jobs.events import announce
 from shared.batches import models as rows
-from shared.batches import statements
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.jobs import statements as ledger
+from shared.batches import queries
+from shared.images import queries as image_queries
+from shared.images.models import Image
 from shared.jobs.models import Job, JobAttempt
+from shared.jobs.queries import client_requests, lookups
 from shared.webhooks.events import JOB_EVENTS
 
 _SECONDS_FOR_ALL_JOBS = 60.0
@@ -96,7 +96,7 @@ async def estimate(
         found = await validate(resources, principal, lines, checker)
     found.close()
     async with resources.tenant_transaction(principal) as session:
-        asked = statements.recent_speed(principal.tenant_id, sorted(found.models))
+        asked = queries.recent_speed(principal.tenant_id, sorted(found.models))
         jobs, cost, gpu_seconds = (await session.execute(asked)).one()
     seconds = float(gpu_seconds) * found.cost / float(cost) if jobs else None
     estimate = await resources.estimates.of_batch(found.models, found.cost)
@@ -150,9 +150,7 @@ async def get(resources: Resources, principal: Principal, batch_id: str) -> Batc
         batch = await find(session, principal, row_id)
         [standing] = await _standings(session, [batch])
         if batch.finished_at is None:
-            jobs, cost, seconds = (
-                await session.execute(statements.recent_progress(batch.id))
-            ).one()
+            jobs, cost, seconds = (await session.execute(queries.recent_progress(batch.id))).one()
             standing.recent_jobs, standing.recent_cost = jobs, int(cost)
             standing.recent_seconds = float(seconds)
     return present_batch(batch, standing, resources.settings.public_url)
@@ -169,9 +167,7 @@ async def list_page(
     scope = ("batches", principal.tenant_id, states)
     before = decode_cursor(after, *scope) if after is not None else None
     async with resources.tenant_transaction(principal) as session:
-        asked = statements.list_batches(
-            principal.tenant_id, limit + 1, before=before, states=states
-        )
+        asked = queries.list_batches(principal.tenant_id, limit + 1, before=before, states=states)
         found = (await session.scalars(asked)).all()
         page = found[:limit]
         standings = await _standings(session, page)
@@ -202,17 +198,17 @@ async def list_items(
         resources.tenant_transaction(principal) as session,
     ):
         batch = await find(session, principal, row_id)
-        asked = statements.list_items(
+        asked = queries.list_items(
             batch, limit + 1, after=behind, states=items.states, custom_id=items.custom_id
         )
         found = (await session.scalars(asked)).all()
         page = found[:limit]
         ids = [job.id for job in page]
         images: dict[UUID, list[Image]] = defaultdict(list)
-        for image in (await session.scalars(gallery.list_images_of_jobs(ids))).all():
+        for image in (await session.scalars(image_queries.list_images_of_jobs(ids))).all():
             images[image.job_id].append(image)
         attempts: dict[UUID, list[JobAttempt]] = defaultdict(list)
-        for attempt in (await session.scalars(ledger.list_attempts(ids))).all():
+        for attempt in (await session.scalars(lookups.list_attempts(ids))).all():
             attempts[attempt.job_id].append(attempt)
     has_more = len(found) > limit
 
@@ -236,7 +232,7 @@ async def set_paused(
         Problem: 409 when the batch has ended.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    statement = statements.set_paused(principal.tenant_id, row_id, paused)
+    statement = queries.set_paused(principal.tenant_id, row_id, paused)
     return await _change(resources, principal, batch_id, statement)
 
 
@@ -249,7 +245,7 @@ async def set_priority(
         Problem: 409 when the batch has ended.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    statement = statements.set_priority(principal.tenant_id, row_id, priority)
+    statement = queries.set_priority(principal.tenant_id, row_id, priority)
     return await _change(resources, principal, batch_id, statement)
 
 
@@ -264,8 +260,8 @@ async def cancel(resources: Resources, principal: Principal, batch_id: str) -> B
         batch = await find(session, principal, row_id, for_update=True)
         if batch.finished_at is not None and batch.state != "canceled":
             raise _has_ended(batch)
-        await session.execute(statements.request_cancel(principal.tenant_id, row_id))
-        asked = ledger.cancel_batch(principal.tenant_id, row_id)
+        await session.execute(queries.request_cancel(principal.tenant_id, row_id))
+        asked = client_requests.cancel_batch(principal.tenant_id, row_id)
         running = (await session.scalars(asked)).all()
     for job in running:
         await announce(resources.redis, resources.circuit, job)
@@ -282,7 +278,7 @@ async def retry_failed(resources: Resources, principal: Principal, batch_id: str
     row_id = parse_id("batch", batch_id, "batch")
     async with resources.queueing_transaction(principal, _SECONDS_FOR_ALL_JOBS) as session:
         await find(session, principal, row_id, for_update=True)
-        again = (await session.execute(statements.sum_retryable(principal.tenant_id, row_id))).one()
+        again = (await session.execute(queries.sum_retryable(principal.tenant_id, row_id))).one()
         if not again.jobs:
             raise Problem("nothing_to_retry", "No job of the batch has failed or expired.")
         work = Work(
@@ -290,8 +286,8 @@ async def retry_failed(resources: Resources, principal: Principal, batch_id: str
         )
         async with admitted(resources, session, principal, work):
             key_id = principal.key_id
-            await session.execute(statements.reopen(principal.tenant_id, row_id, key_id))
-            await session.execute(ledger.retry_batch(principal.tenant_id, row_id, key_id))
+            await session.execute(queries.reopen(principal.tenant_id, row_id, key_id))
+            await session.execute(client_requests.retry_batch(principal.tenant_id, row_id, key_id))
     return RetryResult(retried=again.jobs, batch=await get(resources, principal, batch_id))
 
 
@@ -303,7 +299,7 @@ async def find(
     Raises:
         Problem: 404.
     """
-    choose = statements.lock_batch if for_update else statements.get_batch
+    choose = queries.lock_batch if for_update else queries.get_batch
     batch = (await session.scalars(choose(principal.tenant_id, batch_id))).one_or_none()
     if batch is None:
         raise not_found("batch")
@@ -334,7 +330,7 @@ async def _standings(session: AsyncSession, batches: Sequence[rows.Batch]) -> li
     live = {batch.id: Standing() for batch in batches if batch.finished_at is None}
     if live:
         for batch_id, state, jobs, images, cost in (
-            await session.execute(statements.count_jobs(list(live)))
+            await session.execute(queries.count_jobs(list(live)))
         ).all():
             live[batch_id].add(state, jobs, images, cost)
     return [live.get(batch.id) or Standing.of_ended(batch) for batch in batches]

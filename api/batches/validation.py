@@ -12,23 +12,21 @@ from itertools import islice
 from typing import BinaryIO, cast
 from uuid import UUID
 
-from api.batches.copying import RowWriter
-from api.batches.errors import FileRefused, LineError, LineRefused
-from api.batches.lines import LineChecker, PlannedJob
+from api.batches.lines import LineChecker, PlannedJob, RowWriter
 from api.batches.reading import MAX_LINES, Line
-from api.batches.report import Report
-from api.deps import Resources
-from api.fairness import on_thread
+from api.batches.report import FileRefused, LineError, LineRefused, Report
+from api.context import Resources
+from api.core.errors import FieldError
+from api.core.fairness import on_thread
+from api.core.principal import Principal
 from api.jobs.estimates import work_of_plan
 from api.jobs.init_images import InitImage
 from api.jobs.planning import Plan
-from api.principal import Principal
-from api.problems import FieldError
-from shared.batches import statements
-from shared.eta.rates import Prices
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image, Upload
-from shared.ids import MalformedId, from_wire, new_id, to_wire
+from shared.batches import queries
+from shared.core.ids import MalformedId, from_wire, new_id, to_wire
+from shared.images import queries as image_queries
+from shared.images.models import Image, Upload
+from shared.jobs.calibration import Prices
 
 _AT_ONCE = 250
 """Lines read, and jobs made of them; of the largest that there can be, so many take 20 MB."""
@@ -122,7 +120,7 @@ async def validate(
         Problem: 503, the database is away.
     """
     async with resources.tenant_transaction(principal) as session:
-        now = (await session.scalars(statements.read_clock())).one()
+        now = (await session.scalars(queries.read_clock())).one()
     prices = await resources.estimates.prices()
     spool = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
     found = Validated(batch_id=new_id(), now=now, rows=spool)
@@ -280,8 +278,8 @@ async def _find_images(
         for prefix, table in (("upl", Upload), ("img", Image)):
             ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
             if table is Upload and ids:
-                await session.execute(gallery.touch_uploads(principal.tenant_id, ids))
-            statement = statements.list_start_images(principal.tenant_id, ids, table)
+                await session.execute(image_queries.touch_uploads(principal.tenant_id, ids))
+            statement = queries.list_start_images(principal.tenant_id, ids, table)
             for row_id, s3_key, sha256, *size in (
                 (await session.execute(statement)).all() if ids else ()
             ):

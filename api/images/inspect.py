@@ -8,17 +8,22 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import UploadFile
 
-from api.deps import Resources
-from api.fairness import on_thread
-from api.images import service as images
+from api.context import Resources
+from api.core.errors import Problem
+from api.core.fairness import on_thread
+from api.core.principal import Principal
+from api.images import service
 from api.images.schemas import Inspection
+from api.images.service import refused
 from api.jobs.schemas import JobSubmission
-from api.principal import Principal
-from api.problems import Problem
-from api.uploads.service import refused
-from shared.gallery import statements as gallery
-from shared.ids import to_wire
-from shared.images import ImageDimensions, ImageNotRecognized, ImageRefused, ImageUndecodable
+from shared.core.ids import to_wire
+from shared.images import (
+    ImageDimensions,
+    ImageNotRecognized,
+    ImageRefused,
+    ImageUndecodable,
+    queries,
+)
 from shared.images.header import read_header
 
 _MAX_SIDE = 4096
@@ -63,7 +68,7 @@ async def inspect(resources: Resources, principal: Principal, file: UploadFile) 
     notes: list[str] = []
     digest = hashlib.sha256(data).hexdigest()
     async with resources.tenant_transaction(principal) as session:
-        find = gallery.find_image_by_file(principal.tenant_id, digest).limit(1)
+        find = queries.find_image_by_file(principal.tenant_id, digest).limit(1)
         stored = (await session.scalars(find)).one_or_none()
         start = await _initial_image(session, principal, fields.init_image_sha256)
     if fields.kind == "img2img" and start is None:
@@ -73,7 +78,7 @@ async def inspect(resources: Resources, principal: Principal, file: UploadFile) 
     return Inspection(
         receipt=receipt,
         stored=stored is not None,
-        image=images.present(resources, stored) if stored is not None else None,
+        image=service.present(resources, stored) if stored is not None else None,
         job=_job_body(receipt, fields, start),
         notes=notes,
     )
@@ -87,7 +92,7 @@ def receipt_of(data: bytes) -> dict[str, Any] | None:
     """
     from PIL import Image, UnidentifiedImageError
 
-    from shared.receipts import read_receipt
+    from shared.images.receipts import read_receipt
 
     header = read_header(data)
     if header.size is not None and max(header.size) > _MAX_SIDE:
@@ -122,10 +127,10 @@ async def _initial_image(
     """The id of a picture of this tenant with these bytes."""
     if sha256 is None:
         return None
-    upload = gallery.find_upload_by_file(principal.tenant_id, sha256).limit(1)
+    upload = queries.find_upload_by_file(principal.tenant_id, sha256).limit(1)
     if (row := (await session.scalars(upload)).one_or_none()) is not None:
         return to_wire("upl", row.id)
-    image = gallery.find_image_by_file(principal.tenant_id, sha256).limit(1)
+    image = queries.find_image_by_file(principal.tenant_id, sha256).limit(1)
     if (picture := (await session.scalars(image)).one_or_none()) is not None:
         return to_wire("img", picture.id)
     return None

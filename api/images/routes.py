@@ -7,28 +7,35 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.datastructures import UploadFile
 
-from api.auth import ImagesRead, JobsWrite
-from api.bodies import FILE_SCHEMA, read_file
-from api.deps import Res
+from api.context import Res
+from api.core.auth import ImagesRead, ImagesWrite, JobsRead, JobsWrite
+from api.core.bodies import FILE_SCHEMA, read_file
+from api.core.errors import not_found, responses
+from api.core.quotas import REFUSALS, UPLOAD_REFUSAL
+from api.core.serialization import Page, PageLimit, json_answer
+from api.core.streams import MAX_WAIT, parse_wait
 from api.files import FileConditions, file_answer
-from api.images import service
+from api.images import deletion, service
 from api.images.inspect import inspect as inspect_picture
-from api.images.reproduce import reproduce as reproduce_image
-from api.images.schemas import Image, Inspection, Reproduction
-from api.jobs.routes import Prefer
-from api.problems import responses
-from api.streams import MAX_WAIT, parse_wait
-from api.usage.admission import REFUSALS
-from api.wire import json_answer
+from api.images.schemas import Deleted, Image, Inspection, Reproduction, Upload
+from api.jobs.reproduce import reproduce as reproduce_image
+from api.jobs.routes import JobId, Prefer
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
+
 ImageId = Annotated[str, Path(description="`img_…`", examples=["img_01jd4zk3v8e0x9m5q7r2t6w8ya"])]
+
+
 Proxy = Annotated[bool, Query(description="true: through the API instead of a redirect.")]
+
+
 Download = Annotated[bool, Query(description="true: as an attachment with a file name.")]
+
 
 _FOR_EVER = "private, max-age=31536000, immutable"
 """A picture never changes."""
+
 
 _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -221,3 +228,196 @@ async def inspect(
 ) -> Response:
     """What a picture made by Darkroom says of itself; nothing of it is kept."""
     return json_answer(await inspect_picture(resources, principal, file))
+
+
+uploads_router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+
+
+UploadId = Annotated[str, Path(description="`upl_…`")]
+
+
+@uploads_router.post(
+    "",
+    operation_id="uploads.create",
+    summary="Upload an initial image",
+    status_code=201,
+    response_class=Response,
+    responses={
+        201: {"model": Upload},
+        **responses(
+            "malformed_request",
+            "insufficient_scope",
+            "body_too_large",
+            "unsupported_media_type",
+            "validation_failed",
+            "image_refused",
+            UPLOAD_REFUSAL,
+            "database_unavailable",
+            "storage_unavailable",
+            "decoder_unavailable",
+        ),
+    },
+    openapi_extra=FILE_SCHEMA,
+)
+async def create_upload(
+    resources: Res, principal: JobsWrite, file: Annotated[UploadFile, Depends(read_file)]
+) -> Response:
+    """PNG, JPEG or WebP up to 10 MB, one frame, 64 to 4096 pixels a side.
+
+    The picture is decoded, turned upright, reduced to RGB and encoded anew; nothing else of the
+    file is kept. Give its id as `init_image` of a job.
+    """
+    upload = await service.accept_upload(resources, principal, file)
+    return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
+
+
+@uploads_router.get(
+    "",
+    operation_id="uploads.list",
+    summary="List uploads",
+    response_class=Response,
+    responses={
+        200: {"model": Page[Upload]},
+        **responses(
+            "insufficient_scope", "validation_failed", "malformed_cursor", "database_unavailable"
+        ),
+    },
+)
+async def list_uploads(
+    resources: Res,
+    principal: JobsRead,
+    limit: PageLimit = 50,
+    after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> Response:
+    """Your tenant's initial images, newest first, those that came with a job too."""
+    return json_answer(await service.list_page(resources, principal, limit, after))
+
+
+@uploads_router.get(
+    "/{upload_id}",
+    operation_id="uploads.get",
+    summary="Get an upload",
+    response_class=Response,
+    responses={
+        200: {"model": Upload},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def get_upload(resources: Res, principal: JobsRead, upload_id: UploadId) -> Response:
+    """What was kept of an uploaded picture, with a URL that reads it for some minutes."""
+    return json_answer(await service.get_upload(resources, principal, upload_id))
+
+
+deletion_router = APIRouter(prefix="/v1", tags=["gallery"])
+
+
+SessionName = Annotated[str, Path(max_length=64, description="As given in `session_id`.")]
+
+
+def known_session(session_id: str) -> str:
+    """The name; one that no session can have is the name of none: 404."""
+    if "\0" in session_id:
+        raise not_found("session")
+    return session_id
+
+
+@deletion_router.put(
+    "/images/{image_id}/star",
+    operation_id="images.star",
+    summary="Star an image",
+    response_class=Response,
+    responses={
+        200: {"model": Image},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def star(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+    """Marks it as one to keep; searches can ask for such, recommendations prefer their prompts."""
+    return json_answer(await deletion.set_star(resources, principal, image_id, True))
+
+
+@deletion_router.delete(
+    "/images/{image_id}/star",
+    operation_id="images.unstar",
+    summary="Take an image's star away",
+    response_class=Response,
+    responses={
+        200: {"model": Image},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def unstar(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+    """The image stays."""
+    return json_answer(await deletion.set_star(resources, principal, image_id, False))
+
+
+@deletion_router.delete(
+    "/images/{image_id}",
+    operation_id="images.delete",
+    summary="Delete an image",
+    response_class=Response,
+    responses={
+        200: {"model": Deleted},
+        **responses("insufficient_scope", "not_found", "database_unavailable"),
+    },
+)
+async def delete_image(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+    """Its row, its files, and its prompt's embedding if it was the prompt's last picture."""
+    return json_answer(await deletion.delete_image(resources, principal, image_id))
+
+
+@deletion_router.delete(
+    "/uploads/{upload_id}",
+    operation_id="uploads.delete",
+    summary="Delete an upload",
+    response_class=Response,
+    responses={
+        200: {"model": Deleted},
+        **responses("insufficient_scope", "not_found", "job_not_finished", "database_unavailable"),
+    },
+)
+async def delete_upload(resources: Res, principal: JobsWrite, upload_id: UploadId) -> Response:
+    """Its row and its file; what was made from it stays.
+
+    Jobs keep the pictures that came with them (a `data:` or https `init_image`) as uploads: their
+    `init_image` is the id.
+    """
+    return json_answer(await deletion.delete_upload(resources, principal, upload_id))
+
+
+@deletion_router.delete(
+    "/jobs/{job_id}",
+    operation_id="jobs.delete",
+    summary="Delete a job",
+    response_class=Response,
+    responses={
+        200: {"model": Deleted},
+        **responses("insufficient_scope", "not_found", "job_not_finished", "database_unavailable"),
+    },
+)
+async def delete_job(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
+    """An ended job with its attempts, images and files. Cancel one that waits or runs first."""
+    return json_answer(await deletion.delete_job(resources, principal, job_id))
+
+
+@deletion_router.delete(
+    "/sessions/{session_id}",
+    operation_id="sessions.delete",
+    summary="Delete a session",
+    response_class=Response,
+    responses={
+        200: {"model": Deleted},
+        **responses(
+            "insufficient_scope",
+            "not_found",
+            "job_not_finished",
+            "validation_failed",
+            "database_unavailable",
+        ),
+    },
+)
+async def delete_session(resources: Res, principal: JobsWrite, session_id: SessionName) -> Response:
+    """Everything in the session. While a job of it waits or runs nothing is deleted."""
+    return json_answer(
+        await deletion.delete_session(resources, principal, known_session(session_id))
+    )

@@ -1,14 +1,14 @@
 """What a submission would be, without making it."""
 
-from api.deps import Resources
+from api.context import Resources
+from api.core.principal import Principal
+from api.core.quotas import Work, check_kind
 from api.jobs.estimates import present_eta, work_of_plan
 from api.jobs.init_images import check_init_image
 from api.jobs.planning import plan_job
 from api.jobs.schemas import JobDryRun, JobSubmission, JobWarning
 from api.jobs.service import plan_warnings
-from api.principal import Principal
-from api.usage.admission import Work, check_kind
-from api.webhooks.targets import job_webhook
+from api.webhooks.service import job_webhook
 
 _SIZE_UNKNOWN = JobWarning(
     code="size_unknown",

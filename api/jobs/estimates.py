@@ -10,13 +10,17 @@ from datetime import UTC, datetime, timedelta
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from api.core.publisher import Circuit, RedisDown
+from api.core.worker_roster import WorkerRoster
 from api.jobs.planning import Plan
 from api.jobs.schemas import Eta
-from api.publishing import Circuit, RedisDown
-from api.workers.roster import WorkerRoster
-from shared.eta.estimate import (
+from shared.core.broker import BULK, ETA, INTERACTIVE, unreadable
+from shared.core.worker_registry import WorkerAnnouncement
+from shared.jobs.calibration import Estimate, Prices, Work, work_of
+from shared.jobs.estimates import (
     Ahead,
     Rows,
+    Snapshot,
     cost_per_second,
     estimate_many,
     estimate_queued,
@@ -24,14 +28,8 @@ from shared.eta.estimate import (
     rows_of,
     servers,
 )
-from shared.eta.rates import Prices
-from shared.eta.snapshot import Snapshot
-from shared.eta.work import Estimate, Work, work_of
-from shared.fleet.announcement import WorkerAnnouncement
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
-from shared.queue.names import BULK, ETA, INTERACTIVE
-from shared.queue.reading import unreadable
 
 _FRESH_SECONDS = 1.0
 _REMEMBERED = 10_000

@@ -20,21 +20,20 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from api.events import START, StreamEvent, entries, order
+from api.core.errors import Problem
+from api.core.publisher import Circuit, RedisDown
 from api.jobs import service
-from api.problems import Problem
-from api.publishing import Circuit, RedisDown
-from shared.ids import new_id
-from shared.jobs import statements
+from api.jobs.events import START, StreamEvent, entries, order
+from shared.core import broker, tenants
+from shared.core.ids import new_id
+from shared.core.logging import get_logger
+from shared.jobs.queries import lookups
 from shared.jobs.state import TERMINAL_STATES
-from shared.logging import get_logger
-from shared.queue import names
-from shared.tenancy import statements as tenancy
 
 if TYPE_CHECKING:
-    from api.deps import Resources
+    from api.context import Resources
+    from api.core.principal import Principal
     from api.jobs.schemas import Job
-    from api.principal import Principal
 
 _log = get_logger(__name__)
 
@@ -118,7 +117,7 @@ class Following:
         """Jobs under whose key lies something else than a stream."""
         self._reading = False
         self._waking: asyncio.Task[None] | None = None
-        self._wake_key = names.wake_key(new_id().hex)
+        self._wake_key = broker.wake_key(new_id().hex)
         self._woken = START
         self._turns = asyncio.Semaphore(_READS_AT_ONCE)
 
@@ -202,7 +201,7 @@ class Following:
         for job_id, followers in self._followers.items():
             eager = [one.position for one in followers if len(one.events) < _ENOUGH]
             if eager and job_id not in self._unreadable:
-                key = names.events_key(job_id)
+                key = broker.events_key(job_id)
                 jobs[key] = job_id
                 asked[key] = min(eager, key=order)
         self._reading = True
@@ -235,7 +234,7 @@ class Following:
         jobs = list(self._followers)
         pipeline = self._redis.pipeline(transaction=False)
         for job_id in jobs:
-            pipeline.type(names.events_key(job_id))
+            pipeline.type(broker.events_key(job_id))
         try:
             kinds = await pipeline.execute()
         except (RedisError, OSError):
@@ -274,8 +273,8 @@ class Following:
         if not followers:
             return
         async with resources.transaction() as session:
-            found = (await session.execute(statements.read_states(jobs))).all()
-            live = set(await session.scalars(tenancy.find_live(keys, datetime.now(UTC))))
+            found = (await session.execute(lookups.read_states(jobs))).all()
+            live = set(await session.scalars(tenants.find_live(keys, datetime.now(UTC))))
         states = {job_id: (state, sequence) for job_id, state, sequence in found}
         for one in followers:
             state, sequence = states.get(one.job_id, (None, -1))

@@ -7,25 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import AfterValidator
 
-from api.auth import JobsRead, JobsWrite
-from api.bodies import body_schema, json_body
-from api.deps import Res
-from api.jobs import service
-from api.jobs.dry_run import dry_run as make_dry_run
-from api.jobs.present import etag_of
-from api.jobs.schemas import (
-    SUBMISSION_EXAMPLES,
-    Job,
-    JobDryRun,
-    JobImage,
-    JobStateName,
-    JobSubmission,
-)
-from api.jobs.waiting import get_when_done, wait_for_accepted
-from api.problems import Problem, responses
-from api.streams import parse_wait
-from api.usage.admission import REFUSALS, UPLOAD_REFUSAL
-from api.wire import (
+from api.context import Res
+from api.core.auth import JobsRead, JobsWrite
+from api.core.bodies import body_schema, json_body
+from api.core.errors import Problem, responses
+from api.core.quotas import REFUSALS, UPLOAD_REFUSAL
+from api.core.serialization import (
     CreatedAfter,
     CreatedBefore,
     IfNoneMatch,
@@ -35,6 +22,19 @@ from api.wire import (
     json_answer,
     no_nul,
 )
+from api.core.streams import parse_wait
+from api.jobs import service
+from api.jobs.dry_run import dry_run as make_dry_run
+from api.jobs.schemas import (
+    SUBMISSION_EXAMPLES,
+    Job,
+    JobDryRun,
+    JobImage,
+    JobStateName,
+    JobSubmission,
+)
+from api.jobs.serialize import etag_of
+from api.jobs.waiting import get_when_done, wait_for_accepted
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 

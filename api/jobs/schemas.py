@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from api.problems import RuleBroken
-from api.request_model import JSON_INTEGER, RequestModel
+from api.core.bodies import JSON_INTEGER, RequestModel
+from api.core.errors import RuleBroken
+from api.core.serialization import AnswerModel, UtcTime
 from api.webhooks.schemas import JobWebhook
-from api.wire import AnswerModel, UtcTime
 
 MAX_SEED = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""

@@ -11,32 +11,32 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.deps import Resources, parse_id
-from api.events import announce, read_progress
-from api.fairness import built
+from api.context import Resources, parse_id
+from api.core.errors import Problem, not_found
+from api.core.fairness import built
+from api.core.principal import Principal
+from api.core.quotas import Work, admitted, upload_admitted, work_of_row
+from api.core.serialization import Page, decode_cursor, encode_cursor
+from api.images.service import discard_upload
 from api.jobs.estimates import present_eta, work_of_plan
+from api.jobs.events import announce, read_progress
 from api.jobs.init_images import InitImage, resolve_init_image
 from api.jobs.planning import Plan, plan_job
-from api.jobs.present import present_job
 from api.jobs.schemas import Eta, Job, JobSubmission, Progress
-from api.principal import Principal
-from api.problems import Problem, not_found
-from api.uploads.intake import discard_upload
-from api.usage.admission import Work, admitted, upload_admitted, work_of_row
-from api.webhooks.targets import job_webhook
-from api.wire import Page, decode_cursor, encode_cursor
-from shared import telemetry
-from shared.batches import statements as batches
-from shared.eta import statements as evidence
-from shared.eta.work import Estimate
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.ids import new_id
-from shared.jobs import models as rows
-from shared.jobs import statements
+from api.jobs.serialize import present_job
+from api.webhooks.service import job_webhook
+from shared.batches import queries as batch_queries
+from shared.core import telemetry
+from shared.core.broker import INTERACTIVE
+from shared.core.ids import new_id
+from shared.images import queries as image_queries
+from shared.images.models import Image
+from shared.jobs import models
+from shared.jobs.calibration import Estimate
+from shared.jobs.metrics import SUBMITTED
+from shared.jobs.queries import accept as job_acceptance
+from shared.jobs.queries import client_requests, estimates, lookups
 from shared.jobs.state import RETRYABLE_STATES, JobState
-from shared.metrics.jobs import SUBMITTED
-from shared.queue.names import INTERACTIVE
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Accepted:
 
     body: str
     location: str
-    row: rows.Job | None = None
+    row: models.Job | None = None
     """None for a replay; so is the next."""
     job: Job | None = None
 
@@ -127,7 +127,7 @@ async def _accept(
     """The transaction of a submission. `key` is for idempotency, `print_` the fingerprint."""
     async with resources.queueing_transaction(principal) as session:
         if key is not None:
-            taken = statements.reserve_idempotency_key(principal.tenant_id, key, print_)
+            taken = job_acceptance.reserve_idempotency_key(principal.tenant_id, key, print_)
             if (await session.execute(taken)).one_or_none() is None:
                 replay = await _find_answer(session, principal, key, print_)
                 if replay is not None:
@@ -135,7 +135,7 @@ async def _accept(
         async with AsyncExitStack() as admission:
             if upload is not None:
                 await admission.enter_async_context(upload_admitted(session, principal))
-                await session.execute(gallery.insert_upload(upload))
+                await session.execute(image_queries.insert_upload(upload))
             await admission.enter_async_context(
                 admitted(resources, session, principal, work_of_row(columns))
             )
@@ -145,18 +145,18 @@ async def _accept(
             if key is not None:
                 kept = {"body": accepted.body, "location": accepted.location}
                 await session.execute(
-                    statements.store_idempotent_answer(principal.tenant_id, key, 202, kept)
+                    job_acceptance.store_idempotent_answer(principal.tenant_id, key, 202, kept)
                 )
     return accepted
 
 
-async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[rows.Job, int]:
+async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[models.Job, int]:
     """Accept one job that was admitted; the row and how many go before it."""
     context = telemetry.traceparent()
     if context is not None:
         columns = columns | {"traceparent": context}
     with telemetry.span("accept job", "client", attributes={"db.system.name": "postgresql"}):
-        statement, parameters = statements.accept_job(columns)
+        statement, parameters = job_acceptance.accept_job(columns)
         row, position = (await session.execute(statement, parameters)).one()
     return row, position
 
@@ -166,7 +166,7 @@ async def get(resources: Resources, principal: Principal, job_id: str) -> Job:
     row_id = parse_id("job", job_id, "job")
     position, paused = None, False
     async with resources.tenant_transaction(principal) as session:
-        whole = statements.get_whole_job(principal.tenant_id, row_id)
+        whole = lookups.get_whole_job(principal.tenant_id, row_id)
         found = (await session.execute(whole)).all()
         if not found:
             raise not_found("job")
@@ -175,9 +175,9 @@ async def get(resources: Resources, principal: Principal, job_id: str) -> Job:
         images = list(dict.fromkeys(image for _, image, _ in found if image is not None))
         attempts = list(dict.fromkeys(one for _, _, one in found if one is not None))
         if row.state == JobState.QUEUED:
-            position = (await session.scalars(statements.count_ahead(row))).one()
+            position = (await session.scalars(lookups.count_ahead(row))).one()
             if row.batch_id is not None:
-                paused = (await session.scalars(evidence.is_paused(row.batch_id))).one()
+                paused = (await session.scalars(estimates.is_paused(row.batch_id))).one()
     progress = await _progress(resources, row)
     estimate = None
     if row.finished_at is None and not paused:
@@ -206,7 +206,7 @@ async def list_page(
     ):
         found = (
             await session.scalars(
-                statements.list_jobs(
+                lookups.list_jobs(
                     principal.tenant_id,
                     limit + 1,
                     before=before,
@@ -220,15 +220,15 @@ async def list_page(
         page = found[:limit]
         ids = [row.id for row in page]
         images: dict[UUID, list[Image]] = defaultdict(list)
-        for image in (await session.scalars(gallery.list_images_of_jobs(ids))).all():
+        for image in (await session.scalars(image_queries.list_images_of_jobs(ids))).all():
             images[image.job_id].append(image)
-        attempts: dict[UUID, list[rows.JobAttempt]] = defaultdict(list)
-        for attempt in (await session.scalars(statements.list_attempts(ids))).all():
+        attempts: dict[UUID, list[models.JobAttempt]] = defaultdict(list)
+        for attempt in (await session.scalars(lookups.list_attempts(ids))).all():
             attempts[attempt.job_id].append(attempt)
     has_more = len(found) > limit
     progress = {row.id: await _progress(resources, row) for row in page}
 
-    def present_row(row: rows.Job) -> Job:
+    def present_row(row: models.Job) -> Job:
         return present(
             resources,
             row,
@@ -253,7 +253,7 @@ async def cancel(resources: Resources, principal: Principal, job_id: str) -> Job
     row_id = parse_id("job", job_id, "job")
     async with resources.tenant_transaction(principal) as session:
         changed = (
-            await session.scalars(statements.cancel(principal.tenant_id, row_id))
+            await session.scalars(client_requests.cancel(principal.tenant_id, row_id))
         ).one_or_none()
         row = changed or await _find(session, principal, row_id)
     if changed is not None:
@@ -281,11 +281,11 @@ async def retry(resources: Resources, principal: Principal, job_id: str) -> Job:
         async with admitted(resources, session, principal, _work_again(ended)):
             if ended.batch_id is not None:
                 # Before the job, as everywhere; its batch runs again.
-                await session.execute(batches.lock_batch(principal.tenant_id, ended.batch_id))
+                await session.execute(batch_queries.lock_batch(principal.tenant_id, ended.batch_id))
                 await session.execute(
-                    batches.reopen(principal.tenant_id, ended.batch_id, principal.key_id)
+                    batch_queries.reopen(principal.tenant_id, ended.batch_id, principal.key_id)
                 )
-            again = statements.retry(principal.tenant_id, row_id, principal.key_id)
+            again = client_requests.retry(principal.tenant_id, row_id, principal.key_id)
             row = (await session.scalars(again)).one_or_none()
             if row is None:
                 raise _not_retryable(await _find(session, principal, row_id))
@@ -294,11 +294,11 @@ async def retry(resources: Resources, principal: Principal, job_id: str) -> Job:
     return await get(resources, principal, job_id)
 
 
-def _not_retryable(job: rows.Job) -> Problem:
+def _not_retryable(job: models.Job) -> Problem:
     return Problem("job_not_retryable", f"The job is {job.state}.")
 
 
-def _work_again(job: rows.Job) -> Work:
+def _work_again(job: models.Job) -> Work:
     return Work(job.cost, frozenset({job.model}), job.width * job.height, job.estimated_gpu_seconds)
 
 
@@ -306,11 +306,11 @@ async def request_previews(resources: Resources, principal: Principal, job_id: s
     """Have previews made of a job that no worker has begun; any other stays as it is."""
     row_id = parse_id("job", job_id, "job")
     async with resources.tenant_transaction(principal) as session:
-        await session.execute(statements.request_previews(principal.tenant_id, row_id))
+        await session.execute(client_requests.request_previews(principal.tenant_id, row_id))
 
 
-async def _find(session: AsyncSession, principal: Principal, job_id: UUID) -> rows.Job:
-    row = (await session.scalars(statements.get_job(principal.tenant_id, job_id))).one_or_none()
+async def _find(session: AsyncSession, principal: Principal, job_id: UUID) -> models.Job:
+    row = (await session.scalars(lookups.get_job(principal.tenant_id, job_id))).one_or_none()
     if row is None:
         raise not_found("job")
     return row
@@ -319,7 +319,7 @@ async def _find(session: AsyncSession, principal: Principal, job_id: UUID) -> ro
 async def _find_answer(
     session: AsyncSession, principal: Principal, key: str, fingerprint: bytes
 ) -> Accepted | None:
-    statement = statements.find_idempotent_answer(principal.tenant_id, key)
+    statement = job_acceptance.find_idempotent_answer(principal.tenant_id, key)
     known = (await session.scalars(statement)).one_or_none()
     if known is None:
         return None
@@ -372,7 +372,7 @@ def _interval(seconds: float | None) -> timedelta | None:
     return None if seconds is None else timedelta(seconds=seconds)
 
 
-async def _progress(resources: Resources, row: rows.Job) -> Progress | None:
+async def _progress(resources: Resources, row: models.Job) -> Progress | None:
     if row.state != JobState.RUNNING:
         return None
     known = await read_progress(resources.redis, resources.circuit, row.id, len(row.seeds))
@@ -381,10 +381,10 @@ async def _progress(resources: Resources, row: rows.Job) -> Progress | None:
 
 def present(
     resources: Resources,
-    row: rows.Job,
+    row: models.Job,
     *,
     images: Sequence[Image] = (),
-    attempts: Sequence[rows.JobAttempt] = (),
+    attempts: Sequence[models.JobAttempt] = (),
     progress: Progress | None = None,
     queue_position: int | None = None,
     eta: Eta | None = None,

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from fastapi.sse import format_sse_event
 
-from api.deps import Resources, parse_id
-from api.events import START, StreamEvent, edges, order
+from api.context import Resources, parse_id
+from api.core.errors import Problem
+from api.core.principal import Principal
+from api.jobs.events import START, StreamEvent, edges, order
 from api.jobs.schemas import Job
-from api.principal import Principal
-from api.problems import Problem
 from shared.jobs.state import TERMINAL_STATES
 
 HEARTBEAT = b": alive\n\n"

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import Request
 
-from api.auth import find_live_key, unauthenticated
-from api.deps import Resources, parse_id
-from api.events import START, edges
+from api.context import Resources, parse_id
+from api.core.auth import find_live_key, unauthenticated
+from api.core.errors import Problem
+from api.core.principal import Principal
+from api.core.streams import opened
+from api.jobs.events import START, edges
 from api.jobs.following import Follower
 from api.jobs.schemas import Job
-from api.principal import Principal
-from api.problems import Problem
-from api.streams import opened
-from shared.ids import from_wire
+from shared.core.ids import from_wire
+from shared.core.logging import get_logger
 from shared.jobs.state import TERMINAL_STATES
-from shared.logging import get_logger
 
 _log = get_logger(__name__)
 

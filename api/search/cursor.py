@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from uuid import UUID
 
-from api.problems import Problem
-from shared.search.lexical import MAX_WORDS, Lexical, Word
-from shared.search.question import Position
+from api.core.errors import Problem
+from shared.search.query import Position
+from shared.search.terms import MAX_WORDS, Lexical, Word
 
 _HEAD = struct.Struct(">BBBId16s16s")
 _WORD = struct.Struct(">HBB")
@@ -21,7 +21,7 @@ _CHECKSUM = 8
 
 
 class Phase(IntEnum):
-    """Which rows a search is going through; see `shared.search.statements`."""
+    """Which rows a search is going through; see `shared.search.queries`."""
 
     FEW = 1
     MANY = 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import math
 import struct
@@ -12,25 +13,34 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from api.deps import Resources
-from api.metrics.families import timed_search
-from api.problems import Problem
-from api.publishing import RedisDown
+from api.context import Resources
+from api.core.errors import Problem
+from api.core.metrics import timed_search
+from api.core.publisher import RedisDown
 from api.search.cursor import model_digest
-from shared.logging import get_logger
-from shared.queue import names
-from shared.queue.reading import read_object, unreadable
+from shared.core import broker
+from shared.core.broker import read_object, unreadable
+from shared.core.logging import get_logger
 from shared.search import embeddings
-from shared.search.fusion import QueryVector
+from shared.search.ranking import QueryVector
 
 _log = get_logger(__name__)
 
+
 PATIENCE = 2.0
 """Seconds that a request waits for its vector. A worker that is there takes 10 to 20 ms."""
+
+
 _REMEMBERED = 2048
 """Vectors per process: 8 kB each as text."""
+
+
 _MODELS_SECONDS = 10.0
+
+
 _REFUSED_SECONDS = 5.0
+
+
 _RETRY_AFTER = "5"
 
 
@@ -153,7 +163,7 @@ async def cached_or_made(
         raise _redis_is_away()
     try:
         packed = await resources.circuit.call(
-            resources.redis.get(names.embedding_key(model, digest))
+            resources.redis.get(broker.embedding_key(model, digest))
         )
         vector = None if packed is None else unpack(model, packed, dimensions)
         vector = vector or unpack(model, await make(), dimensions)
@@ -165,7 +175,7 @@ async def cached_or_made(
 
 
 async def _ask(resources: Resources, model: str, text: str) -> str:
-    reply_key = names.embedded_key(uuid4().hex)
+    reply_key = broker.embedded_key(uuid4().hex)
     await resources.publisher.ask_for_embedding(model, text, reply_key, PATIENCE)
     return await read_reply(resources, reply_key)
 
@@ -213,3 +223,34 @@ def _redis_is_away() -> Problem:
 def _unavailable(reason: str) -> Problem:
     _log.warning("embedding unavailable", reason=reason)
     return Problem("embedding_unavailable", reason, headers={"Retry-After": _RETRY_AFTER})
+
+
+FIT_SIDE = 512
+"""Pixels of a side: more than the largest image-text models look at, and small in Redis."""
+
+
+_KEPT_SECONDS = 30
+
+
+async def vector_of_picture(resources: Resources, model: str, data: bytes) -> QueryVector:
+    """What the image-text model sees in a small picture that was decoded, or made, by Darkroom.
+
+    Raises:
+        Problem: 503 when Redis or the CPU workers cannot say, with the reason.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    return await cached_or_made(
+        resources, model, digest, lambda: _ask_for_image(resources, model, data)
+    )
+
+
+async def _ask_for_image(resources: Resources, model: str, data: bytes) -> str:
+    request = uuid4().hex
+    key, reply_key = broker.picture_key(request), broker.embedded_key(request)
+    await resources.circuit.call(resources.redis.set(key, base64.b64encode(data), ex=_KEPT_SECONDS))
+    try:
+        await resources.publisher.ask_for_picture_embedding(model, key, reply_key, PATIENCE)
+        return await read_reply(resources, reply_key)
+    finally:
+        with contextlib.suppress(RedisDown):  # it expires anyway
+            await resources.circuit.call(resources.redis.delete(key))

@@ -1,29 +1,179 @@
-"""HTTP of search."""
+"""The query parameters of searches: the text, and filters, `metadata.<key>=` among them."""
 
-from typing import Annotated, Any
+import unicodedata
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
-from api.auth import SearchRead
-from api.bodies import FILE_SCHEMA, body_schema, json_body, read_file
-from api.deps import Res
-from api.problems import Problem, responses
-from api.search import likeness, service
-from api.search.parameters import (
-    After,
-    AskedFilters,
-    Diversity,
-    HitLimit,
-    MinScore,
-    RankBy,
-    Text,
-    needs_query,
+from api.context import Res
+from api.core.auth import SearchRead
+from api.core.bodies import FILE_SCHEMA, body_schema, json_body, read_file
+from api.core.errors import FieldError, Problem, responses
+from api.core.serialization import (
+    CreatedAfter,
+    CreatedBefore,
+    Page,
+    json_answer,
+    no_nul,
+    open_ended,
 )
-from api.search.schemas import Hit, LikeThis
-from api.wire import Page, json_answer
-from shared.search.question import Rank
+from api.jobs.schemas import MAX_PROMPT
+from api.search import image_similarity, recommendations, service
+from api.search.schemas import Hit, LikeThis, Recommendations
+from shared.search.query import Rank
+from shared.search.ranking import Filters
+
+_MAX_METADATA = 16
+
+
+_METADATA = "metadata."
+
+
+_MAX_SEED = 2**53 - 1
+
+
+def _says_something(text: str) -> str:
+    text = unicodedata.normalize("NFC", no_nul(text)).strip()
+    if not text:
+        raise PydanticCustomError("empty", "It is empty.")
+    return text
+
+
+Text = Annotated[
+    str,
+    Query(max_length=MAX_PROMPT, description=f"In any language, 1 to {MAX_PROMPT} characters."),
+    AfterValidator(_says_something),
+]
+
+
+MaybeText = Annotated[
+    Annotated[str, AfterValidator(_says_something)] | None,
+    Query(
+        max_length=MAX_PROMPT,
+        description=f"In any language, up to {MAX_PROMPT} characters; may be empty.",
+    ),
+    BeforeValidator(lambda text: (text or "").strip() or None),
+]
+
+
+Name = Annotated[str, Query(max_length=64), AfterValidator(no_nul)]
+
+
+SessionFilter = Annotated[Name | None, Query(description="Only images of this session.")]
+
+
+Side = Annotated[int, Query(ge=1, le=100_000)]
+
+
+HitLimit = Annotated[int, Field(ge=1, le=100, description="Entries per page, 1 to 100.")]
+
+
+After = Annotated[
+    str | None, Query(max_length=2000, description="`next_cursor` of the page before.")
+]
+
+
+MinScore = Annotated[
+    float | None, Query(ge=0, le=1, allow_inf_nan=False, description="Leave out what scores less.")
+]
+
+
+RankBy = Annotated[
+    Rank,
+    Query(
+        description="`relevance`: by the score, of meaning and words. `similarity`: by the cosine "
+        "alone, strictly descending."
+    ),
+]
+
+
+Diversity = Annotated[
+    bool,
+    Query(
+        description="true: within a page, near-duplicates of a better entry go behind what is "
+        "about as good; so scores do not descend. No page has other entries for that."
+    ),
+]
+
+
+def needs_query(**given: bool) -> None:
+    """Refuse parameters that mean something with a query alone.
+
+    Raises:
+        Problem: 422 for the first that is given.
+    """
+    for name, is_given in given.items():
+        if is_given:
+            raise _broken(name, "It needs a query: q.")
+
+
+@open_ended(_METADATA)
+async def read_filters(
+    *,
+    request: Request,
+    session_id: SessionFilter = None,
+    model: Annotated[Name | None, Query(description="Only images of this model.")] = None,
+    seed: Annotated[
+        int | None, Query(ge=0, le=_MAX_SEED, description="Only images with this seed.")
+    ] = None,
+    kind: Annotated[
+        Literal["txt2img", "img2img"] | None, Query(description="Only images made this way.")
+    ] = None,
+    width: Annotated[Side | None, Query(description="Only images this wide, in pixels.")] = None,
+    height: Annotated[Side | None, Query(description="Only images this high, in pixels.")] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    starred: Annotated[
+        bool | None, Query(description="true: only starred images; false: only the others.")
+    ] = None,
+) -> Filters:
+    """The filters; every one that is given must hold. `metadata.<key>=<value>` asks for a job's
+    metadata.
+
+    Raises:
+        Problem: 422 for metadata that no job can have.
+    """
+    return Filters(
+        session_id=session_id,
+        model=model,
+        seed=seed,
+        kind=kind,
+        width=width,
+        height=height,
+        created_after=created_after,
+        created_before=created_before,
+        starred=starred,
+        metadata=_metadata(request),
+    )
+
+
+AskedFilters = Annotated[Filters, Depends(read_filters)]
+
+
+def _metadata(request: Request) -> dict[str, str]:
+    pairs = [
+        (name.removeprefix(_METADATA), value)
+        for name, value in request.query_params.multi_items()
+        if name.startswith(_METADATA)
+    ]
+    for key, value in pairs:
+        if not key or "\0" in key + value or len(key) > 64 or len(value) > 512:
+            raise _broken(f"{_METADATA}{key}"[:64], "No job has such metadata.")
+    if len(pairs) > _MAX_METADATA or len(dict(pairs)) != len(pairs):
+        raise _broken("metadata", f"At most {_MAX_METADATA} keys, each once.")
+    return dict(pairs)
+
+
+def _broken(parameter: str, message: str) -> Problem:
+    code = "metadata" if parameter.startswith("metadata") else "query_required"
+    error = FieldError(pointer=None, parameter=parameter, code=code, message=message)
+    return Problem("validation_failed", f"{parameter}: {message}", errors=[error])
+
 
 router = APIRouter(prefix="/v1/search", tags=["search"])
+
 
 _PROBLEMS = (
     "insufficient_scope",
@@ -131,7 +281,44 @@ async def like(
     """
     asked = service.Asked("", filters, limit, after, min_score, diversity=diversity)
     if isinstance(given, LikeThis):
-        page = await likeness.like_image(resources, principal, given.image_id, asked)
+        page = await image_similarity.like_image(resources, principal, given.image_id, asked)
     else:
-        page = await likeness.like_file(resources, principal, given, asked)
+        page = await image_similarity.like_file(resources, principal, given, asked)
     return json_answer(page)
+
+
+recommendations_router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
+
+
+@recommendations_router.get(
+    "/recommendations",
+    operation_id="prompts.recommendations",
+    summary="Recommend prompts",
+    response_class=Response,
+    responses={
+        200: {"model": Recommendations},
+        **responses(
+            "insufficient_scope",
+            "validation_failed",
+            "database_unavailable",
+            "embedding_unavailable",
+        ),
+    },
+)
+async def recommend(
+    *,
+    resources: Res,
+    principal: SearchRead,
+    q: MaybeText = None,
+    session_id: Annotated[
+        Name | None, Query(description="Recommend for this session; leave out what it has used.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=50, description="Prompts, 1 to 50.")] = 8,
+) -> Response:
+    """Prompts near to `q`, which may be half typed, or else to what the session made last.
+
+    Ranked by nearness and by what became of their pictures; without what the session has used.
+    Where you have too few, shipped ones fill up, marked `starter`.
+    """
+    asked = recommendations.Asked(q, session_id, limit)
+    return json_answer(await recommendations.recommend_prompts(resources, principal, asked))

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from api.core.bodies import RequestModel
+from api.core.serialization import AnswerModel
 from api.images.schemas import Image
-from api.request_model import RequestModel
-from api.wire import AnswerModel
 
 
 class MadeWith(AnswerModel):
@@ -48,3 +48,22 @@ class LikeThis(RequestModel):
     """Search by a picture that is here already."""
 
     image_id: Annotated[str, Field(max_length=64, description="`img_…`")]
+
+
+class Recommendation(AnswerModel):
+    """A prompt worth trying."""
+
+    prompt: str
+    """The text of the prompt."""
+    score: float = Field(description="0 to 1.")
+    reason: str
+    """Why it is recommended, in a few words of English."""
+    starter: bool = Field(description="true: shipped with Darkroom, not a prompt of your tenant.")
+    image: Image | None = Field(description="The prompt's best picture; null for a starter.")
+
+
+class Recommendations(AnswerModel):
+    """Prompts worth trying, best first."""
+
+    data: list[Recommendation]
+    """The recommended prompts, best first."""

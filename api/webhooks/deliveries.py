@@ -7,14 +7,14 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.deps import Resources, parse_id
-from api.fairness import built
-from api.principal import Principal
-from api.problems import Problem, not_found
-from api.webhooks.present import present_delivery
+from api.context import Resources, parse_id
+from api.core.errors import Problem, not_found
+from api.core.fairness import built
+from api.core.principal import Principal
+from api.core.serialization import Page, decode_cursor, encode_cursor
 from api.webhooks.schemas import Delivery, RedeliveryCount
-from api.wire import Page, decode_cursor, encode_cursor
-from shared.webhooks import claims, statements
+from api.webhooks.serialize import present_delivery
+from shared.webhooks import delivery_queries, queries
 from shared.webhooks import models as rows
 
 _HINTS = 200
@@ -46,7 +46,7 @@ async def list_page(
     """One page of a tenant's deliveries with their attempts, newest first."""
     scope = ("webhook-deliveries", principal.tenant_id, listing)
     before = decode_cursor(after, *scope) if after is not None else None
-    statement = statements.list_deliveries(
+    statement = queries.list_deliveries(
         principal.tenant_id,
         limit + 1,
         before=before,
@@ -84,13 +84,13 @@ async def redeliver(resources: Resources, principal: Principal, delivery_id: str
     """
     row_id = _parse(delivery_id)
     async with resources.tenant_transaction(principal) as session:
-        statement = statements.redeliver(principal.tenant_id, row_id)
+        statement = queries.redeliver(principal.tenant_id, row_id)
         row = (await session.scalars(statement)).one_or_none()
         if row is None:
             raise not_found("webhook delivery")
         if row.endpoint_id is not None:
             await _demand_enabled(session, principal, row.endpoint_id)
-        await session.execute(claims.release_receiver_of(principal.tenant_id, row_id))
+        await session.execute(delivery_queries.release_receiver_of(principal.tenant_id, row_id))
         shown = await show_delivery(session, principal, row_id)
     await resources.publisher.publish_deliveries([row_id])
     return shown
@@ -112,10 +112,10 @@ async def redeliver_range(
     """
     row_id = parse_id("whe", endpoint_id, "webhook endpoint")
     async with resources.tenant_transaction(principal) as session:
-        await session.execute(claims.lock_destination(str(row_id)))
+        await session.execute(delivery_queries.lock_destination(str(row_id)))
         await _demand_enabled(session, principal, row_id)
-        await session.execute(claims.release_endpoint(principal.tenant_id, row_id))
-        statement = statements.redeliver_range(principal.tenant_id, row_id, since, until, states)
+        await session.execute(delivery_queries.release_endpoint(principal.tenant_id, row_id))
+        statement = queries.redeliver_range(principal.tenant_id, row_id, since, until, states)
         made = sorted((await session.scalars(statement)).all())
     await resources.publisher.publish_deliveries(made[:_HINTS])
     return RedeliveryCount(deliveries=len(made))
@@ -127,7 +127,7 @@ async def show_delivery(session: AsyncSession, principal: Principal, delivery_id
     Raises:
         Problem: 404.
     """
-    statement = statements.get_delivery(principal.tenant_id, delivery_id)
+    statement = queries.get_delivery(principal.tenant_id, delivery_id)
     found = _collect((await session.execute(statement)).tuples().all())
     if not found:
         raise not_found("webhook delivery")
@@ -155,7 +155,7 @@ def _collect(
 
 
 async def _demand_enabled(session: AsyncSession, principal: Principal, endpoint_id: UUID) -> None:
-    statement = statements.get_endpoint(principal.tenant_id, endpoint_id)
+    statement = queries.get_endpoint(principal.tenant_id, endpoint_id)
     row = (await session.scalars(statement)).one_or_none()
     if row is None:
         raise not_found("webhook endpoint")

@@ -5,11 +5,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from api.auth import require
-from api.bodies import body_schema, json_body
-from api.deps import Res
-from api.principal import Principal
-from api.problems import FieldError, Problem, responses
+from api.context import Res
+from api.core.auth import require
+from api.core.bodies import body_schema, json_body
+from api.core.errors import FieldError, Problem, responses
+from api.core.principal import Principal
+from api.core.serialization import AwareTime, Page, PageLimit, json_answer
 from api.webhooks import deliveries, service
 from api.webhooks.schemas import (
     ENDPOINT_EXAMPLES,
@@ -23,8 +24,7 @@ from api.webhooks.schemas import (
     RedeliveryCount,
     TenantSecret,
 )
-from api.wire import AwareTime, Page, PageLimit, json_answer
-from shared.ids import MalformedId, Prefix, from_wire
+from shared.core.ids import MalformedId, Prefix, from_wire
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from api.problems import RuleBroken
-from api.request_model import RequestModel
-from api.wire import AnswerModel, UtcTime
+from api.core.bodies import RequestModel
+from api.core.errors import RuleBroken
+from api.core.serialization import AnswerModel, UtcTime
 
 EventName = Literal[
     "job.started",

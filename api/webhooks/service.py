@@ -1,35 +1,94 @@
-"""The rules of webhook endpoints and secrets: register, change, rotate, test."""
+"""Check the URLs that clients register, and make the `webhook` column of jobs and batches."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.deps import Resources, parse_id
-from api.principal import Principal
-from api.problems import Problem, not_found
+from api.context import Resources, parse_id
+from api.core.errors import Problem, not_found
+from api.core.principal import Principal
+from api.core.serialization import Page, decode_cursor, encode_cursor
 from api.webhooks.deliveries import show_delivery
-from api.webhooks.present import present_endpoint, present_with_secret
 from api.webhooks.schemas import (
+    BatchWebhook,
     Delivery,
     Endpoint,
     EndpointCreation,
     EndpointUpdate,
     EndpointWithSecret,
+    JobWebhook,
     TenantSecret,
 )
-from api.webhooks.targets import check_target
-from api.wire import Page, decode_cursor, encode_cursor
-from shared.ids import new_id
-from shared.webhooks import claims, outbox, statements
+from api.webhooks.serialize import present_endpoint, present_with_secret
+from shared.core.ids import new_id
+from shared.core.outbound.url import OutboundError, check_url
+from shared.core.settings import Settings
+from shared.webhooks import delivery_queries, outbox, queries
 from shared.webhooks import models as rows
-from shared.webhooks.events import DEFAULT_EVENTS, EventType
+from shared.webhooks.events import (
+    DEFAULT_BATCH_EVENTS,
+    DEFAULT_EVENTS,
+    DEFAULT_JOB_EVENTS,
+    EventType,
+)
+from shared.webhooks.schedule import webhook_policy
 from shared.webhooks.signing import new_secret, secret_text
+
+
+def check_target(url: str, settings: Settings, pointer: str) -> str:
+    """The origin (scheme, host, port) of a URL that webhooks may go to, as far as can be told now.
+
+    The guard judges the addresses again at each attempt.
+
+    Raises:
+        Problem: 422 at `pointer`, with the guard's own code.
+    """
+    try:
+        target = check_url(url, webhook_policy(settings))
+    except OutboundError as refusal:
+        raise Problem.invalid(pointer, refusal.code, str(refusal)) from None
+    return f"{target.scheme}://{target.host}:{target.port}"
+
+
+def job_webhook(asked: JobWebhook | None, settings: Settings) -> dict[str, Any] | None:
+    """The `webhook` column of a job; null without one.
+
+    Raises:
+        Problem: 422, the URL is not allowed.
+    """
+    return _column(asked, settings, DEFAULT_JOB_EVENTS)
+
+
+def batch_webhook(asked: BatchWebhook | None, settings: Settings) -> dict[str, Any] | None:
+    """The `webhook` column of a batch, and of its jobs where it names job events.
+
+    Raises:
+        Problem: 422, the URL is not allowed.
+    """
+    return _column(asked, settings, DEFAULT_BATCH_EVENTS)
+
+
+def _column(
+    asked: JobWebhook | BatchWebhook | None, settings: Settings, default: Sequence[str]
+) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    origin = check_target(asked.url, settings, "/webhook/url")
+    events = [str(event) for event in asked.events or default]
+    return {"url": asked.url, "events": events, "origin": origin}
+
 
 MAX_ENDPOINTS = 50
 """Of one tenant. Each costs a row for every event that it asks for."""
+
+
 OLD_SECRET_KEPT = timedelta(hours=24)
 """How long a rotated secret still signs beside the new one."""
+
+
 _MAX_SECRETS = 5
 """Signatures in one header, however often somebody rotates."""
 
@@ -54,11 +113,11 @@ async def create(
         "disabled_reason": None if asked.enabled else "by_client",
     }
     async with resources.tenant_transaction(principal) as session:
-        await session.execute(statements.lock_endpoints(principal.tenant_id))
-        count = await session.scalar(statements.count_endpoints(principal.tenant_id)) or 0
+        await session.execute(queries.lock_endpoints(principal.tenant_id))
+        count = await session.scalar(queries.count_endpoints(principal.tenant_id)) or 0
         if count >= MAX_ENDPOINTS:
             raise Problem("too_many_webhook_endpoints", f"A tenant has {MAX_ENDPOINTS} at most.")
-        row = (await session.scalars(statements.insert_endpoint(columns))).one()
+        row = (await session.scalars(queries.insert_endpoint(columns))).one()
         secrets = await _renew_secret(session, principal, row.id, row.scheme)
     return present_with_secret(row, secrets, resources.settings.public_url)
 
@@ -78,12 +137,10 @@ async def list_page(
     scope = ("webhook-endpoints", principal.tenant_id)
     before = decode_cursor(after, *scope) if after is not None else None
     async with resources.tenant_transaction(principal) as session:
-        statement = statements.list_endpoints(principal.tenant_id, limit + 1, before)
+        statement = queries.list_endpoints(principal.tenant_id, limit + 1, before)
         found = (await session.scalars(statement)).all()
         page = found[:limit]
-        of_page = statements.list_secrets_of_endpoints(
-            principal.tenant_id, [row.id for row in page]
-        )
+        of_page = queries.list_secrets_of_endpoints(principal.tenant_id, [row.id for row in page])
         secrets = (await session.scalars(of_page)).all()
     has_more = len(found) > limit
     public_url = resources.settings.public_url
@@ -114,15 +171,15 @@ async def update(
         changes["failing_since"] = None
     row_id = _parse(endpoint_id)
     async with resources.tenant_transaction(principal) as session:
-        await session.execute(claims.lock_destination(str(row_id)))
-        statement = statements.update_endpoint(principal.tenant_id, row_id, changes)
+        await session.execute(delivery_queries.lock_destination(str(row_id)))
+        statement = queries.update_endpoint(principal.tenant_id, row_id, changes)
         row = (await session.scalars(statement)).one_or_none()
         if row is None:
             raise not_found("webhook endpoint")
         if asked.url is not None or asked.enabled is not None:
-            await session.execute(claims.release_endpoint(principal.tenant_id, row.id))
+            await session.execute(delivery_queries.release_endpoint(principal.tenant_id, row.id))
         if asked.enabled is False:
-            await session.execute(claims.give_up(row.id))
+            await session.execute(delivery_queries.give_up(row.id))
         secrets = await _secrets(session, principal, row.id)
     return present_endpoint(row, secrets, resources.settings.public_url)
 
@@ -135,9 +192,9 @@ async def delete(resources: Resources, principal: Principal, endpoint_id: str) -
     """
     row_id = _parse(endpoint_id)
     async with resources.tenant_transaction(principal) as session:
-        await session.execute(claims.lock_destination(str(row_id)))
+        await session.execute(delivery_queries.lock_destination(str(row_id)))
         row = await _find(session, principal, endpoint_id)
-        await session.execute(statements.delete_endpoint(principal.tenant_id, row.id))
+        await session.execute(queries.delete_endpoint(principal.tenant_id, row.id))
 
 
 async def rotate_secret(
@@ -162,7 +219,7 @@ async def test(resources: Resources, principal: Principal, endpoint_id: str) -> 
     """
     async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
-        await session.execute(claims.release_endpoint(principal.tenant_id, row.id))
+        await session.execute(delivery_queries.release_endpoint(principal.tenant_id, row.id))
         emitted = outbox.emit(
             principal.tenant_id,
             EventType.ENDPOINT_TEST,
@@ -179,9 +236,7 @@ async def test(resources: Resources, principal: Principal, endpoint_id: str) -> 
 async def get_tenant_secret(resources: Resources, principal: Principal) -> TenantSecret:
     """The tenant's own secret, made on first use."""
     async with resources.tenant_transaction(principal) as session:
-        await session.execute(
-            statements.ensure_secret(principal.tenant_id, None, "v1", new_secret())
-        )
+        await session.execute(queries.ensure_secret(principal.tenant_id, None, "v1", new_secret()))
         secrets = await _secrets(session, principal, None)
     return _tenant_secret(secrets)
 
@@ -206,23 +261,23 @@ async def _renew_secret(
     session: AsyncSession, principal: Principal, endpoint_id: UUID | None, scheme: str
 ) -> list[rows.WebhookSecret]:
     owner = principal.tenant_id, endpoint_id
-    await session.execute(statements.retire_secret(*owner, OLD_SECRET_KEPT))
-    await session.execute(statements.ensure_secret(*owner, scheme, new_secret()))
-    await session.execute(statements.forget_secrets(*owner, _MAX_SECRETS))
+    await session.execute(queries.retire_secret(*owner, OLD_SECRET_KEPT))
+    await session.execute(queries.ensure_secret(*owner, scheme, new_secret()))
+    await session.execute(queries.forget_secrets(*owner, _MAX_SECRETS))
     return await _secrets(session, principal, endpoint_id)
 
 
 async def _secrets(
     session: AsyncSession, principal: Principal, endpoint_id: UUID | None
 ) -> list[rows.WebhookSecret]:
-    statement = statements.list_secrets(principal.tenant_id, endpoint_id)
+    statement = queries.list_secrets(principal.tenant_id, endpoint_id)
     return list((await session.scalars(statement)).all())
 
 
 async def _find(
     session: AsyncSession, principal: Principal, endpoint_id: str
 ) -> rows.WebhookEndpoint:
-    statement = statements.get_endpoint(principal.tenant_id, _parse(endpoint_id))
+    statement = queries.get_endpoint(principal.tenant_id, _parse(endpoint_id))
     row = (await session.scalars(statement)).one_or_none()
     if row is None:
         raise not_found("webhook endpoint")

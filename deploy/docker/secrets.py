@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from shared.keys import new_key
+from shared.core.keys import new_key
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "secrets"
 
@@ -26,7 +26,7 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, str]], str]] = {
     "database_password": lambda _: _random(),
     "redis_password": lambda _: _random(),
     "grafana_password": lambda _: _random(),
-    # Named as the settings they are (`shared.settings` reads them from /run/secrets).
+    # Named as the settings they are (`shared.core.settings` reads them from /run/secrets).
     "darkroom_database_url": lambda made: (
         f"postgresql://darkroom:{made['database_password']}@postgres:5432/darkroom"
     ),

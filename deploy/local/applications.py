@@ -58,7 +58,7 @@ class Api(Application):
         address = httpx2.URL(url)
         arguments = [
             *("-m", "uvicorn", "api.app:create_app", "--factory"),
-            "--http=api.connection:Connection",
+            "--http=api.core.connection:Connection",
             f"--host={address.host}",
             f"--port={address.port or 80}",
             "--timeout-keep-alive=75",  # longer than clients keep a connection: no race to close

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from deploy.local.errors import ForeignFolderError, HomeInUseError, StackError
-from shared.keys import new_key
+from shared.core.keys import new_key
 
 # The layout of a home; a newer Darkroom that changes it raises this number and converts.
 FORMAT = 1

@@ -23,7 +23,7 @@ from deploy.local.process import (
     stop_processes,
 )
 from deploy.local.service import Server
-from shared.tenancy.wall import ROLE
+from shared.core.tenants import ROLE
 
 MAJOR_VERSION = 18
 SUPERUSER = "postgres"

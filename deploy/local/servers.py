@@ -84,7 +84,7 @@ class EmbeddedServers:
         return self.home.secrets.s3_secret_key
 
     def environment(self) -> dict[str, str]:
-        """The ``DARKROOM_*`` variables with which `shared.settings` finds these servers."""
+        """The ``DARKROOM_*`` variables with which `shared.core.settings` finds these servers."""
         return {
             "DARKROOM_ENVIRONMENT": "local",
             "DARKROOM_DATABASE_URL": self.database_url,

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 from deploy.local.errors import StackError, StopRequestedError
 from deploy.local.stack import LocalStack
 from deploy.local.terminal import Terminal
-from shared.receipts import read_receipt
+from shared.images.receipts import read_receipt
 
 PROMPT = "green mountains at noon, the sun, white flowers, a lake"
 SEED = 7

@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from migrations.walls import ensure_role, lower_wall, raise_wall, raise_wall_behind
-from shared.tenancy.wall import ROLE
+from shared.core.tenants import ROLE
 
 revision: str = "0004"
 down_revision: str | None = "0003"

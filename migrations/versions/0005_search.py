@@ -7,8 +7,8 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from migrations.walls import lower_wall, raise_wall
-from shared.search.index import PROMPTS
-from shared.tenancy.wall import ROLE, TENANT
+from shared.core.tenants import ROLE, TENANT
+from shared.search.embeddings import PROMPTS
 
 revision: str = "0005"
 down_revision: str | None = "0004"

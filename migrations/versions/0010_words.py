@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from shared.search.index import PROMPTS
+from shared.search.embeddings import PROMPTS
 
 revision: str = "0010"
 down_revision: str | None = "0009"

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from alembic import op
 
-from shared.tenancy.wall import ROLE, TENANT
+from shared.core.tenants import ROLE, TENANT
 
 revision: str = "0016"
 down_revision: str | None = "0015"
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
-# As shared.search.lexical.SPACELESS is in this release.
+# As shared.search.terms.SPACELESS is in this release.
 _SPACELESS = (
     "[\u0e00-\u109f\u1780-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f\ua980-\ua9ff\uaa60-\uaadf"
     "\u3005-\u3007\u3041-\u3096\u30a1-\u30fa\u30fc-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf"

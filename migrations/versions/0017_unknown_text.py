@@ -1,6 +1,6 @@
 """Prompts of which the default embedding model knows nothing are like nothing from now on.
 
-New ones get a vector of zeros from the worker (`worker.embedding.embedder`); here those on record do.
+New ones get a vector of zeros from the worker (`worker.search.embedders`); here those on record do.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.batches.state import TERMINAL_STATES, BatchState
-from shared.tables import Base, CreatedAt, Id, Instant, Json
+from shared.core.database import Base, CreatedAt, Id, Instant, Json
 
 
 def _sql_list(states: object) -> str:

@@ -1,6 +1,5 @@
 """Images from users: refused with a stable code, or made into a clean RGB PNG."""
 
-from shared.images.data_url import parse_data_url
 from shared.images.errors import (
     ImageAnimated,
     ImageDecoderUnavailable,
@@ -12,7 +11,7 @@ from shared.images.errors import (
     ImageTruncated,
     ImageUndecodable,
 )
-from shared.images.intake import CleanImage, ImageLimits, sanitize_image
+from shared.images.intake import CleanImage, ImageLimits, parse_data_url, sanitize_image
 
 __all__ = [
     "CleanImage",

@@ -1,21 +1,10 @@
-"""One untrusted image in, one clean RGB PNG out, or a typed refusal.
+"""Images inside JSON: `data:image/png;base64,…` (RFC 2397), bounded before it is decoded."""
 
-The file is decoded in a process of its own (`shared.images.decoder`), one per image, with limits
-on memory, processor time and output, an empty environment, and no open files but its input and
-output. Decoding in the API's process was measured and rejected. The largest image accepted, 4096
-by 4096, costs 80 MB (JPEG) to 350 MB (WebP with transparency) while it is decoded, and memory a
-heap has once grown to is seldom given back; nothing in a process can stop a decoder that is
-inside a 10 MB "scan bomb" (a progressive JPEG with a million empty passes); and a flaw in a C
-decoder would be the API's crash, or worse. A process costs about 0.1 s of one core, which a
-starting image, some kilobytes of PNG against seconds of a GPU, can well bear. A pool that keeps
-processes would save that, but would let one user's picture meet the next one's.
-
-At most `DECODERS` run at once, so the memory they can take is bounded too; the parent holds the
-file and its result, never pixels. The call blocks: async code calls it in a thread.
-"""
-
+import base64
+import binascii
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,20 +17,72 @@ from shared.images.errors import (
     REFUSALS,
     ImageDecoderUnavailable,
     ImageDimensions,
+    ImageNotRecognized,
     ImageTooLarge,
     ImageUndecodable,
 )
 from shared.images.header import Header, read_header
 
+# The type is checked for form only: what the bytes are is for the bytes to say.
+_PREFIX = re.compile(r"data:image/(?:png|jpeg|webp);base64,", re.ASCII | re.IGNORECASE)
+
+
+def parse_data_url(text: str, max_bytes: int) -> bytes:
+    """The file in `text`, at most `max_bytes` bytes, not yet looked at.
+
+    Raises `ImageNotRecognized` when `text` is not a base64 `data:` URL of a PNG, JPEG or WebP
+    image, and `ImageTooLarge` from its length alone, before anything is decoded.
+    """
+    prefix = _PREFIX.match(text)
+    if prefix is None:
+        raise ImageNotRecognized(
+            "Expected data:image/png;base64,… (or image/jpeg, image/webp) with the file's bytes."
+        )
+    start = prefix.end()
+    if (len(text) - start) // 4 * 3 > max_bytes + 2:
+        raise ImageTooLarge(f"An image may have {max_bytes} bytes at most.")
+    try:
+        data = base64.b64decode(text[start:], validate=True)
+    except (binascii.Error, ValueError):  # ValueError: not ASCII.
+        raise ImageNotRecognized("What follows base64, is not valid base64.") from None
+    if len(data) > max_bytes:
+        raise ImageTooLarge(f"An image may have {max_bytes} bytes at most.")
+    return data
+
+
+# The file is decoded in a process of its own (`shared.images.decoder`), one per image, with
+# limits on memory, processor time and output, an empty environment, and no open files but its
+# input and output. Decoding in the API's process was measured and rejected. The largest image
+# accepted, 4096 by 4096, costs 80 MB (JPEG) to 350 MB (WebP with transparency) while it is
+# decoded, and memory a heap has once grown to is seldom given back; nothing in a process can stop
+# a decoder that is inside a 10 MB "scan bomb" (a progressive JPEG with a million empty passes);
+# and a flaw in a C decoder would be the API's crash, or worse. A process costs about 0.1 s of one
+# core, which a starting image, some kilobytes of PNG against seconds of a GPU, can well bear. A
+# pool that keeps processes would save that, but would let one user's picture meet the next one's.
+#
+# At most `DECODERS` run at once, so the memory they can take is bounded too; the parent holds the
+# file and its result, never pixels. The call blocks: async code calls it in a thread.
+
 DECODERS = 2
 """How many images are decoded at once in this process; others wait."""
 
+
 _decoders = threading.BoundedSemaphore(DECODERS)
+
+
 _DECODER = Path(__file__).with_name("decoder.py")
+
+
 _CHUNK = 64 * 1024
+
+
 # A PNG of incompressible pixels is about 0.1 % larger than the pixels.
 _PNG_OVERHEAD = 1.01
+
+
 _ANSWER_LINE = 1024
+
+
 _LOG_BYTES = 2048
 
 

@@ -20,8 +20,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column, query_expression
 
+from shared.core.database import Base, CreatedAt, Id, Instant, Json
 from shared.jobs.state import TERMINAL_STATES, JobState
-from shared.tables import Base, CreatedAt, Id, Instant, Json
 
 
 def _sql_list(states: object) -> str:
@@ -149,7 +149,7 @@ class Job(Base):
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """``{"url", "events", "origin"}`` of the job's own webhook, beside the tenant's endpoints."""
     estimate: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    """What was estimated at the submission (`shared.eta.estimate.Estimate`); null: nothing."""
+    """What was estimated at the submission (`shared.jobs.estimates.Estimate`); null: nothing."""
     traceparent: Mapped[str | None] = mapped_column(Text)
     """The W3C trace context of the submission, where traces are on: messages get lost, this does
     not, so that a retry or a late publication still belongs to the trace."""

@@ -1,4 +1,4 @@
-"""The events that webhooks tell of: their names, and which transition makes which."""
+"""The events that webhooks tell of, and the body of each."""
 
 from enum import StrEnum
 
@@ -35,25 +35,37 @@ ENDS_OF_JOBS = {
 }
 """State that a transition leads to -> its event. What leads elsewhere has none."""
 
+
 STARTS_OF_JOBS = {JobState.RUNNING: EventType.JOB_STARTED}
 """The event of a claim. Only of a claim: a running job also changes when it is asked to stop."""
 
+
 JOB_EVENTS = (EventType.JOB_STARTED, EventType.JOB_PROGRESS, *ENDS_OF_JOBS.values())
+
+
 BATCH_EVENTS = (
     EventType.BATCH_VALIDATED,
     EventType.BATCH_COMPLETED,
     EventType.BATCH_FAILED,
     EventType.BATCH_CANCELED,
 )
+
+
 SUBSCRIBABLE = (*JOB_EVENTS, *BATCH_EVENTS)
 """What an endpoint may ask for; the events of endpoints come unasked."""
 
+
 DEFAULT_JOB_EVENTS = tuple(ENDS_OF_JOBS.values())
 """What a job's own webhook gets when it names no events."""
+
+
 DEFAULT_BATCH_EVENTS = BATCH_EVENTS
 """What a batch's own webhook gets when it names no events."""
+
+
 DEFAULT_EVENTS = (*DEFAULT_JOB_EVENTS, *BATCH_EVENTS)
 """What an endpoint gets when it names no events: how things ended, not how they go."""
+
 
 SENT_ONCE = frozenset({EventType.JOB_PROGRESS})
 """Best effort: one attempt, soon or never."""

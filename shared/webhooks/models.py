@@ -16,7 +16,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.tables import Base, CreatedAt, Id, Instant, Json
+from shared.core.database import Base, CreatedAt, Id, Instant, Json
 
 
 class DeliveryState(StrEnum):
@@ -159,7 +159,7 @@ class WebhookHold(Base):
     __table_args__ = (Index("ix_webhook_holds_held_until", "held_until"),)
 
     receiver: Mapped[str] = mapped_column(Text, primary_key=True)
-    """Whom it holds for; see `shared.webhooks.claims.receiver_of`."""
+    """Whom it holds for; see `shared.webhooks.delivery_queries.receiver_of`."""
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     held_until: Mapped[Instant]
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from shared.gallery.models import Image
-from shared.ids import Prefix, to_wire
-from shared.storage import Storage
+from shared.core.ids import Prefix, to_wire
+from shared.core.storage import Storage
+from shared.images.models import Image
 from shared.webhooks.events import BATCH_EVENTS, JOB_EVENTS
 from shared.webhooks.models import WebhookEvent
 

@@ -7,6 +7,9 @@ reliability") gives as its example: ten attempts over about 75.6 hours.
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
+from shared.core.outbound.addresses import LOOPBACK, OutboundPolicy
+from shared.core.settings import Settings
+
 GAPS = (
     timedelta(0),
     timedelta(seconds=5),
@@ -20,6 +23,7 @@ GAPS = (
     timedelta(hours=24),
 )
 """Before each attempt, counted from the end of the one before; the first goes out at once."""
+
 
 JITTER = 0.1
 """A gap is up to this share longer or shorter, lest an outage's backlog march in step."""
@@ -52,3 +56,18 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return max(moment - now, timedelta(0))
+
+
+def webhook_policy(settings: Settings) -> OutboundPolicy:
+    """Public https, and what the operator allows besides; the local stack allows loopback.
+
+    On one's own machine, that is, so that webhooks can be tried out there.
+    """
+    if settings.environment == "local":
+        return OutboundPolicy(
+            allow_http=True, allowed_networks=(*LOOPBACK, *settings.webhook_allowed_networks)
+        )
+    return OutboundPolicy(
+        allow_http=settings.webhook_allow_http,
+        allowed_networks=settings.webhook_allowed_networks,
+    )

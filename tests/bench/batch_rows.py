@@ -16,13 +16,12 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import delete
 
-from api.batches.copying import RowWriter
-from api.batches.lines import LineChecker
+from api.batches.lines import LineChecker, RowWriter
 from api.batches.reading import read_file
-from shared.batches import statements
-from shared.ids import from_wire, new_id
+from shared.batches import queries as batch_queries
+from shared.core.ids import from_wire, new_id
+from shared.core.model_catalog import load_catalog
 from shared.jobs.models import Job
-from shared.model_catalog import load_catalog
 from tests.bench.http_load import prepare_post, saturate
 from tests.bench.row import Row, make_row, percentile
 from tests.bench.system import MODELS, System, running_system
@@ -132,7 +131,7 @@ def _copy_raw(system: System, content: bytes) -> float:
         "state": "queued",
     }
     with system.database.begin() as session:
-        session.execute(statements.insert_batch(columns))
+        session.execute(batch_queries.insert_batch(columns))
     spool = io.BytesIO()
     writer = RowWriter(
         cast("BinaryIO", spool),
@@ -155,7 +154,7 @@ def _copy_raw(system: System, content: bytes) -> float:
     url = system.settings.database_url.get_secret_value().replace("+psycopg", "", 1)
     with psycopg.connect(url) as connection:
         started = time.perf_counter()
-        with connection.cursor() as cursor, cursor.copy(statements.COPY_JOBS) as copy:
+        with connection.cursor() as cursor, cursor.copy(batch_queries.COPY_JOBS) as copy:
             copy.write(spool.getvalue())
         connection.commit()
         seconds = time.perf_counter() - started

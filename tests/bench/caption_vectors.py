@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.processes import PROJECT
-from worker.embedding.embedder import Embedder
+from worker.search.embedders import Embedder
 
 KEPT_IN = PROJECT / ".darkroom" / "bench"
 PORTION = 5_000

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from tests.bench.row import Row, make_row
-from worker.jobs.encode import encode_image
+from worker.jobs.commit import encode_image
 
 _SIDE = 512
 _REPEATS = 9

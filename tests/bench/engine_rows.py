@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 
 import deploy
-from shared.model_catalog import ModelSpec
-from shared.schedulers import SCHEDULERS
+from shared.core.model_catalog import ModelSpec
+from shared.core.schedulers import SCHEDULERS
 from tests.bench.row import Row, make_row, percentile
 from tests.unit.engine.crowds import make_alone, make_in_crowd
 from tests.unit.engine.reference import reference

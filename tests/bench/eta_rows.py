@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Float, cast, func, select
 
-from shared.eta.work import Estimate
-from shared.ids import from_wire
+from shared.core.ids import from_wire
+from shared.jobs.calibration import Estimate
 from shared.jobs.models import Job
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system

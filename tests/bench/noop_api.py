@@ -9,8 +9,8 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Response
 
 from api.app import create_app as create_darkroom
-from api.auth import JobsWrite
-from api.bodies import json_body
+from api.core.auth import JobsWrite
+from api.core.bodies import json_body
 from api.jobs.schemas import JobSubmission
 
 

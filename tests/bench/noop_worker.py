@@ -7,8 +7,8 @@ from typing import Any
 import redis
 from celery import Celery, signals
 
-from shared.queue.publish import celery_app
-from shared.settings import get_settings
+from shared.core.broker import celery_app
+from shared.core.settings import get_settings
 
 QUEUE = "bench.noop"
 TASK = "bench.noop"

@@ -9,8 +9,8 @@ import signal
 import time
 from collections.abc import Iterator
 
-from shared.queue import names
-from shared.queue.publish import publish_job
+from shared.core import broker
+from shared.core.broker import publish_job
 from tests.bench.http_load import prepare_post, saturate
 from tests.bench.noop_worker import QUEUE, REPLY_LIST, TASK
 from tests.bench.row import Row, make_row, percentile
@@ -89,7 +89,7 @@ def _drain_jobs(system: System, worker: Process) -> float:
     worker.send(signal.SIGSTOP)
     for job in jobs:
         publish_job(system.celery, job.id, job.model, job.lane)
-    queue = names.generate_queue(jobs[0].model, jobs[0].lane)
+    queue = broker.generate_queue(jobs[0].model, jobs[0].lane)
     started = time.monotonic()
     worker.send(signal.SIGCONT)
     # As for the no-ops Redis is asked, until the ledger need not be asked for long.

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from deploy.demo_model.captions import caption
 from deploy.demo_model.scenes import Scene, sample_scene
-from shared.ids import new_id
+from shared.core.ids import new_id
 from shared.search.embeddings import to_text
 
 _NAMES = ("Anna", "Bela", "Chen", "Dara", "Emre", "Femi", "Goro", "Hana", "Ines", "Juma")

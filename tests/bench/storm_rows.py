@@ -18,8 +18,8 @@ import httpx2
 from PIL import Image
 
 from deploy.tenants import EVERY_SCOPE, create_key
-from shared.keys import new_key
-from shared.quotas import Quotas
+from shared.core.keys import new_key
+from shared.core.quotas import Quotas
 from tests.bench.http_load import prepare_get, prepare_post, saturate
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system

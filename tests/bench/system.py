@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import EVERY_SCOPE, create_key
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.jobs import statements
+from shared.core import tenants
+from shared.core.broker import celery_app
+from shared.core.database import open_engine, session_factory
+from shared.core.settings import Settings
 from shared.jobs.models import Job
-from shared.queue.publish import celery_app
-from shared.settings import Settings
-from shared.tenancy import statements as tenancy
+from shared.jobs.queries import accept as job_acceptance
 from tests.processes import ApiProcess, Process, WorkerProcess, free_port, wait_until
 
 MODELS = Path(__file__).parent / "models.toml"
@@ -86,9 +86,9 @@ class System:
             **fields,
         }
         with self.database.begin() as session:
-            session.execute(statements.ensure_session(self.tenant, "bench"))
+            session.execute(job_acceptance.ensure_session(self.tenant, "bench"))
             return [
-                session.scalars(statements.insert_job({**job, "seeds": [seed]})).one()
+                session.scalars(job_acceptance.insert_job({**job, "seeds": [seed]})).one()
                 for seed in range(count)
             ]
 
@@ -129,7 +129,7 @@ def running_system() -> Iterator[System]:
         stack.callback(engine.dispose)
         database = session_factory(engine)
         with database.begin() as session:
-            tenant = session.scalars(tenancy.ensure_tenant("bench")).one()
+            tenant = session.scalars(tenants.ensure_tenant("bench")).one()
         client = redis.Redis.from_url(settings.redis_url.get_secret_value())
         stack.callback(client.close)
         yield System(

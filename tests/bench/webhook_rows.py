@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 from sqlalchemy import func, select
 
-from shared.ids import new_id
-from shared.queue.publish import publish_job
-from shared.webhooks import claims, statements
+from shared.core.broker import publish_job
+from shared.core.ids import new_id
+from shared.webhooks import delivery_queries
+from shared.webhooks import queries as webhook_queries
 from shared.webhooks.events import DEFAULT_EVENTS
 from shared.webhooks.models import WebhookDelivery
 from shared.webhooks.signing import new_secret
@@ -79,15 +80,15 @@ def _endpoints(system: System, url: str) -> Iterator[None]:
         for endpoint_id in ids:
             endpoint = {"id": endpoint_id, "tenant_id": system.tenant, "url": url, "scheme": "v1"}
             events = [str(event) for event in DEFAULT_EVENTS]
-            session.execute(statements.insert_endpoint({**endpoint, "events": events}))
+            session.execute(webhook_queries.insert_endpoint({**endpoint, "events": events}))
             session.execute(
-                statements.ensure_secret(system.tenant, endpoint_id, "v1", new_secret())
+                webhook_queries.ensure_secret(system.tenant, endpoint_id, "v1", new_secret())
             )
     yield
     for endpoint_id in ids:
         with system.database.begin() as session:
-            session.execute(claims.lock_destination(str(endpoint_id)))
-            session.execute(statements.delete_endpoint(system.tenant, endpoint_id))
+            session.execute(delivery_queries.lock_destination(str(endpoint_id)))
+            session.execute(webhook_queries.delete_endpoint(system.tenant, endpoint_id))
 
 
 def _deliveries(system: System) -> int:

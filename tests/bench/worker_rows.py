@@ -7,8 +7,8 @@ loop throws its pixels away. 100 ms an image: 20 ticks of 40 ms at 8 rows.
 import time
 from collections.abc import Iterator
 
-from shared.model_catalog import load_catalog
-from shared.queue.publish import publish_job
+from shared.core.broker import publish_job
+from shared.core.model_catalog import load_catalog
 from tests.bench.row import Row, make_row
 from tests.bench.system import MODELS, System, running_system
 from worker.engine import Engine, ImageRequest, open_engine

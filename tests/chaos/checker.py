@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image as Picture
 from sqlalchemy import select
 
-from shared.gallery.models import Image
+from shared.core.storage import ObjectMissing
+from shared.images.models import Image
 from shared.jobs.models import Job, JobAttempt
-from shared.storage import ObjectMissing
 from tests.chaos.system import System
 from worker.engine.interface import ImageRequest
 from worker.engine.simulated import picture_of

@@ -9,9 +9,9 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import from_wire, new_id
-from shared.tenancy import statements as tenancy
-from shared.webhooks import statements
+from shared.core import tenants
+from shared.core.ids import from_wire, new_id
+from shared.webhooks import queries as webhook_queries
 from shared.webhooks.events import DEFAULT_JOB_EVENTS
 from shared.webhooks.models import WebhookDelivery
 from shared.webhooks.signing import new_secret
@@ -30,7 +30,7 @@ class Deliveries:
     def __enter__(self) -> Self:
         self._receiver.__enter__()
         with self._database.begin() as session:
-            tenant_id = session.scalars(tenancy.ensure_tenant(self._tenant)).one()
+            tenant_id = session.scalars(tenants.ensure_tenant(self._tenant)).one()
             endpoint: dict[str, Any] = {
                 "id": new_id(),
                 "tenant_id": tenant_id,
@@ -38,8 +38,8 @@ class Deliveries:
                 "scheme": "v1",
                 "events": [str(event) for event in DEFAULT_JOB_EVENTS],
             }
-            session.execute(statements.insert_endpoint(endpoint))
-            secret = statements.ensure_secret(tenant_id, endpoint["id"], "v1", new_secret())
+            session.execute(webhook_queries.insert_endpoint(endpoint))
+            secret = webhook_queries.ensure_secret(tenant_id, endpoint["id"], "v1", new_secret())
             session.execute(secret)
         return self
 

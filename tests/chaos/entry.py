@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared.gallery.models import Image
+from shared.core.logging import configure_logging
+from shared.core.model_catalog import load_catalog
+from shared.core.settings import Settings, get_settings
+from shared.images.models import Image
 from shared.jobs.models import Job
-from shared.jobs.statements import endings
-from shared.logging import configure_logging
-from shared.model_catalog import load_catalog
-from shared.settings import Settings, get_settings
+from shared.jobs.queries import endings
+from worker.core import consumer
+from worker.jobs import claim, run
 
 CRASH_POINTS = (
     "before_claim",
@@ -82,10 +84,10 @@ def run_process(role: str, options: dict[str, Any]) -> None:
     elif role == "supervisor":
         _supervise(Path(options["home"]))
     else:
-        from worker import generate
+        from worker import gpu
 
-        generate.Embedder = CheapEmbedder  # type: ignore[assignment,misc]
-        generate.run_generate_worker(settings, [load_catalog(settings.models_file).default])
+        gpu.Embedder = CheapEmbedder  # type: ignore[assignment,misc]
+        gpu.run_generate_worker(settings, [load_catalog(settings.models_file).default])
 
 
 def _supervise(home: Path) -> None:
@@ -122,18 +124,20 @@ class CrashPoint:
         """Wrap the function that the point is named for."""
         from celery.worker.request import Request
 
-        from api.publishing import JobPublisher
-        from worker import run_job
+        from api.core.publisher import JobPublisher
+
+        pass
         from worker.engine.simulated import SimulatedBackend
-        from worker.jobs import claiming
+
+        pass
 
         installers: dict[str, Callable[[], None]] = {
-            "before_claim": lambda: self._before(claiming, "_claim", lambda a: a[1]),
-            "after_claim": lambda: self._after(claiming, "_claim", lambda _, job: job and job.id),
+            "before_claim": lambda: self._before(claim, "_claim", lambda a: a[1]),
+            "after_claim": lambda: self._after(claim, "_claim", lambda _, job: job and job.id),
             "mid_step": lambda: self._before(SimulatedBackend, "tick", _seed_in_mid_step),
-            "after_upload": lambda: self._after(run_job, "upload", lambda a, _: a[2].job_id),
-            "before_commit": lambda: self._before(run_job, "commit", lambda a: a[2].id),
-            "after_commit": lambda: self._after(run_job, "commit", lambda a, _: a[2].id),
+            "after_upload": lambda: self._after(run, "upload", lambda a, _: a[2].job_id),
+            "before_commit": lambda: self._before(run, "commit", lambda a: a[2].id),
+            "after_commit": lambda: self._after(run, "commit", lambda a, _: a[2].id),
             "before_ack": lambda: self._before(Request, "acknowledge", lambda a: a[0].id),
             "before_publish": lambda: self._before(JobPublisher, "publish", lambda a: a[1].id),
         }
@@ -193,7 +197,7 @@ def _without_fencing() -> None:
     from sqlalchemy import update
     from sqlalchemy.dialects.postgresql import insert
 
-    from worker.jobs.leases import LeaseKeeper
+    from worker.jobs.lease import LeaseKeeper
 
     LeaseKeeper.renew = lambda _: None  # type: ignore[method-assign]
     endings._held = lambda job_id, _: update(Job).where(Job.id == job_id)
@@ -210,17 +214,17 @@ def _without_fencing() -> None:
 
 def _with_no_dispatcher() -> None:
     """Nobody looks after leases and lost messages."""
-    from worker.dispatch.dispatcher import Dispatcher
+    from worker.maintenance.leader import Dispatcher
 
     Dispatcher._round = lambda _: None  # type: ignore[method-assign]
 
 
 def _with_early_acknowledgement() -> None:
     """The job is called done before its pictures are where they belong."""
-    from worker import run_job
+    pass
 
     later: list[Callable[[], None]] = []
-    upload, commit = run_job.upload, run_job.commit
+    upload, commit = run.upload, run.commit
 
     def put_off(*args: Any) -> None:
         later.append(lambda: upload(*args))
@@ -232,14 +236,14 @@ def _with_early_acknowledgement() -> None:
             later.pop()()
         return done
 
-    run_job.upload, run_job.commit = put_off, commit_first
+    run.upload, run.commit = put_off, commit_first
 
 
 def _with_slots_held() -> None:
     """kombu's own acknowledgement: what Redis refuses keeps its slot."""
     from kombu.transport.redis import QoS
 
-    from worker.queue.consumer import LedgerQoS
+    from worker.core.consumer import LedgerQoS
 
     for name in ("append", "ack", "reject"):
         setattr(LedgerQoS, name, getattr(QoS, name))
@@ -249,15 +253,15 @@ def _with_fatal_refusals() -> None:
     """A refusal of Redis is no lost connection: Celery stops the worker."""
     from kombu.transport.redis import Transport
 
-    from worker import app
+    pass
 
-    harden, errors = app.harden, Transport.connection_errors
+    harden, errors = consumer.harden, Transport.connection_errors
 
     def harden_less(celery: Any) -> None:
         harden(celery)
         Transport.connection_errors = errors
 
-    app.harden = harden_less
+    consumer.harden = harden_less
 
 
 def _with_a_fatal_disk() -> None:

@@ -16,13 +16,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.ids import new_id
-from shared.jobs import statements
+from shared.core import tenants
+from shared.core.ids import new_id
+from shared.images import queries as image_queries
+from shared.images.models import Image
 from shared.jobs.models import Job
+from shared.jobs.queries import claims, client_requests, endings, lookups, parts, periodic
 from shared.jobs.state import RETRYABLE_STATES, TERMINAL_STATES
-from shared.tenancy import statements as tenancy
 from tests.jobs import accept
 
 LEASE = timedelta(hours=1)
@@ -66,7 +66,7 @@ class Expected:
         self.end("lost")
         if self.cancel_requested:
             self.move("canceled")
-        elif self.losses >= statements.MAX_LOSSES or self.failures >= self.max_attempts:
+        elif self.losses >= parts.MAX_LOSSES or self.failures >= self.max_attempts:
             self.move("failed")
         else:
             self.move("queued")
@@ -83,8 +83,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.expected: dict[UUID, Expected] = {}
         self.session = self.database()
         name = f"machine {new_id()}"
-        self.tenant = self.session.scalars(tenancy.ensure_tenant(name)).one()
-        self.session.execute(gallery.ensure_prompt(self.tenant, "p", [1.0] + [0.0] * 383, "test"))
+        self.tenant = self.session.scalars(tenants.ensure_tenant(name)).one()
+        self.session.execute(
+            image_queries.ensure_prompt(self.tenant, "p", [1.0] + [0.0] * 383, "test")
+        )
 
     def teardown(self) -> None:
         """Leave nothing for the next history's dispatcher to find."""
@@ -102,7 +104,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=jobs)
     def cancel(self, job: UUID) -> None:
         model = self.expected[job]
-        took = self._one(statements.cancel(self.tenant, job))
+        took = self._one(client_requests.cancel(self.tenant, job))
         if model.state == "queued":
             assert took
             model.move("canceled")
@@ -117,7 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=jobs)
     def retry(self, job: UUID) -> None:
         model = self.expected[job]
-        took = self._one(statements.retry(self.tenant, job, "key"))
+        took = self._one(client_requests.retry(self.tenant, job, "key"))
         assert took == (model.state in RETRYABLE_STATES)
         if took:
             model.move("queued")
@@ -129,13 +131,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=jobs, worker=WORKERS, suspect=st.booleans())
     def claim(self, job: UUID, worker: str, suspect: bool) -> None:
         model = self.expected[job]
-        took = self._one(statements.claim(job, worker, "gpu", LEASE, suspect=suspect))
+        took = self._one(claims.claim(job, worker, "gpu", LEASE, suspect=suspect))
         due = model.state == "queued" and not model.delayed and suspect == (model.losses > 0)
         overdue = (
             suspect
             and model.state == "running"
             and model.overdue
-            and model.losses + 1 < statements.MAX_LOSSES
+            and model.losses + 1 < parts.MAX_LOSSES
             and model.failures + 1 < model.max_attempts
             and not model.cancel_requested
         )
@@ -153,9 +155,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(job=jobs, attempt=st.integers(1, 6), worker=WORKERS)
     def renew(self, job: UUID, attempt: int, worker: str) -> None:
         model = self.expected[job]
-        took = self._one(statements.renew_leases([(job, attempt)], worker, LEASE))
+        took = self._one(claims.renew_leases([(job, attempt)], worker, LEASE))
         assert took == self._held(model, attempt)
-        lost = self.session.execute(statements.find_lost([(job, attempt)])).all()
+        lost = self.session.execute(claims.find_lost([(job, attempt)])).all()
         assert bool(lost) != took
         if took:
             model.overdue = False
@@ -165,8 +167,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def commit(self, job: UUID, attempt: int) -> None:
         model = self.expected[job]
         image = self._image(job, attempt)
-        success = statements.succeed(
-            job, attempt, 1.0, images=[image], prompt_sha256=gallery.text_sha256("p")
+        success = endings.succeed(
+            job, attempt, 1.0, images=[image], prompt_sha256=image_queries.text_sha256("p")
         )
         done = self.session.scalars(success).one_or_none()
         assert (done is not None) == self._held(model, attempt)
@@ -179,11 +181,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def fail(self, job: UUID, attempt: int, passes: bool, dies: bool) -> None:
         model = self.expected[job]
         if passes:
-            statement = statements.fail_or_retry(
+            statement = endings.fail_or_retry(
                 job, attempt, "out_of_memory", "m", LEASE, worker_dies=dies
             )
         else:
-            statement = statements.fail(job, attempt, "invalid_input", "m")
+            statement = endings.fail(job, attempt, "invalid_input", "m")
         took = self._one(statement)
         assert took == self._held(model, attempt)
         if took:
@@ -191,7 +193,7 @@ class LedgerMachine(RuleBasedStateMachine):
             model.failures += 1
             model.losses += int(passes and dies)
             used_up = model.failures >= model.max_attempts
-            poisonous = dies and model.losses >= statements.MAX_LOSSES
+            poisonous = dies and model.losses >= parts.MAX_LOSSES
             if not passes or used_up or poisonous:
                 model.move("failed")
             else:
@@ -203,9 +205,9 @@ class LedgerMachine(RuleBasedStateMachine):
         attempt=st.integers(1, 6),
         how=st.sampled_from(
             [
-                (statements.release, "released", "queued"),
-                (statements.cancel_running, "canceled", "canceled"),
-                (statements.expire_running, "expired", "expired"),
+                (endings.release, "released", "queued"),
+                (endings.cancel_running, "canceled", "canceled"),
+                (endings.expire_running, "expired", "expired"),
             ]
         ),
     )
@@ -222,7 +224,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=WORKERS)
     def restart(self, worker: str) -> None:
-        taken = self._all(statements.release_leases_of(worker))
+        taken = self._all(claims.release_leases_of(worker))
         held = {job for job, model in self.expected.items() if model.worker == worker}
         assert taken == held
         for job in held:
@@ -252,7 +254,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def expire_leases(self) -> None:
-        changed = self._all(statements.expire_leases(1000))
+        changed = self._all(periodic.expire_leases(1000))
         overdue = {job for job, model in self.expected.items() if model.overdue}
         assert changed == overdue
         for job in overdue:
@@ -260,7 +262,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def expire_queued(self) -> None:
-        changed = self._all(statements.expire_queued(1000))
+        changed = self._all(periodic.expire_queued(1000))
         late = {job for job, m in self.expected.items() if m.late and m.state == "queued"}
         assert changed == late
         for job in late:
@@ -274,7 +276,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self.session.expire_all()
         jobs = self.session.scalars(select(Job).where(Job.tenant_id == self.tenant)).all()
-        attempts = self.session.scalars(statements.list_attempts(self.expected)).all()
+        attempts = self.session.scalars(lookups.list_attempts(self.expected)).all()
         images = self.session.execute(
             select(Image.job_id, Image.attempt).where(Image.tenant_id == self.tenant)
         ).all()

@@ -18,12 +18,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.admin import create_key
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
-from shared.database import session_factory
-from shared.ids import from_wire
+from shared.core.database import session_factory
+from shared.core.ids import from_wire
+from shared.core.settings import Settings
+from shared.core.storage import Storage
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import TERMINAL_STATES
-from shared.settings import Settings
-from shared.storage import Storage
 from tests.chaos.deliveries import Deliveries
 from tests.chaos.fleet import Fleet
 from tests.chaos.proxy import Proxy

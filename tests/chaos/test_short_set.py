@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from shared.fleet import roster
-from shared.ids import to_wire
+from shared.core import worker_registry
+from shared.core.ids import to_wire
 from tests.chaos import broken, trials_ledger
 from tests.chaos.checker import check
 from tests.chaos.entry import CRASH_POINTS
@@ -254,7 +254,7 @@ def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> N
     assert full_redis(system, patience=0) is None
 
     def faulty() -> bool:
-        shown = roster.read(system.redis)
+        shown = worker_registry.read(system.redis)
         return [said.state for said in shown if said.name == "w1"] == ["faulty"]
 
     wait_until(faulty, 30, "the worker's word that it takes nothing")

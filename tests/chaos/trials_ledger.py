@@ -18,21 +18,21 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
-from shared.database import session_factory
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.ids import new_id
-from shared.jobs import statements
+from shared.core import tenants
+from shared.core.database import session_factory
+from shared.core.ids import new_id
+from shared.images import queries as image_queries
+from shared.images.models import Image
 from shared.jobs.models import Job, JobAttempt
-from shared.tenancy import statements as tenancy
+from shared.jobs.queries import claims, endings
 from tests.chaos.ledger_machine import LedgerMachine
 from tests.chaos.proxy import Proxy, Verdict
 from tests.chaos.result import Result
 from tests.jobs import accept, image_columns
-from worker.finalize import commit_success
-from worker.jobs.leases import Lease
-from worker.jobs.patience import LeaseGone, with_ledger
-from worker.jobs.prompt_row import PromptRows
+from worker.jobs.commit import commit_success
+from worker.jobs.inputs import PromptRows
+from worker.jobs.lease import Lease
+from worker.jobs.retry import LeaseGone, with_ledger
 
 FAULTS = (0.0, 0.05, 0.10)
 _AT_ONCE = 16
@@ -144,7 +144,7 @@ class Race:
         """A lease that is over at once, so that the rival may take the job at any moment."""
         no_time = timedelta(0)
         for suspect in (False, True):
-            statement = statements.claim(self._job, name, "gpu", no_time, suspect=suspect)
+            statement = claims.claim(self._job, name, "gpu", no_time, suspect=suspect)
             try:
                 with self._faulty.begin() as session:
                     job = session.scalars(statement).one_or_none()
@@ -156,7 +156,7 @@ class Race:
 
     def _commit(self, job: Job, lease: Lease) -> Job:
         prompt = PromptRows(_Meaningless()).of(job)  # type: ignore[arg-type]
-        success = statements.succeed(
+        success = endings.succeed(
             job.id, lease.attempt, 1.0, images=[image_columns(job)], prompt_sha256=prompt.sha256
         )
         prompt.look_up(self._faulty)
@@ -205,9 +205,9 @@ _KNOWN = "p"
 
 def _tenant(database: sessionmaker[Session]) -> UUID:
     with database.begin() as session:
-        tenant = session.scalars(tenancy.ensure_tenant("races")).one()
+        tenant = session.scalars(tenants.ensure_tenant("races")).one()
         [vector] = _Meaningless().embed([_KNOWN])
-        session.execute(gallery.ensure_prompt(tenant, _KNOWN, vector, "test"))
+        session.execute(image_queries.ensure_prompt(tenant, _KNOWN, vector, "test"))
         return tenant
 
 

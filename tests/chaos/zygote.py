@@ -23,7 +23,7 @@ import uvicorn  # noqa: F401
 
 import worker.cpu
 import worker.engine.simulated
-import worker.generate  # noqa: F401
+import worker.gpu  # noqa: F401
 from tests.chaos.entry import run_process
 
 

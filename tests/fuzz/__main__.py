@@ -11,7 +11,7 @@ from pathlib import Path
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.tenancy.scopes import RESOURCES
+from shared.core.tenants import RESOURCES
 from tests.fuzz.contract import fuzz
 from tests.fuzz.siege import besiege
 from tests.processes import ApiProcess, WorkerProcess, free_port

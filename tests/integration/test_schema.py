@@ -6,10 +6,10 @@ from sqlalchemy import select
 
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import check, downgrade, upgrade
-from shared.database import open_engine, session_factory
-from shared.gallery.models import Prompt
-from shared.settings import Settings
-from shared.tenancy import statements as tenancy
+from shared.core import tenants
+from shared.core.database import open_engine, session_factory
+from shared.core.settings import Settings
+from shared.images.models import Prompt
 from tests.integration.search.gallery import any_vector, insert_image
 
 
@@ -40,7 +40,7 @@ def test_prompts_that_the_model_knows_nothing_of_lose_their_vectors(
     )
     try:
         with session_factory(engine).begin() as session:
-            tenant = session.scalars(tenancy.ensure_tenant("t")).one()
+            tenant = session.scalars(tenants.ensure_tenant("t")).one()
             for prompt in unknown | known:
                 insert_image(session, tenant, prompt, any_vector(1))
         downgrade("0016", url)

@@ -20,10 +20,10 @@ from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
 from pydantic import SecretStr
 
-from shared.errors import StorageUnavailable
-from shared.s3 import LateCredentials
-from shared.settings import Settings
-from shared.storage import ObjectMissing, Storage
+from shared.core.errors import StorageUnavailable
+from shared.core.s3 import LateCredentials
+from shared.core.settings import Settings
+from shared.core.storage import ObjectMissing, Storage
 from tests.processes import free_port, wait_until
 
 UNKNOWN = "nobody/has/put/this.png"

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import deploy
-from shared.model_catalog import ModelSpec
+from shared.core.model_catalog import ModelSpec
 from tests.unit.engine.toys import toy_backend, toy_folder
 from worker.engine.device import open_device
 from worker.engine.loaded import load

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 from tests.proof.models import FAMILIES, backend_of
 from tests.unit.engine.crowds import make_alone, make_in_crowd, random_request
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 from tests.proof.models import FAMILIES, backend_of, folder_of
 from tests.unit.engine.crowds import make_alone
 from tests.unit.engine.reference import reference

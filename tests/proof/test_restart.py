@@ -18,7 +18,7 @@ SEEDS = range(12)
 _OTHER_PROCESS = """
 import sys
 from tests.proof.test_restart import digests_when_idle
-from shared.model_catalog import ModelSpec
+from shared.core.model_catalog import ModelSpec
 from worker.engine.diffusion import DiffusionEngine
 
 spec = ModelSpec(name="toy-sd15", source=sys.argv[1], rows=4, default_width=64, default_height=64)

@@ -15,19 +15,19 @@ from sqlalchemy.orm import Session
 
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.jobs import statements
+from shared.core import tenants
+from shared.core.broker import celery_app, publish_jobs
+from shared.core.database import open_engine, session_factory
+from shared.core.logging import configure_logging
+from shared.core.settings import Settings
 from shared.jobs.models import Job
-from shared.logging import configure_logging
-from shared.queue.publish import celery_app, publish_jobs
-from shared.settings import Settings
-from shared.tenancy import statements as tenancy
+from shared.jobs.queries import accept as job_acceptance
 from tests.chaos.fleet import Fleet, Worker
 from tests.jobs import job_columns
 from tests.processes import wait_until
 from tests.scale.counters import LockWatch, Meter, Reading
-from worker.dispatch.dispatcher import Dispatcher
-from worker.dispatch.duties import JobDuties
+from worker.maintenance.leader import Dispatcher
+from worker.maintenance.periodic import JobDuties
 
 _THREADS = 2
 """Jobs in hand per worker: one on its way to S3 and Postgres while the device makes the next."""
@@ -108,7 +108,7 @@ class Bed:
         self.celery = celery_app(self.settings)
         database = session_factory(self.engine)
         with database.begin() as session:
-            self.tenant = session.scalars(tenancy.ensure_tenant("scale")).one()
+            self.tenant = session.scalars(tenants.ensure_tenant("scale")).one()
         duties = JobDuties(self.settings, database, self.redis, self.celery).duties
         dispatcher = Dispatcher(self.settings, self.engine, duties)
         dispatcher.start()
@@ -138,7 +138,7 @@ class Bed:
 
     def _accept(self, model: str, count: int) -> None:
         with Session(self.engine) as session, session.begin():
-            session.execute(statements.ensure_session(self.tenant, "s1"))
+            session.execute(job_acceptance.ensure_session(self.tenant, "s1"))
             # Prompts of their own: a shared one is a row that every commit would wait for.
             columns = [
                 job_columns(self.tenant, model=model, steps=4, prompt=f"picture number {n}")

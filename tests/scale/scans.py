@@ -8,13 +8,14 @@ from uuid import UUID
 from sqlalchemy import insert, text, update
 from sqlalchemy.orm import Session
 
-from shared.database import session_factory
-from shared.jobs import statements
+from shared.core.broker import publish_jobs
+from shared.core.database import session_factory
 from shared.jobs.models import Job
-from shared.queue.publish import publish_jobs
+from shared.jobs.queries import accept as job_acceptance
+from shared.jobs.queries import claims
 from tests.jobs import job_columns
 from tests.scale.counters import cpu_of_tree
-from worker.dispatch.duties import JobDuties
+from worker.maintenance.periodic import JobDuties
 
 if TYPE_CHECKING:
     from tests.scale.run import Bed
@@ -56,7 +57,7 @@ def _fill(bed: "Bed") -> list[UUID]:
     columns = [job_columns(bed.tenant, model="paced") for _ in range(QUEUED + RUNNING)]
     running = [row["id"] for row in columns[QUEUED:]]
     with Session(bed.engine) as session, session.begin():
-        session.execute(statements.ensure_session(bed.tenant, "s1"))
+        session.execute(job_acceptance.ensure_session(bed.tenant, "s1"))
         session.execute(insert(Job), [{**row, "state": "queued"} for row in columns])
         lease = text("clock_timestamp() + interval '1 hour'")
         values = {"state": "running", "attempt": 1, "worker": "w", "lease_until": lease}
@@ -73,7 +74,7 @@ def _heartbeat_ms(bed: "Bed", running: list[UUID]) -> float:
     before = cpu_of_tree(bed.postmaster)
     for _ in range(_BEATS):
         with Session(bed.engine) as session, session.begin():
-            statement = statements.renew_leases(held, "w", bed.settings.lease)
+            statement = claims.renew_leases(held, "w", bed.settings.lease)
             assert len(session.scalars(statement).all()) == HELD
     return 1000 * (cpu_of_tree(bed.postmaster) - before) / _BEATS
 

@@ -22,7 +22,7 @@ def test_only_the_ledger_changes_jobs() -> None:
         for path in sources()
         if changes_jobs.search(path.read_text("utf-8"))
     }
-    assert places == {"shared/jobs/statements"}
+    assert places == {"shared/jobs/queries"}
 
 
 def test_few_modules_reach_past_the_wall_between_tenants() -> None:
@@ -33,20 +33,20 @@ def test_few_modules_reach_past_the_wall_between_tenants() -> None:
         if opens.search(path.read_text("utf-8"))
     }
     assert places == {
-        "api/deps.py",  # tenant_transaction, which puts up the wall
-        "api/auth.py",  # whose key is it?
-        "api/keys/service.py",  # an operator makes a key for another tenant
+        "api/context.py",  # tenant_transaction, which puts up the wall
+        "api/core/auth.py",  # whose key is it?
+        "api/admin/keys.py",  # an operator makes a key for another tenant
         "api/search/embedding.py",  # which models have embedded prompts
         "api/jobs/following.py",  # every job that is waited for, whether it has ended
-        "api/queues/depths.py",  # the operator's: all tenants' jobs
-        "api/workers/service.py",  # the operator's: drains
-        "api/usage/pressure.py",  # all tenants' work that waits
-        "api/health/service.py",  # is Postgres there?
+        "api/admin/service.py",  # the operator's: all tenants' jobs
+        "api/admin/workers.py",  # the operator's: drains
+        "api/core/quotas.py",  # all tenants' work that waits
+        "api/core/health.py",  # is Postgres there?
     }
 
 
 def test_kept_statements_are_compiled_before_threads_share_them() -> None:
-    """`functools` would hand them out as they were built (see `shared.kept_statements`)."""
+    """`functools` would hand them out as they were built (see `shared.core.database`)."""
     keeps = re.compile(r"^@(?:functools\.)?(?:lru_)?cache\b", re.MULTILINE)
     builds = re.compile(r"^from sqlalchemy\b", re.MULTILINE)
     places = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.ids import MalformedId, from_wire, new_id, to_wire
+from shared.core.ids import MalformedId, from_wire, new_id, to_wire
 
 
 @given(st.uuids())

@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import Select, Uuid, select
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from shared.gallery.models import Image
-from shared.jobs import statements
+from shared.core.database import built_once, given, with_given
+from shared.images.models import Image
 from shared.jobs.models import Job
-from shared.jobs.statements import claims, endings
-from shared.kept_statements import built_once, given, with_given
+from shared.jobs.queries import claims, endings
 
 _THREADS = 8
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
@@ -44,12 +43,12 @@ def in_threads(build: Any) -> set[str]:
 
 
 def claim() -> Any:
-    return statements.claim(uuid4(), "worker", "device", timedelta(seconds=30), suspect=False)
+    return claims.claim(uuid4(), "worker", "device", timedelta(seconds=30), suspect=False)
 
 
 def succeed() -> Any:
     columns = {"id": uuid4(), "tenant_id": uuid4(), "seed": 1}
-    return statements.succeed(uuid4(), 1, 0.5, images=[columns], prompt_sha256=b"hash")
+    return endings.succeed(uuid4(), 1, 0.5, images=[columns], prompt_sha256=b"hash")
 
 
 @pytest.mark.usefixtures("hasty_threads")

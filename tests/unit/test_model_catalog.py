@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.model_catalog import CatalogError, load_catalog
+from shared.core.model_catalog import CatalogError, load_catalog
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from shared.errors import StorageUnavailable
-from worker.jobs.leases import Lease, StopReason
-from worker.jobs.patience import LeaseGone, with_ledger, with_storage
+from shared.core.errors import StorageUnavailable
+from worker.jobs.lease import Lease, StopReason
+from worker.jobs.retry import LeaseGone, with_ledger, with_storage
 
 
 def a_lease() -> Lease:

@@ -1,7 +1,6 @@
 """A worker looks at interactive queues first, and models take turns."""
 
-from shared.queue.names import generate_queue
-from shared.queue.order import InteractiveFirst
+from shared.core.broker import InteractiveFirst, generate_queue
 
 
 def queues(*pairs: tuple[str, str]) -> list[str]:

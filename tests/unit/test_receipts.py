@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from shared.receipts import RECEIPT_VERSION, exif_block, read_receipt
-from worker.jobs.encode import encode_image
+from shared.images.receipts import RECEIPT_VERSION, exif_block, read_receipt
+from worker.jobs.commit import encode_image
 
 
 @pytest.fixture

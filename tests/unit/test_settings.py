@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from shared.settings import Settings
+from shared.core.settings import Settings
 
 GOOD = {
     "environment": "production",

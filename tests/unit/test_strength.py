@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 
-from shared.schedulers import StrengthRule, steps_to_run
+from shared.core.schedulers import StrengthRule, steps_to_run
 from worker.engine.pipeline_backend import rule_of
 
 

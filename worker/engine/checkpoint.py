@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from shared.errors import ModelUnavailable
-from shared.model_catalog import ModelSpec
+from shared.core.errors import ModelUnavailable
+from shared.core.model_catalog import ModelSpec
 
 _PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HASHED = (".json", ".txt", ".model", ".safetensors")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from shared.model_catalog import ModelSpec
+from shared.core.model_catalog import ModelSpec
 from worker.engine.device import Device, open_device
 from worker.engine.interface import FaultCallback
 from worker.engine.loaded import load

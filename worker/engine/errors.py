@@ -1,4 +1,4 @@
-"""What a future of the engine raises besides the job errors of `shared.errors`."""
+"""What a future of the engine raises besides the job errors of `shared.core.errors`."""
 
 
 class Canceled(Exception):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.errors import JobError
+from shared.core.errors import JobError
 
 Lane = Literal["interactive", "bulk"]
 """Interactive rows run first; bulk rows fill what is left and pause between ticks if they must."""
@@ -36,7 +36,7 @@ class ImageRequest:
     guidance_scale: float
     """Above 1 the UNet runs an unconditional half too, unless the model embeds the guidance."""
     scheduler: str
-    """A key of `shared.schedulers.SCHEDULERS`."""
+    """A key of `shared.core.schedulers.SCHEDULERS`."""
     strength: float | None = None
     """(0, 1], with `init_image`: the share of the schedule that runs."""
     init_image: Image.Image | None = None
@@ -112,7 +112,7 @@ class ModelFacts:
     revision: str | None
     family: str
     """``sd``, ``sdxl``, ``lcm``, ``flow`` and ``pipeline`` (any other, one at a time; see
-    `shared.schedulers`) or ``simulated``."""
+    `shared.core.schedulers`) or ``simulated``."""
     dtype: str
     device: str
     rows: int
@@ -167,7 +167,7 @@ class Ticket(Protocol):
 
     @property
     def future(self) -> "Future[GeneratedImage]":
-        """Resolves to the image, or raises `Canceled` or one of `shared.errors`.
+        """Resolves to the image, or raises `Canceled` or one of `shared.core.errors`.
 
         Callbacks added to it run on the engine's thread: keep them short.
         """

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from shared.errors import ModelUnavailable
-from shared.model_catalog import ModelSpec
+from shared.core.errors import ModelUnavailable
+from shared.core.model_catalog import ModelSpec
 from worker.engine import checkpoint
 from worker.engine.device import Device
 from worker.engine.interface import ModelFacts, RunFacts

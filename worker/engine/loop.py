@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from shared.errors import DeviceLost, JobError
+from shared.core.errors import DeviceLost, JobError
 from worker.engine.backend import Backend, R
 from worker.engine.errors import Canceled, EngineClosed
 from worker.engine.flight import Flight

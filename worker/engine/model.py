@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shared.errors import InvalidInput
+from shared.core.errors import InvalidInput
 from worker.engine.backend import Shape
 from worker.engine.batch import TickBatch
 from worker.engine.device import Device

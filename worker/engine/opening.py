@@ -1,6 +1,6 @@
 """Choose the engine that a model needs."""
 
-from shared.model_catalog import ModelSpec
+from shared.core.model_catalog import ModelSpec
 from worker.engine.interface import Engine, FaultCallback
 from worker.engine.simulated import SOURCE_PREFIX, SimulatedEngine
 

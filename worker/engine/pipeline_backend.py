@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.errors import InvalidInput, ModelUnavailable, NanOutput
-from shared.schedulers import SCHEDULERS, StrengthRule, steps_to_run
+from shared.core.errors import InvalidInput, ModelUnavailable, NanOutput
+from shared.core.schedulers import SCHEDULERS, StrengthRule, steps_to_run
 from worker.engine.backend import Done, Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, TickTime, WarmUpReport

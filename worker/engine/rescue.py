@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shared.errors import NanOutput
+from shared.core.errors import NanOutput
 from worker.engine.backend import Picture, Shape
 from worker.engine.device import Device
 from worker.engine.interface import ImageRequest

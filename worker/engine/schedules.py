@@ -5,8 +5,8 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-from shared.errors import InvalidInput
-from shared.schedulers import SCHEDULERS
+from shared.core.errors import InvalidInput
+from shared.core.schedulers import SCHEDULERS
 
 _KEPT = 64
 

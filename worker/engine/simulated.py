@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.errors import InvalidInput, ModelUnavailable, NanOutput
-from shared.model_catalog import ModelSpec
-from shared.schedulers import SCHEDULERS, steps_to_run, strength_rule
+from shared.core.errors import InvalidInput, ModelUnavailable, NanOutput
+from shared.core.model_catalog import ModelSpec
+from shared.core.schedulers import SCHEDULERS, steps_to_run, strength_rule
 from worker.engine.backend import Done, Picture, Preview, Shape
 from worker.engine.interface import (
     FaultCallback,

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from shared.errors import InternalError, JobError, OutOfMemory
+from shared.core.errors import InternalError, JobError, OutOfMemory
 from worker.engine.account import Account
 from worker.engine.admission import Admission, Batch
 from worker.engine.backend import Backend, Picture, Preview, R, Shape, Work

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from shared.errors import InvalidInput
-from shared.schedulers import SCHEDULERS, StrengthRule, steps_to_run
+from shared.core.errors import InvalidInput
+from shared.core.schedulers import SCHEDULERS, StrengthRule, steps_to_run
 from worker.engine.backend import Picture, Preview, Shape, Work
 from worker.engine.device import Device, Measured, WorkKind
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpReport

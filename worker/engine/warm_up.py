@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from shared.errors import ModelUnavailable
+from shared.core.errors import ModelUnavailable
 from worker.engine.backend import Shape
 from worker.engine.interface import ImageRequest, TickTime, WarmUpReport
 from worker.engine.loaded import LoadedModel

@@ -15,12 +15,11 @@ from uuid import UUID
 
 import redis
 
+from shared.core.broker import append_event
+from shared.core.logging import get_logger
 from shared.jobs.models import Job
-from shared.logging import get_logger
-from shared.queue.events import append_event
 from worker.engine.interface import StepUpdate
-from worker.webhooks.hints import WebhookHints
-from worker.webhooks.progress import ProgressWebhooks
+from worker.webhooks.progress import ProgressWebhooks, WebhookHints
 
 log = get_logger(__name__)
 

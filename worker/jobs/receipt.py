@@ -4,8 +4,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from shared.images.receipts import RECEIPT_VERSION
 from shared.jobs.models import Job
-from shared.receipts import RECEIPT_VERSION
 from worker.engine.interface import GeneratedImage
 
 

@@ -19,24 +19,23 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared import telemetry
-from shared.gallery.models import Image
-from shared.gallery.statements import list_images_of_jobs
-from shared.ids import to_wire
-from shared.jobs.statements.lookups import find_traceparent
-from shared.logging import get_logger
-from shared.outbound import GuardedClient
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.webhooks import claims, statements
+from shared.core import telemetry
+from shared.core.ids import to_wire
+from shared.core.logging import get_logger
+from shared.core.outbound.client import GuardedClient
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.images.models import Image
+from shared.images.queries import list_images_of_jobs
+from shared.jobs.queries.lookups import find_traceparent
+from shared.webhooks import delivery_queries, queries
 from shared.webhooks.events import SENT_ONCE, EventType
 from shared.webhooks.models import WebhookDelivery
-from shared.webhooks.policy import webhook_policy
+from shared.webhooks.schedule import webhook_policy
 from shared.webhooks.signing import SigningKey, new_secret
-from worker.metrics.families import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
-from worker.webhooks.attempt import Claimed, Outcome, Verdict, attempt
-from worker.webhooks.hints import WebhookHints
-from worker.webhooks.outcome import AttemptSuperseded, record
+from worker.core.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
+from worker.webhooks.attempt import AttemptSuperseded, Claimed, Outcome, Verdict, attempt, record
+from worker.webhooks.progress import WebhookHints
 
 log = get_logger(__name__)
 
@@ -156,7 +155,7 @@ class Deliverer:
     def _deliver(self, delivery_id: UUID, traceparent: str | None) -> None:
         """What waits for the delivery's destination, oldest first, while its tenant has a slot."""
         with self._database.begin() as session:
-            found = session.execute(claims.get_destination(delivery_id)).one_or_none()
+            found = session.execute(delivery_queries.get_destination(delivery_id)).one_or_none()
         if found is None or not self._slots.take(found.tenant_id):
             return
         try:
@@ -172,18 +171,20 @@ class Deliverer:
 
     def _claim_next(self, destination: str) -> Claimed | None:
         with self._database.begin() as session:
-            session.execute(claims.lock_destination(destination))
-            return self._load(session, session.scalar(claims.claim_next(destination, self._lease)))
+            session.execute(delivery_queries.lock_destination(destination))
+            return self._load(
+                session, session.scalar(delivery_queries.claim_next(destination, self._lease))
+            )
 
     def _load(self, session: Session, delivery: WebhookDelivery | None) -> Claimed | None:
         """What the request is made of, read with the claim."""
         if delivery is None:
             return None
-        event, endpoint, now = session.execute(claims.get_receiver(delivery)).one()
+        event, endpoint, now = session.execute(delivery_queries.get_receiver(delivery)).one()
         owner = delivery.tenant_id, delivery.endpoint_id
         if endpoint is None:  # The tenant's own secret is made when it is first needed.
-            session.execute(statements.ensure_secret(*owner, "v1", new_secret()))
-        secrets = session.scalars(statements.list_secrets(*owner)).all()
+            session.execute(queries.ensure_secret(*owner, "v1", new_secret()))
+        secrets = session.scalars(queries.list_secrets(*owner)).all()
         images: Sequence[Image] = ()
         if event.type == EventType.JOB_SUCCEEDED:
             images = session.scalars(list_images_of_jobs([event.resource_id])).all()
@@ -194,7 +195,7 @@ class Deliverer:
         delivery = claimed.delivery
         if _is_moot(claimed):
             with self._database.begin() as session:
-                session.execute(claims.fail(delivery.id, delivery.attempts))
+                session.execute(delivery_queries.fail(delivery.id, delivery.attempts))
             return
         outcome = self._attempt(claimed)
         log.info(

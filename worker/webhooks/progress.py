@@ -1,28 +1,53 @@
-"""Tell receivers that asked for it how far a job is: `job.progress`, best effort.
-
-Steps are noted from the engine's thread at the cost of a dictionary's entry. A thread of this
-module's own writes the events: of one job at most one in half a second, and only while somebody
-wants them. What goes wrong here is only left out.
-"""
+"""Tell CPU workers of new webhook deliveries, and receivers that asked for it of progress."""
 
 import threading
 import time
+from collections.abc import Iterable
 from uuid import UUID
 
+import redis
+from celery import Celery
+from kombu.exceptions import KombuError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.core.broker import publish_deliveries
+from shared.core.logging import get_logger
 from shared.jobs.models import Job
-from shared.logging import get_logger
-from shared.webhooks import outbox, statements
+from shared.webhooks import outbox, queries
 from shared.webhooks.events import EventType
 from worker.engine.interface import StepUpdate
-from worker.webhooks.hints import WebhookHints
 
 log = get_logger(__name__)
 
+
+class WebhookHints:
+    """Publishes hints after a commit. Redis being away delays deliveries, it loses none."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def jobs_changed(self, jobs: Iterable[Job]) -> None:
+        """The deliveries that came with these jobs' transitions are due."""
+        self.publish([made for job in jobs for made in job.webhook_deliveries or ()])
+
+    def publish(self, delivery_ids: Iterable[UUID]) -> None:
+        """These deliveries are due."""
+        try:
+            publish_deliveries(self._app, delivery_ids)
+        except (KombuError, redis.RedisError, OSError) as error:
+            # The dispatcher offers what is due within two seconds.
+            log.warning("publish_failed", error=type(error).__name__)
+
+
+# Steps are noted from the engine's thread at the cost of a dictionary's entry. A thread of this
+# module's own writes the events: of one job at most one in half a second, and only while somebody
+# wants them. What goes wrong here is only left out.
+
 INTERVAL_SECONDS = 0.5
 """The least time between two such events of one job."""
+
+
 _REMEMBERED_SECONDS = 1.0
 """How long it is believed which tenants want them."""
 
@@ -98,7 +123,7 @@ class ProgressWebhooks:
         until, wanted = self._wanting.get(job.tenant_id, (0.0, False))
         if time.monotonic() < until:
             return wanted
-        statement = statements.find_listener(job.tenant_id, EventType.JOB_PROGRESS)
+        statement = queries.find_listener(job.tenant_id, EventType.JOB_PROGRESS)
         with self._database.begin() as session:
             wanted = session.scalar(statement) is not None
         self._wanting[job.tenant_id] = time.monotonic() + _REMEMBERED_SECONDS, wanted

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.model_catalog import ModelSpec
-from shared.schedulers import SCHEDULERS
+from shared.core.model_catalog import ModelSpec
+from shared.core.schedulers import SCHEDULERS
 from tests.bench.gpu.plan import Mode, Plan
 from worker.engine.diffusion import DiffusionEngine
 from worker.engine.interface import GeneratedImage, ImageRequest, Lane, WarmUpReport

@@ -14,10 +14,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.tenants import create_key
-from shared.ids import from_wire
+from shared.core.broker import INTERACTIVE, generate_queue
+from shared.core.ids import from_wire
+from shared.core.settings import Settings
 from shared.jobs.models import Job
-from shared.queue.names import INTERACTIVE, generate_queue
-from shared.settings import Settings
 from tests.integration.api.relay import Relay
 from tests.processes import ApiProcess, free_port
 

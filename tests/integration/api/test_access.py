@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.keys import new_key, parse_key
-from shared.tenancy.models import ApiKey
+from shared.core.keys import new_key, parse_key
+from shared.core.tenants import ApiKey
 from tests.integration.api.test_bad_input import check_problem
 from tests.processes import ApiProcess, wait_until
 

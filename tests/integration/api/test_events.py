@@ -12,8 +12,8 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.queue.names import events_key
-from shared.settings import Settings
+from shared.core.broker import events_key
+from shared.core.settings import Settings
 from tests.integration.api.conftest import Relays, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem

@@ -12,9 +12,9 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery.models import Image
-from shared.ids import from_wire
-from shared.receipts import read_receipt
+from shared.core.ids import from_wire
+from shared.images.models import Image
+from shared.images.receipts import read_receipt
 from tests.integration.api.test_bad_input import PNG, check_problem
 from tests.processes import ApiProcess, WorkerProcess
 

@@ -11,10 +11,10 @@ import redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import from_wire, to_wire
+from shared.core.broker import INTERACTIVE, generate_queue
+from shared.core.ids import from_wire, to_wire
+from shared.core.tenants import Tenant
 from shared.jobs.models import Job
-from shared.queue.names import INTERACTIVE, generate_queue
-from shared.tenancy.models import Tenant
 from tests.integration.api.conftest import MODEL, Relays
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url

@@ -12,9 +12,8 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.jobs import statements
-from shared.queue.events import append_event
-from shared.queue.names import events_key
+from shared.core.broker import append_event, events_key
+from shared.jobs.queries import claims, endings
 from tests.integration.api.conftest import uuid_of
 from tests.integration.api.test_bad_input import check_problem
 
@@ -25,20 +24,20 @@ Ledger = sessionmaker[Session]
 def claim(database: Ledger, job: dict[str, Any]) -> None:
     """What a worker does first."""
     with database.begin() as session:
-        statement = statements.claim(uuid_of(job), "w1", "cpu", timedelta(minutes=5))
+        statement = claims.claim(uuid_of(job), "w1", "cpu", timedelta(minutes=5))
         assert session.scalars(statement).one().state == "running"
 
 
 def fail(database: Ledger, job: dict[str, Any]) -> None:
     """What a worker does when the cause cannot pass."""
     with database.begin() as session:
-        session.scalars(statements.fail(uuid_of(job), 1, "nan_output", "all black")).one()
+        session.scalars(endings.fail(uuid_of(job), 1, "nan_output", "all black")).one()
 
 
 def succeed(database: Ledger, job: dict[str, Any]) -> None:
     """What a worker does last (here: without pictures)."""
     with database.begin() as session:
-        session.scalars(statements.succeed(uuid_of(job), 1, 0.5)).one()
+        session.scalars(endings.succeed(uuid_of(job), 1, 0.5)).one()
 
 
 def tell(client: "redis.Redis", job: dict[str, Any], kind: str, **data: Any) -> str:

@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.jobs.stream_tickets import TICKET_LIFE, _mac
-from shared.keys import parse_key
+from api.jobs.stream_routes import TICKET_LIFE, _mac
+from shared.core.keys import parse_key
 from tests.integration.api.conftest import uuid_of
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.api.test_events import following, parse

@@ -12,10 +12,10 @@ import httpx2
 import pytest
 import redis
 
-from shared.ids import from_wire
+from shared.core.broker import INTERACTIVE, generate_queue
+from shared.core.ids import from_wire
+from shared.core.storage import Storage
 from shared.jobs.models import Job
-from shared.queue.names import INTERACTIVE, generate_queue
-from shared.storage import Storage
 from tests.integration.api.conftest import MODEL
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url
 from tests.processes import ApiProcess

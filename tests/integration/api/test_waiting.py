@@ -14,10 +14,10 @@ import redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import to_wire
-from shared.queue.names import events_key
-from shared.settings import Settings
-from shared.tenancy.models import Tenant
+from shared.core.broker import events_key
+from shared.core.ids import to_wire
+from shared.core.settings import Settings
+from shared.core.tenants import Tenant
 from tests.integration.api.conftest import Relays, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem

@@ -7,11 +7,11 @@ from uuid import UUID
 from sqlalchemy import insert
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.batches import statements
+from shared.batches import queries as batch_queries
 from shared.batches.models import Batch
-from shared.ids import new_id
+from shared.core.ids import new_id
 from shared.jobs.models import Job
-from shared.jobs.statements import ensure_session
+from shared.jobs.queries.accept import ensure_session
 
 TERMINAL = {"succeeded", "partial", "failed", "canceled", "expired"}
 
@@ -73,9 +73,9 @@ def make_batch(
     ]
     with database.begin() as session:
         session.execute(ensure_session(tenant, "bulk"))
-        session.execute(statements.insert_batch(row))
+        session.execute(batch_queries.insert_batch(row))
         session.execute(insert(Job), rows)
-        session.execute(statements.finish_ingest(batch_id))
+        session.execute(batch_queries.finish_ingest(batch_id))
     return batch_id
 
 
@@ -95,6 +95,6 @@ def counts(database: sessionmaker[Session], batch_ids: Sequence[UUID]) -> dict[s
     """How many jobs of these batches are in each state."""
     found: dict[str, int] = {}
     with database.begin() as session:
-        for _, state, jobs, *_ in session.execute(statements.count_jobs(list(batch_ids))):
+        for _, state, jobs, *_ in session.execute(batch_queries.count_jobs(list(batch_ids))):
             found[state] = found.get(state, 0) + jobs
     return found

@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
-from shared.ids import from_wire
+from shared.core.ids import from_wire
 from shared.jobs.models import Job
 from tests.integration.batches.client import get, jsonl, lines_of, make, post_file
 from tests.processes import ApiProcess

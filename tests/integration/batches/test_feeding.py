@@ -9,9 +9,9 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
-from shared.jobs import statements as ledger
+from shared.core.broker import generate_queue
 from shared.jobs.models import Job
-from shared.queue.names import generate_queue
+from shared.jobs.queries import client_requests
 from tests.integration.batches.ledger import counts, ended, make_batch
 from tests.processes import ApiProcess, wait_until
 
@@ -95,7 +95,7 @@ def test_an_interactive_job_never_waits_for_a_bulk_job_to_end(
         standing = counts(database, [batch_id])
     finally:
         with database.begin() as session:
-            session.execute(ledger.cancel_batch(tenant, batch_id))
+            session.execute(client_requests.cancel_batch(tenant, batch_id))
     assert standing.get("succeeded", 0) == 0
     assert standing["running"] < 15  # threads; the reserve was left alone
     assert wait_ended(database, batch_id) == "canceled"

@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.batches import statements
+from shared.batches import queries as batch_queries
 from shared.batches.models import BatchFile
-from shared.ids import new_id
-from shared.storage import ObjectMissing, Storage, batch_file_key
-from worker.dispatch.batch_files import KEPT, BatchFiles
+from shared.core.ids import new_id
+from shared.core.storage import ObjectMissing, Storage, batch_file_key
+from worker.maintenance.cleanup import KEPT, BatchFiles
 
 
 def test_old_files_go_and_young_ones_stay(
@@ -32,7 +32,7 @@ def test_old_files_go_and_young_ones_stay(
             "s3_key": keys[age],
         }
         with database.begin() as session:
-            session.execute(statements.insert_file(columns))
+            session.execute(batch_queries.insert_file(columns))
             session.execute(
                 update(BatchFile)
                 .where(BatchFile.id == file_id)

@@ -8,7 +8,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
-from shared.batches.statements import COPY_JOBS
+from shared.batches.queries import COPY_JOBS
 from shared.jobs.models import Job
 from tests.integration.batches.client import jsonl, post_file
 from tests.processes import ApiProcess, free_port, wait_until

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
-from shared.ids import from_wire, to_wire
+from shared.core.ids import from_wire, to_wire
 from shared.jobs.models import Job
 from shared.webhooks.models import WebhookEvent
 from tests.integration.batches.client import get, lines_of, make, wait_ended

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from darkroom import Client
 from darkroom.cli.app import app
 from deploy.tenants import create_key
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.conftest import EVERY_SCOPE
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, wait_until
 

@@ -6,7 +6,7 @@ import pytest
 
 from darkroom import AsyncClient, Client, EmbeddingUnavailable
 from deploy.tenants import create_key
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.conftest import EVERY_SCOPE
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 

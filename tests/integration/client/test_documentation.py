@@ -14,7 +14,7 @@ import pytest
 
 from darkroom import Client
 from deploy.tenants import create_key
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.conftest import EVERY_SCOPE
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
 

@@ -11,7 +11,7 @@ import pytest
 
 import darkroom
 from darkroom import AsyncClient, Canceled, Client, JobChanged, ProgressMade
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.client.test_jobs import NOBODY
 from tests.processes import ApiProcess, free_port, wait_until

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import from_wire
+from shared.core.ids import from_wire
 from shared.jobs.models import Job
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 

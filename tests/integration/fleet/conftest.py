@@ -9,8 +9,8 @@ import httpx2
 import pytest
 
 from deploy.tenants import create_key
-from shared.settings import Settings
-from shared.tenancy.scopes import OPERATOR, RESOURCES
+from shared.core.settings import Settings
+from shared.core.tenants import OPERATOR, RESOURCES
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 
 Start = Callable[..., WorkerProcess]

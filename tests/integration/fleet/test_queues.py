@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import from_wire
+from shared.core.ids import from_wire
 from shared.jobs.models import Job
 from tests.integration.fleet.conftest import Start, submit, wait_for_state
 from tests.processes import wait_until

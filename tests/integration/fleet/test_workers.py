@@ -7,8 +7,8 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.fleet import statements
-from shared.queue import names
+from shared.admin import queries as admin_queries
+from shared.core import broker
 from tests.integration.fleet.conftest import (
     Start,
     drained,
@@ -113,14 +113,14 @@ def test_a_drain_outlives_a_crash_and_a_lost_redis_and_ends_with_an_orderly_stop
     restarted.send(signal.SIGTERM)
     assert restarted.child.wait(20) == 0
     assert operator.get("/v1/workers/gpu").status_code == 404
-    assert redis_client.zscore(names.WORKERS, "gpu") is None
+    assert redis_client.zscore(broker.WORKERS, "gpu") is None
 
 
 def test_a_worker_that_is_away_can_be_resumed_before_it_is_back(
     operator: httpx2.Client, database: sessionmaker[Session]
 ) -> None:
     with database.begin() as session:
-        session.scalars(statements.order_drain("gone", None)).one()
+        session.scalars(admin_queries.order_drain("gone", None)).one()
     assert worker_of(operator, "gone")["state"] == "away"
     assert operator.post("/v1/workers/gone/drain").status_code == 200
     assert operator.post("/v1/workers/gone/resume").status_code == 200

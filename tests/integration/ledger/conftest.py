@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
-from shared.database import session_factory
-from shared.tenancy import statements as tenancy
+from shared.core import tenants
+from shared.core.database import session_factory
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +35,4 @@ def ledger(quiet_url: str) -> Iterator[sessionmaker[Session]]:
 def tenant(ledger: sessionmaker[Session]) -> UUID:
     """A tenant."""
     with ledger.begin() as session:
-        return session.scalars(tenancy.ensure_tenant("ledger tests")).one()
+        return session.scalars(tenants.ensure_tenant("ledger tests")).one()

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.ids import to_wire
-from shared.jobs import statements
-from shared.storage import Storage
+from shared.core.ids import to_wire
+from shared.core.storage import Storage
+from shared.jobs.queries import claims, endings
 from tests.jobs import accept
 from worker.process import WorkerProcess
 
@@ -28,10 +28,10 @@ def test_objects_outlive_a_lease_that_only_looks_lost(
         return storage.list_keys(key)
 
     with ledger.begin() as session:
-        session.scalars(statements.claim(job, "w", "gpu", timedelta(minutes=1))).one()
+        session.scalars(claims.claim(job, "w", "gpu", timedelta(minutes=1))).one()
     assert left_after_discarding() == [key], "the commit may be on its way"
     with ledger.begin() as session:
-        session.scalars(statements.release(job, 1)).one()
+        session.scalars(endings.release(job, 1)).one()
     assert left_after_discarding() == []
 
 
@@ -40,8 +40,8 @@ def test_committed_objects_are_never_discarded(
 ) -> None:
     with ledger.begin() as session:
         job = accept(session, tenant).id
-        session.scalars(statements.claim(job, "w", "gpu", timedelta(minutes=1))).one()
-        session.scalars(statements.succeed(job, 1, 1.0)).one()
+        session.scalars(claims.claim(job, "w", "gpu", timedelta(minutes=1))).one()
+        session.scalars(endings.succeed(job, 1, 1.0)).one()
     key = f"s1/{to_wire('job', job)}/1/00.png"
     storage.put(key, b"x", "image/png")
     WorkerProcess.discard(

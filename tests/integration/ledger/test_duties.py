@@ -11,18 +11,19 @@ import redis
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image, Prompt, Upload
-from shared.ids import earliest_id_at, new_id, to_wire
-from shared.jobs import statements
+from shared.core import broker
+from shared.core.broker import celery_app, publish_job
+from shared.core.ids import earliest_id_at, new_id, to_wire
+from shared.core.settings import Settings
+from shared.core.storage import Storage, upload_key
+from shared.images import queries as image_queries
+from shared.images.models import Image, Prompt, Upload
 from shared.jobs.models import IdempotencyKey, Job
-from shared.queue import names
-from shared.queue.publish import celery_app, publish_job
-from shared.settings import Settings
-from shared.storage import Storage, upload_key
+from shared.jobs.queries import accept as job_acceptance
+from shared.jobs.queries import claims, endings
 from tests.jobs import accept
-from worker.dispatch.duties import JobDuties
-from worker.dispatch.retention import Retention
+from worker.maintenance.cleanup import Retention
+from worker.maintenance.periodic import JobDuties
 
 LEASE = timedelta(minutes=1)
 PAST = func.now() - timedelta(days=3)
@@ -38,7 +39,7 @@ class World:
         self.ledger = ledger
         self.tenant = tenant
         self.model = f"model-{uuid4().hex[:8]}"
-        self.queue = names.generate_queue(self.model, names.INTERACTIVE)
+        self.queue = broker.generate_queue(self.model, broker.INTERACTIVE)
         self.redis = client
         self.app = celery_app(settings)
         self.duties = JobDuties(settings, ledger, client, self.app)
@@ -53,7 +54,7 @@ class World:
     def claim(self, job: UUID) -> int:
         with self.ledger.begin() as session:
             suspect = session.scalars(select(Job.losses).where(Job.id == job)).one() > 0
-            statement = statements.claim(job, "w", "gpu", LEASE, suspect=suspect)
+            statement = claims.claim(job, "w", "gpu", LEASE, suspect=suspect)
             return session.scalars(statement).one().attempt
 
     def set(self, job: UUID, **values: Any) -> None:
@@ -123,14 +124,14 @@ def test_a_running_job_expires_at_its_finish_deadline_and_its_worker_is_told(wor
     world.set(finish, finish_deadline=PAST)
     world.set(start, start_deadline=PAST)
     with world.redis.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
-        heard.subscribe(names.STOP_CHANNEL)
+        heard.subscribe(broker.STOP_CHANNEL)
         heard.get_message(timeout=5)
         assert [job.id for job in world.duties.expire_deadlines()] == [finish]
         message = heard.get_message(timeout=5)
     assert message["data"].decode() == str(finish)
     assert (world.state(finish), world.state(start)) == ("expired", "running")
     with world.ledger.begin() as session:
-        assert session.scalars(statements.succeed(finish, 1, 1.0)).one_or_none() is None
+        assert session.scalars(endings.succeed(finish, 1, 1.0)).one_or_none() is None
 
 
 def test_what_redis_lost_is_published_in_the_second_round(world: World) -> None:
@@ -183,8 +184,8 @@ def finish(
     for key in keys:
         storage.put(key, b"x", "image/png")
     with world.ledger.begin() as session:
-        session.scalars(statements.succeed(job, attempt, 1.0)).one()
-        ensured = gallery.ensure_prompt(world.tenant, prompt, [1.0] + [0.0] * 383, "test")
+        session.scalars(endings.succeed(job, attempt, 1.0)).one()
+        ensured = image_queries.ensure_prompt(world.tenant, prompt, [1.0] + [0.0] * 383, "test")
         row = {
             "id": make_id(),
             "tenant_id": world.tenant,
@@ -254,11 +255,11 @@ def test_uploads_that_nobody_uses_are_forgotten(world: World, storage: Storage) 
             storage.put(keys[name], b"x", "image/png")
             row = {"id": upload_id, "tenant_id": world.tenant, "s3_key": keys[name]}
             row |= {"width": 64, "height": 64, "content_type": "image/png", "bytes": 1}
-            session.execute(gallery.insert_upload(row | {"sha256": "0" * 64}))
+            session.execute(image_queries.insert_upload(row | {"sha256": "0" * 64}))
         old = update(Upload).where(Upload.s3_key != keys["young"])
         session.execute(old.values(created_at=PAST, used_at=PAST))
         wanted = select(Upload.id).where(Upload.s3_key == keys["wanted"])
-        session.execute(gallery.touch_uploads(world.tenant, session.scalars(wanted).all()))
+        session.execute(image_queries.touch_uploads(world.tenant, session.scalars(wanted).all()))
     done = world.submit(init_image={"ref": "upl_x", "s3_key": keys["named"], "sha256": "0"})
     world.set(done, state="canceled", finished_at=PAST)
     assert retention(world, storage, upload_retention=None).forget_uploads() == 0
@@ -274,7 +275,7 @@ def test_uploads_that_nobody_uses_are_forgotten(world: World, storage: Storage) 
 def test_old_answers_are_forgotten(world: World, storage: Storage) -> None:
     with world.ledger.begin() as session:
         for key in ("old", "new"):
-            statement = statements.reserve_idempotency_key(world.tenant, key, b"")
+            statement = job_acceptance.reserve_idempotency_key(world.tenant, key, b"")
             session.execute(statement)
         of_tenant = IdempotencyKey.tenant_id == world.tenant
         old = update(IdempotencyKey).where(of_tenant, IdempotencyKey.key == "old")

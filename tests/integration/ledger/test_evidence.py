@@ -6,11 +6,11 @@ from uuid import UUID
 from sqlalchemy import insert
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.eta.statements import list_finished
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.ids import earliest_id_at
-from shared.jobs import statements
+from shared.core.ids import earliest_id_at
+from shared.images import queries as image_queries
+from shared.images.models import Image
+from shared.jobs.queries import claims, endings
+from shared.jobs.queries.estimates import list_finished
 from tests.jobs import accept, image_columns
 
 LEASE = timedelta(minutes=1)
@@ -23,10 +23,10 @@ def test_a_job_is_evidence_when_it_ends_not_when_its_first_image_was_made(
     made_at = [now - timedelta(minutes=5), now - timedelta(seconds=1)]
     with ledger.begin() as session:
         job = accept(session, tenant, seeds=[7, 8])
-        session.scalars(statements.claim(job.id, "w", "gpu", LEASE)).one()
-        session.scalars(statements.succeed(job.id, 1, 5.0)).one()
+        session.scalars(claims.claim(job.id, "w", "gpu", LEASE)).one()
+        session.scalars(endings.succeed(job.id, 1, 5.0)).one()
         embedding = [1.0] + [0.0] * 383
-        prompt = gallery.ensure_prompt(tenant, job.prompt, embedding, "m")
+        prompt = image_queries.ensure_prompt(tenant, job.prompt, embedding, "m")
         prompt_id = session.scalars(prompt).one()
         facts = {"prompt_id": prompt_id, "receipt": {"rows": 4, "device": "gpu"}}
         rows = [

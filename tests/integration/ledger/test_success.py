@@ -8,15 +8,15 @@ import pytest
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image, Prompt
-from shared.ids import new_id
-from shared.jobs import statements
+from shared.core.ids import new_id
+from shared.images import queries as image_queries
+from shared.images.models import Image, Prompt
 from shared.jobs.models import Job
+from shared.jobs.queries import claims, endings, lookups
 from tests.jobs import accept, image_columns
-from worker.finalize import commit_success
-from worker.jobs.patience import LeaseGone
-from worker.jobs.prompt_row import PromptRow, PromptRows
+from worker.jobs.commit import commit_success
+from worker.jobs.inputs import PromptRow, PromptRows
+from worker.jobs.retry import LeaseGone
 
 LEASE = timedelta(minutes=1)
 
@@ -51,13 +51,13 @@ def running(ledger: sessionmaker[Session], tenant: UUID, prompt: str, images: in
     """A job in a worker's hands."""
     with ledger.begin() as session:
         job = accept(session, tenant, prompt=prompt, seeds=list(range(images)))
-        return session.scalars(statements.claim(job.id, "w", "gpu", LEASE)).one()
+        return session.scalars(claims.claim(job.id, "w", "gpu", LEASE)).one()
 
 
 def commit(ledger: sessionmaker[Session], job: Job, prompt: PromptRow, attempt: int = 1) -> Job:
     """What a worker does last."""
     images = [image_columns(job, index) for index in range(len(job.seeds))]
-    success = statements.succeed(job.id, attempt, 1.5, images=images, prompt_sha256=prompt.sha256)
+    success = endings.succeed(job.id, attempt, 1.5, images=images, prompt_sha256=prompt.sha256)
     prompt.look_up(ledger)
     done = commit_success(ledger, job.id, attempt, success, prompt)
     prompt.committed()
@@ -119,9 +119,9 @@ def test_without_its_prompt_a_job_does_not_succeed(
     ledger: sessionmaker[Session], tenant: UUID
 ) -> None:
     job = running(ledger, tenant, f"a lake {new_id()}")
-    success = statements.succeed(
+    success = endings.succeed(
         job.id, 1, 1.0, images=[image_columns(job)],
-        prompt_sha256=gallery.text_sha256(job.prompt),
+        prompt_sha256=image_queries.text_sha256(job.prompt),
     )  # fmt: skip
     with ledger.begin() as session:
         assert session.scalars(success).one_or_none() is None
@@ -161,12 +161,12 @@ def test_a_job_is_read_with_each_image_and_each_attempt(
 ) -> None:
     job = running(ledger, tenant, "a lake", images=3)
     with ledger.begin() as session:
-        session.scalars(statements.release(job.id, 1)).one()
-        again = session.scalars(statements.claim(job.id, "w", "gpu", LEASE)).one()
+        session.scalars(endings.release(job.id, 1)).one()
+        again = session.scalars(claims.claim(job.id, "w", "gpu", LEASE)).one()
     commit(ledger, again, prompts.of(again), attempt=2)
     with ledger() as session:
-        rows = session.execute(statements.get_whole_job(tenant, job.id)).all()
-        assert session.execute(statements.get_whole_job(new_id(), job.id)).all() == []
+        rows = session.execute(lookups.get_whole_job(tenant, job.id)).all()
+        assert session.execute(lookups.get_whole_job(new_id(), job.id)).all() == []
     assert {row[0].id for row in rows} == {job.id}
     assert [(image.index, attempt.number) for _, image, attempt in rows] == [
         (index, number) for index in range(3) for number in (1, 2)

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.jobs import statements
+from shared.core import quotas as quota_queries
 from shared.jobs.models import DeviceTime, Job, JobAttempt
-from shared.quotas import statements as quotas
+from shared.jobs.queries import claims, client_requests, endings, parts, periodic
 from tests.jobs import accept
 
 LEASE = timedelta(minutes=1)
@@ -26,7 +26,7 @@ def submit(ledger: sessionmaker[Session], tenant: UUID, **fields: object) -> UUI
 
 def claim(ledger: sessionmaker[Session], job: UUID, worker: str = "w", **how: bool) -> Job | None:
     with ledger.begin() as session:
-        statement = statements.claim(job, worker, "gpu", LEASE, **how)
+        statement = claims.claim(job, worker, "gpu", LEASE, **how)
         return session.scalars(statement).one_or_none()
 
 
@@ -45,7 +45,7 @@ def run_out(ledger: sessionmaker[Session], job: UUID) -> None:
 def stuck_commit(ledger: sessionmaker[Session], job: UUID, attempt: int) -> Iterator[None]:
     """A commit that has been begun and does not end for the length of the block."""
     with ledger() as session:
-        assert session.scalars(statements.succeed(job, attempt, 1.0)).one_or_none() is not None
+        assert session.scalars(endings.succeed(job, attempt, 1.0)).one_or_none() is not None
         yield
         session.rollback()
 
@@ -85,8 +85,8 @@ def test_a_heartbeat_does_not_wait_for_a_stuck_commit(
         assert claim(ledger, job) is not None
     held = [(stuck, 1), (other, 1)]
     with stuck_commit(ledger, stuck, 1), impatient(ledger) as session:
-        renewed = session.scalars(statements.renew_leases(held, "w", LEASE)).all()
-        lost = session.execute(statements.find_lost(held)).all()
+        renewed = session.scalars(claims.renew_leases(held, "w", LEASE)).all()
+        lost = session.execute(claims.find_lost(held)).all()
     assert [job.id for job in renewed] == [other]
     assert lost == [], "a job that is being committed is not lost"
 
@@ -98,9 +98,9 @@ def test_the_dispatcher_leaves_a_job_alone_that_is_just_being_committed(
     assert claim(ledger, job) is not None
     run_out(ledger, job)
     with stuck_commit(ledger, job, 1), impatient(ledger) as session:
-        assert session.scalars(statements.expire_leases(1000)).all() == []
+        assert session.scalars(periodic.expire_leases(1000)).all() == []
     with ledger.begin() as session:
-        assert [row.id for row in session.scalars(statements.expire_leases(1000))] == [job]
+        assert [row.id for row in session.scalars(periodic.expire_leases(1000))] == [job]
 
 
 def test_a_stale_commit_is_refused_and_changes_nothing(
@@ -111,8 +111,8 @@ def test_a_stale_commit_is_refused_and_changes_nothing(
     run_out(ledger, job)
     assert claim(ledger, job, "second", suspect=True) is not None
     with ledger.begin() as session:
-        assert session.scalars(statements.succeed(job, 1, 1.0)).one_or_none() is None
-        lost = session.execute(statements.find_lost([(job, 1), (job, 2)])).all()
+        assert session.scalars(endings.succeed(job, 1, 1.0)).one_or_none() is None
+        lost = session.execute(claims.find_lost([(job, 1), (job, 2)])).all()
         first = session.get_one(JobAttempt, (job, 1))
     row = look(ledger, job)
     assert (row.state, row.attempt, row.worker) == ("running", 2, "second")
@@ -128,17 +128,17 @@ def test_an_attempts_objects_are_kept_while_it_may_still_be_committed(
 
     def can_commit(attempt: int) -> bool:
         with ledger.begin() as session:
-            found = session.scalars(statements.attempt_can_commit(job, attempt))
+            found = session.scalars(endings.attempt_can_commit(job, attempt))
             return found.one_or_none() is not None
 
     assert can_commit(1)
     with ledger.begin() as session:
-        session.scalars(statements.release(job, 1)).one()
+        session.scalars(endings.release(job, 1)).one()
     assert not can_commit(1)
     assert claim(ledger, job) is not None
     assert (can_commit(1), can_commit(2)) == (False, True)
     with ledger.begin() as session:
-        session.scalars(statements.succeed(job, 2, 1.0)).one()
+        session.scalars(endings.succeed(job, 2, 1.0)).one()
     assert (can_commit(1), can_commit(2)) == (False, True)
 
 
@@ -148,11 +148,11 @@ def test_the_second_loss_is_the_last(ledger: sessionmaker[Session], tenant: UUID
         assert claim(ledger, job, suspect=number > 1) is not None
         run_out(ledger, job)
         with ledger.begin() as session:
-            session.scalars(statements.expire_leases(1000)).all()
+            session.scalars(periodic.expire_leases(1000)).all()
     row = look(ledger, job)
     assert (row.state, row.error_code, row.attempt) == ("failed", "worker_lost", 2)
     with ledger.begin() as session:
-        again = session.scalars(statements.retry(tenant, job, "another key")).one()
+        again = session.scalars(client_requests.retry(tenant, job, "another key")).one()
     assert (again.state, again.losses, again.attempt) == ("queued", 0, 2)
     assert again.api_key_id == "another key"
 
@@ -166,19 +166,19 @@ def test_what_somebody_else_ends_is_charged_late_and_once(
 
     def charge() -> list[UUID]:
         with ledger.begin() as session:
-            return list(session.scalars(statements.charge_late(job, 1, 2.5)))
+            return list(session.scalars(endings.charge_late(job, 1, 2.5)))
 
     assert charge() == []  # it runs
     with ledger.begin() as session:
         past = func.now() - timedelta(seconds=1)
         session.execute(update(Job).where(Job.id == job).values(finish_deadline=past))
-        assert [one.id for one in session.scalars(statements.expire_unfinished(1000))] == [job]
+        assert [one.id for one in session.scalars(periodic.expire_unfinished(1000))] == [job]
     assert [charge(), charge()] == [[job], []]
     assert look(ledger, job).gpu_seconds == 2.5
     with ledger.begin() as session:
-        assert session.execute(quotas.measure_use("late")).one() == (0, 0, 0.0, 2.5)
+        assert session.execute(quota_queries.measure_use("late")).one() == (0, 0, 0.0, 2.5)
         session.execute(update(DeviceTime).values(day=DeviceTime.day - 40))
-        session.execute(quotas.purge_device_time(timedelta(days=31)))
+        session.execute(quota_queries.purge_device_time(timedelta(days=31)))
         assert session.scalars(select(DeviceTime)).all() == []
 
 
@@ -187,7 +187,7 @@ def test_a_handed_back_job_has_lost_nothing(ledger: sessionmaker[Session], tenan
     for number in (1, 2, 3):
         assert claim(ledger, job) is not None
         with ledger.begin() as session:
-            released = session.scalars(statements.release(job, number)).one()
+            released = session.scalars(endings.release(job, number)).one()
     assert (released.state, released.failures, released.losses) == ("queued", 0, 0)
     with ledger.begin() as session:
         attempts = session.scalars(
@@ -200,9 +200,7 @@ def test_a_scan_uses_the_index_of_leases(ledger: sessionmaker[Session]) -> None:
     """A volatile clock would forbid it, and each round would read every running job."""
     with ledger.begin() as session:
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        statement = select(Job.id).where(
-            Job.state == "running", Job.lease_until < statements.SCAN_TIME
-        )
+        statement = select(Job.id).where(Job.state == "running", Job.lease_until < parts.SCAN_TIME)
         query = statement.compile(session.connection(), compile_kwargs={"literal_binds": True})
         plan = "\n".join(session.scalars(text(f"EXPLAIN {query}")))
     assert "Index Cond: (lease_until < statement_timestamp())" in plan

@@ -2,8 +2,8 @@
 
 from sqlalchemy import text
 
-from shared.database import open_engine, unhurried
-from shared.settings import Settings
+from shared.core.database import open_engine, unhurried
+from shared.core.settings import Settings
 
 
 def test_only_the_unhurried_have_no_limit_on_a_statement(settings: Settings) -> None:

@@ -20,10 +20,10 @@ from deploy.bootstrap import ensure_bucket
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.queue.names import INTERACTIVE, generate_queue
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.tenancy.scopes import RESOURCES
+from shared.core.broker import INTERACTIVE, generate_queue
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.core.tenants import RESOURCES
 from tests.conftest import MODELS
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
 

@@ -14,15 +14,15 @@ from PIL import Image as Picture
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery.models import Image, Prompt
-from shared.jobs import statements
+from shared.core import tenants
+from shared.core.broker import celery_app, events_key, publish_job
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.images.models import Image, Prompt
+from shared.images.receipts import read_receipt
 from shared.jobs.models import Job, JobAttempt
-from shared.queue.names import events_key
-from shared.queue.publish import celery_app, publish_job
-from shared.receipts import read_receipt
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.tenancy import statements as tenancy
+from shared.jobs.queries import accept as job_acceptance
+from shared.jobs.queries import client_requests, lookups
 from tests.processes import WorkerProcess, wait_until
 
 TERMINAL = {"succeeded", "failed", "canceled", "expired"}
@@ -31,7 +31,7 @@ TERMINAL = {"succeeded", "failed", "canceled", "expired"}
 @pytest.fixture(scope="module")
 def tenant(database: sessionmaker[Session]) -> UUID:
     with database.begin() as session:
-        return session.scalars(tenancy.ensure_tenant("worker tests")).one()
+        return session.scalars(tenants.ensure_tenant("worker tests")).one()
 
 
 def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **fields: Any) -> Job:
@@ -55,8 +55,8 @@ def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **
         **fields,
     }
     with database.begin() as session:
-        session.execute(statements.ensure_session(tenant, job["session_id"]))
-        row = session.scalars(statements.insert_job(job)).one()
+        session.execute(job_acceptance.ensure_session(tenant, job["session_id"]))
+        row = session.scalars(job_acceptance.insert_job(job)).one()
     publish_job(celery_app(settings), row.id, row.model, row.lane)
     return row
 
@@ -64,7 +64,7 @@ def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **
 def finished(database: sessionmaker[Session], job: Job) -> Job:
     def look() -> Job | None:
         with database.begin() as session:
-            row = session.scalars(statements.get_job(job.tenant_id, job.id)).one()
+            row = session.scalars(lookups.get_job(job.tenant_id, job.id)).one()
         return row if row.state in TERMINAL else None
 
     found: Job = wait_until(look, 30, "the end of the job")
@@ -148,7 +148,7 @@ def test_a_message_delivered_twice_does_no_harm(
     later = finished(database, submit(database, settings, tenant))
     assert later.state == "succeeded"
     with database.begin() as session:
-        again = session.scalars(statements.get_job(tenant, job.id)).one()
+        again = session.scalars(lookups.get_job(tenant, job.id)).one()
     assert (again.attempt, again.sequence) == (job.attempt, job.sequence)
 
 
@@ -192,7 +192,7 @@ def test_device_time_of_all_attempts_adds_up(
     first = submit(database, settings, tenant, session_id=refusal, max_attempts=1)
     failed = finished(database, first)
     with database.begin() as session:
-        session.scalars(statements.retry(tenant, failed.id, None)).one()
+        session.scalars(client_requests.retry(tenant, failed.id, None)).one()
     publish_job(celery_app(settings), failed.id, failed.model, failed.lane)
     again = finished(database, failed)
     with database.begin() as session:

@@ -10,15 +10,15 @@ from uuid import UUID, uuid4
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.queue import names
-from shared.queue.publish import celery_app
-from shared.settings import Settings
+from shared.core import broker
+from shared.core.broker import celery_app
+from shared.core.settings import Settings
 from tests.integration.run_job import test_one_job
 from tests.integration.run_job.test_one_job import finished, submit
 from tests.processes import WorkerProcess, wait_until
 
 tenant = test_one_job.tenant
-QUEUE = names.generate_queue("sim", names.INTERACTIVE)
+QUEUE = broker.generate_queue("sim", broker.INTERACTIVE)
 NO_MESSAGES = (
     *(b"", b"not json", b"\xff\xfe", b"null", b"5", b'"text"', b"[]", b"{}", b"[" * 100_000),
     *(b'{"body": "x"}', b'{"properties": null}', b'{"properties": {}, "headers": []}'),
@@ -52,7 +52,7 @@ def test_a_worker_starts_though_what_another_held_is_no_message(
     environment: dict[str, str], redis_client: "redis.Redis", tmp_path: Path
 ) -> None:
     for tag, text in enumerate(NO_MESSAGES):
-        redis_client.hset(names.UNACKED, f"wrong-{tag}", text)
+        redis_client.hset(broker.UNACKED, f"wrong-{tag}", text)
         redis_client.zadd("unacked_index", {f"wrong-{tag}": 1})
     with WorkerProcess(environment, ["generate", "--model", "held"], tmp_path / "log") as worker:
         wait_until(lambda: not tags(redis_client), 30, "nothing in hand")
@@ -68,7 +68,7 @@ def test_a_stop_signal_that_names_no_job_makes_nobody_deaf(
     for text in (b"nonsense", b"\xff"):
         before = heard()
         wait_until(
-            lambda text=text: redis_client.publish(names.STOP_CHANNEL, text), 10, "a listener"
+            lambda text=text: redis_client.publish(broker.STOP_CHANNEL, text), 10, "a listener"
         )
         wait_until(lambda before=before: heard() > before, 10, "the worker's word on it")
 
@@ -77,7 +77,7 @@ def real_message(settings: Settings, redis_client: "redis.Redis") -> dict[str, A
     """As one lies in the queue, of a job that does not exist."""
     app = celery_app(settings)
     job_id = str(uuid4())
-    app.send_task(names.GENERATE_TASK, args=[job_id], task_id=job_id, queue="captured")
+    app.send_task(broker.GENERATE_TASK, args=[job_id], task_id=job_id, queue="captured")
     app.close()
     message: dict[str, Any] = json.loads(redis_client.lpop("captured"))
     return message
@@ -108,4 +108,6 @@ def paths(part: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def tags(redis_client: "redis.Redis") -> set[bytes]:
-    return set(redis_client.hkeys(names.UNACKED)) | set(redis_client.zrange("unacked_index", 0, -1))
+    return set(redis_client.hkeys(broker.UNACKED)) | set(
+        redis_client.zrange("unacked_index", 0, -1)
+    )

@@ -13,11 +13,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.tenants import create_key
-from shared.ids import to_wire
-from shared.queue.publish import celery_app
-from shared.settings import Settings
-from shared.tenancy.models import Tenant
-from shared.tenancy.scopes import RESOURCES
+from shared.core.broker import celery_app
+from shared.core.ids import to_wire
+from shared.core.settings import Settings
+from shared.core.tenants import RESOURCES, Tenant
 from tests.integration.search.gallery import Embeddings, any_vector, insert_image
 from tests.processes import ApiProcess, WorkerProcess
 

@@ -14,13 +14,13 @@ from sqlalchemy import func, insert
 from sqlalchemy.orm import Session
 
 from api.search.embedding import unpack
-from shared.gallery import statements as gallery
-from shared.gallery.models import Image
-from shared.ids import new_id
+from shared.core import broker
+from shared.core.broker import publish_embedding
+from shared.core.ids import new_id
+from shared.images import queries as image_queries
+from shared.images.models import Image
 from shared.jobs.models import Job
-from shared.jobs.statements import ensure_session
-from shared.queue import names
-from shared.queue.publish import publish_embedding
+from shared.jobs.queries.accept import ensure_session
 from tests.jobs import job_columns
 
 
@@ -35,7 +35,7 @@ class Embeddings:
     def ask(self, text: str, model: str | None = None) -> dict[str, str]:
         """The worker's answer; waits through the loading of the model."""
         for _ in range(60):
-            key = names.embedded_key(uuid4().hex)
+            key = broker.embedded_key(uuid4().hex)
             publish_embedding(self._app, model or self.model, text, key, 30.0)
             reply = self._redis.blpop([key], timeout=30)
             assert reply is not None, "no CPU worker answered"
@@ -84,7 +84,7 @@ def insert_image(
     row = Job(**job, state="succeeded", finished_at=func.clock_timestamp())
     session.add(row)
     session.flush()
-    prompt_id = session.scalars(gallery.ensure_prompt(tenant_id, prompt, vector, model)).one()
+    prompt_id = session.scalars(image_queries.ensure_prompt(tenant_id, prompt, vector, model)).one()
     image_id = new_id()
     receipt = {
         "kind": kind,

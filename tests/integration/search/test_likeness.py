@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from sqlalchemy import update
 
-from shared.gallery import models as rows
-from shared.ids import from_wire
-from shared.receipts import RECEIPT_VERSION, png_chunks
+from shared.core.ids import from_wire
+from shared.images import models as image_models
+from shared.images.receipts import RECEIPT_VERSION, png_chunks
 from tests.integration.search.conftest import Team
 
 
@@ -50,8 +50,8 @@ def test_a_file_that_is_here_is_known_by_its_bytes(landscapes: Team, mountains: 
     data = picture(None)
     with landscapes.database.begin() as session:
         session.execute(
-            update(rows.Image)
-            .where(rows.Image.id == from_wire("img", mountains))
+            update(image_models.Image)
+            .where(image_models.Image.id == from_wire("img", mountains))
             .values(sha256=hashlib.sha256(data).hexdigest())
         )
     answer = landscapes.http.post("/v1/search", files={"file": ("a.png", data)})

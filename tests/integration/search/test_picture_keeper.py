@@ -14,16 +14,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.gallery import models as rows
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.tenancy.models import Tenant
-from shared.tenancy.scopes import RESOURCES
+from shared.core.database import open_engine, session_factory
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.core.tenants import RESOURCES, Tenant
+from shared.images import models as image_models
 from tests.integration.search.gallery import any_vector, insert_image
 from tests.integration.search.test_pixels import encoded, paint
-from worker.embedding import embed_pictures
-from worker.embedding.embed_pictures import PictureKeeper
+from worker.search import reembed
+from worker.search.reembed import PictureKeeper
 
 PICTURES = 11
 
@@ -93,11 +92,11 @@ def images(engine: Engine, storage: Storage) -> list[UUID]:
 @pytest.fixture
 def database(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> sessionmaker[Session]:
     """No picture has a vector yet, and windows are small."""
-    monkeypatch.setattr(embed_pictures, "_AT_ONCE", 2)
-    monkeypatch.setattr(embed_pictures, "_WINDOW", 3)
+    monkeypatch.setattr(reembed, "_IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(reembed, "_WINDOW", 3)
     opened = session_factory(engine)
     with opened.begin() as session:
-        session.execute(delete(rows.ImageVector))
+        session.execute(delete(image_models.ImageVector))
     return opened
 
 
@@ -125,13 +124,15 @@ def keeper(
 def with_vectors(database: sessionmaker[Session]) -> set[UUID]:
     """Pictures that have been looked at."""
     with database() as session:
-        return set(session.scalars(select(rows.ImageVector.image_id)))
+        return set(session.scalars(select(image_models.ImageVector.image_id)))
 
 
 def forget(database: sessionmaker[Session], images: Sequence[UUID]) -> None:
     """Take the vectors of some pictures away."""
     with database.begin() as session:
-        session.execute(delete(rows.ImageVector).where(rows.ImageVector.image_id.in_(images)))
+        session.execute(
+            delete(image_models.ImageVector).where(image_models.ImageVector.image_id.in_(images))
+        )
 
 
 def test_all_windows_are_gone_through(
@@ -159,7 +160,7 @@ def test_while_there_is_much_to_do_the_newest_are_begun_with_again(
     images: list[UUID],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(embed_pictures, "_ANEW_AFTER", 4)
+    monkeypatch.setattr(reembed, "_ANEW_AFTER", 4)
     keeper.go_through(among_all=True)
     assert with_vectors(database) < set(images)
     forget(database, images[:1])
@@ -182,11 +183,13 @@ def test_a_damaged_file_holds_up_no_other(
     damaged = images[1]
     with database.begin() as session:
         session.execute(
-            update(rows.Image)
-            .where(rows.Image.id == damaged)
+            update(image_models.Image)
+            .where(image_models.Image.id == damaged)
             .values(thumbnail_s3_key="windows/damaged.webp")
         )
     assert keeper.go_through(among_all=True) == PICTURES
     with database() as session:
-        without = select(rows.ImageVector.image_id).where(rows.ImageVector.embedding.is_(None))
+        without = select(image_models.ImageVector.image_id).where(
+            image_models.ImageVector.embedding.is_(None)
+        )
         assert session.scalars(without).all() == [damaged]

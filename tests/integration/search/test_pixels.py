@@ -18,14 +18,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.gallery import models as rows
-from shared.ids import to_wire
-from shared.search.index import PICTURES
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.tenancy.models import Tenant
-from shared.tenancy.scopes import RESOURCES
+from shared.core.database import open_engine, session_factory
+from shared.core.ids import to_wire
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.core.tenants import RESOURCES, Tenant
+from shared.images import models as image_models
+from shared.search.embeddings import PICTURES
 from tests.integration.search.gallery import any_vector, insert_image
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
 
@@ -164,7 +163,7 @@ def caught_up(studio: Studio) -> Studio:
 
     def looked_at() -> bool:
         with studio.database() as session:
-            seen = session.scalar(select(func.count()).select_from(rows.ImageVector))
+            seen = session.scalar(select(func.count()).select_from(image_models.ImageVector))
             indexes = {name for name, valid in session.execute(PICTURES.list()) if valid}
         return seen == len(SCENES) + 1 and indexes == {PICTURES.name(studio.model, DIMENSIONS)}
 
@@ -200,7 +199,9 @@ def test_a_picture_that_is_gone_and_was_never_looked_at_stands_for_its_prompt(
 ) -> None:
     with caught_up.database.begin() as session:
         session.execute(
-            delete(rows.ImageVector).where(rows.ImageVector.image_id == _row_id(caught_up, LOST))
+            delete(image_models.ImageVector).where(
+                image_models.ImageVector.image_id == _row_id(caught_up, LOST)
+            )
         )
     found = [prompt for prompt, _ in caught_up.like(LOST)]
     assert sorted(found) == sorted(SCENES)
@@ -229,22 +230,27 @@ def test_filters_pages_and_a_lowest_score(caught_up: Studio) -> None:
 def test_many_pictures_go_through_the_index_and_none_is_lost(
     caught_up: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shared.search import likeness
-    from shared.search.filters import Filters
-    from shared.search.fusion import QueryVector
+    from shared.search import image_similarity
+    from shared.search.ranking import Filters, QueryVector
 
-    monkeypatch.setattr(likeness, "CANDIDATES", 2)
+    monkeypatch.setattr(image_similarity, "CANDIDATES", 2)
     with caught_up.database() as session:
         vector = session.scalars(
-            likeness.vector_of(caught_up.tenant_id, _row_id(caught_up, "snow"), caught_up.model)
+            image_similarity.vector_of(
+                caught_up.tenant_id, _row_id(caught_up, "snow"), caught_up.model
+            )
         ).one()
-        asked = likeness.Likeness(
+        asked = image_similarity.Likeness(
             caught_up.tenant_id, Filters(), QueryVector(caught_up.model, DIMENSIONS, vector)
         )
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        few = [row[0].id for row in session.execute(likeness.page_of_few(asked, 10, None))]
-        many = [row[0].id for row in session.execute(likeness.page_of_many(asked, 10, None))]
-        rest = [row[0].id for row in session.execute(likeness.page_of_rest(asked, 10, None))]
+        few = [row[0].id for row in session.execute(image_similarity.page_of_few(asked, 10, None))]
+        many = [
+            row[0].id for row in session.execute(image_similarity.page_of_many(asked, 10, None))
+        ]
+        rest = [
+            row[0].id for row in session.execute(image_similarity.page_of_rest(asked, 10, None))
+        ]
     assert len(many) == 2
     assert many[0] == few[0] == _row_id(caught_up, "snow")
     assert sorted(many + rest) == sorted(few)
@@ -271,5 +277,9 @@ def test_a_cursor_of_another_picture_is_refused(caught_up: Studio) -> None:
 
 def _row_id(studio: Studio, name: str) -> UUID:
     with studio.database() as session:
-        statement = select(rows.Image.id).join(rows.Prompt).where(rows.Prompt.text == name)
+        statement = (
+            select(image_models.Image.id)
+            .join(image_models.Prompt)
+            .where(image_models.Prompt.text == name)
+        )
         return session.scalars(statement).one()

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from shared.gallery import models as rows
+from shared.images import models as image_models
 from tests.integration.search.conftest import Team
 
 
@@ -89,8 +89,9 @@ def test_deleting_a_picture_sinks_its_prompt(team: Team) -> None:
         assert team.http.delete(f"/v1/images/{image}").status_code == 200
     assert own(team, q="calm lake") == ["a calm lake, birches", "a calm lake, pines"]
     with team.database() as session:
-        statement = select(rows.Prompt.deleted_images).where(
-            rows.Prompt.tenant_id == team.tenant_id, rows.Prompt.text == "a calm lake, pines"
+        statement = select(image_models.Prompt.deleted_images).where(
+            image_models.Prompt.tenant_id == team.tenant_id,
+            image_models.Prompt.text == "a calm lake, pines",
         )
         assert session.scalars(statement).one() == 3
 

@@ -9,21 +9,22 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.principal import Principal
-from api.search import cursor, service
+from api.core.principal import Principal
+from api.search import cursor
+from api.search import service as search_service
 from api.search.service import Asked
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.gallery import models as rows
-from shared.search import embeddings
-from shared.search.filters import Filters
-from shared.search.index import PROMPTS
-from shared.settings import Settings
-from shared.tenancy import statements as tenancy
+from shared.core import tenants
+from shared.core.database import open_engine, session_factory
+from shared.core.settings import Settings
+from shared.images import models as image_models
+from shared.search import embeddings as search_embeddings
+from shared.search.embeddings import PROMPTS
+from shared.search.ranking import Filters
 from tests.integration.search.gallery import Embeddings, any_vector, insert_image
-from worker.embedding import reembed
-from worker.embedding.reembed import EmbeddingKeeper
+from worker.search import reembed
+from worker.search.reembed import EmbeddingKeeper
 
 FORMER = "it's-a:former/model"
 COUNT = 10
@@ -55,7 +56,7 @@ def other_settings(servers: EmbeddedServers, settings: Settings) -> Iterator[Set
 def counts(database: sessionmaker[Session]) -> dict[str, int]:
     """Prompts by model."""
     with database() as session:
-        models = session.scalars(select(rows.Prompt.embedding_model)).all()
+        models = session.scalars(select(image_models.Prompt.embedding_model)).all()
     return {model: models.count(model) for model in set(models)}
 
 
@@ -77,7 +78,7 @@ def test_it_goes_on_where_it_was_stopped(
         return EmbeddingKeeper(settings, engine, database, Models(), lambda: True)  # type: ignore[arg-type]
 
     with database.begin() as session:
-        tenant = session.scalars(tenancy.ensure_tenant("t")).one()
+        tenant = session.scalars(tenants.ensure_tenant("t")).one()
         for number in range(COUNT):
             vector = any_vector(number, 8)
             insert_image(session, tenant, f"prompt {number}", vector, model=FORMER)
@@ -91,7 +92,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert first.embed_some() == 4
     assert counts(database) == {FORMER: 6, used: 4}
     with database() as session:
-        known = {tuple(row) for row in session.execute(embeddings.list_models())}
+        known = {tuple(row) for row in session.execute(search_embeddings.list_models())}
     assert known == {(FORMER, 8), (used, 384)}
 
     second = keeper()
@@ -108,7 +109,7 @@ def test_every_page_goes_by_the_models_that_the_first_one_had(
     """The worker cannot load the former model any more; half of the prompts are of it."""
     engine = open_engine(other_settings)
     with session_factory(engine).begin() as session:
-        tenant = session.scalars(tenancy.ensure_tenant("t")).one()
+        tenant = session.scalars(tenants.ensure_tenant("t")).one()
         for number in range(COUNT):
             model, length = (FORMER, 8) if number % 2 else (embeddings.model, 384)
             vector = any_vector(number, length)
@@ -122,7 +123,7 @@ def test_every_page_goes_by_the_models_that_the_first_one_had(
             after = None
             while True:
                 asked = Asked("a prompt", Filters(), 3, after)
-                found, after = await service.find(resources, principal, asked)
+                found, after = await search_service.find(resources, principal, asked)
                 seen += [entry.image.id for entry in found]
                 if after is None:
                     break

@@ -369,7 +369,7 @@ def test_tenants_do_not_see_each_other(landscapes: Team, team: Team) -> None:
 
 def test_a_search_needs_its_scope(landscapes: Team, make_team: Callable[[], Team]) -> None:
     from deploy.tenants import create_key
-    from shared.settings import get_settings
+    from shared.core.settings import get_settings
 
     url = get_settings().database_url.get_secret_value()
     key = create_key(url, tenant="searchers-x", name="x", scopes=["jobs"])

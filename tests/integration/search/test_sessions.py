@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery import history
-from shared.gallery.models import Image
+from shared.images import queries as image_queries
+from shared.images.models import Image
 from tests.integration.search.conftest import Team
 
 
@@ -111,7 +111,7 @@ def test_a_session_that_rests_is_found_without_going_through_what_came_after(
             )
             session.execute(text(f"INSERT INTO images ({names}) {rows}".replace("::", r"\:\:")))
         session.execute(text("ANALYZE images"))
-        listed = history.list_images(team.tenant_id, "oldest", 11, None, "reproduces")
+        listed = image_queries.list_images(team.tenant_id, "oldest", 11, None, "reproduces")
         compiled = listed.compile(engine, compile_kwargs={"literal_binds": True})
         plan = "\n".join(session.scalars(text(f"EXPLAIN {compiled}".replace(":", r"\:"))))
     assert "using ix_images_session" in plan

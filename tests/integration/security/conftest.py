@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from deploy.tenants import create_key
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.integration.api.relay import Relay
 from tests.processes import ApiProcess, free_port
 

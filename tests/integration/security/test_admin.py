@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy import admin
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.processes import ApiProcess
 
 Command = Callable[..., Any]

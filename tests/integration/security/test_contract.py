@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from deploy.tenants import create_key
-from shared.settings import Settings
-from shared.tenancy.scopes import RESOURCES
+from shared.core.settings import Settings
+from shared.core.tenants import RESOURCES
 from tests.fuzz.contract import fuzz
 from tests.processes import ApiProcess, WorkerProcess
 

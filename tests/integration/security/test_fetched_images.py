@@ -11,8 +11,8 @@ from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.gallery.models import Upload
-from shared.ids import from_wire
+from shared.core.ids import from_wire
+from shared.images.models import Upload
 from shared.jobs.models import Job
 from tests.integration.security.conftest import MakeClient
 

@@ -13,14 +13,14 @@ import httpx2
 import pytest
 from PIL import Image
 
+from api.admin.keys import NoLiveKey, require_live_key
 from api.app import create_app, open_resources
-from api.keys.service import NoLiveKey, require_live_key
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.keys import parse_key
-from shared.logging import configure_logging
-from shared.settings import Settings
+from shared.core.keys import parse_key
+from shared.core.logging import configure_logging
+from shared.core.settings import Settings
 from tests.processes import PROJECT, ApiProcess, free_port, wait_until
 from tests.unit.images.hostile import encode
 

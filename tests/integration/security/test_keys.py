@@ -7,8 +7,8 @@ import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
-from shared.keys import parse_key
-from shared.quotas import Quotas
+from shared.core.keys import parse_key
+from shared.core.quotas import Quotas
 from tests.integration.security.conftest import MakeClient
 from tests.processes import ApiProcess
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.tenants import create_key
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.fuzz.siege import besiege
 from tests.processes import ApiProcess, free_port
 from tests.unit.images import hostile

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import httpx2
 from PIL import Image
 
-from shared.keys import new_key
-from shared.quotas import Quotas
+from shared.core.keys import new_key
+from shared.core.quotas import Quotas
 from tests.integration.security.conftest import MakeClient
 from tests.processes import ApiProcess
 

@@ -15,15 +15,16 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.problems import Problem
+from api.core.errors import Problem
 from deploy.tenants import rotate_key
-from shared.gallery import models as gallery
-from shared.ids import from_wire, new_id, to_wire
-from shared.jobs import models as rows
-from shared.jobs import statements as ledger
-from shared.quotas import Quotas, statements
-from shared.settings import Settings
-from shared.storage import Storage
+from shared.core import quotas as quota_queries
+from shared.core.ids import from_wire, new_id, to_wire
+from shared.core.quotas import Quotas
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.images import models as image_models
+from shared.jobs import models as job_models
+from shared.jobs.queries import claims, endings
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
 from tests.processes import ApiProcess, wait_until
@@ -100,11 +101,11 @@ def run(
     row_id = from_wire("job", job_id)
     with database.begin() as session:
         lease = timedelta(minutes=1)
-        attempt = session.scalars(ledger.claim(row_id, "w", "cpu", lease)).one().attempt
+        attempt = session.scalars(claims.claim(row_id, "w", "cpu", lease)).one().attempt
         if succeeds:
-            end = ledger.succeed(row_id, attempt, seconds)
+            end = endings.succeed(row_id, attempt, seconds)
         else:
-            end = ledger.fail(row_id, attempt, "out_of_memory", "none left", gpu_seconds=seconds)
+            end = endings.fail(row_id, attempt, "out_of_memory", "none left", gpu_seconds=seconds)
         session.scalars(end).one()
 
 
@@ -213,7 +214,7 @@ def test_who_has_an_image_made_again_pays(
     receipt |= {"model": {"name": MODEL}, "scheduler": {"name": made["scheduler"]}, "rows": 1}
     receipt |= {"seed": 1, "guidance_scale": 5.0, "output_format": "png"}
     with database.begin() as session:
-        job = session.get_one(rows.Job, from_wire("job", made["id"]))
+        job = session.get_one(job_models.Job, from_wire("job", made["id"]))
         image = to_wire("img", _insert_picture(session, job, receipt, text=made["id"]))
     reproduce = f"/v1/images/{image}/reproduce"
     none = client_with(quotas=Quotas(gpu_seconds_per_day=ESTIMATE / 2))
@@ -253,9 +254,9 @@ def test_device_time_counts_on_the_day_it_is_used(
     job = submit(client).json()["id"]
     run(database, job, 0.9)
     with database.begin() as session:
-        yesterday = update(rows.DeviceTime).values(day=rows.DeviceTime.day - 1)
+        yesterday = update(job_models.DeviceTime).values(day=job_models.DeviceTime.day - 1)
         key_id = client.get("/v1/usage").json()["key_id"]
-        session.execute(yesterday.where(rows.DeviceTime.api_key_id == key_id))
+        session.execute(yesterday.where(job_models.DeviceTime.api_key_id == key_id))
     assert client.get("/v1/usage").json()["gpu_seconds_per_day"]["used"] == 0
     assert client.post(f"/v1/jobs/{job}/retry").status_code == 202
     run(database, job, 1.2)
@@ -394,7 +395,7 @@ def test_without_redis_reading_is_open_and_spending_closed(
 def test_beyond_the_ceiling_nobody_queues(settings: Settings, api_key: str) -> None:
     async def press() -> None:
         async with open_resources(settings) as held, held.transaction() as session:
-            measure = statements.measure_queue(timedelta(minutes=1), datetime.now(UTC))
+            measure = quota_queries.measure_queue(timedelta(minutes=1), datetime.now(UTC))
             queued, _ = (await session.execute(measure)).one()
         narrow = settings.model_copy(update={"max_queued_cost": queued + 10 * COST})
         async with open_resources(narrow) as held:
@@ -415,18 +416,18 @@ def test_the_rate_is_measured_by_finished_pictures(
     """A picture of 64 × 64 in 2 steps within the minute counts with that cost."""
     job_id = from_wire("job", submit(client_with()).json()["id"])
     with database() as session:
-        measure = statements.measure_queue(timedelta(minutes=1), datetime.now(UTC))
+        measure = quota_queries.measure_queue(timedelta(minutes=1), datetime.now(UTC))
         before = session.execute(measure).one()[1]
-        job = session.scalars(select(rows.Job).where(rows.Job.id == job_id)).one()
+        job = session.scalars(select(job_models.Job).where(job_models.Job.id == job_id)).one()
         _insert_picture(session, job)
         assert session.execute(measure).one()[1] == before + COST
         session.rollback()
 
 
 def _insert_picture(
-    session: Session, job: rows.Job, receipt: dict[str, Any] | None = None, text: str = "p"
+    session: Session, job: job_models.Job, receipt: dict[str, Any] | None = None, text: str = "p"
 ) -> UUID:
-    prompt = gallery.Prompt(
+    prompt = image_models.Prompt(
         id=new_id(), tenant_id=job.tenant_id, text=text, text_sha256=text.encode(),
         embedding=[1.0], embedding_model="none",
     )  # fmt: skip
@@ -434,7 +435,7 @@ def _insert_picture(
     session.flush()
     image_id = new_id()
     session.add(
-        gallery.Image(
+        image_models.Image(
             id=image_id,
             tenant_id=job.tenant_id,
             job_id=job.id,

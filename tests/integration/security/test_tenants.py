@@ -15,10 +15,10 @@ from PIL import Image
 
 from api.app import create_app
 from deploy.tenants import create_key
-from shared.ids import new_id, to_wire
-from shared.keys import new_key
-from shared.settings import Settings
-from shared.tenancy.scopes import RESOURCES
+from shared.core.ids import new_id, to_wire
+from shared.core.keys import new_key
+from shared.core.settings import Settings
+from shared.core.tenants import RESOURCES
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 JOB = {"prompt": "a red circle", "model": "sim", "width": 64, "height": 64, "steps": 2}

@@ -12,18 +12,18 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
-from api.deps import Resources
-from api.principal import Principal
-from api.problems import Problem
+from api.context import Resources
+from api.core.errors import Problem
+from api.core.principal import Principal
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
 from migrations.metadata import target_metadata
 from migrations.walls import WallRoleMissing
-from shared.ids import new_id
-from shared.keys import parse_key
-from shared.settings import Settings
-from shared.tenancy.wall import ROLE
+from shared.core.ids import new_id
+from shared.core.keys import parse_key
+from shared.core.settings import Settings
+from shared.core.tenants import ROLE
 
 T = TypeVar("T")
 TABLES = sorted(target_metadata.tables)

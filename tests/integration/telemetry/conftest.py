@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.database import session_factory
-from shared.settings import with_driver
+from shared.core.database import session_factory
+from shared.core.settings import with_driver
 from tests.integration.telemetry.collector import Collector
 from tests.processes import ApiProcess, Process, WorkerProcess, free_port
 

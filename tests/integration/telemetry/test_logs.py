@@ -4,7 +4,7 @@ from uuid import UUID
 
 import pytest
 
-from shared.ids import from_wire
+from shared.core.ids import from_wire
 from tests.integration.telemetry.conftest import Observed, log_events
 from tests.processes import wait_until
 from tests.receiver import Receiver

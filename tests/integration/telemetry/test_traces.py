@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from shared.tenancy.models import Tenant
+from shared.core.tenants import Tenant
 from tests.integration.telemetry.collector import ReceivedSpan
 from tests.integration.telemetry.conftest import Observed
 from tests.jobs import accept

@@ -14,13 +14,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
-from shared.database import open_engine, session_factory
-from shared.ids import from_wire, to_wire
-from shared.jobs import statements
+from shared.core.broker import celery_app, publish_deliveries
+from shared.core.database import open_engine, session_factory
+from shared.core.ids import from_wire, to_wire
+from shared.core.settings import Settings
+from shared.core.tenants import ApiKey
 from shared.jobs.models import Job
-from shared.queue.publish import celery_app, publish_deliveries
-from shared.settings import Settings
-from shared.tenancy.models import ApiKey
+from shared.jobs.queries import accept as job_acceptance
 from shared.webhooks.models import WebhookDelivery, WebhookHold
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
@@ -95,8 +95,8 @@ class Hooks:
             **fields,
         }
         with self.database.begin() as session:
-            session.execute(statements.ensure_session(self.tenant, "hooks"))
-            return session.scalars(statements.insert_job(job)).one()
+            session.execute(job_acceptance.ensure_session(self.tenant, "hooks"))
+            return session.scalars(job_acceptance.insert_job(job)).one()
 
     def cancel(self, job: Job) -> str:
         """End a queued job over HTTP; its wire id."""

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import func, select, update
 from standardwebhooks import Webhook
 
-from shared.ids import from_wire
-from shared.jobs import statements
-from shared.webhooks.claims import AT_ONCE
+from shared.core.ids import from_wire
+from shared.jobs.queries import client_requests
+from shared.webhooks.delivery_queries import AT_ONCE
 from shared.webhooks.models import WebhookDelivery, WebhookEndpoint
 from shared.webhooks.schedule import GAPS, JITTER
 from tests.integration.webhooks.conftest import Hooks
@@ -341,7 +341,7 @@ def test_many_events_go_out_at_once_but_never_too_many(hooks: Hooks) -> None:
         hooks.register(receiver.url)
         with hooks.database.begin() as session:  # All at the same moment, and without a hint.
             for job in jobs:
-                session.scalars(statements.cancel(hooks.tenant, job.id)).one()
+                session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
         receiver.wait(len(jobs))
         assert 1 < receiver.most_in_flight <= AT_ONCE
 

@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 from sqlalchemy import select, update
 
 from deploy.tenants import create_key
-from shared.jobs import statements
-from shared.queue.publish import publish_deliveries
-from shared.tenancy.models import Tenant
-from shared.webhooks import claims, outbox
+from shared.core.broker import publish_deliveries
+from shared.core.tenants import Tenant
+from shared.jobs.queries import client_requests
+from shared.webhooks import delivery_queries, outbox
 from shared.webhooks.events import EventType
 from shared.webhooks.models import WebhookDelivery
 from tests.integration.webhooks.conftest import Alone, Hooks
@@ -55,7 +55,7 @@ def tell(hooks: Hooks, url: str, origin: str) -> None:
     """A canceled job's own webhook, with its hint."""
     job = hooks.queue(webhook={"url": url, "events": ["job.canceled"], "origin": origin})
     with hooks.database.begin() as session:
-        canceled = session.scalars(statements.cancel(hooks.tenant, job.id)).one()
+        canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
         made = list(canceled.webhook_deliveries or ())
     publish_deliveries(hooks.celery, made)
 
@@ -80,7 +80,7 @@ def test_the_dispatcher_offers_each_tenants_deliveries_in_turn(alone: Alone) -> 
                 emitted = outbox.emit(tenant, EventType.JOB_CANCELED, uuid4(), {}, webhook=webhook)
                 session.execute(emitted)
         session.execute(update(WebhookDelivery).values(lease_until=None))
-        offered = session.scalars(claims.list_due(10)).all()
+        offered = session.scalars(delivery_queries.list_due(10)).all()
         of = select(WebhookDelivery.tenant_id).where(WebhookDelivery.id.in_(offered))
         owners = session.scalars(of).all()
     assert owners.count(tenants[1]) == 2

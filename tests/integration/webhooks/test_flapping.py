@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from shared.ids import from_wire
+from shared.core.ids import from_wire
 from shared.jobs.models import Job
 from shared.jobs.state import TERMINAL_STATES
 from tests.integration.webhooks.conftest import Hooks

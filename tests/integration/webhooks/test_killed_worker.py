@@ -6,17 +6,17 @@ from pathlib import Path
 
 from sqlalchemy import func, select, update
 
-from shared.ids import to_wire
-from shared.jobs import statements
-from shared.queue.publish import publish_deliveries
-from shared.settings import Settings
-from shared.storage import Storage
+from shared.core.broker import publish_deliveries
+from shared.core.ids import to_wire
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.jobs.queries import client_requests
 from shared.webhooks.models import WebhookAttempt, WebhookDelivery
 from tests.integration.webhooks.conftest import Alone, Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Receiver, answer, hang
 from worker.webhooks.deliver import Deliverer
-from worker.webhooks.hints import WebhookHints
+from worker.webhooks.progress import WebhookHints
 
 
 def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
@@ -28,7 +28,7 @@ def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
         job = hooks.queue(webhook=webhook)
         with WorkerProcess(alone.environment, ["cpu"], tmp_path / "first.log") as first:
             with hooks.database.begin() as session:
-                canceled = session.scalars(statements.cancel(hooks.tenant, job.id)).one()
+                canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
                 made = list(canceled.webhook_deliveries or ())
             publish_deliveries(hooks.celery, made)
             receiver.wait(1)
@@ -65,7 +65,7 @@ def test_a_request_under_way_keeps_its_worker_from_being_empty(
         webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
         job = hooks.queue(webhook=webhook)
         with hooks.database.begin() as session:
-            canceled = session.scalars(statements.cancel(hooks.tenant, job.id)).one()
+            canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
             [made] = canceled.webhook_deliveries or ()
         assert deliverer.offer(made)
         receiver.wait(1)

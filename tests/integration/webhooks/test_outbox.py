@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from shared.jobs import statements
 from shared.jobs.models import Job
+from shared.jobs.queries import claims, client_requests, endings, periodic
 from shared.webhooks import outbox
 from shared.webhooks.events import EventType
 from shared.webhooks.models import WebhookDelivery, WebhookEvent
@@ -31,7 +31,7 @@ def run_and(end: Callable[[Job], Any]) -> Transition:
     """Claim the job, then end the attempt."""
 
     def transition(session: Session, job: Job) -> Any:
-        claimed = session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).one()
+        claimed = session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).one()
         return session.scalars(end(claimed)).all()
 
     return transition
@@ -40,52 +40,52 @@ def run_and(end: Callable[[Job], Any]) -> Transition:
 def overdue(session: Session, job: Job) -> Any:
     """Claim it twice and let the lease run out each time."""
     for suspect in (False, True):
-        claim = statements.claim(job.id, "w", "cpu", LEASE, suspect=suspect)
+        claim = claims.claim(job.id, "w", "cpu", LEASE, suspect=suspect)
         session.scalars(claim).one()
         session.connection().exec_driver_sql(
             "UPDATE jobs SET lease_until = '2020-01-01' WHERE id = %s", (job.id,)
         )
-        changed = session.scalars(statements.expire_leases(100)).all()
+        changed = session.scalars(periodic.expire_leases(100)).all()
     return changed
 
 
 def late(session: Session, job: Job) -> Any:
     """Let the finish deadline pass while it runs."""
-    session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).one()
+    session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).one()
     session.connection().exec_driver_sql(
         "UPDATE jobs SET finish_deadline = '2020-01-01' WHERE id = %s", (job.id,)
     )
-    return session.scalars(statements.expire_unfinished(100)).all()
+    return session.scalars(periodic.expire_unfinished(100)).all()
 
 
 TRANSITIONS: dict[str, tuple[dict[str, Any], Transition, str]] = {
-    "succeed": ({}, run_and(lambda j: statements.succeed(j.id, 1, 0.5)), "job.succeeded"),
-    "fail": ({}, run_and(lambda j: statements.fail(j.id, 1, "nan_output", "x")), "job.failed"),
+    "succeed": ({}, run_and(lambda j: endings.succeed(j.id, 1, 0.5)), "job.succeeded"),
+    "fail": ({}, run_and(lambda j: endings.fail(j.id, 1, "nan_output", "x")), "job.failed"),
     "attempts used up": (
         {},
-        run_and(lambda j: statements.fail_or_retry(j.id, 1, "out_of_memory", "x", LEASE)),
+        run_and(lambda j: endings.fail_or_retry(j.id, 1, "out_of_memory", "x", LEASE)),
         "job.failed",
     ),
     "lost for good": ({"max_attempts": 9}, overdue, "job.failed"),
     "cancel while queued": (
         {},
-        lambda s, j: s.scalars(statements.cancel(j.tenant_id, j.id)).all(),
+        lambda s, j: s.scalars(client_requests.cancel(j.tenant_id, j.id)).all(),
         "job.canceled",
     ),
     "cancel while running": (
         {},
-        run_and(lambda j: statements.cancel_running(j.id, 1)),
+        run_and(lambda j: endings.cancel_running(j.id, 1)),
         "job.canceled",
     ),
     "start too late": (
         {"start_deadline": LONG_AGO},
-        lambda s, _: s.scalars(statements.expire_queued(100)).all(),
+        lambda s, _: s.scalars(periodic.expire_queued(100)).all(),
         "job.expired",
     ),
     "finish too late": ({}, late, "job.expired"),
     "stopped by its worker": (
         {},
-        run_and(lambda j: statements.expire_running(j.id, 1)),
+        run_and(lambda j: endings.expire_running(j.id, 1)),
         "job.expired",
     ),
 }
@@ -129,14 +129,14 @@ def test_what_is_rolled_back_tells_nobody(hooks: Hooks, name: str) -> None:
 def test_what_goes_back_to_the_queue_is_no_event(hooks: Hooks) -> None:
     job = hooks.queue(webhook=OWN, max_attempts=3)
     with hooks.database.begin() as session:
-        session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).one()
+        session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).one()
         [back] = session.scalars(
-            statements.fail_or_retry(job.id, 1, "out_of_memory", "x", timedelta(0))
+            endings.fail_or_retry(job.id, 1, "out_of_memory", "x", timedelta(0))
         ).all()
         assert (back.state, back.webhook_deliveries) == ("queued", None)
-        [again] = session.scalars(statements.claim(job.id, "w", "cpu", LEASE)).all()
+        [again] = session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).all()
         assert len(again.webhook_deliveries or ()) == 1
-        asked = session.scalars(statements.cancel(job.tenant_id, job.id)).one()
+        asked = session.scalars(client_requests.cancel(job.tenant_id, job.id)).one()
         assert (asked.state, asked.webhook_deliveries) == ("running", None)
         assert written(session, job) == [("job.started", False)] * 2
 
@@ -147,7 +147,7 @@ def test_only_those_who_asked_are_told(hooks: Hooks) -> None:
     asked = hooks.register(URL, events=["job.canceled", "batch.completed"])
     job = hooks.queue()
     with hooks.database.begin() as session:
-        [changed] = session.scalars(statements.cancel(job.tenant_id, job.id)).all()
+        [changed] = session.scalars(client_requests.cancel(job.tenant_id, job.id)).all()
         deliveries = session.scalars(
             select(WebhookDelivery).where(WebhookDelivery.resource_id == job.id)
         ).all()

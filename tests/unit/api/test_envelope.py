@@ -7,7 +7,7 @@ import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from api.middleware import RequestEnvelope
+from api.core.middleware import RequestEnvelope
 
 
 def ask(error: Exception) -> httpx2.Response:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api.fairness import FairGate, built
-from api.problems import Problem
+from api.core.errors import Problem
+from api.core.fairness import FairGate, built
 
 
 async def hold(gate: FairGate, key: str, order: list[str], release: asyncio.Event) -> None:

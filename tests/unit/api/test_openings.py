@@ -6,12 +6,12 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from api.fairness import Gates
-from api.keys.cache import KeyCache
-from api.streams import OpenAnswers, Openings
-from shared.ids import new_id
-from shared.keys import NewKey, new_key
-from shared.tenancy.models import ApiKey
+from api.core.fairness import Gates
+from api.core.principal import KeyCache
+from api.core.streams import OpenAnswers, Openings
+from shared.core.ids import new_id
+from shared.core.keys import NewKey, new_key
+from shared.core.tenants import ApiKey
 from tests.unit.api.test_fairness import settle
 
 LIMIT = 20

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api.images.reproduce import compare_pixels, explain
+from api.jobs.reproduce import compare_pixels, explain
 from tests.unit.images.hostile import encode, picture
 
 RECEIPT: dict[str, Any] = {

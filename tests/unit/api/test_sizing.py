@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.jobs.sizing import OpenSize
-from shared.model_catalog import ModelSpec
+from api.jobs.planning import OpenSize
+from shared.core.model_catalog import ModelSpec
 
 SD = ModelSpec(name="sd", source="a/b", revision="c")
 DEMO = ModelSpec(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.problems import CATALOGUE, Problem, answer, pointer
-from api.wire import decode_cursor, encode_cursor
+from api.core.error_catalogue import CATALOGUE
+from api.core.errors import Problem, answer, pointer
+from api.core.serialization import decode_cursor, encode_cursor
 
 
 @given(st.uuids(), st.text())

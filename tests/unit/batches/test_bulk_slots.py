@@ -3,8 +3,7 @@
 import pytest
 from celery import Celery
 
-from worker.queue.bulk_slots import BulkSlots, bulk_limit
-from worker.queue.gates import QueueGates
+from worker.core.queues import BulkSlots, QueueGates, bulk_limit
 
 BULK, OTHER, FAST = "generate.m.bulk", "generate.n.bulk", "generate.m.interactive"
 

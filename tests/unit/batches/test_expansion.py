@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from api.batches.errors import FileRefused, LineRefused
 from api.batches.expansion import Expander, TemplateReader, alternatives
 from api.batches.reading import MAX_LINE_BYTES, MAX_LINES
+from api.batches.report import FileRefused, LineRefused
 
 
 def texts_of(template: str) -> list[str]:

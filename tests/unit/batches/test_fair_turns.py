@@ -3,7 +3,7 @@
 from collections import Counter
 from uuid import UUID, uuid4
 
-from worker.dispatch.fair_turns import FairTurns, Source
+from worker.maintenance.bulk_enqueuer import FairTurns, Source
 
 
 def source(key: str, jobs: int, priority: int = 5, cost: int = 1) -> Source:

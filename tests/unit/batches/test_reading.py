@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from api.batches.errors import FileRefused
 from api.batches.reading import (
     MAX_BYTES,
     MAX_LINE_BYTES,
@@ -18,6 +17,7 @@ from api.batches.reading import (
     read_file,
     read_list,
 )
+from api.batches.report import FileRefused
 
 Read = tuple[int, dict[str, Any] | str | None]
 

@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 import darkroom
-from api.problems import CATALOGUE
+from api.core.error_catalogue import CATALOGUE
 from darkroom import errors
 from darkroom.errors import api_error
 

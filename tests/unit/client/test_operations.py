@@ -18,7 +18,7 @@ import pytest
 
 from api.app import create_app
 from darkroom import AsyncClient, Client, DarkroomError, Image
-from shared.settings import Settings
+from shared.core.settings import Settings
 
 IMAGE = Image(
     **{"id": "img_1", "seed": 1, "width": 64, "height": 64, "content_type": "image/png"},

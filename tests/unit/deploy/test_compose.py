@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from deploy.docker.secrets import NAMES, make_secrets
-from shared.keys import parse_key
-from shared.settings import Settings
+from shared.core.keys import parse_key
+from shared.core.settings import Settings
 from tests.processes import PROJECT
 from tests.unit.deploy.compose_file import load_compose
 

@@ -122,7 +122,7 @@ def test_an_image_knows_its_version(tmp_path: Path) -> None:
 def test_the_api_is_started_with_its_own_connection_class() -> None:
     command = command_of(DEPLOY / "Dockerfile.api")
     assert command[:4] == ["python", "-m", "uvicorn", "api.app:create_app"]
-    assert "--http=api.connection:Connection" in command
+    assert "--http=api.core.connection:Connection" in command
 
 
 def test_a_closed_port_is_not_healthy() -> None:

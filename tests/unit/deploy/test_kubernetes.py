@@ -13,7 +13,7 @@ import yaml
 from kubernetes_validate import utils as schemas
 
 from deploy.docker.secrets import make_secrets
-from shared.settings import Settings
+from shared.core.settings import Settings
 from tests.processes import PROJECT
 from tests.unit.deploy.dockerfiles import DEPLOY, command_of
 from tests.unit.deploy.keda import SCALED_OBJECT
@@ -209,7 +209,7 @@ def test_nobody_reaches_the_metadata_address(name: str) -> None:
 
 
 def test_the_autoscaler_asks_for_metrics_that_exist() -> None:
-    source = (PROJECT / "worker" / "metrics" / "backlog.py").read_text("utf-8")
+    source = (PROJECT / "worker" / "maintenance" / "backlog.py").read_text("utf-8")
     [scaled] = _kind("gpu", "ScaledObject")
     models = {spec["name"] for spec in _models("gpu")}
     for trigger in scaled["spec"]["triggers"]:

@@ -1,7 +1,7 @@
 """docs/settings.md says what the code says."""
 
 from deploy.settings_reference import PAGE, page, settings
-from shared.settings import Settings
+from shared.core.settings import Settings
 
 
 def test_the_page_is_not_stale() -> None:

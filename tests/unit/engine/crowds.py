@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 from worker.engine.flight import Flight
 from worker.engine.interface import ImageRequest, Lane
 from worker.engine.notifier import Notifier

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 from worker.engine.interface import ImageRequest
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 
 
 def test_tiny_mode(tmp_path: Path) -> None:

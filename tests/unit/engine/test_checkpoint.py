@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import ModelUnavailable
+from shared.core.errors import ModelUnavailable
 from tests.unit.engine.toys import toy_folder, toy_spec
 from worker.engine import open_engine
 from worker.engine.checkpoint import content_hash

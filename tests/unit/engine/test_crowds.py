@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 from tests.unit.engine.crowds import make_alone, make_in_crowd
 from tests.unit.engine.toys import request, toy_backend
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.errors import DeviceLost, InternalError, JobError, NanOutput, OutOfMemory
+from shared.core.errors import DeviceLost, InternalError, JobError, NanOutput, OutOfMemory
 from tests.unit.engine.faulty import FaultyDevice, Hang, out_of_memory, poisoned
 from tests.unit.engine.toys import request, toy_engine, toy_spec
 from worker.engine.device import WorkKind, open_device

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.errors import InvalidInput, ModelUnavailable
-from shared.model_catalog import ModelSpec
+from shared.core.errors import InvalidInput, ModelUnavailable
+from shared.core.model_catalog import ModelSpec
 from tests.processes import wait_until
 from tests.unit.engine.toys import request
 from worker.engine import Canceled, EngineClosed, StepUpdate, open_engine

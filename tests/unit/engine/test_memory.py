@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.errors import ModelUnavailable, OutOfMemory
+from shared.core.errors import ModelUnavailable, OutOfMemory
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.toys import request, toy_engine, toy_spec
 from worker.engine import Canceled

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.errors import InvalidInput
+from shared.core.errors import InvalidInput
 from tests.unit.engine.reference import reference
 from tests.unit.engine.toys import request, toy_engine, toy_folder, toy_spec
 from worker.engine import Canceled, StepUpdate

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.schedulers import SCHEDULERS
+from shared.core.schedulers import SCHEDULERS
 from tests.unit.engine.crowds import make_alone
 from tests.unit.engine.reference import reference
 from tests.unit.engine.toys import request, toy_backend, toy_folder

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from deploy.toy_models import BUILDERS
-from shared.model_catalog import ModelSpec
+from shared.core.model_catalog import ModelSpec
 from worker.engine.device import Device, open_device
 from worker.engine.diffusion import DiffusionEngine
 from worker.engine.interface import ImageRequest

@@ -4,12 +4,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from shared.eta.calibration import Calibration, Outcome
-from shared.eta.estimate import Ahead, estimate_queued, servers
-from shared.eta.rates import Finished, RateBook
-from shared.eta.snapshot import Load, Snapshot
-from shared.eta.throughput import ThroughputMeter
-from shared.eta.work import Estimate, Work
+from shared.jobs.calibration import Calibration, Estimate, Finished, Outcome, RateBook, Work
+from shared.jobs.estimates import Ahead, Load, Snapshot, ThroughputMeter, estimate_queued, servers
 
 GPU = "a GPU"
 ROWS = 8

@@ -5,13 +5,28 @@ from datetime import UTC, datetime
 
 import pytest
 
-from shared.eta.calibration import Calibration, Outcome, quantile
-from shared.eta.estimate import Ahead, estimate_queued, estimate_running, rows_of, servers
-from shared.eta.rates import Finished, Prices, RateBook
-from shared.eta.snapshot import Load, Snapshot
-from shared.eta.throughput import ThroughputMeter
-from shared.eta.work import Estimate, Work, work_of
-from shared.fleet.announcement import AnnouncedModel, WorkerAnnouncement
+from shared.core.worker_registry import AnnouncedModel, WorkerAnnouncement
+from shared.jobs.calibration import (
+    Calibration,
+    Estimate,
+    Finished,
+    Outcome,
+    Prices,
+    RateBook,
+    Work,
+    quantile,
+    work_of,
+)
+from shared.jobs.estimates import (
+    Ahead,
+    Load,
+    Snapshot,
+    ThroughputMeter,
+    estimate_queued,
+    estimate_running,
+    rows_of,
+    servers,
+)
 
 GPU = "a GPU"
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from shared.fleet.announcement import AnnouncedModel, ModelState, WorkerAnnouncement, WorkerState
+from shared.core.worker_registry import AnnouncedModel, ModelState, WorkerAnnouncement, WorkerState
 
 
 def announced(state: WorkerState, model: ModelState) -> WorkerAnnouncement:

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from worker.jobs.init_image import resized
+from worker.jobs.inputs import resized
 
 
 def flag(width: int = 90, height: int = 30) -> Image.Image:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from deploy.local.errors import StackError
 from deploy.local.smoke import REFERENCE, TOLERANCE, compare
-from shared.receipts import png_chunks, read_receipt
+from shared.images.receipts import png_chunks, read_receipt
 
 
 @pytest.fixture

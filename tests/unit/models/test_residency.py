@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import pytest
 
-from shared.errors import ModelUnavailable
-from shared.fleet.announcement import ModelState
-from shared.model_catalog import ModelSpec
+from shared.core.errors import ModelUnavailable
+from shared.core.model_catalog import ModelSpec
+from shared.core.worker_registry import ModelState
 from tests.processes import wait_until
 from worker.engine.interface import Engine, ModelFacts
-from worker.models.residency import NotResident, Residency
+from worker.models.cache import NotResident, Residency
 
 
 class Clock:

@@ -10,19 +10,17 @@ from ipaddress import IPv4Address, ip_network
 
 import pytest
 
-from shared.outbound import (
-    LOOPBACK,
+from shared.core.outbound.addresses import LOOPBACK, IPAddress, OutboundPolicy
+from shared.core.outbound.client import GuardedClient
+from shared.core.outbound.url import (
     AddressNotAllowed,
     ConnectionFailed,
     DeadlineExceeded,
-    GuardedClient,
     OutboundError,
-    OutboundPolicy,
     ResponseInvalid,
     TlsFailed,
     UnresolvableHost,
 )
-from shared.outbound.addresses import IPAddress
 from tests.unit.outbound.servers import (
     OK,
     Authority,

@@ -12,17 +12,21 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from shared.outbound import (
+from shared.core.outbound.addresses import (
     LOOPBACK,
-    AddressNotAllowed,
-    GuardedClient,
-    OutboundError,
+    IPAddress,
     OutboundPolicy,
+    embedded_ipv4,
+    is_allowed,
+)
+from shared.core.outbound.client import GuardedClient
+from shared.core.outbound.url import (
+    AddressNotAllowed,
+    OutboundError,
     UnresolvableHost,
     UrlNotAllowed,
     check_url,
 )
-from shared.outbound.addresses import IPAddress, embedded_ipv4, is_allowed
 from tests.unit.outbound.servers import OK, Dials, Peer, answering, peer
 
 # A client that never reaches TLS needs no certificates, and loading them takes 20 ms.

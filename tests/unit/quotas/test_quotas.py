@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from pydantic import ValidationError
 
-from shared.quotas import NO_QUOTAS, Quotas
-from shared.tenancy.scopes import OPERATOR, RESOURCES, SCOPES, allows, may_give
+from shared.core.quotas import NO_QUOTAS, Quotas
+from shared.core.tenants import OPERATOR, RESOURCES, SCOPES, allows, may_give
 
 
 def test_no_quotas_are_kept_as_null() -> None:

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.problems import Problem
+from api.core.errors import Problem
+from api.images import sessions
 from api.search import cursor
 from api.search.cursor import Cursor, Phase
-from api.sessions import cursor as sessions
-from shared.ids import new_id
-from shared.search.lexical import Lexical, Word
-from shared.search.question import Position
+from shared.core.ids import new_id
+from shared.search.query import Position
+from shared.search.terms import Lexical, Word
 
 WORDS = ["a", "kraken", "lake"]
 CURSOR = Cursor(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.search.lexical import MAX_WORDS, RARE_UP_TO, Lexical, tsquery_of, weigh
+from shared.search.terms import MAX_WORDS, RARE_UP_TO, Lexical, tsquery_of, weigh
 
 
 def test_a_rarer_word_weighs_more() -> None:

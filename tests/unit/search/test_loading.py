@@ -8,10 +8,8 @@ import torch
 from pydantic import SecretStr
 from safetensors.torch import load_file
 
-from shared.settings import Settings
-from worker.embedding.embedder import Embedder
-from worker.embedding.loading import Loading, ModelNotLoaded
-from worker.embedding.picture_embedder import PictureEmbedder
+from shared.core.settings import Settings
+from worker.search.embedders import Embedder, Loading, ModelNotLoaded, PictureEmbedder
 
 
 def test_who_needs_it_waits_for_it() -> None:

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from api.prompts.ranking import Candidate, choose_starters, rank, reason
-from api.prompts.starters import STARTERS
-from shared.ids import new_id
+from api.search.recommendations import STARTERS, Candidate, choose_starters, rank, reason
+from shared.core.ids import new_id
 
 
 def candidate(text: str, **facts: Any) -> Candidate:

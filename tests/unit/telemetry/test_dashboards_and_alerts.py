@@ -15,9 +15,9 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from deploy.grafana.__main__ import file_of, text_of
 from deploy.grafana.definitions import DASHBOARDS
-from shared.model_catalog import load_catalog
-from worker.metrics.backlog import BacklogMetrics
-from worker.metrics.process import WorkerMetrics
+from shared.core.model_catalog import load_catalog
+from worker.core.metrics import WorkerMetrics
+from worker.maintenance.backlog import BacklogMetrics
 
 PROJECT = Path(__file__).resolve().parents[3]
 ALERTS = PROJECT / "deploy" / "prometheus" / "alerts.yaml"

@@ -11,9 +11,9 @@ import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 
-from shared.metrics import exposition
-from shared.metrics.exposition import MetricsListener
-from shared.settings import Settings
+from shared.core import metrics as core_metrics
+from shared.core.metrics import MetricsListener
+from shared.core.settings import Settings
 from tests.processes import free_port
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -24,7 +24,7 @@ Listen = Callable[..., MetricsListener]
 @pytest.fixture
 def listen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
     """Starts listeners and ends them."""
-    monkeypatch.setattr(exposition, "REGISTRY", CollectorRegistry())
+    monkeypatch.setattr(core_metrics, "REGISTRY", CollectorRegistry())
     started: list[MetricsListener] = []
 
     def start(**settings: object) -> MetricsListener:
@@ -47,14 +47,14 @@ def test_a_second_worker_of_a_host_takes_the_next_port(listen: Listen) -> None:
     first, second = listen(metrics_port=port), listen(metrics_port=port)
     assert first.port == port
     assert second.port is not None
-    assert port < second.port < port + exposition.PORTS
+    assert port < second.port < port + core_metrics.PORTS
     for listener in (first, second):
         answer = httpx2.get(f"http://127.0.0.1:{listener.port}/metrics", trust_env=False)
         assert answer.status_code == 200
 
 
 def test_a_worker_without_a_port_goes_on(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposition, "PORTS", 1)
+    monkeypatch.setattr(core_metrics, "PORTS", 1)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -92,8 +92,8 @@ def test_the_token_is_asked_for(listen: Listen, header: str, status: int) -> Non
 def test_processes_with_a_common_folder_answer_as_one(tmp_path: Path) -> None:
     """prometheus-client's multiprocess mode, as `uvicorn --workers` needs it."""
     program = (
-        "from api.metrics.families import PROBLEMS, REQUEST_SECONDS\n"
-        "from shared.metrics.exposition import render\n"
+        "from api.core.metrics import PROBLEMS, REQUEST_SECONDS\n"
+        "from shared.core.metrics import render\n"
         "PROBLEMS.labels('not_found').inc(2)\n"
         "REQUEST_SECONDS.labels('GET', '/').observe(0.2)\n"
         "print(render().decode())"

@@ -12,8 +12,8 @@ import logging, threading, warnings
 from logging.config import dictConfig
 import structlog
 from uvicorn.config import LOGGING_CONFIG
-from shared.logging import configure_logging, get_logger
-from shared.settings import Settings
+from shared.core.logging import configure_logging, get_logger
+from shared.core.settings import Settings
 
 dictConfig(LOGGING_CONFIG)  # what uvicorn does before it asks for the application
 configure_logging(Settings(

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shared import telemetry
-from shared.settings import Settings
+from shared.core import telemetry
+from shared.core.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[3]
 
 
-TRACERS = ("opentelemetry.sdk.trace", "opentelemetry.exporter", "shared.telemetry.tracing")
+TRACERS = ("opentelemetry.sdk.trace", "opentelemetry.exporter", "shared.core.tracing")
 """Other parts of OpenTelemetry come with FastAPI and redis-py, which look for it by themselves."""
 
 

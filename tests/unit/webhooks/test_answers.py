@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from shared.outbound import OutboundResponse
+from shared.core.outbound.client import OutboundResponse
 from worker.webhooks.attempt import MAX_KEPT, Verdict, judge
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

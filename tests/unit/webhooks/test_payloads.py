@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 
 from api.webhooks.schemas import EventName
-from shared.gallery.models import Image
-from shared.ids import new_id
-from shared.settings import Settings
-from shared.storage import Storage
+from shared.core.ids import new_id
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.images.models import Image
 from shared.webhooks.events import SUBSCRIBABLE
 from shared.webhooks.models import WebhookEvent
 from shared.webhooks.payloads import MAX_BYTES, build_body

@@ -1,0 +1,1 @@
+"""For operators: keys, usage and quotas, workers, queues, models."""

@@ -1,0 +1,293 @@
+"""What clients send and get for API keys."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, Field
+
+from api.core.bodies import RequestModel
+from api.core.errors import RuleBroken
+from api.core.serialization import AnswerModel, UtcTime
+from shared.core.quotas import Quotas
+from shared.core.worker_registry import ModelState, WorkerKind, WorkerState
+
+ScopeName = Literal[
+    "jobs",
+    "images",
+    "search",
+    "batches",
+    "webhooks",
+    "admin",
+    "jobs:read",
+    "images:read",
+    "search:read",
+    "batches:read",
+    "webhooks:read",
+    "admin:read",
+    "operator",
+]
+
+
+def _plain(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise RuleBroken("not_printable", "It must have visible characters and no control ones.")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
+
+
+class KeyRequest(RequestModel):
+    """A key to be made."""
+
+    name: Name = Field(description="What it is for; shown in lists.")
+    tenant: Name | None = Field(
+        default=None,
+        description="Another tenant than your own, made on first use; needs the scope operator.",
+    )
+    scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=16)] = Field(
+        description="`jobs` reads and writes, `jobs:read` reads; `admin` is all of a tenant's."
+    )
+    # Lax: JSON has no times, and strict mode would refuse their text.
+    expires_at: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+        default=None,
+        description="RFC 3339 with an offset, not after the end of the key that you send. Null: "
+        "it ends with that key, or never.",
+    )
+    quotas: Quotas | None = Field(default=None, description="Null: no limits.")
+
+
+class Key(AnswerModel):
+    """An API key without its secret."""
+
+    id: str = Field(description="The public part of the key.")
+    name: str
+    """What it is for, as its maker put it."""
+    tenant: str
+    """Name of the tenant that it acts for."""
+    scopes: list[str]
+    """What it may do, such as `jobs` or `images:read`."""
+    quotas: Quotas | None
+    """Its limits. Null: none."""
+    created_at: UtcTime
+    """When it was made."""
+    last_used_at: UtcTime | None = Field(description="To the minute.")
+    expires_at: UtcTime | None
+    """From then on it is refused. Null: it does not expire."""
+    revoked_at: UtcTime | None
+    """When it was revoked. Null: it was not."""
+
+
+class NewKey(Key):
+    """A key just made."""
+
+    key: str = Field(description="Shown once; only its hash is kept.")
+
+
+def is_future(moment: datetime | None, now: datetime) -> bool:
+    """Whether a key that ends then is of any use."""
+    return moment is None or moment > now
+
+
+KEY_EXAMPLES: dict[str, Any] = {
+    "for another team": {"name": "their backend", "tenant": "team-b", "scopes": ["jobs", "images"]},
+    "with quotas": {
+        "name": "demo page",
+        "scopes": ["jobs", "images:read"],
+        "expires_at": "2099-01-01T00:00:00Z",
+        "quotas": {"requests_per_minute": 120, "concurrent_jobs": 4, "gpu_seconds_per_day": 600.0},
+    },
+}
+
+
+class Allowance(AnswerModel):
+    """One limit of the key. `limit` and `left` are null where there is none."""
+
+    limit: float | None
+    """The most that is allowed, in the unit of this quota. Null: no limit."""
+    used: float | None = Field(description="Null when it cannot be said just now.")
+    reserved: float | None
+    """What unfinished jobs are estimated to take. Null where nothing is held back."""
+    left: float | None
+    """`limit` minus `used` and `reserved`, never below 0. Null without a limit."""
+    resets_at: UtcTime | None = Field(description="Null where it is freed as jobs end.")
+
+
+class Usage(AnswerModel):
+    """What the key may use and has used."""
+
+    key_id: str
+    """The public part of the key that asked."""
+    requests_per_minute: Allowance
+    """Requests of any kind within a sliding minute."""
+    queued_cost: Allowance
+    """Width × height × steps × images of the key's queued jobs."""
+    concurrent_jobs: Allowance
+    """The key's jobs that are queued or running."""
+    gpu_seconds_per_day: Allowance
+    """Device time of the attempts that ended since 00:00 UTC, in seconds."""
+    upload_bytes: Allowance
+    """Bytes of the initial images and batch files that are kept for the key."""
+    max_pixels: int | None = Field(description="Width × height of the largest picture.")
+    models: list[str] | None = Field(description="Null: every model.")
+
+
+class ServingWorker(AnswerModel):
+    """A live worker that serves the model."""
+
+    name: str
+    """Name of the worker."""
+    state: WorkerState
+    """What the worker is doing."""
+    model_state: ModelState = Field(description="`warm`: it makes pictures with it right away.")
+    device: str | None
+    """Its device, such as `NVIDIA H100` or `cpu`. Null: not known yet."""
+    rows: int | None = Field(description="Images in one GPU batch; part of what fixes the bytes.")
+    content_hash: str | None = Field(description="SHA-256 over the checkpoint's files.")
+
+
+class Model(AnswerModel):
+    """A model with its defaults and limits. `workers` is null while Redis cannot say."""
+
+    name: str
+    """Pass it as `model` of a job."""
+    default: bool
+    """Whether jobs that name no model use this one."""
+    default_width: int
+    """Width of images in pixels, unless the job says otherwise."""
+    default_height: int
+    """Height of images in pixels, unless the job says otherwise."""
+    max_width: int
+    """The largest width, in pixels."""
+    max_height: int
+    """The largest height, in pixels."""
+    default_steps: int
+    """Denoising steps, unless the job says otherwise."""
+    max_steps: int
+    """The most denoising steps that a job may ask for."""
+    default_guidance_scale: float
+    """Classifier-free guidance scale, unless the job says otherwise."""
+    default_scheduler: str
+    """Scheduler, unless the job says otherwise."""
+    schedulers: list[str]
+    """Schedulers that a job may name."""
+    served: bool | None
+    """Whether a live worker can run it. Null: Redis is away, so nobody can say."""
+    workers: list[ServingWorker] | None
+    """Live workers that serve it. Null: Redis is away, so nobody can say."""
+
+
+class QueueDepth(AnswerModel):
+    """One model's jobs of one lane, of all tenants."""
+
+    model: str
+    """Name of the model."""
+    lane: str = Field(description="`interactive`, or `bulk`: of batches, taken second.")
+    queued: int = Field(
+        description="Jobs that wait and may run: not those of paused batches or before their next "
+        "attempt."
+    )
+    running: int = Field(description="Jobs in workers' hands.")
+    oldest_age_seconds: float | None = Field(
+        description="How long the oldest of the queued jobs has waited, since its submission or "
+        "its last failure. Null: none waits."
+    )
+
+
+class WorkerStanding(StrEnum):
+    """A worker's state: its own, or `away`."""
+
+    STARTING = "starting"
+    WARMING = "warming"
+    READY = "ready"
+    BUSY = "busy"
+    DRAINING = "draining"
+    FAULTY = "faulty"
+    AWAY = "away"
+    """Not alive, but told to rest: should it come back, it takes no work."""
+
+
+class Size(AnswerModel):
+    """A size of pictures, in pixels."""
+
+    width: int
+    """In pixels."""
+    height: int
+    """In pixels."""
+
+
+class WorkerModel(AnswerModel):
+    """A model that the worker may serve."""
+
+    name: str
+    """Name of the model."""
+    state: ModelState
+    """`warm`: it makes images right away. `cold`: it is loaded when its jobs wait."""
+    rows: int | None = Field(description="Images in one GPU batch. Null: never loaded here.")
+    sizes: list[Size] = Field(description="What it is warmed for; other sizes work, too.")
+    content_hash: str | None = Field(description="SHA-256 over the checkpoint's files.")
+    memory_bytes: int | None = Field(description="What its weights take. Null: never loaded here.")
+
+
+class WorkerMemory(AnswerModel):
+    """The memory of all models that are loaded, in bytes."""
+
+    used: int | None
+    """What the loaded models take. Null: not known."""
+    limit: int | None = Field(description="Null: no limit, every model stays loaded.")
+
+
+class Drain(AnswerModel):
+    """The order to take no more work."""
+
+    requested_at: UtcTime
+    """When it was ordered."""
+    requested_by: str | None = Field(description="Id of the API key.")
+    drained_at: UtcTime | None = Field(
+        description="When nothing was left in its hands: now it can be stopped. Null: not yet."
+    )
+
+
+class WorkerLinks(AnswerModel):
+    """Where to go on from a worker."""
+
+    self: str
+    """This worker."""
+    drain: str
+    """POST here to have it take no more work."""
+    resume: str
+    """POST here to have it take work again."""
+
+
+class Worker(AnswerModel):
+    """A worker as it last announced itself."""
+
+    name: str = Field(description="Stable over restarts; also in the attempts of jobs.")
+    kind: WorkerKind | None = Field(
+        description="`gpu` makes pictures, on whatever device; `cpu` does everything else. "
+        "Null: away."
+    )
+    state: WorkerStanding = Field(
+        description="`away`: not alive, but told to rest when it comes back."
+    )
+    device: str | None
+    """Such as `NVIDIA H100` or `cpu`. Null: not known."""
+    models: list[WorkerModel]
+    """The models that it may serve. Empty for a `cpu` worker."""
+    jobs: int = Field(description="Jobs (of a `cpu` worker: tasks) in its hands.")
+    threads: int | None = Field(description="How many it can have in hand at once.")
+    memory: WorkerMemory
+    """Device memory that its models take, in bytes."""
+    dispatches: bool = Field(description="Whether it is the one that leads the dispatcher.")
+    lag: float | None = Field(
+        description="Seconds since its last heartbeat, by Redis's clock. Null: away."
+    )
+    version: str | None
+    """Version of its software. Null: away."""
+    started_at: UtcTime | None
+    """When the process started. Null: away."""
+    drain: Drain | None
+    """Set while it is to take no more work. Null: it may."""
+    links: WorkerLinks
+    """URLs of related resources. They need the API key."""

@@ -1,0 +1,1 @@
+"""What every slice of the API uses: authentication, errors, limits, serialization, health."""

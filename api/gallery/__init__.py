@@ -1,1 +1,0 @@
-"""Keeping pictures and throwing them away."""

@@ -1,1 +1,0 @@
-"""Whether the service lives and can work, and where its parts are."""

@@ -1,1 +1,0 @@
-"""API keys: make, list, revoke."""

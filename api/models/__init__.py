@@ -1,1 +1,0 @@
-"""The models that jobs can name."""

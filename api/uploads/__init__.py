@@ -1,1 +1,0 @@
-"""Pictures that clients send to start from."""

@@ -1,1 +1,0 @@
-"""What a key may use and has used: quotas, request rates, back-pressure."""

@@ -1,1 +1,0 @@
-"""The fleet: who is alive, what it does, and who is to rest."""

@@ -1,0 +1,1 @@
+"""For operators: drains of workers, and what waits over all tenants."""

@@ -1,0 +1,1 @@
+"""What every slice uses: settings, database, broker, storage, tenants, logs, metrics."""

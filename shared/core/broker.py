@@ -1,0 +1,349 @@
+"""Redis carries the work: every key and queue by name; publishing messages and events."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, Protocol
+from uuid import UUID
+
+from celery import Celery
+
+from shared.core.ids import to_wire
+from shared.core.logging import get_logger
+from shared.core.metrics import REDIS_UNREADABLE
+from shared.core.settings import Settings
+from shared.core.telemetry import message_headers
+
+GENERATE_TASK = "darkroom.generate"
+
+
+EMBED_TASK = "darkroom.embed"
+
+
+EMBED_PICTURE_TASK = "darkroom.embed_picture"
+
+
+DELIVER_TASK = "darkroom.deliver"
+
+
+EMBED_QUEUE = "embed"
+
+
+WEBHOOK_QUEUE = "webhooks"
+
+
+UNACKED = "unacked"
+"""kombu's hash of what is in workers' hands: tag -> JSON of [message, exchange, routing key]."""
+
+
+INTERACTIVE = "interactive"
+
+
+BULK = "bulk"
+
+
+LANES = (INTERACTIVE, BULK)
+"""In the order in which a worker takes them."""
+
+
+def generate_queue(model: str, lane: str) -> str:
+    """The queue that workers of this model take jobs of this lane from."""
+    return f"generate.{model}.{lane}"
+
+
+def events_key(job_id: UUID) -> str:
+    """A job's event stream."""
+    return f"darkroom:events:{to_wire('job', job_id)}"
+
+
+def wake_key(process: str) -> str:
+    """Read together with the events that an API process follows, to end that read."""
+    return f"darkroom:wake:{process}"
+
+
+def worker_key(name: str) -> str:
+    """A live worker's announcement."""
+    return f"darkroom:worker:{name}"
+
+
+STOP_CHANNEL = "darkroom:stop"
+"""Tells the worker that runs a job to look at the ledger now rather than at its next heartbeat."""
+
+
+WORKERS = "darkroom:workers"
+"""The index of `worker_key`s."""
+
+
+DRAIN_CHANNEL = "darkroom:drain"
+"""Tells a worker to ask the ledger now whether it is to rest."""
+
+
+NOTHING = "darkroom:nothing"
+"""A list that nobody fills. A worker that may take nothing waits here and looks again."""
+
+
+ETA = "darkroom:eta"
+"""What the leading dispatcher has measured; see `shared.eta`."""
+
+
+def loading_key(model: str) -> str:
+    """Held by the worker that loads a model on demand, so that not all of them do."""
+    return f"darkroom:loading:{model}"
+
+
+def embedding_key(model: str, text_sha256: str) -> str:
+    """A cached query embedding; 2: made of the parts that the model knows."""
+    return f"darkroom:embedding:2:{model}:{text_sha256}"
+
+
+def picture_key(request: str) -> str:
+    """Where a picture lies that a CPU worker is asked to embed."""
+    return f"darkroom:picture:{request}"
+
+
+def embedded_key(request: str) -> str:
+    """Where the answer to one request to embed is waited for."""
+    return f"darkroom:embedded:{request}"
+
+
+RATE_LIMIT_PREFIX = "darkroom:limits"
+"""Before the keys of `limits`, which counts requests per minute."""
+
+
+# kombu keeps a consumer's queues in a set, so its own `priority` strategy has no order to keep;
+# and sorted by name, bulk would come first.
+
+
+class InteractiveFirst:
+    """A kombu queue cycle (see `kombu.utils.scheduling`), named in the broker's settings."""
+
+    def __init__(self, it: list[str] | None = None) -> None:
+        self.items: list[str] = []
+        self.update(it or ())
+
+    def update(self, it: Iterable[str]) -> None:
+        """Take a new set of queues; those known keep their turn."""
+        queues = set(it)
+        kept = [queue for queue in self.items if queue in queues]
+        self.items = kept + sorted(queues.difference(kept))
+        self._sort()
+
+    def consume(self, n: int) -> list[str]:
+        """The first n queues to look at; BRPOP takes from the first that has a message."""
+        return self.items[:n]
+
+    def rotate(self, last_used: str) -> None:
+        """A queue that was served goes behind the others of its lane."""
+        if last_used in self.items:
+            self.items.remove(last_used)
+            self.items.append(last_used)
+            self._sort()
+
+    def _sort(self) -> None:
+        # Stable: within a lane the order is that of turns.
+        self.items.sort(key=lambda queue: not queue.endswith(f".{INTERACTIVE}"))
+
+
+# Whoever gets None goes on as if nothing had been there.
+
+_log = get_logger(__name__)
+
+
+def unreadable(what: str, error: Exception) -> None:
+    """Count something that was dropped, by what it should have been."""
+    REDIS_UNREADABLE.labels(what).inc()
+    _log.warning("unreadable_in_redis", what=what, error=type(error).__name__)
+
+
+def read_object(what: str, text: bytes | str) -> dict[str, Any] | None:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise TypeError(type(value).__name__)
+    except (ValueError, TypeError, RecursionError) as error:
+        unreadable(what, error)
+        return None
+    return value
+
+
+def read_id(what: str, value: object) -> UUID | None:
+    """A row's id, in whatever has arrived in its place."""
+    try:
+        return UUID(value.decode() if isinstance(value, bytes) else str(value))
+    except ValueError as error:
+        unreadable(what, error)
+        return None
+
+
+def job_of(message: bytes | str, *, in_hand: bool = False) -> UUID | None:
+    """The job that a queued Celery message is about: its task id.
+
+    Not counted: the same messages are looked at again and again, and are dropped by who takes them.
+    """
+    try:
+        value = json.loads(message)
+        return UUID((value[0] if in_hand else value)["headers"]["id"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def celery_app(settings: Settings) -> Celery:
+    """The Celery application, with the settings that the ledger's promises rest on."""
+    app = Celery("darkroom", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        # A message is acknowledged when its job has reached the ledger again, not before.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        # Results are rows; nothing is kept in Redis.
+        task_ignore_result=True,
+        # On a Redis blip the running job goes on; cancelling it would only waste the GPU.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=settings.shutdown_grace.total_seconds(),
+        # Only Flower reads them (docs/observability.md); each job makes four.
+        worker_send_task_events=settings.task_events,
+        task_send_sent_event=settings.task_events,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": int(settings.visibility_timeout.total_seconds()),
+            "queue_order_strategy": "shared.core.broker:InteractiveFirst",
+            "socket_timeout": 10,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            # A submission must not hang on a dead Redis: the dispatcher publishes it later.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_max": 0.2,
+        },
+        task_create_missing_queues=True,
+        task_serializer="json",
+        accept_content=["json"],
+        timezone="UTC",
+    )
+    return app
+
+
+def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any) -> None:
+    """Hand a queued job to the workers of its model, with the request and trace it belongs to.
+
+    Safe to repeat: a second message finds nothing to claim.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    app.send_task(
+        GENERATE_TASK,
+        args=[str(job_id)],
+        # The message's own id is the job's, so that a queue can be compared with the ledger.
+        task_id=str(job_id),
+        queue=generate_queue(model, lane),
+        headers=message_headers() | headers,
+        retry=False,
+        ignore_result=True,
+    )
+
+
+def publish_jobs(app: Celery, job_ids: Iterable[UUID], model: str, lane: str) -> None:
+    """Hand many queued jobs to the workers of their model, in one round trip to Redis.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached; some may be there.
+    """
+    queue = generate_queue(model, lane)
+    with app.producer_or_acquire() as producer, producer.batch():
+        for job_id in job_ids:
+            app.send_task(
+                GENERATE_TASK,
+                args=[str(job_id)],
+                task_id=str(job_id),
+                queue=queue,
+                producer=producer,
+                retry=False,
+                ignore_result=True,
+            )
+
+
+def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
+    """Hint to the CPU workers that these webhook deliveries are due.
+
+    Safe to repeat and to leave out: the ledger knows what is due, and the dispatcher asks it.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    headers = message_headers()
+    for delivery_id in delivery_ids:
+        app.send_task(
+            DELIVER_TASK,
+            args=[str(delivery_id)],
+            queue=WEBHOOK_QUEUE,
+            headers=headers,
+            retry=False,
+            ignore_result=True,
+        )
+
+
+def publish_picture(
+    app: Celery, model: str, picture_key: str, reply_key: str, seconds: float
+) -> None:
+    """Ask a CPU worker for the embedding of the picture at `picture_key`; see `publish_embedding`.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    app.send_task(
+        EMBED_PICTURE_TASK,
+        args=[model, picture_key, reply_key],
+        queue=EMBED_QUEUE,
+        expires=seconds,
+        retry=False,
+        ignore_result=True,
+    )
+
+
+def publish_embedding(app: Celery, model: str, text: str, reply_key: str, seconds: float) -> None:
+    """Ask a CPU worker for a text's embedding; it pushes its answer to the list `reply_key`.
+
+    After `seconds` nobody waits any more, and a worker that comes later drops the request.
+
+    Raises:
+        kombu.exceptions.OperationalError: Redis cannot be reached.
+    """
+    app.send_task(
+        EMBED_TASK,
+        args=[model, text, reply_key],
+        queue=EMBED_QUEUE,
+        expires=seconds,
+        retry=False,
+        ignore_result=True,
+    )
+
+
+# Fields of an entry: ``type`` (``job`` | ``progress`` | ``preview`` | ``image``) and ``data``
+# (JSON). The stream is a convenience; the ledger is the truth, and a reader that finds no stream
+# falls back to it. Entry ids are Redis's own, so a reader that gives back the last one goes on
+# after it.
+
+MAX_ENTRIES = 600
+"""About 150 s of progress at 4 a second, half with previews; older entries only repeat what newer
+ones say."""
+
+
+TTL_SECONDS = 3600
+"""After its last event a stream is kept for late readers, then Redis drops it."""
+
+
+class _Pipeline(Protocol):
+    def xadd(self, name: str, fields: Any, *, maxlen: int, approximate: bool) -> Any: ...
+    def expire(self, name: str, time: int) -> Any: ...
+
+
+def append_event(pipeline: _Pipeline, job_id: UUID, kind: str, data: dict[str, Any]) -> None:
+    """Queue one event on a redis-py pipeline, sync or async; the caller executes it."""
+    key = events_key(job_id)
+    entry = {"type": kind, "data": json.dumps(data, separators=(",", ":"))}
+    pipeline.xadd(key, entry, maxlen=MAX_ENTRIES, approximate=True)
+    pipeline.expire(key, TTL_SECONDS)

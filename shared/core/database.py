@@ -1,0 +1,240 @@
+"""Connections to Postgres: one driver, the same statements, async in the API, sync in workers."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    DateTime,
+    Engine,
+    MetaData,
+    and_,
+    bindparam,
+    create_engine,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    InstrumentedAttribute,
+    Session,
+    mapped_column,
+    sessionmaker,
+)
+from sqlalchemy.sql.selectable import Select
+
+from shared.core.ids import new_id
+from shared.core.metrics import watch_database
+from shared.core.settings import Settings
+
+_SESSION = {
+    # A statement in this system takes milliseconds; one that takes 30 s is a fault.
+    "statement_timeout": "30s",
+    # Less than a lease: a process frozen inside a transaction must not keep its row locks longer.
+    "idle_in_transaction_session_timeout": "15s",
+    # The server, too, notices a vanished client within seconds: its locks are others' waiting.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "client_connection_check_interval": "5s",
+}
+
+
+_CONNECT_ARGS = {
+    "connect_timeout": 2,
+    "application_name": "darkroom",
+    # A half-open connection is noticed within seconds instead of the kernel's two hours.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
+}
+
+
+_READ_ONLY = "25006"
+"""SQLSTATE of a write to a standby: what a failover looks like from a client that came early."""
+
+
+def open_engine(
+    settings: Settings, pool_size: int | None = None, *, pre_ping: bool = True
+) -> Engine:
+    """A pooled synchronous engine, for workers and commands.
+
+    `pre_ping` asks at each transaction whether the connection still lives, at the price of a round
+    trip. Who tries again after an outage anyway can do without.
+    """
+    engine = create_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=pool_size or settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        pool_pre_ping=pre_ping,
+        connect_args=_CONNECT_ARGS,
+    )
+    watch_database(engine)
+    return engine
+
+
+def open_async_engine(settings: Settings) -> AsyncEngine:
+    """A pooled asynchronous engine, for the API."""
+    engine = create_async_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=settings.database_timeout.total_seconds(),
+        pool_pre_ping=False,
+        connect_args=_CONNECT_ARGS,
+    )
+    watch_database(engine.sync_engine)
+    return engine
+
+
+def session_factory(engine: Engine) -> sessionmaker[Session]:
+    """Sessions whose objects stay readable after the commit."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def one_statement(database: sessionmaker[Session]) -> Iterator[Session]:
+    """A session whose every statement is a transaction of its own: one round trip, not three."""
+    with database() as session:
+        session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        yield session
+
+
+@contextmanager
+def unhurried(engine: Engine) -> Iterator[Connection]:
+    """A connection in autocommit without the limit on a statement's time: to build an index takes
+    minutes where there are many rows."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        try:
+            yield connection
+        finally:
+            # The next user of the connection is to have the limit again.
+            connection.execute(text("RESET statement_timeout"))
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether trying again later can help: Postgres is away, restarting, full, or was cut off.
+
+    A deadlock and a timeout count, too: the transaction was rolled back whole. After an outage the
+    outcome of a COMMIT is unknown; the statements of the ledger can all be asked again.
+    """
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) == _READ_ONLY
+
+
+class Base(DeclarativeBase):
+    """Constraint names follow one convention, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+Id = Annotated[UUID, mapped_column(primary_key=True, default=new_id)]
+
+
+Instant = Annotated[datetime, mapped_column(DateTime(timezone=True))]
+
+
+CreatedAt = Annotated[
+    datetime, mapped_column(DateTime(timezone=True), server_default=func.clock_timestamp())
+]
+
+
+Json = Annotated[dict[str, Any], mapped_column(JSONB)]
+
+
+def only(
+    column: InstrumentedAttribute[str], value: str | InstrumentedAttribute[str]
+) -> ColumnElement[bool]:
+    """``column = value``, said as a range, for lists that are ordered by the column and then by id.
+
+    With an equality Postgres may go through all rows by their primary key and throw away those of
+    others, in the belief that the wanted ones are spread evenly: a session that rests takes as long
+    as everything that came after it. A range in this order is served by the column's own index.
+    """
+    return and_(column >= value, column <= value)
+
+
+# To build one takes several times as long as to run it, so those on the paths of every job and
+# every search are kept, with names in place of their values.
+
+P = ParamSpec("P")
+
+
+S = TypeVar("S", bound=Select[*tuple[Any, ...]])
+
+
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class BuiltOnce(Generic[P, S]):
+    """A function that builds a statement, and what it has built for its latest arguments.
+
+    A statement is compiled before any thread gets it. SQLAlchemy (2.1) fills some of a statement's
+    indices of columns at its first compilation, without a lock: two threads that compile the same
+    new one at once can end with SQL that joins a table to itself, and keep it for good.
+    """
+
+    def __init__(self, build: Callable[P, S], at_most: int | None) -> None:
+        def build_and_compile(*args: P.args, **kwargs: P.kwargs) -> S:
+            statement = build(*args, **kwargs)
+            statement.compile(dialect=_DIALECT)
+            return statement
+
+        kept = lru_cache(at_most)(build_and_compile)
+        self._kept = cast("Callable[P, S]", kept)
+        self._forget = kept.cache_clear
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> S:
+        """The statement for these arguments, which must be hashable."""
+        with _ONE_AT_A_TIME:
+            return self._kept(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Build anew from now on."""
+        with _ONE_AT_A_TIME:
+            self._forget()
+
+
+def built_once(at_most: int | None = None) -> Callable[[Callable[P, S]], BuiltOnce[P, S]]:
+    """Keep what the function builds, for the latest `at_most` arguments where there may be many."""
+    return lambda build: BuiltOnce(build, at_most)
+
+
+def given(name: str, type_: Any) -> BindParameter[Any]:
+    """A value that comes with `with_given`."""
+    return bindparam(f"given_{name}", type_=type_)
+
+
+def with_given(statement: S, **values: Any) -> S:
+    """A statement that was built once, with the values of this time."""
+    return statement.params({f"given_{name}": value for name, value in values.items()})

@@ -1,0 +1,1 @@
+"""Requests to URLs that users give, through the one guard against reaching inside."""

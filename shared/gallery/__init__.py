@@ -1,1 +1,0 @@
-"""What was made and from what: sessions, prompts, images, uploads."""

@@ -1,1 +1,0 @@
-"""Redis carries the work; every key and queue is named in `shared.queue.names`."""

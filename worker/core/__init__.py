@@ -1,0 +1,1 @@
+"""What every worker process is made of: its consumer, its name, its heartbeat, its metrics."""

@@ -1,0 +1,236 @@
+"""Keep Celery's consumer alive whatever Redis does: away, read-only, full, or full of nonsense.
+
+What Redis holds is a hint. A message that can be neither acknowledged nor given back does no harm:
+it is delivered again some day, and finds nothing to claim. One that cannot be read is dropped and
+counted. And a Redis that answers with a refusal (READONLY after a failover, MISCONF on a full
+disk, OOM) is away like one that does not answer: kombu and Celery 5.7 tell the two apart, and stop
+the worker, warmed models and all, for a refusal.
+"""
+
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from queue import Empty
+from typing import Any
+
+from celery import Celery, signals
+from celery.apps import worker as celery_worker
+from celery.platforms import SecurityWarning
+from celery.worker.consumer import Consumer
+from celery.worker.request import Request
+from kombu.transport import virtual
+from kombu.transport.redis import Channel, QoS, Transport
+from redis.exceptions import RedisError
+
+from shared.core.broker import unreadable
+from shared.core.logging import get_logger
+
+log = get_logger(__name__)
+
+
+_PAUSE_SECONDS = 1.0
+"""Between two questions to a Redis that can be reached and refuses."""
+
+
+class LedgerConsumer(Consumer):  # type: ignore[misc]
+    """Asks a Redis that refuses once a second."""
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """As Celery's, which leaves no pause where the connection itself stands."""
+        super().on_connection_error_before_connected(exc)
+        threading.Event().wait(_PAUSE_SECONDS)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """As Celery's, and counted."""
+        unreadable("message", exc)
+        super().on_decode_error(message, exc)
+
+
+class LedgerRequest(Request):  # type: ignore[misc]
+    """A request whose acknowledgement may fail for whatever reason; it is logged.
+
+    Celery's thread pool hears no error of these callbacks: the slot would be taken for ever.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._connection_errors = (Exception,)
+
+    def on_accepted(self, *args: Any, **options: Any) -> None:
+        """A thread takes it; Celery's statistics of it are not worth failing for."""
+        try:
+            super().on_accepted(*args, **options)
+        except Exception as error:
+            unreadable("message", error)
+
+    def on_failure(self, *args: Any, **options: Any) -> Any:
+        """As Celery's, and the slot is free whatever comes of it."""
+        try:
+            return super().on_failure(*args, **options)
+        except Exception as error:
+            log.warning("failure_not_handled", error=type(error).__name__)
+            return self.acknowledge()
+
+
+class LedgerQoS(QoS):
+    """Counts what is in hand by itself: no answer of Redis can keep a slot taken."""
+
+    def append(self, message: Any, delivery_tag: Any) -> None:
+        """A message was received. A full Redis has given it out, and cannot note to whom."""
+        try:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            log.warning("message_not_noted", error=type(error).__name__)
+            virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def ack(self, delivery_tag: Any) -> None:
+        """Free the slot, whether or not Redis can forget the message now."""
+        self._free(delivery_tag, self._forget)
+
+    def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        """Free the slot, whether or not Redis can take the message back now."""
+        back = partial(self.restore_by_tag, leftmost=True)
+        self._free(delivery_tag, back if requeue else self._forget)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """As kombu's; an entry of the hash that is no message is removed."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError):
+            raise
+        except Exception as error:
+            unreadable("message", error)
+            self._forget(tag)
+
+    def restore_unacked_once(self, *args: Any, **options: Any) -> None:
+        """As kombu's, but it never raises.
+
+        When Redis goes away while jobs are in hand, their messages are nobody's, and kombu's
+        collected connection raises an AttributeError.
+        """
+        try:
+            super().restore_unacked_once(*args, **options)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            log.warning("messages_not_given_back", error=type(error).__name__)
+
+    def _free(self, delivery_tag: Any, tell_redis: Callable[[Any], None]) -> None:
+        try:
+            tell_redis(delivery_tag)
+        except Exception as error:
+            log.warning("message_not_settled", error=type(error).__name__)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def _forget(self, delivery_tag: Any) -> None:
+        """Without MULTI, in which a full Redis refuses even what gives memory back.
+
+        In this order: kombu clears up an entry of the index without a message, not the reverse.
+        """
+        with (
+            self.channel.conn_or_acquire() as client,
+            client.pipeline(transaction=False) as pipeline,
+        ):
+            pipeline.hdel(self.unacked_key, delivery_tag)
+            pipeline.zrem(self.unacked_index_key, delivery_tag)
+            pipeline.execute()
+
+
+class LedgerChannel(Channel):
+    """Reads messages, and drops what is none."""
+
+    QoS = LedgerQoS
+
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Callable[[Any], Any], *args: Any, **options: Any
+    ) -> Any:
+        """As kombu's; what the consumer cannot make sense of is dropped, and holds no slot."""
+
+        def receive(message: Any) -> Any:
+            try:
+                return callback(message)
+            except Exception as error:
+                unreadable("message", error)
+                if not no_ack:
+                    self.basic_ack(message.delivery_tag)  # type: ignore[no-untyped-call]
+                return None
+
+        return super().basic_consume(queue, no_ack, receive, *args, **options)  # type: ignore[no-untyped-call]
+
+    def _brpop_read(self, **options: Any) -> Any:
+        with _dropping_the_unreadable():
+            super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+        return True
+
+    def _receive(self) -> Any:
+        with _dropping_the_unreadable():
+            super()._receive()  # type: ignore[no-untyped-call]
+        return True
+
+
+@contextmanager
+def _dropping_the_unreadable() -> Iterator[None]:
+    try:
+        yield
+    except (Empty, RedisError, OSError):
+        raise
+    except Exception as error:
+        unreadable("message", error)
+
+
+@signals.task_rejected.connect
+@signals.task_unknown.connect
+def _count(exc: Exception | None = None, **_: Any) -> None:
+    """Celery has dropped a message that is none, of no task of ours, or not as its task's are."""
+    unreadable("message", exc or ValueError())
+
+
+def harden(app: Celery) -> None:
+    """Let this process's consumers outlive a Redis that is lost, refuses or holds nonsense."""
+    app.conf.worker_consumer = f"{__name__}:{LedgerConsumer.__name__}"
+    app.Task.Request = f"{__name__}:{LedgerRequest.__name__}"
+    Transport.Channel = LedgerChannel
+    Transport.connection_errors = (*Transport.connection_errors, RedisError)
+
+
+_say = celery_worker.safe_say
+
+
+def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None:
+    """Take messages from these queues, in this order, until SIGTERM or SIGINT.
+
+    Blocks. On a signal no more is taken; the call returns when the tasks in hand have ended.
+    """
+    harden(app)
+    celery_worker.safe_say = _say_no_farewell
+    # Ctrl-C reaches the whole process group; Celery must treat it like SIGTERM, once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Celery warns root because of pickled messages; this broker carries JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    app.worker_main(
+        [
+            "--quiet",
+            "worker",
+            "--pool=threads",
+            f"--concurrency={threads}",
+            f"--queues={','.join(queues)}",
+            f"--hostname={name}@%h",
+            "--without-gossip",
+            "--without-mingle",
+        ]
+    )
+
+
+def _say_no_farewell(message: str, stream: Any = sys.__stderr__) -> None:
+    """Celery announces its end on stdout, where a reader of logs expects events; what it writes to
+    stderr (its threads' stacks, at SIGUSR1) somebody has asked for."""
+    if stream is not sys.__stdout__:
+        _say(message, stream)
+
+
+@signals.setup_logging.connect
+def _keep_our_logging(**_: object) -> None:
+    """Being connected is enough: Celery then leaves the logging as it is."""

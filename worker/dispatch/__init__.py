@@ -1,1 +1,0 @@
-"""Work on jobs in nobody's hands: the dispatcher, its duties, and what these are made of."""

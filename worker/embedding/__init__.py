@@ -1,1 +1,0 @@
-"""Embed prompts, queries and pictures, and embed them anew when the model changes."""

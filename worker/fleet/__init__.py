@@ -1,1 +1,0 @@
-"""A worker among others: its name, what it announces of itself, and how it is drained."""

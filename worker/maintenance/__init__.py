@@ -1,0 +1,1 @@
+"""What one leading CPU worker does for the whole system, again and again."""

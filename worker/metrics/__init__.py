@@ -1,1 +1,0 @@
-"""What workers count for Prometheus, beside what they share with the API."""

@@ -1,1 +1,0 @@
-"""How messages are taken from Redis: which queues may be read now, and what is acknowledged."""

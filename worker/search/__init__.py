@@ -1,0 +1,1 @@
+"""Embed prompts, queries and images, and embed them anew when the model changes."""
