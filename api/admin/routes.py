@@ -1,4 +1,4 @@
-"""HTTP of API keys."""
+"""HTTP of keys, usage, models, queues and workers."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""What clients send and get for API keys."""
+"""What clients send and get for keys, usage, models, queues and workers."""
 
 from datetime import datetime
 from enum import StrEnum

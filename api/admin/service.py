@@ -1,4 +1,4 @@
-"""What a key has used and what is left."""
+"""What a key has used, which models there are, and how deep the queues are."""
 
 import asyncio
 import time

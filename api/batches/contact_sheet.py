@@ -1,4 +1,4 @@
-"""What a contact sheet is made of."""
+"""A batch at a glance: its images' thumbnails with their names, as one WebP."""
 
 import asyncio
 import io

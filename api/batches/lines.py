@@ -1,4 +1,4 @@
-"""A line of a batch to its jobs: defaults, expansion, and the same rules as POST /v1/jobs."""
+"""A line of a batch to its planned jobs, and those to rows of PostgreSQL's COPY."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What can be wrong with a batch's input: in one line, or with the file as a whole."""
+"""What is wrong with a batch's input, by line, and the report that says so."""
 
 import json
 import zlib

@@ -1,4 +1,4 @@
-"""What a body may be: strict JSON, parsed into a model that refuses what it does not know."""
+"""Request bodies: strict JSON into models that refuse what they do not know, and one file."""
 
 import json
 from collections.abc import Awaitable, Callable

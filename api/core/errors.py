@@ -1,4 +1,4 @@
-"""A problem: what ends a request, and what it says of the fields that are to blame."""
+"""Problems (RFC 9457): what ends a request, how it is answered, how OpenAPI shows it."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: its id, its security headers, its last resort."""
+"""ASGI middleware around every request: id, security headers, last resort, metrics, traces."""
 
 import asyncio
 import contextlib

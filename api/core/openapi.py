@@ -1,4 +1,4 @@
-"""The version of this software."""
+"""The version of this software, and its OpenAPI document."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""Who acts: the key behind a request, its tenant, and what it may do."""
+"""Who acts: the key behind a request, its tenant and scopes; and the keys seen lately."""
 
 import asyncio
 import time

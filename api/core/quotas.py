@@ -1,4 +1,4 @@
-"""Requests per minute: count each request of a key that has such a quota."""
+"""May this key queue this work now? Request rates, back-pressure and quotas."""
 
 import asyncio
 import math

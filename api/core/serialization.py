@@ -1,4 +1,4 @@
-"""What all answers share: times in UTC, pages with cursors, links, and JSON sent as it is."""
+"""What all answers share: times, pages, cursors, JSON; and query parameters nobody declared."""
 
 import base64
 import binascii

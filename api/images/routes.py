@@ -1,4 +1,4 @@
-"""HTTP of images."""
+"""HTTP of images, uploads, stars and deletion."""
 
 from contextlib import nullcontext
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""What clients send and get for images."""
+"""What clients send and get for images, uploads and sessions."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""The rules of images: find them, show them, read their files."""
+"""The rules of images and uploads: check, re-encode, keep, find, show, read."""
 
 import contextlib
 from typing import Any

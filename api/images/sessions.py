@@ -1,4 +1,4 @@
-"""Where a page of sessions ended, as the text that clients give back."""
+"""The rules of sessions: list them, look at one, go through its history."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""Initial images by URL: fetched once, at submission, through the guard for users' URLs.
+"""Where img2img starts: an upload, an earlier image, data in the request, or a URL.
 
 At submission and not in a worker, so that a wrong URL is an answer and not a failed job, and so
 that the job's row names the very bytes (their SHA-256) before it runs: what the URL shows tomorrow

@@ -1,4 +1,4 @@
-"""The size of an img2img job whose request leaves it open: the initial image's shape decides."""
+"""What a submission means: size, defaults and limits of the model, and the seed of every image."""
 
 import math
 import secrets

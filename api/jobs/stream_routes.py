@@ -1,4 +1,4 @@
-"""Stream tickets: short-lived links to one job's events, for a browser's `EventSource`.
+"""HTTP of jobs' event streams, and the tickets that let a browser open one.
 
 `EventSource` sends no Authorization header, and a key has no place in a URL. A ticket has: it is
 good for the events of one job and for minutes, and it ends with the key that asked for it. It is

@@ -1,4 +1,4 @@
-"""Vectors of queries: remembered here, cached in Redis, made by a CPU worker over Celery."""
+"""Vectors of queries and images: remembered, cached in Redis, made by a CPU worker."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Prompts for a system that has made nothing yet: they fit the world of the demo model."""
+"""Recommendations: gather near and successful prompts, rank them, fill up with starters."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The query parameters of searches: the text, and filters, `metadata.<key>=` among them."""
+"""HTTP of search and recommendations, and their query parameters."""
 
 import unicodedata
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""What clients get from a search."""
+"""What clients get from searches and as recommendations."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""How many prompts a tenant has and which words are common among them, remembered for a while."""
+"""The rules of search: embed, choose how to look, and go through the pages."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Check the URLs that clients register, and make the `webhook` column of jobs and batches."""
+"""The rules of webhook endpoints and secrets: check, register, change, rotate, test."""
 
 from collections.abc import Sequence
 from datetime import timedelta

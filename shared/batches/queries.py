@@ -1,4 +1,4 @@
-"""SQL of batches: pure builders, executed by the async and the sync side alike.
+"""Queries of batches, executed by the async and the sync side alike.
 
 What changes jobs is in `shared.jobs.queries`. Whoever changes a batch and its jobs in one
 transaction takes the batch's row lock first, so that two such transactions never wait in a circle.

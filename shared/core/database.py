@@ -1,4 +1,4 @@
-"""Connections to Postgres: one driver, the same statements, async in the API, sync in workers."""
+"""Postgres: connections, the base of every table, and queries that are built once."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Images inside JSON: `data:image/png;base64,…` (RFC 2397), bounded before it is decoded."""
+"""One untrusted image in, a file or a data URL; one clean RGB PNG out, or a typed refusal."""
 
 import base64
 import binascii

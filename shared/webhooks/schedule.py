@@ -1,4 +1,4 @@
-"""When a delivery is tried again: pure functions of counts and durations, with no clock inside.
+"""When a delivery is tried again, and where webhooks may be sent.
 
 The gaps are those that the Standard Webhooks specification (1.0.0, "Deliverability and
 reliability") gives as its example: ten attempts over about 75.6 hours.

@@ -1,4 +1,4 @@
-"""Keep Celery's consumer alive whatever Redis does: away, read-only, full, or full of nonsense.
+"""Celery's worker inside this process, kept alive whatever Redis does or holds.
 
 What Redis holds is a hint. A message that can be neither acknowledged nor given back does no harm:
 it is delivered again some day, and finds nothing to claim. One that cannot be read is dropped and

@@ -1,4 +1,4 @@
-"""Pixels to files: PNG with its receipt inside, WebP, JPEG, and the thumbnail."""
+"""The end of a job: encode its images, upload them, and commit everything in one transaction."""
 
 import hashlib
 import io

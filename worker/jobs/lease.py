@@ -1,4 +1,4 @@
-"""The jobs in this process's hands, and the thread that keeps their leases alive.
+"""The jobs in this process's hands: the thread that renews their leases, and cancellation.
 
 A lease that cannot be renewed is not given up at once: Postgres may be restarting. It is lost when
 the ledger says so, and then the job stops at its next step.

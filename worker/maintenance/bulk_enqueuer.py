@@ -1,4 +1,4 @@
-"""Whose bulk job is next: each key gets its share of the work, then its batches take turns.
+"""Feed bulk jobs to their queues: a few at a time, each key its share, its batches in turn.
 
 Start-time fair queueing (Goyal, Vin, Cheng 1996) over API keys: a key's clock advances by the
 cost of what it was given, and the key whose clock is furthest behind is next. With jobs of equal

@@ -1,4 +1,4 @@
-"""What a model's weights will take, before it was ever loaded here: the size of its files."""
+"""Which of a worker's models are loaded, under a limit on their memory."""
 
 import gc
 import threading

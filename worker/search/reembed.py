@@ -1,4 +1,4 @@
-"""Tend the embedding models: make their indexes, embed prompts anew after a change of model.
+"""Keep embeddings current: indexes, prompts after a change of model, and images.
 
 The prompts themselves say how far it has come: each has its model's name beside its vector. So it
 can be stopped anywhere, and any leader goes on with it. Searches ask in every model that prompts

@@ -1,4 +1,4 @@
-"""One request to a webhook's receiver: what is sent, and what its answer means."""
+"""One request to a webhook's receiver: what is sent, what its answer means, what is recorded."""
 
 import random
 from collections.abc import Sequence

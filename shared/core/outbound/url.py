@@ -1,4 +1,4 @@
-"""Why a request to a user's URL was not made or did not end: one type per cause, stable codes.
+"""Take a user's URL apart strictly, once; and why a request to it failed.
 
 The tree, drawn once::
 
