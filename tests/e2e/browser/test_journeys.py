@@ -141,8 +141,8 @@ def test_an_error_is_told_in_plain_words(browsers: Browsers) -> None:
         page.settings(width=130)
         page.field("form-prompt").fill("a lake")
         page.button("Generate").click()
-        expect(page.page.get_by_text("Darkroom does not take these settings.")).to_be_visible()
-        expect(page.page.get_by_text("multiple of 8")).to_be_visible()
+        expect(page.page.get_by_text("These settings cannot be used.")).to_be_visible()
+        expect(page.page.get_by_text("A multiple of 8, not 130.").first).to_be_visible()
         expect(page.field("form-prompt")).to_have_value("a lake")
 
 
