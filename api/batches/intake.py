@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData
 
+from api.batches.columns import Columns
 from api.batches.ingest import Submission
 from api.batches.reading import FileFormat, Line, read_file, read_list
 from api.batches.schemas import BatchOptions, BatchSubmission
@@ -30,7 +31,7 @@ from shared.core.storage import ObjectMissing
 _OPERATION = "POST /v1/batches"
 _MAX_FIELD_BYTES = 1024 * 1024
 _MAX_FIELDS = 16
-_TEXT_FIELDS = frozenset({"on_error", "session_id"})
+_TEXT_FIELDS = frozenset({"on_error", "session_id", "template"})
 """Form fields that are text; the others are JSON."""
 _IN_MEMORY = 1024 * 1024
 _BLOCK = 1024 * 1024
@@ -88,12 +89,18 @@ async def _receive_json(
     opened = ExitStack()
     if asked.upload_id is None:
         submission = Submission(asked, webhook, "json", print_, key)
-        return Received(submission, read_list(asked.items or ()), opened)
+        return Received(submission, read_list(asked.items or (), _columns(asked)), opened)
     file, name = await _open_upload(resources, principal, asked.upload_id)
     opened.callback(file.close)
     form = asked.format or _format_of(name, "")
     submission = Submission(asked, webhook, form, print_, key)
-    return Received(submission, read_file(file, form), opened)
+    return Received(submission, read_file(file, form, _columns(asked)), opened)
+
+
+def _columns(options: BatchOptions) -> Columns | None:
+    if options.template is None and not options.columns:
+        return None
+    return Columns(options.template, options.columns, alternatives=options.templates)
 
 
 def _parse_body(body: bytes, limit: int) -> tuple[BatchSubmission, bytes]:
@@ -148,7 +155,8 @@ async def _receive_form(request: Request, resources: Resources, key: str | None)
     digest = await on_thread(sha256_of, file)
     print_ = await on_thread(_fingerprint, [kind, meaning], digest)
     submission = Submission(options, webhook, kind, print_, key)
-    return Received(submission, read_file(file, kind), ExitStack())  # the form closes its file
+    lines = read_file(file, kind, _columns(options))
+    return Received(submission, lines, ExitStack())  # the form closes its file
 
 
 def _read_options(form: FormData) -> tuple[BatchOptions, dict[str, Any]]:

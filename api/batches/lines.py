@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from api.batches.columns import fill
 from api.batches.expansion import Expander
 from api.batches.reading import Line
 from api.batches.report import FileRefused, LineRefused
@@ -84,8 +85,9 @@ class LineChecker:
         names: list[str] = []
         for number, variant in enumerate(expansion.jobs, 1):
             names.append(name if expansion.count == 1 else f"{name}-{number}")
-            self._charge(variant)
-            yield self._plan(line.number, names[-1], variant)
+            job = _filled(variant, line.values)
+            self._charge(job)
+            yield self._plan(line.number, names[-1], job)
         self._take(names)
         self._expander.room -= len(names)
 
@@ -149,6 +151,13 @@ class LineChecker:
             finish_within=asked.finish_within,
             webhook=webhook,
         )
+
+
+def _filled(fields: dict[str, Any], values: tuple[str, ...]) -> dict[str, Any]:
+    prompt = fields.get("prompt")
+    if not values or not isinstance(prompt, str):
+        return fields
+    return fields | {"prompt": fill(prompt, values)}
 
 
 _NULL = "\\N"

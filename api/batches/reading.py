@@ -5,15 +5,23 @@ Everything is read line by line from a file on disk; the longest line bounds the
 
 import csv
 import gzip
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, BinaryIO, Literal, Protocol
 
 from pydantic_core import from_json
 
+from api.batches.columns import (
+    FIELDS,
+    METADATA,
+    Columns,
+    column_name,
+    convert,
+    list_fields,
+    no_such_field,
+    put,
+)
 from api.batches.report import FileRefused, LineRefused
 
 MAX_LINES = 50_000
@@ -28,22 +36,8 @@ FileFormat = Literal["jsonl", "csv"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_INTEGERS = frozenset({"seed", "num_images", "width", "height", "steps"})
-_NUMBERS = frozenset({"guidance_scale", "strength", "start_within", "finish_within"})
-_JSON = frozenset({"seeds", "metadata", "matrix", "zip", "previews"})
-_TEXTS = frozenset(
-    {
-        *("custom_id", "prompt", "negative_prompt", "scheduler", "model", "session_id"),
-        *("init_image", "resize_mode", "output_format"),
-    }
-)
 _LITTLE_UTF16, _BIG_UTF16 = [False, True, False, True], [True, False, True, False]
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_INTEGER = re.compile(r"[+-]?[0-9]{1,20}", re.ASCII)
-_NUMBER = re.compile(r"[+-]?[0-9]{1,40}(?:\.[0-9]{0,40})?(?:[eE][+-]?[0-9]{1,4})?", re.ASCII)
-_COLUMNS = _INTEGERS | _NUMBERS | _JSON | _TEXTS
-_METADATA = "metadata."
-"""Prefix of CSV columns that are one key of the metadata."""
 
 
 @dataclass(slots=True)
@@ -53,14 +47,18 @@ class Line:
     number: int
     fields: dict[str, Any] | None
     refusal: LineRefused | None = None
+    values: tuple[str, ...] = ()
+    """What goes into its prompt, if that is a template over columns."""
 
 
 class _Lines(Protocol):
     def readline(self, size: int, /) -> bytes: ...
 
 
-def read_file(file: BinaryIO, form: FileFormat) -> Iterator[Line]:
+def read_file(file: BinaryIO, form: FileFormat, columns: Columns | None = None) -> Iterator[Line]:
     """The lines of a file, in order; blank ones are left out but counted in the numbers.
+
+    Without `columns` each column or key is the field of its name.
 
     Raises:
         FileRefused: while iterating, where the file cannot be read on.
@@ -69,7 +67,9 @@ def read_file(file: BinaryIO, form: FileFormat) -> Iterator[Line]:
     is_gzip = file.read(2) == _GZIP_MAGIC
     file.seek(0)
     source: _Lines = _Gunzipped(file) if is_gzip else file
-    return read_csv(source) if form == "csv" else read_jsonl(source)
+    if form == "csv":
+        return read_csv(source, columns)
+    return _mapped(read_jsonl(source), columns)
 
 
 def _check_encoding(start: bytes) -> None:
@@ -88,10 +88,22 @@ def _check_encoding(start: bytes) -> None:
     raise FileRefused("unsupported_encoding", f"The file is {encoding}; save it as UTF-8.", 1)
 
 
-def read_list(items: Iterable[Any]) -> Iterator[Line]:
+def read_list(items: Iterable[Any], columns: Columns | None = None) -> Iterator[Line]:
     """The entries of a JSON body's list."""
-    for number, item in enumerate(items, 1):
-        yield _as_line(number, item)
+    return _mapped((_as_line(number, item) for number, item in enumerate(items, 1)), columns)
+
+
+def _mapped(lines: Iterator[Line], columns: Columns | None) -> Iterator[Line]:
+    if columns is None:
+        yield from lines
+        return
+    for line in lines:
+        if line.fields is not None:
+            try:
+                line.fields, line.values = columns.read_object(line.fields)
+            except LineRefused as refusal:
+                line.fields, line.refusal = None, refusal
+        yield line
 
 
 def read_jsonl(source: _Lines) -> Iterator[Line]:
@@ -168,22 +180,22 @@ def _too_long() -> LineRefused:
 # --- CSV ---------------------------------------------------------------------------------------
 
 
-def read_csv(source: _Lines) -> Iterator[Line]:
+def read_csv(source: _Lines, mapping: Columns | None = None) -> Iterator[Line]:
     """RFC 4180 with a header of field names; an empty cell is a field that is left out.
 
     `seeds`, `metadata`, `matrix`, `zip` and `previews` are JSON; `metadata.NAME` is one key.
     """
-    reader = csv.reader(_decoded(source), strict=True)
+    reader = csv.reader(_decoded(source, mapping.known if mapping else FIELDS), strict=True)
     try:
         header = next(reader, None)
         if header is None:
             return
-        columns = [name.strip() for name in header]
-        _check_header(columns)
+        columns = [column_name(name) for name in header]
+        _check_header(columns, mapping)
         start = reader.line_num + 1
         for cells in reader:
             if any(cells):
-                yield _record(start, columns, cells)
+                yield _record(start, columns, cells, mapping)
             start = reader.line_num + 1
     except csv.Error as error:
         raise FileRefused(
@@ -191,7 +203,7 @@ def read_csv(source: _Lines) -> Iterator[Line]:
         ) from None
 
 
-def _decoded(source: _Lines) -> Iterator[str]:
+def _decoded(source: _Lines, known: frozenset[str]) -> Iterator[str]:
     for number, text in _split(source):
         if text is None:
             message = f"The line is longer than {MAX_LINE_BYTES} bytes."
@@ -199,69 +211,69 @@ def _decoded(source: _Lines) -> Iterator[str]:
         # Bytes that are no UTF-8 become lone surrogates, which `_record` finds in their own line.
         line = text.decode("utf-8", "surrogateescape")
         if number == 1:
-            _check_delimiter(line)
+            _check_delimiter(line, known)
         yield line
 
 
-def _check_delimiter(header: str) -> None:
+def _check_delimiter(header: str, known: frozenset[str]) -> None:
     for delimiter, plural in _DELIMITERS.items():
         parts = [part.strip(' "\r\n') for part in header.split(delimiter)]
-        if len(parts) > 1 and "," not in header and not _COLUMNS.isdisjoint(parts):
+        if len(parts) > 1 and "," not in header and not known.isdisjoint(parts):
             message = f"The columns are separated by {plural}; separate them by commas."
             raise FileRefused("wrong_delimiter", message, 1)
 
 
-def _check_header(columns: list[str]) -> None:
-    for name in columns:
-        if name not in _COLUMNS and not name.startswith(_METADATA):
-            near = get_close_matches(name[:64].lower().replace(" ", "_"), sorted(_COLUMNS), 1)
-            guess = f" Did you mean {near[0]}?" if near else ""
-            message = (
-                f"There is no field named {name[:64]!r}.{guess} The first line names the columns, "
-                f"which may be: {', '.join(sorted(_COLUMNS))}, metadata.NAME."
-            )
-            raise FileRefused("unknown_column", message.encode("ascii", "replace").decode(), 1)
-    if len(set(columns)) < len(columns):
+def _check_header(columns: list[str], mapping: Columns | None) -> None:
+    if mapping is None:
+        fault = _find_unknown(columns)
+        known = set(columns)
+    else:
+        fault = mapping.find_fault(columns)
+        known = {name for name in columns if name in mapping.known or name.startswith(METADATA)}
+    if fault is not None:
+        code, message = fault
+        # Bytes that are no UTF-8 are lone surrogates here.
+        raise FileRefused(code, message.encode("utf-8", "replace").decode(), 1)
+    if sum(name in known for name in columns) > len(known):
         raise FileRefused("duplicate_column", "Two columns have the same name.", 1)
 
 
-def _record(number: int, columns: list[str], cells: list[str]) -> Line:
+def _find_unknown(columns: list[str]) -> tuple[str, str] | None:
+    for name in columns:
+        if name not in FIELDS and not name.startswith(METADATA):
+            message = (
+                f"{no_such_field(name)} The first line names the columns, which may be: "
+                f"{list_fields()}. A table with columns of its own needs `template` or `columns`."
+            )
+            return "unknown_column", message
+    return None
+
+
+def _record(number: int, columns: list[str], cells: list[str], mapping: Columns | None) -> Line:
     if len(cells) > len(columns):
         message = f"The line has {len(cells)} cells, the header {len(columns)}."
         return Line(number, None, LineRefused.because("too_many_cells", message))
-    fields: dict[str, Any] = {}
-    for name, cell in zip(columns, cells, strict=False):
-        if not cell:
-            continue
+    named = {name: cell for name, cell in zip(columns, cells, strict=False) if cell}
+    for name, cell in named.items():
         try:
             cell.encode("utf-8")
         except UnicodeEncodeError:
             refusal = LineRefused.because(
                 "invalid_utf8",
                 f"The cell is not valid UTF-8{_likely(cell.encode('utf-8', 'surrogateescape'))}.",
-                f"/{name}",
+                f"/{name}".encode("utf-8", "replace").decode(),
             )
             return Line(number, None, refusal)
-        if name.startswith(_METADATA):
-            fields.setdefault("metadata", {})[name.removeprefix(_METADATA)] = cell
-        else:
-            fields[name] = _convert(name, cell)
+    if mapping is not None:
+        try:
+            fields, values = mapping.read_cells(named)
+        except LineRefused as refused:
+            return Line(number, None, refused)
+        return Line(number, fields, None, values)
+    fields = {}
+    for name, cell in named.items():
+        put(fields, name, convert(name, cell))
     return Line(number, fields)
-
-
-def _convert(name: str, cell: str) -> Any:
-    """The cell as the field's type; what cannot be converted is left for the validation to name."""
-    try:
-        # Python's own int and float take more than numbers as JSON and spreadsheets write them.
-        if name in _INTEGERS:
-            return int(cell) if _INTEGER.fullmatch(cell.strip(" ")) else cell
-        if name in _NUMBERS:
-            return float(cell) if _NUMBER.fullmatch(cell.strip(" ")) else cell
-        if name in _JSON:
-            return from_json(cell, allow_inf_nan=False)
-    except ValueError:
-        pass
-    return cell
 
 
 # --- gzip --------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ def _submission_schema() -> dict[str, Any]:
         "metadata": {"type": "string", "contentMediaType": "application/json"},
         "webhook": {"type": "string", "contentMediaType": "application/json"},
         "templates": {"type": "boolean"},
+        "template": {"type": "string"},
+        "columns": {"type": "string", "contentMediaType": "application/json"},
         "priority": {"type": "integer"},
         "start_within": {"type": "number"},
         "finish_within": {"type": "number"},

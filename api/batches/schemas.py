@@ -4,11 +4,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from api.batches.columns import (
+    MAX_PLACEHOLDERS,
+    Mapped,
+    column_name,
+    fields_of,
+    is_field,
+    list_fields,
+    no_such_field,
+    placeholders,
+)
 from api.batches.reading import MAX_LINES
 from api.core.bodies import JSON_INTEGER, RequestModel
 from api.core.errors import RuleBroken
 from api.core.serialization import AnswerModel, UtcTime
-from api.jobs.schemas import Job, MetadataKey, MetadataValue, Seconds, SessionId
+from api.jobs.schemas import Job, MetadataKey, MetadataValue, PromptText, Seconds, SessionId
 from api.webhooks.schemas import BatchWebhook
 
 BatchStateName = Literal[
@@ -31,6 +41,17 @@ class BatchOptions(RequestModel):
     templates: bool = Field(
         default=True,
         description="Whether `{a|b}` in prompts stands for several prompts; `\\{` is a brace.",
+    )
+    template: PromptText | None = Field(
+        default=None,
+        description="The prompt of every line. `{name}` is the value of that column (of that key, "
+        "in JSON), taken literally; `{a|b}` are alternatives.",
+    )
+    columns: Annotated[dict[str, Mapped], Field(max_length=256)] = Field(
+        default_factory=dict,
+        description="Which field a column is, or which fields: its name to theirs, also "
+        "`metadata.NAME`; null: none. With this or `template`, other columns than fields are left "
+        "out.",
     )
     session_id: SessionId | None = Field(
         default=None, description="The session of every line that names none."
@@ -57,6 +78,40 @@ class BatchOptions(RequestModel):
             raise RuleBroken(
                 "custom_id_in_defaults", "Each line needs its own custom_id.", "/defaults/custom_id"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _template_names_columns(self) -> Self:
+        if self.template is None:
+            return self
+        count = len(placeholders(self.template))
+        if not count:
+            message = "Name a column in braces, such as {product}."
+            raise RuleBroken("no_placeholder", message, "/template")
+        if count > MAX_PLACEHOLDERS:
+            message = f"A template names {MAX_PLACEHOLDERS} columns at most."
+            raise RuleBroken("too_many_placeholders", message, "/template")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_fields(self) -> Self:
+        taken = {"prompt"} if self.template is not None else set()
+        names = set()
+        for name, mapped in self.columns.items():
+            pointer = "/columns/" + name[:64].replace("~", "~0").replace("/", "~1")
+            if column_name(name) in names:
+                raise RuleBroken("duplicate_column", "This column is named twice.", pointer)
+            names.add(column_name(name))
+            for field in fields_of(mapped):
+                if not is_field(field):
+                    message = f"{no_such_field(field)} The fields are: {list_fields()}."
+                    raise RuleBroken("unknown_field", message, pointer)
+                if field in taken:
+                    is_prompt = field == "prompt" and self.template is not None
+                    other = "The template" if is_prompt else "Another column"
+                    message = f"{other} is {field[:80]} already."
+                    raise RuleBroken("duplicate_field", message, pointer)
+                taken.add(field)
         return self
 
 

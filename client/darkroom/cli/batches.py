@@ -27,6 +27,7 @@ _SHOWN_ERRORS = 5
     examples=[
         "darkroom batch run prompts.jsonl --out pictures",
         "darkroom batch run products.csv --default steps=25 --on-error skip",
+        "darkroom batch run products.csv --template 'a {colour} {name}' --map sku=custom_id",
     ],
 )
 def run(
@@ -47,6 +48,21 @@ def run(
     default: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="For lines that do not say: steps=25. Repeatable."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="The prompt of all lines: 'a {colour} hat' has a column."
+        ),
+    ] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="COLUMN=FIELD",
+            help="What a column is: sku=custom_id, sku=metadata.sku; COLUMN= for nothing. "
+            "Repeatable.",
+        ),
     ] = None,
     session: Session = None,
     priority: Annotated[
@@ -69,6 +85,8 @@ def run(
 
     options = given(
         defaults=_defaults(default) if default else None,
+        template=template,
+        columns=_columns(mapping) if mapping else None,
         session_id=session,
         priority=priority,
         on_error=on_error,
@@ -110,6 +128,17 @@ def _defaults(texts: list[str]) -> dict[str, Any]:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
+    return found
+
+
+def _columns(texts: list[str]) -> dict[str, list[str] | None]:
+    """`sku=custom_id`: a column may be several fields, or, without a name, none."""
+    found: dict[str, list[str] | None] = {}
+    for column, field in map(pair, texts):
+        if field:
+            found[column] = [*(found.get(column) or ()), field]
+        else:
+            found.setdefault(column, None)
     return found
 
 

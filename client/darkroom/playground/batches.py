@@ -10,6 +10,8 @@ from darkroom.types.batches import BatchDryRun
 
 _FILE = "batch-file"
 _SKIP = "batch-skip"
+_TEMPLATE = "batch-template"
+_COLUMNS = "batch-columns"
 _CHECKED = "batch-checked"
 _SHOWN = 10
 _EXAMPLE = """{"custom_id": "hat-1", "prompt": "a red hat", "seed": 7}
@@ -49,6 +51,7 @@ def _show_upload(session_id: str) -> None:
         "session_id": session_id,
         "on_error": "skip" if skip else "reject",
         "format": "csv" if ".csv" in file.name.lower() else "jsonl",
+        **_table_options(),
     }
     with notices.in_plain_words():
         report = _check(file.file_id, file.getvalue(), options)
@@ -64,9 +67,26 @@ def _show_upload(session_id: str) -> None:
         )
 
 
+def _table_options() -> dict[str, Any]:
+    """What makes jobs of a table with columns of its own; empty without."""
+    with st.expander("A table with columns of its own", icon=":material/table:"):
+        template = st.text_input(
+            "Prompt of every line", key=_TEMPLATE, placeholder="a studio photo of a {colour} {name}"
+        )
+        mapping = st.text_input(
+            "What columns are", key=_COLUMNS, placeholder="sku=custom_id, price=metadata.price"
+        )
+    columns: dict[str, list[str] | None] = {}
+    for entry in mapping.split(","):
+        name, _, field = (part.strip() for part in entry.partition("="))
+        if name:
+            columns[name] = [*(columns.get(name) or ()), field] if field else None
+    return {"template": template.strip() or None, "columns": columns or None}
+
+
 def _check(file_id: str, data: bytes, options: dict[str, Any]) -> BatchDryRun:
     """The validation report; kept, since the page is drawn often and the file may be large."""
-    asked = (file_id, options["on_error"], options["session_id"])
+    asked = (file_id, options)
     kept: tuple[Any, BatchDryRun] | None = st.session_state.get(_CHECKED)
     if kept is not None and kept[0] == asked:
         return kept[1]

@@ -60,6 +60,10 @@ class BatchOptions(TypedDict, total=False):
     on_error: Literal["reject", "skip"] | None
     templates: bool | None
     """Whether `{a|b}` in prompts stands for several prompts; they do unless told."""
+    template: str | None
+    """The prompt of every line; `{name}` is the value of that column."""
+    columns: Mapping[str, str | Sequence[str] | None] | None
+    """Which field a column is: `{"sku": "custom_id"}`; also several, `metadata.NAME`, or None."""
     session_id: str | None
     priority: int | None
     start_within: float | None

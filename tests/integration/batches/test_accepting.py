@@ -458,3 +458,81 @@ def test_items_are_pages_in_the_order_of_the_lines(api: ApiProcess) -> None:
     assert (item["line"], item["batch_id"]) == (8, batch["id"])
     assert api.http.get(path, params={"state": "succeeded"}).json()["data"] == []
     assert api.http.get(f"/v1/jobs/{item['id']}").json()["batch_id"] == batch["id"]
+
+
+PRODUCTS = b"sku,product,colour,stock,seed\nH-1,felt {a|b} hat,red,7,5\nS-2,scarf,blue,0,6\n"
+TABLE: dict[str, Any] = {
+    "template": "a {big|small} {colour} {product}",
+    "columns": {"sku": ["custom_id", "metadata.sku"]},
+    "defaults": SIM,
+}
+
+
+@pytest.mark.parametrize("way", ["form", "file_id", "jsonl", "items"])
+def test_a_product_table_with_a_template(
+    api: ApiProcess, database: sessionmaker[Session], way: str
+) -> None:
+    rows = list(csv.DictReader(io.StringIO(PRODUCTS.decode())))
+    objects = [row | {"seed": int(row["seed"])} for row in rows]
+    if way == "form":
+        answer = post_file(api.http, PRODUCTS, "products.csv", **TABLE)
+    elif way == "jsonl":
+        answer = post_file(api.http, jsonl(objects), **TABLE)
+    elif way == "items":
+        answer = api.http.post("/v1/batches", json={"items": objects, **TABLE})
+    else:
+        file = {"file": ("products.csv", io.BytesIO(PRODUCTS))}
+        kept = api.http.post("/v1/batches/files", files=file).json()
+        answer = api.http.post("/v1/batches", json={"upload_id": kept["id"], **TABLE})
+    assert answer.status_code == 202, answer.text
+    jobs = jobs_of(database, answer.json())
+    assert [(job.custom_id, job.prompt, job.seeds, job.job_metadata) for job in jobs] == [
+        ("H-1-1", "a big red felt {a|b} hat", [5], {"sku": "H-1"}),
+        ("H-1-2", "a small red felt {a|b} hat", [5], {"sku": "H-1"}),
+        ("S-2-1", "a big blue scarf", [6], {"sku": "S-2"}),
+        ("S-2-2", "a small blue scarf", [6], {"sku": "S-2"}),
+    ]
+
+
+def test_what_does_not_fit_a_table_is_named(api: ApiProcess) -> None:
+    answer = post_file(api.http, PRODUCTS, "p.csv", defaults=SIM, template="a {color} hat")
+    [error] = refused(api, answer)
+    assert (error["code"], error["line"]) == ("unknown_placeholder", 1)
+    assert "Did you mean 'colour'?" in error["message"]
+    assert "sku, product, colour, stock, seed" in error["message"]
+    seen = post_file(
+        api.http, PRODUCTS, "p.csv", columns={"descr": "prompt"}, params={"dry_run": 1}
+    ).json()
+    assert (seen["accepted"], seen["errors"][0]["code"]) == (False, "missing_column")
+    # As ever: without either option a column that is no field is a mistake.
+    assert refused(api, post_file(api.http, PRODUCTS, "p.csv"))[0]["code"] == "unknown_column"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "pointer"),
+    [
+        ({"columns": {"sku": "custom-id"}}, "unknown_field", "/columns/sku"),
+        ({"columns": {"a": "seed", "b/c": "seed"}}, "duplicate_field", "/columns/b~1c"),
+        ({"template": "a hat"}, "no_placeholder", "/template"),
+        ({"template": "a {b}\0"}, "control_characters", "/template"),
+    ],
+)
+def test_table_options_that_cannot_be_meant(
+    api: ApiProcess, options: dict[str, Any], code: str, pointer: str
+) -> None:
+    for answer in (
+        post_file(api.http, PRODUCTS, "p.csv", **options),
+        api.http.post("/v1/batches", json={"items": [GOOD], **options}),
+    ):
+        assert answer.status_code == 422, answer.text
+        [error] = answer.json()["errors"]
+        assert (error["code"], error["pointer"]) == (code, pointer)
+        if code == "unknown_field":
+            assert "Did you mean custom_id?" in error["message"]
+
+
+@pytest.mark.parametrize("mapped", [7, {"a": "b"}, [None]])
+def test_a_mapping_to_what_is_no_name(api: ApiProcess, mapped: object) -> None:
+    answer = api.http.post("/v1/batches", json={"items": [GOOD], "columns": {"sku": mapped}})
+    assert answer.status_code == 422
+    assert all(error["pointer"].startswith("/columns/sku") for error in answer.json()["errors"])
