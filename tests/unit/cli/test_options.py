@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import typer
 
-from darkroom.cli import options
+from darkroom.cli import batches, options
 from darkroom.cli.words import ago, size, span
 
 
@@ -57,3 +57,8 @@ def test_amounts_read_well() -> None:
     ]
     assert ago(datetime.now(UTC) + timedelta(minutes=5, seconds=1)) == "in 5 min"
     assert ago(None) == ""
+
+
+def test_a_column_may_be_several_fields_or_none() -> None:
+    mapped = batches._columns(["sku=custom_id", "sku=metadata.sku", "model="])
+    assert mapped == {"sku": ["custom_id", "metadata.sku"], "model": None}
