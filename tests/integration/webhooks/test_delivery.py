@@ -219,9 +219,11 @@ def test_retry_after_counts_for_an_hour_at_most(hooks: Hooks) -> None:
 
 
 def test_retry_after_of_one_path_holds_no_other(hooks: Hooks) -> None:
+    """Neither what comes later nor a retry that waits already."""
+
     def behave(request: Request) -> None:
         busy = request.path.startswith("/hooks/busy")
-        request.reply(503 if busy else 200, {"retry-after": "600"} if busy else {})
+        request.reply(503 if busy else 500, {"retry-after": "600"} if busy else {})
 
     def cancel(path: str) -> str:
         url = f"{receiver.url}/{path}"
@@ -229,12 +231,20 @@ def test_retry_after_of_one_path_holds_no_other(hooks: Hooks) -> None:
         return hooks.cancel(hooks.queue(webhook=own))
 
     with Receiver(behave) as receiver:
-        hooks.wait_for_attempts(job_id=cancel("busy?job=1"))
+        retried = hooks.wait_for_attempts(job_id=cancel("fine"))
+        busy = hooks.wait_for_attempts(job_id=cancel("busy?job=1"))
         same = cancel("busy?job=2")
-        fine = hooks.wait_for_attempts(job_id=cancel("fine"))
+        [kept] = hooks.deliveries(job_id=retried["job_id"])
+        receiver.behaviour = answer(200)
+        later = hooks.wait_for_attempts(job_id=cancel("fine"))
         [waiting] = hooks.deliveries(job_id=same)
-    assert fine["state"] == "succeeded"
+        hooks.make_due(retried["id"])
+        fine = hooks.wait_for_attempts(2, job_id=retried["job_id"])
+    assert 500 < seconds_until(busy["next_attempt_at"]) <= 600
+    assert kept["next_attempt_at"] == retried["next_attempt_at"]
+    assert seconds_until(kept["next_attempt_at"]) < 120
     assert (waiting["state"], waiting["attempts"]) == ("pending", [])
+    assert (later["state"], fine["state"]) == ("succeeded", "succeeded")
 
 
 @pytest.mark.parametrize("way", ["redeliver", "test", "range", "url"])
