@@ -280,17 +280,17 @@ def test_streams_and_waits_within_their_limits_are_all_served(
     database: Ledger,
     redis_client: "redis.Redis",
 ) -> None:
-    """Opened at once by three keys; each is told of its job's end, and nobody else waits long."""
-    keys = [make_key(f"crowd-{number}") for number in range(3)]
+    """Opened at once by five keys; each is told of its job's end, and nobody else waits long."""
+    keys = [make_key(f"crowd-{number}") for number in range(5)]
     jobs: list[tuple[str, dict[str, Any]]] = []
     for key in keys:
         with lone_api.client(key) as client:
-            jobs += [(key, submit(client)) for _ in range(10)]
+            jobs += [(key, submit(client)) for _ in range(20)]
     own = submit(stranger)
     ends: list[str] = []
 
     async def follow_all() -> None:
-        limits = httpx2.Limits(max_connections=200)
+        limits = httpx2.Limits(max_connections=400)
         async with httpx2.AsyncClient(limits=limits, timeout=90, trust_env=False) as client:
 
             async def stream(key: str, job: dict[str, Any]) -> str:
