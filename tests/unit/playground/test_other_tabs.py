@@ -124,6 +124,18 @@ def test_a_csv_is_known_by_its_name(open_page: Open) -> None:
     assert "Every line is good: 1 line · 1 job" in said(page)
 
 
+def test_a_table_with_columns_of_its_own(open_page: Open) -> None:
+    page = open_page(name("table"), tab="Batches")
+    table = b"sku,name,colour\nH-1,hat,red\n"
+    page.file_uploader(key="batch-file-0").upload("products.csv", table, "text/csv")
+    page.run()
+    assert "nothing can start as it is" in said(page)
+    page.text_input(key="batch-template").set_value("a {colour} {name}")
+    page.text_input(key="batch-columns").set_value("sku=custom_id, sku=metadata.sku")
+    page.run()
+    assert "Every line is good: 1 line · 1 job" in said(page)
+
+
 def test_a_service_that_is_away_is_told_and_the_page_stands(
     open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
