@@ -48,6 +48,7 @@ async def dry_run(resources: Resources, principal: Principal, asked: JobSubmissi
         width=plan.width,
         height=plan.height,
         steps=plan.steps,
+        executed_steps=plan.steps_to_run,
         guidance_scale=plan.guidance_scale,
         scheduler=plan.scheduler,
         strength=plan.strength,

@@ -358,7 +358,9 @@ class JobDryRun(AnswerModel):
     height: int
     """Height of the images, in pixels."""
     steps: int
-    """Denoising steps, per image."""
+    """Denoising steps asked for, per image."""
+    executed_steps: int
+    """Denoising steps that would run: fewer than `steps` where a `strength` leaves some out."""
     guidance_scale: float
     """Classifier-free guidance scale."""
     scheduler: str

@@ -23,7 +23,7 @@ from darkroom.cli.options import (
 )
 from darkroom.cli.output import Column
 from darkroom.cli.pictures import Preview, choose, show
-from darkroom.cli.words import ago, milliseconds, plural
+from darkroom.cli.words import ago, milliseconds, plural, steps_of
 
 if TYPE_CHECKING:
     from darkroom import Job, JobDryRun, JobHandle
@@ -135,7 +135,7 @@ def _show_dry_run(cli: Cli, found: "JobDryRun") -> None:
         [
             ("model", found.model),
             ("size", f"{found.width}×{found.height}"),
-            ("steps", found.steps),
+            ("steps", steps_of(found)),
             ("guidance", f"{found.guidance_scale:g}"),
             ("scheduler", found.scheduler),
             ("strength", found.strength),

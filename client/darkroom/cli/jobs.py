@@ -26,7 +26,7 @@ from darkroom.cli.options import (
 )
 from darkroom.cli.output import Column
 from darkroom.cli.pictures import Preview
-from darkroom.cli.words import ago, milliseconds, state_markup
+from darkroom.cli.words import ago, milliseconds, state_markup, steps_of
 
 if TYPE_CHECKING:
     from darkroom import Job
@@ -87,7 +87,7 @@ def _facts(job: "Job") -> list[tuple[str, object]]:
         ("negative prompt", job.negative_prompt),
         ("model", job.model),
         ("size", f"{job.width}×{job.height}"),
-        ("steps", job.steps),
+        ("steps", steps_of(job)),
         ("guidance", f"{job.guidance_scale:g}"),
         ("scheduler", job.scheduler),
         ("initial image", job.init_image),

@@ -1,8 +1,12 @@
 """How states, times and amounts read on a terminal."""
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from darkroom.cli.output import flat
+
+if TYPE_CHECKING:
+    from darkroom.types.jobs import Job, JobDryRun
 
 _COLOURS = {
     "succeeded": "green",
@@ -28,6 +32,13 @@ def state_markup(state: str) -> str:
     """A state in its colour."""
     colour = _COLOURS.get(state)
     return f"[{colour}]{state}[/]" if colour else state
+
+
+def steps_of(made: "Job | JobDryRun") -> str:
+    """The steps asked for, and how many of them run where that is fewer."""
+    if made.executed_steps in (None, made.steps):
+        return str(made.steps)
+    return f"{made.steps}, of which {made.executed_steps} run"
 
 
 def ago(moment: datetime | None) -> str:

@@ -150,6 +150,8 @@ class Job(Document):
     width: int
     height: int
     steps: int
+    executed_steps: int | None = None
+    """Steps that run: fewer where a `strength` leaves some out. None: the server does not say."""
     guidance_scale: float
     scheduler: str
     strength: float | None = None
@@ -202,6 +204,8 @@ class JobDryRun(Document):
     width: int
     height: int
     steps: int
+    executed_steps: int | None = None
+    """Steps that would run. None: the server does not say."""
     guidance_scale: float
     scheduler: str
     strength: float | None = None

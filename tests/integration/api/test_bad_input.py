@@ -46,7 +46,7 @@ BAD_FIELDS = {
     "width is text": Bad({"width": "128"}, "/width", "int_type"),
     "steps 0": Bad({"steps": 0}, "/steps", "greater_than_equal"),
     "steps 10,000": Bad({"steps": 10_000}, "/steps", "less_than_equal"),
-    "steps over the model's limit": Bad({"steps": 51}, "/steps", "steps_over_limit"),
+    "steps over the model's limit": Bad({"steps": 101}, "/steps", "steps_over_limit"),
     "guidance below 0": Bad({"guidance_scale": -1}, "/guidance_scale", "greater_than_equal"),
     "strength without init_image": Bad(
         {"strength": 0.5}, "/strength", "strength_without_init_image"

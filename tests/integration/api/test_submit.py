@@ -178,6 +178,17 @@ def test_an_initial_image_keeps_its_shape_unless_a_size_is_given(
     assert "size_unknown" not in {warning["code"] for warning in found["warnings"]}
 
 
+def test_the_steps_that_a_strength_leaves_are_said(http: httpx2.Client, submit: Submit) -> None:
+    """As diffusers counts them: 0.29 * 100 is 28.999…, and 28 steps run."""
+    fields = {"init_image": data_url(WIDE), "steps": 100, "strength": 0.29}
+    job = submit(**fields)
+    assert (job["steps"], job["executed_steps"]) == (100, 28)
+    assert http.get(job["links"]["self"]).json()["executed_steps"] == 28
+    found = http.post("/v1/jobs", params={"dry_run": 1}, json={"prompt": "a", **fields}).json()
+    assert (found["steps"], found["executed_steps"]) == (100, 28)
+    assert submit()["executed_steps"] == submit()["steps"]
+
+
 def test_an_upload_keeps_its_shape_too(http: httpx2.Client, submit: Submit) -> None:
     upload = http.post("/v1/uploads", files={"file": ("a.png", WIDE)}).json()["id"]
     for body in ({"init_image": upload}, {"init_image": upload, "width": 128}):

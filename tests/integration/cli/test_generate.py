@@ -99,6 +99,15 @@ def test_a_dry_run_knows_the_size_that_a_file_gives(darkroom: Darkroom, tmp_path
     assert (told["width"], told["height"], told["resize_mode"]) == (64, 64, "stretch")
 
 
+def test_steps_that_a_strength_leaves_out_are_said(darkroom: Darkroom, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "small.png")
+    asked = ("generate", "a lake", "--init", "small.png", "--steps", "10", "--strength", "0.5")
+    dry = darkroom(*asked, "--dry-run")
+    assert "steps\t10, of which 5 run" in dry.stdout.splitlines(), dry.stderr
+    job = json.loads(darkroom(*asked, "--json").stdout)["job"]["id"]
+    assert "steps\t10, of which 5 run" in darkroom("jobs", "show", job).stdout.splitlines()
+
+
 def test_a_wait_that_is_over_says_so(darkroom: Darkroom) -> None:
     done = darkroom("generate", "a lake", "--model", HELD, "--timeout", "0", "--json")
     assert done.exit_code == 11

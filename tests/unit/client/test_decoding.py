@@ -43,6 +43,11 @@ class Part(Document):
     at: datetime | None = None
 
 
+def test_steps_that_run_are_read_where_the_server_says_them() -> None:
+    assert decode(Job, {**JOB, "executed_steps": 3}).executed_steps == 3
+    assert decode(Job, JOB).executed_steps is None
+
+
 def test_what_is_new_is_kept_aside() -> None:
     job = decode(Job, {**JOB, "mood": "good"})
     assert job.raw["mood"] == "good"
