@@ -4,6 +4,7 @@
 
     DarkroomError
     ├── ConfigurationError            no address, or no key
+    ├── MalformedId                   what nothing can be called; also a ValueError
     ├── NoAnswer                      the service could not be reached, or fell silent
     │   └── TimedOut
     ├── UnexpectedAnswer              what answered is not this service, or damaged
@@ -83,6 +84,7 @@ __all__ = [
     "JobNotRetryable",
     "JobNotSucceeded",
     "MalformedCursor",
+    "MalformedId",
     "MalformedIdempotencyKey",
     "MalformedJson",
     "MethodNotAllowed",
@@ -129,6 +131,10 @@ class DarkroomError(Exception):
 
 class ConfigurationError(DarkroomError):
     """There is no address of the service, or no API key."""
+
+
+class MalformedId(DarkroomError, ValueError):
+    """An id or a name that is empty or nothing but dots: nothing is called so."""
 
 
 class NoAnswer(DarkroomError):

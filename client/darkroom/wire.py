@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from darkroom.errors import MalformedId
 from darkroom.types.requests import FileSource
 
 _LEAVES_THE_PATH = re.compile(r"\.+")
@@ -31,11 +32,11 @@ def segment(thing: "str | Identified") -> str:
     """The id as one part of a path: nothing in it leads elsewhere.
 
     Raises:
-        ValueError: it is empty or made of dots, which would name another path.
+        MalformedId: it is empty or made of dots, which would name another path.
     """
     text = id_of(thing)
     if not text or _LEAVES_THE_PATH.fullmatch(text):
-        raise ValueError(f"This is no id: {text!r}")
+        raise MalformedId(f"This is no id and no name: {text!r}")
     return quote(text, safe="")
 
 

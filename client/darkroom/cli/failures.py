@@ -149,7 +149,7 @@ def explain(
 
     `options` are those of the command that failed, to which `url` was the server's address.
     """
-    from darkroom.errors import ApiError, DarkroomError, UnexpectedAnswer
+    from darkroom.errors import ApiError, DarkroomError, MalformedId, UnexpectedAnswer
 
     if isinstance(error, CliError):
         code = error.exit_code.name.lower()
@@ -160,6 +160,8 @@ def explain(
         return _of_stranger(error, url)
     if isinstance(error, ApiError):
         return _of_problem(error, options)
+    if isinstance(error, MalformedId):
+        return Failure(ExitCode.USAGE, "usage", str(error))
     if isinstance(error, DarkroomError):
         return _of_client(error)
     return _of_system(error)

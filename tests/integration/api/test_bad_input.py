@@ -83,6 +83,8 @@ BAD_FIELDS = {
     ),
     "a bad seed among good ones": Bad({"seeds": [1, -2]}, "/seeds/1", "greater_than_equal"),
     "session with a slash": Bad({"session_id": "a/b"}, "/session_id", "string_pattern_mismatch"),
+    "session .": Bad({"session_id": "."}, "/session_id", "string_pattern_mismatch"),
+    "session ..": Bad({"session_id": ".."}, "/session_id", "string_pattern_mismatch"),
     "session begins with _": Bad({"session_id": "_up"}, "/session_id", "string_pattern_mismatch"),
     "session ends with a line": Bad(
         {"session_id": "a\n"}, "/session_id", "string_pattern_mismatch"

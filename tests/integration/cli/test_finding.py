@@ -93,6 +93,18 @@ def test_what_is_deleted_is_gone_and_counted(darkroom: Darkroom, picture: dict[s
     assert gone.stdout.startswith("to-delete\t1 sessions, 1 jobs, 1 images")
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_session_of_dots_is_refused_in_plain_words(darkroom: Darkroom, name: str) -> None:
+    for arguments in (["history", name], ["delete", "--session", name, "--yes"]):
+        done = darkroom(*arguments)
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"Error: This is no id and no name: '{name}'")
+    done = darkroom("generate", "a boat", "--session", name)
+    assert done.exit_code == 5
+    assert "--session" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_prompts_are_recommended(darkroom: Darkroom) -> None:
     done = darkroom("recommend", "a lighth", "-n", "3", "--json")
     assert done.exit_code == 0, done.stderr

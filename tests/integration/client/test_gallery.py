@@ -73,6 +73,15 @@ def test_history_and_sessions(client: Client, gallery: list[darkroom.Picture]) -
     assert client.sessions.delete("throw-away").images == 1
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_session_of_dots_is_refused(client: Client, name: str) -> None:
+    with pytest.raises(darkroom.ValidationFailed, match="session_id"):
+        client.jobs.submit("a boat", session_id=name)
+    for ask in (client.sessions.get, client.sessions.delete):
+        with pytest.raises(darkroom.MalformedId, match="no name"):
+            ask(name)
+
+
 def test_recommendations(client: Client, gallery: list[darkroom.Picture]) -> None:
     found = client.prompts.recommend("a lightho", limit=5)
     assert found[0].prompt in PROMPTS[:2]
