@@ -156,7 +156,7 @@ def test_models_show_defaults_limits_and_workers(http: httpx2.Client) -> None:
     assert (model["name"], model["default"], model["served"], model["workers"]) == (
         *("paper", True, False, []),
     )
-    assert (model["default_width"], model["max_height"], model["max_steps"]) == (128, 192, 50)
+    assert (model["default_width"], model["max_height"], model["max_steps"]) == (128, 192, 100)
     assert "euler" in model["schedulers"]
 
 
