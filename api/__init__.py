@@ -1,1 +1,1 @@
-"""The thin producer: checks requests, writes jobs to the ledger, hands their ids to Redis."""
+"""The thin producer: checks requests, writes jobs to the database, hands their ids to Redis."""

@@ -1,77 +1,80 @@
 """The API process: `uvicorn api.app:create_app --factory`."""
 
 import gc
+import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.exceptions import RequestValidationError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from sqlalchemy.ext.asyncio import async_sessionmaker
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from api.admin.keys import require_live_key
-from api.admin.routes import keys_router as keys
-from api.admin.routes import models_router as models
-from api.admin.routes import queues_router as queues
-from api.admin.routes import usage_router as usage
-from api.admin.routes import workers_router as workers
+from api.admin.routes import keys, loras, models
+from api.admin.routes import router as fleet
 from api.admin.service import QueueDepths
+from api.batches.file_formats import MAX_BYTES as MAX_BATCH_BYTES
 from api.batches.outputs import router as outputs
-from api.batches.reading import MAX_BYTES as MAX_BATCH_BYTES
 from api.batches.routes import router as batches
+from api.compat.a1111.routes import router as a1111
+from api.compat.huggingface import router as huggingface
+from api.compat.mcp import routes as mcp
+from api.compat.openai.routes import router as openai
 from api.context import Resources
-from api.core.errors import (
-    Problem,
-    handle_http_exception,
-    handle_problem,
-    handle_storage_unavailable,
-    handle_validation_error,
-)
-from api.core.fairness import Gates
+from api.core.auth import InTurn
+from api.core.errors import HANDLED, handle
+from api.core.fairness import FairSemaphores, OpenAnswers
 from api.core.health import metrics_router as metrics
 from api.core.health import router as health
 from api.core.limits import BodyLimits
+from api.core.live_workers import LiveWorkers
+from api.core.metrics import watch_routes
 from api.core.middleware import HeadAsGet, RequestEnvelope, RequestObserver
-from api.core.openapi import VERSION, install_openapi
+from api.core.openapi import install_openapi
 from api.core.pages import DocumentBytes
 from api.core.pages import router as pages
 from api.core.principal import KeyCache
-from api.core.publisher import Circuit, JobPublisher
-from api.core.quotas import Pressure
+from api.core.publisher import AT_ONCE, CircuitBreaker, JobPublisher
 from api.core.serialization import refuse_unknown_parameters
-from api.core.streams import OpenAnswers, Openings
-from api.core.worker_roster import WorkerRoster
-from api.images.routes import deletion_router as gallery
+from api.core.streams import Openings
+from api.images.routes import files as image_files
+from api.images.routes import gallery, sessions, uploads
 from api.images.routes import router as images
-from api.images.routes import uploads_router as uploads
-from api.images.session_routes import router as sessions
+from api.jobs.admission import LoadShedding
 from api.jobs.estimates import Estimates
-from api.jobs.following import Following
+from api.jobs.followers import Following
 from api.jobs.init_images import ImageFetcher
+from api.jobs.prompt_filters import PromptFilters
+from api.jobs.receipt_routes import router as receipts
+from api.jobs.routes import gallery as job_gallery
+from api.jobs.routes import loras as own_loras
 from api.jobs.routes import router as jobs
-from api.jobs.stream_routes import router as streams
+from api.jobs.sse_routes import router as streams
+from api.jobs.submit import SubmissionGroups
 from api.search.embedding import QueryVectors
+from api.search.history_routes import router as history
 from api.search.routes import recommendations_router as prompts
 from api.search.routes import router as search
-from api.search.service import Censuses
+from api.search.service import TermStatisticsCache
 from api.webhooks.routes import router as webhooks
 from shared.core.broker import celery_app
 from shared.core.database import open_async_engine
-from shared.core.errors import StorageUnavailable
+from shared.core.filters import find_filters
 from shared.core.logging import configure_logging
 from shared.core.metrics import MetricsListener
-from shared.core.model_catalog import load_catalog
+from shared.core.model_catalog import families_of, load_catalog
 from shared.core.quotas import RequestRates
-from shared.core.settings import Settings, get_settings
+from shared.core.redis_clients import open_async_redis
+from shared.core.settings import Settings, SettingsError, darkroom_version, get_settings
 from shared.core.storage import Storage
 from shared.core.telemetry import configure_tracing, shut_down_tracing
 from shared.images.intake import DECODERS
+from shared.images.provenance import check_trust_file
 
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
@@ -80,27 +83,44 @@ _CORS: dict[str, Any] = {
     "allow_headers": (
         *("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match"),
         *("Last-Event-ID", "Prefer"),
+        # The SDKs of OpenAI and MCP send these of their own accord.
+        *("OpenAI-Organization", "OpenAI-Project"),
+        *("Mcp-Method", "Mcp-Name", "Mcp-Protocol-Version", "Mcp-Session-Id"),
+        *(
+            f"X-Stainless-{name}"
+            for name in (
+                *("Arch", "Lang", "OS", "Package-Version", "Retry-Count"),
+                *("Runtime", "Runtime-Version", "Timeout"),
+            )
+        ),
     ),
     "expose_headers": (
         *("ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "RateLimit"),
         *("RateLimit-Policy", "Retry-After", "X-Request-Id"),
+        *("Darkroom-Ignored", "X-Should-Retry"),
     ),
 }
 """Keys travel in `Authorization`, never in cookies, so no site can use a visitor's."""
 _STORAGE_THREADS = 32
 _BLOCKING_CONNECTIONS = 256
+_READINESS_PROBES = 8
 """Searches that wait for an embedding hold one each; all event streams and waits share one."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; it opens its connections when the server starts it."""
-    chosen = settings or get_settings()
+    try:
+        chosen = settings or get_settings()
+        find_filters(chosen.filters, "prompt")
+        check_trust_file(chosen.provenance_trust_file)
+    except SettingsError as error:
+        sys.exit(f"darkroom api: {error}")  # without a traceback, which would hide it
     configure_logging(chosen)
     configure_tracing(chosen, "darkroom-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(chosen) as resources, resources.following.running(resources):
+        async with open_resources(chosen) as resources, resources.get(Following).running(resources):
             await require_live_key(resources)
             app.state.resources = resources
             # What was imported stays: a collection that looks through it stops every request.
@@ -112,7 +132,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(
         title="Darkroom",
-        version=VERSION,
+        version=darkroom_version(),
         lifespan=lifespan,
         redirect_slashes=False,
         # `api.core.pages` serves these.
@@ -128,6 +148,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         default=chosen.max_body_bytes,
         by_path={
             "/v1/uploads": upload_limit,
+            "/v1/loras": (chosen.max_lora_bytes if chosen.lora_uploads else 0)
+            + _MULTIPART_OVERHEAD,
             "/v1/search": upload_limit,
             "/v1/images/inspect": upload_limit,
             "/v1/batches": batch_limit,
@@ -140,36 +162,47 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=chosen.cors_origins, **_CORS)
     app.add_middleware(RequestObserver)
     app.add_middleware(RequestEnvelope)
-    app.add_middleware(HeadAsGet)  # the last one added is the outermost
-    app.add_exception_handler(Problem, handle_problem)
-    app.add_exception_handler(StorageUnavailable, handle_storage_unavailable)
-    app.add_exception_handler(HTTPException, handle_http_exception)
-    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(InTurn)  # the last one added is the outermost
+    for kind in HANDLED:
+        app.add_exception_handler(kind, handle)
     for router in (
+        # Before what it shares paths with.
+        *([openai] if chosen.compat_openai else []),
+        *([a1111] if chosen.compat_a1111 else []),
+        *([huggingface] if chosen.compat_huggingface else []),
+        *([mcp.router] if chosen.compat_mcp and mcp.is_installed() else []),
         pages,
         health,
         metrics,
         jobs,
         streams,
         images,
+        image_files,
+        receipts,
         uploads,
+        loras,
+        own_loras,
         models,
-        workers,
-        queues,
+        fleet,
         webhooks,
         keys,
-        usage,
         batches,
         outputs,
         search,
         sessions,
+        history,
         prompts,
         gallery,
+        job_gallery,
     ):
-        # What makes EventSource work in old browsers adds parameters of its own to streams.
-        strict = router not in (pages, health, metrics, models, streams)
+        # Clients of others' APIs, and what makes EventSource work in old browsers, add parameters
+        # of their own. Files that a ticket opens see to it themselves.
+        not_strict = (openai, a1111, pages, health, metrics, loras, models, streams, image_files)
+        strict = router not in not_strict
         checks = [Depends(refuse_unknown_parameters)] if strict else None
         app.include_router(router, dependencies=checks)
+    watch_routes(app.routes)
     install_openapi(app)
     return app
 
@@ -192,47 +225,57 @@ def _metrics_listener(settings: Settings) -> Iterator[None]:
 async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     """Open what the process needs; servers that are down are no reason not to start."""
     engine = open_async_engine(settings)
-    quick = _redis(settings, socket_timeout=0.2, connections=32)
+    # The circuit breaker gives it less time, and is not mistaken when this process is busy.
+    quick = _redis(settings, socket_timeout=2, connections=AT_ONCE + _READINESS_PROBES)
     blocking = _redis(settings, socket_timeout=5, connections=_BLOCKING_CONNECTIONS)
-    circuit = Circuit()
-    gates = Gates(settings.database_pool_size, DECODERS)
-    roster = WorkerRoster(quick, circuit)
-    publisher = JobPublisher(celery_app(settings), circuit)
+    circuit_breaker = CircuitBreaker()
+    semaphores = FairSemaphores(settings.database_pool_size, DECODERS)
+    catalog = load_catalog(settings.models_file)
+    workers = LiveWorkers(quick, circuit_breaker, families_of(catalog))
+    publisher = JobPublisher(celery_app(settings), circuit_breaker)
     storage = Storage(settings)
     storage_threads = ThreadPoolExecutor(_STORAGE_THREADS, "storage")
     decoder_threads = ThreadPoolExecutor(DECODERS, "decode")
     fetcher = ImageFetcher(settings)
+    prompt_filters = PromptFilters(settings)
+    of_slices = (
+        fetcher,
+        prompt_filters,
+        LoadShedding(settings.max_queued_cost),
+        QueryVectors(),
+        TermStatisticsCache(),
+        Estimates(quick, circuit_breaker, workers, settings.gpu_seconds_per_megapixel_step),
+        QueueDepths(),
+        Following(blocking, quick, circuit_breaker),
+        SubmissionGroups(),
+    )
     try:
         yield Resources(
             settings=settings,
-            catalog=load_catalog(settings.models_file),
-            gates=gates,
+            catalog=catalog,
+            semaphores=semaphores,
+            engine=engine,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
             redis=quick,
             blocking_redis=blocking,
-            circuit=circuit,
+            circuit_breaker=circuit_breaker,
             publisher=publisher,
-            roster=roster,
+            workers=workers,
             storage=storage,
             storage_threads=storage_threads,
             decoder_threads=decoder_threads,
-            fetcher=fetcher,
             keys=KeyCache(),
-            rates=RequestRates(quick, settings.redis_url.get_secret_value()),
-            pressure=Pressure(settings.max_queued_cost),
-            vectors=QueryVectors(),
-            censuses=Censuses(),
-            estimates=Estimates(quick, circuit, roster, settings.gpu_seconds_per_megapixel_step),
-            queues=QueueDepths(),
-            following=Following(blocking, quick, circuit),
+            rates=RequestRates(quick),
             streams=OpenAnswers(
                 "too_many_streams", settings.max_streams_per_key, settings.max_streams
             ),
             waits=OpenAnswers("too_many_waits", settings.max_waits_per_key, settings.max_waits),
+            of_slices={type(one): one for one in of_slices},
         )
     finally:
         publisher.close()
         fetcher.close()
+        prompt_filters.close()
         decoder_threads.shutdown(wait=False, cancel_futures=True)
         storage_threads.shutdown(wait=False, cancel_futures=True)
         storage.close()
@@ -243,12 +286,12 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
 
 def _redis(settings: Settings, socket_timeout: float, connections: int) -> Redis:
     """A client that never tries again by itself: callers know what a failure means for them."""
-    return Redis.from_url(
-        settings.redis_url.get_secret_value(),
+    return open_async_redis(
+        settings,
         decode_responses=True,
         encoding_errors="replace",  # an entry that is no text is one that says nothing
         socket_timeout=socket_timeout,
-        socket_connect_timeout=0.2,
+        socket_connect_timeout=1,
         max_connections=connections,
         retry=Retry(NoBackoff(), 0),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent / "darkroom"
 BY_HAND = frozenset({"concurrency.py"})
-"""Each side has its own: what blocks and what does not is the one real difference."""
+"""Each side has its own: blocking is their one real difference."""
 MARK = "# Generated from darkroom/_async by client/make_sync.py (`make client`). Do not edit.\n"
 _RULES = (
     (r"\basync (def|for|with)\b", r"\1"),
@@ -20,11 +20,11 @@ _RULES = (
     (r"\basynccontextmanager\b", "contextmanager"),
 )
 _IDIOMS = "I,SIM117,UP028,C416"
-"""What can be said shorter once it does not wait."""
+"""What is shorter without `await`."""
 
 
 def derive(source: str) -> str:
-    """The blocking twin of a module, not yet laid out."""
+    """The blocking twin of a module, not yet formatted."""
     for pattern, replacement in _RULES:
         source = re.sub(pattern, replacement, source)
     return MARK + source
@@ -32,8 +32,8 @@ def derive(source: str) -> str:
 
 def derive_all() -> dict[str, str]:
     """File name -> text, of the whole generated package."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for path in (PACKAGE / "_async").glob("*.py"):
             if path.name not in BY_HAND:
                 (folder / path.name).write_text(derive(path.read_text("utf-8")), "utf-8")
@@ -44,14 +44,14 @@ def derive_all() -> dict[str, str]:
 
 
 def _ruff(folder: Path, *command: str) -> None:
-    """Put imports in order and lay the lines out anew: they are shorter than they were."""
+    """Sort imports and format: the lines are shorter now."""
     settings = ("--config", "pyproject.toml", "--no-cache", "--quiet")
     arguments = [sys.executable, "-m", "ruff", *command, *settings, str(folder)]
     subprocess.run(arguments, check=True, cwd=PACKAGE.parents[1])
 
 
 def main() -> None:
-    """Write the package anew; what is generated no more is removed."""
+    """Write the package, and remove files that are no longer generated."""
     folder = PACKAGE / "_sync"
     texts = derive_all()
     for path in folder.glob("*.py"):

@@ -1,4 +1,4 @@
-"""The operator's commands for tenants and API keys: `python -m deploy.admin`, `darkroom-admin`.
+"""`darkroom-server admin …`: the operator's commands for tenants and API keys.
 
 They work on the database of `DARKROOM_DATABASE_URL` as the tables' owner, for all tenants.
 """
@@ -8,11 +8,14 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import redis
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
+from deploy.tenant_data import DeletionTimedOut, NoSuchTenant, delete_tenant, export_tenant
 from deploy.tenants import (
     NoSuchKey,
     create_key,
@@ -23,8 +26,9 @@ from deploy.tenants import (
     rotate_key,
     set_quotas,
 )
+from shared.core.errors import StorageUnavailable
 from shared.core.quotas import Quotas
-from shared.core.settings import get_settings
+from shared.core.settings import SettingsError, get_settings
 from shared.core.tenants import RESOURCES, SCOPES
 
 
@@ -34,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         url = get_settings().database_url.get_secret_value()
         result = options.run(url, options)
-    except (NoSuchKey, ValidationError) as error:
+    except (
+        *(NoSuchKey, NoSuchTenant, DeletionTimedOut, SettingsError, ValidationError),
+        *(StorageUnavailable, redis.RedisError, OSError),
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OperationalError as error:
@@ -45,15 +52,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="darkroom-admin", description=__doc__)
+    parser = argparse.ArgumentParser(prog="darkroom-server admin", description=__doc__)
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     things = parser.add_subparsers(dest="thing", required=True)
     tenants = things.add_parser("tenants", help="teams").add_subparsers(dest="verb", required=True)
     make = tenants.add_parser("create", help="make a tenant")
     make.add_argument("name")
-    make.set_defaults(run=_create_tenant)
-    tenants.add_parser("list", help="every tenant").set_defaults(run=_list_tenants)
+    make.set_defaults(run=lambda url, options: _create_tenant(url, options.name))
+    remove = tenants.add_parser("delete", help="delete a tenant and all that is kept of it")
+    remove.add_argument("name")
+    remove.add_argument(
+        "--yes-delete-everything", action="store_true", required=True, help="there is no way back"
+    )
+    remove.add_argument(
+        "--wait",
+        type=_seconds,
+        metavar="SECONDS",
+        default=timedelta(minutes=5),
+        help="for its running jobs to stop; default: 300",
+    )
+    remove.set_defaults(
+        run=lambda _, options: delete_tenant(get_settings(), options.name, options.wait)
+    )
+    every = tenants.add_parser("list", help="every tenant")
+    every.set_defaults(run=lambda url, _: list_tenants(url))
     _add_key_commands(things.add_parser("keys", help="API keys"))
+    export = things.add_parser("export", help="all that is kept of one tenant, as a ZIP file")
+    export.add_argument("--tenant", required=True)
+    export.add_argument("--to", required=True, type=Path, metavar="FILE")
+    export.set_defaults(
+        run=lambda _, options: export_tenant(get_settings(), options.tenant, options.to)
+    )
     return parser
 
 
@@ -70,14 +99,16 @@ def _add_key_commands(parser: argparse.ArgumentParser) -> None:
     create.set_defaults(run=_create_key)
     show = keys.add_parser("list", help="keys without their secrets")
     show.add_argument("--tenant")
-    show.set_defaults(run=_list_keys)
+    show.set_defaults(run=lambda url, options: list_keys(url, options.tenant))
     rotate = keys.add_parser("rotate", help="a new key for an old one, which ends after a while")
     rotate.add_argument("id")
     rotate.add_argument("--grace", type=_days, metavar="DAYS", default=timedelta(days=1))
-    rotate.set_defaults(run=_rotate_key)
+    rotate.set_defaults(
+        run=lambda url, options: {"key": rotate_key(url, options.id, options.grace)}
+    )
     revoke = keys.add_parser("revoke", help="end a key now")
     revoke.add_argument("id")
-    revoke.set_defaults(run=_revoke_key)
+    revoke.set_defaults(run=lambda url, options: _revoke_key(url, options.id))
     quotas = keys.add_parser("quotas", help="replace a key's quotas; without options, lift them")
     quotas.add_argument("id")
     _add_quotas(quotas)
@@ -94,13 +125,9 @@ def _add_quotas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", dest="models", help="may be repeated")
 
 
-def _create_tenant(url: str, options: argparse.Namespace) -> dict[str, Any]:
-    create_tenant(url, options.name)
-    return {"tenant": options.name}
-
-
-def _list_tenants(url: str, _: argparse.Namespace) -> list[dict[str, Any]]:
-    return list_tenants(url)
+def _create_tenant(url: str, name: str) -> dict[str, Any]:
+    create_tenant(url, name)
+    return {"tenant": name}
 
 
 def _create_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -115,17 +142,9 @@ def _create_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
     return {"key": key}
 
 
-def _list_keys(url: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return list_keys(url, options.tenant)
-
-
-def _rotate_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
-    return {"key": rotate_key(url, options.id, options.grace)}
-
-
-def _revoke_key(url: str, options: argparse.Namespace) -> dict[str, Any]:
-    revoke_key(url, options.id)
-    return {"revoked": options.id}
+def _revoke_key(url: str, key_id: str) -> dict[str, Any]:
+    revoke_key(url, key_id)
+    return {"revoked": key_id}
 
 
 def _set_quotas(url: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -136,6 +155,10 @@ def _set_quotas(url: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def _quotas(options: argparse.Namespace) -> Quotas:
     return Quotas.model_validate({name: getattr(options, name) for name in Quotas.model_fields})
+
+
+def _seconds(text: str) -> timedelta:
+    return timedelta(seconds=float(text))
 
 
 def _days(text: str) -> timedelta:

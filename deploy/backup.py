@@ -1,15 +1,16 @@
-"""Back up and restore: `python -m deploy.backup save | restore | verify FOLDER`.
+"""Back up and restore: `darkroom-server backup save | restore | verify FOLDER`.
 
 A backup is a folder: `database.dump` (pg_dump's own format), `objects/` (the bucket, one file for
 each key) and `manifest.json`. Objects are never overwritten, so a second backup into the same
-folder copies what is new.
+folder copies what is new. The dumps before it are kept in `earlier/`, a folder for each: to restore
+one, move its two files over the newest.
 
-The order keeps every row of the dump with its object. A picture is put before its row is committed
+The order keeps every row of the dump with its object. An image is put before its row is committed
 and taken away after its row is gone. So `save` copies the bucket, takes the dump (one snapshot),
 and copies what came meanwhile: an object of a row in the dump was there before the snapshot, and is
 in the first copy or in the second. `restore` puts the objects first and the rows last.
 
-Redis is in no backup: the dispatcher makes it again from the ledger.
+Redis is in no backup: the dispatcher makes it again from the database.
 """
 
 import argparse
@@ -17,25 +18,27 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from sqlalchemy import create_engine, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from deploy.bootstrap import ensure_bucket
 from shared.batches.models import BatchFile
 from shared.core.errors import StorageUnavailable
-from shared.core.settings import Settings, get_settings
+from shared.core.settings import Settings, SettingsError, get_settings
 from shared.core.storage import ObjectMissing, Storage
 from shared.images.models import Image, Upload
 
@@ -66,8 +69,10 @@ class Expected(NamedTuple):
     """None: no row keeps it (thumbnails)."""
 
 
-def save(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Back up into a folder, new or of an earlier backup; gives the manifest.
+def save(settings: Settings, folder: Path, keep: int = 7) -> dict[str, Any]:
+    """Back up into a folder, new or of an earlier backup; returns the manifest.
+
+    `keep`: how many dumps before this one are kept.
 
     Raises:
         BackupFailed: pg_dump is missing, too old, or failed.
@@ -84,6 +89,7 @@ def save(settings: Settings, folder: Path) -> dict[str, Any]:
         copied += _copy_out(storage, folder / OBJECTS)
     finally:
         storage.close()
+    _put_aside(folder, keep)
     partial.replace(folder / DUMP)
     manifest = {
         "begun_at": begun.isoformat(timespec="seconds"),
@@ -93,15 +99,39 @@ def save(settings: Settings, folder: Path) -> dict[str, Any]:
         "objects": sum(1 for path in (folder / OBJECTS).rglob("*") if path.is_file()),
         "objects_new": copied,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    partial = folder / f"{MANIFEST}.partial"  # a full disk leaves no half of one
+    partial.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    partial.replace(folder / MANIFEST)
     return manifest
 
 
+def _put_aside(folder: Path, keep: int) -> None:
+    """Move the newest dump to the earlier ones, and drop the oldest of them beyond `keep`."""
+    earlier = folder / "earlier"
+    if (folder / MANIFEST).exists() and (folder / DUMP).exists():
+        aside = earlier / _begun_at(folder / MANIFEST).replace(":", "-")
+        aside.mkdir(parents=True, exist_ok=True)
+        for name in (DUMP, MANIFEST):
+            (folder / name).replace(aside / name)
+    kept = sorted(earlier.glob("*"))  # a time sorts by its name
+    for old in kept[: max(len(kept) - keep, 0)]:
+        shutil.rmtree(old)
+
+
+def _begun_at(manifest: Path) -> str:
+    """When it began; if the manifest is damaged, when it was written, so that backups continue."""
+    try:
+        begun = datetime.fromisoformat(json.loads(manifest.read_text("utf-8"))["begun_at"])
+    except (ValueError, LookupError, TypeError):
+        begun = datetime.fromtimestamp(manifest.stat().st_mtime, UTC)
+    return begun.isoformat(timespec="seconds")
+
+
 def restore(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Fill an empty database and the bucket from a backup; gives the manifest.
+    """Fill an empty database and the bucket from a backup; returns the manifest.
 
     Raises:
-        BackupFailed: the folder is no whole backup, the database has tables, or pg_restore failed.
+        BackupFailed: the backup is incomplete, the database has tables, or pg_restore failed.
         StorageUnavailable: S3 cannot be written.
     """
     try:
@@ -110,7 +140,7 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError) as error:
         raise BackupFailed(f"{folder / MANIFEST} is damaged") from error
     if _sha256(folder / DUMP) != wanted:
-        raise BackupFailed(f"{folder / DUMP} is not the dump that the manifest tells of")
+        raise BackupFailed(f"{folder / DUMP} is not the dump in the manifest")
     if _tables(settings):
         raise BackupFailed("the database is not empty; restore into a new one")
     ensure_bucket(settings)
@@ -164,7 +194,7 @@ def _expected(settings: Settings) -> Iterable[Expected]:
 
 
 def _copy_out(storage: Storage, folder: Path) -> int:
-    """Copy every object that is not there yet; gives how many."""
+    """Copy every object that is not there yet; returns how many."""
 
     def copy(key: str) -> bool:
         path = path_of(folder, key)
@@ -243,10 +273,10 @@ def _find_postgres_tool(name: str) -> str:
         for folder in sorted(Path(spec.origin).parent.glob("pginstall*/bin"), reverse=True):
             if (folder / name).exists():
                 return str(folder / name)
-    found = shutil.which(name)
-    if found is None:
+    program = shutil.which(name)
+    if program is None:
         raise BackupFailed(f"{name} is not on PATH; install PostgreSQL's client programs")
-    return found
+    return program
 
 
 def _tables(settings: Settings) -> list[str]:
@@ -271,26 +301,53 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _save_again(settings: Settings, folder: Path, keep: int, every: timedelta) -> int:
+    """Back up now and after each pause, until SIGTERM; a failure is only reported."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while True:
+        try:
+            print(json.dumps(save(settings, folder, keep)), flush=True)
+        except _FAILURES as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if stop.wait(every.total_seconds()):
+            return 0
+
+
+_FAILURES = (BackupFailed, StorageUnavailable, SettingsError, SQLAlchemyError, OSError)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and run one command; what it found goes to stdout as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.backup", description=__doc__)
+    parser = argparse.ArgumentParser(prog="darkroom-server backup", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, what in (("save", "back up into FOLDER"), ("restore", "fill empty servers")):
-        commands.add_parser(command, help=what).add_argument("folder", type=Path)
+    saving = commands.add_parser("save", help="back up into FOLDER")
+    saving.add_argument("--keep", type=int, default=7, help="earlier dumps to keep (7)")
+    saving.add_argument(
+        "--every", type=TypeAdapter(timedelta).validate_python, help="again and again: P1D, PT6H"
+    )
+    restoring = commands.add_parser("restore", help="fill empty servers")
+    for command in (saving, restoring):
+        command.add_argument("folder", type=Path)
     check = commands.add_parser("verify", help="compare rows with objects; 1 if one is missing")
     check.add_argument("--read", action="store_true", help="read every object, compare its hash")
     options = parser.parse_args(arguments)
     try:
         settings = get_settings()
         if options.command == "verify":
-            found = verify(settings, read=options.read)
+            result = verify(settings, read=options.read)
+        elif options.command == "restore":
+            result = restore(settings, options.folder)
+        elif options.every is not None:
+            return _save_again(settings, options.folder, options.keep, options.every)
         else:
-            found = (save if options.command == "save" else restore)(settings, options.folder)
-    except (BackupFailed, StorageUnavailable, ValidationError, SQLAlchemyError, OSError) as error:
+            result = save(settings, options.folder, options.keep)
+    except _FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(found, indent=2))
-    return 1 if found.get("missing") or found.get("different") else 0
+    print(json.dumps(result, indent=2))
+    return 1 if result.get("missing") or result.get("different") else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Make what a new installation lacks: `python -m deploy.bootstrap --key-file FILE`.
+"""Make what a new installation lacks: `darkroom-server bootstrap --key-file FILE`.
 
-Run after the migrations and before the API, which refuses to serve while no key lives. It makes the
-bucket where the store has none, and tells the database of an API key that was made elsewhere (see
-`deploy.docker.secrets`, or `darkroom-admin keys create`). Running it again changes nothing: a key
-that has been revoked since stays so.
+Run after the migrations and before the API, which refuses to serve without an active key. It makes
+the bucket where the store has none, and registers an API key that was made elsewhere (by
+`deploy.docker.secrets` or `darkroom-server admin keys create`). Running it again changes nothing: a
+key that has been revoked since stays so.
 """
 
 import argparse
@@ -11,12 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 
 from deploy.tenants import register_key
 from shared.core.errors import StorageUnavailable
-from shared.core.settings import Settings, get_settings
+from shared.core.settings import Settings, SettingsError, get_settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
 
@@ -38,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 name="bootstrap",
                 scopes=RESOURCES,
             )
-            print(f"key of the tenant {options.tenant}: known")
-    except (OSError, ValueError, ValidationError, StorageUnavailable) as error:
+            print(f"key of the tenant {options.tenant}: registered")
+    except (OSError, ValueError, SettingsError, StorageUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OperationalError as error:
@@ -67,7 +66,7 @@ def ensure_bucket(settings: Settings) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m deploy.bootstrap", description=__doc__)
+    parser = argparse.ArgumentParser(prog="darkroom-server bootstrap", description=__doc__)
     parser.add_argument("--key-file", type=Path, help="a file that holds an API key")
     parser.add_argument("--tenant", default=DEFAULT_TENANT, help=f"default: {DEFAULT_TENANT}")
     return parser

@@ -29,7 +29,7 @@ _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the page."""
+    """One line of the page."""
 
     section: str
     name: str
@@ -70,12 +70,9 @@ def page() -> str:
     for setting in settings():
         if setting.section != section:
             section = setting.section
-            parts.append(
-                f"\n## {section}\n\n| variable | kind | default | meaning |\n|---|---|---|---|\n"
-            )
-        parts.append(
-            f"| `{setting.name}` | {setting.kind} | {setting.default} | {setting.meaning} |\n"
-        )
+            parts.append(f"\n## {section}\n\n")
+        meaning = f": {setting.meaning}" if setting.meaning else ""
+        parts.append(f"- `{setting.name}` ({setting.kind}; {setting.default}){meaning}\n")
     return "".join(parts)
 
 
@@ -87,20 +84,19 @@ def main() -> None:
 
 _HEAD = """# Settings
 
-Written by `python -m deploy.settings_reference` from `shared/core/settings.py`; a test fails
-when it is stale. Every process of the system reads the same variables. Each may also be a file:
-what `/run/secrets/darkroom_database_url` holds is taken for `DARKROOM_DATABASE_URL`, unless the
-variable
-itself is set. Durations are ISO 8601 (`PT30S`, `PT2H`, `P30D`) or seconds; lists are JSON unless
-the text says otherwise. An invalid value is named at start-up, and the process exits.
+Written by `python -m deploy.settings_reference` from `shared/core/settings.py`. Every process reads
+the same variables. A variable that is not set may be a file: `/run/secrets/darkroom_database_url`
+stands for `DARKROOM_DATABASE_URL`. Durations are ISO 8601 (`PT30S`, `PT2H`, `P30D`) or seconds;
+lists are JSON unless the text says otherwise. An invalid or renamed variable stops the start with
+its name. In parentheses: kind; default.
 """
 
 
 def _section_of(lines: list[str], number: int) -> str:
     """The last section comment above a line (counted from 1)."""
     for line in reversed(lines[: number - 1]):
-        if found := _SECTION.match(line):
-            return found["title"]
+        if heading := _SECTION.match(line):
+            return heading["title"]
     return _FIRST_SECTION
 
 
@@ -118,9 +114,9 @@ def _kind(field: FieldInfo, annotation: str) -> str:
     elif "Path" in text:
         name = "path"
     elif kind is bool:
-        name = "`true` or `false`"
+        name = "boolean"
     elif "int" in text:
-        name = "whole number"
+        name = "integer"
     elif "float" in text:
         name = "number"
     else:
@@ -173,7 +169,7 @@ def _docstring(node: ast.stmt | None) -> str:
     if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
         return ""
     text = " ".join(str(node.value.value).split())
-    return text.replace("``", "`").replace("|", "\\|")
+    return text.replace("``", "`")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from typing import Any
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from shared.core import quotas as quota_queries
 from shared.core import tenants
 from shared.core.keys import ParsedKey, new_key, parse_key
 from shared.core.quotas import Quotas
 from shared.core.settings import with_driver
 from shared.core.tenants import OPERATOR, RESOURCES, ApiKey
 from shared.jobs.queries import client_requests
+from shared.jobs.queries import quotas as quota_queries
 
 EVERY_SCOPE = (*RESOURCES, OPERATOR)
 """What the local stack's key has."""
@@ -41,7 +41,7 @@ def register_key(
     parsed = parse_key(key)
     if parsed is None:
         raise ValueError("not a well-formed API key")
-    with _session(database_url) as session:
+    with database_session(database_url) as session:
         if session.scalars(tenants.find_key(parsed.id)).one_or_none() is None:
             _insert(session, parsed, tenant=tenant, name=name, scopes=scopes)
 
@@ -56,18 +56,18 @@ def create_key(
     quotas: Quotas | None = None,
 ) -> str:
     """A new key of a tenant, made on first use; the key is shown once and never stored."""
-    made = new_key()
-    with _session(database_url) as session:
+    key = new_key()
+    with database_session(database_url) as session:
         _insert(
             session,
-            ParsedKey(made.id, made.secret_hash),
+            ParsedKey(key.id, key.secret_hash),
             tenant=tenant,
             name=name,
             scopes=scopes,
             expires_at=expires_at,
             quotas=quotas,
         )
-    return made.key
+    return key.key
 
 
 def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
@@ -77,28 +77,26 @@ def rotate_key(database_url: str, key_id: str, grace: timedelta) -> str:
     Raises:
         NoSuchKey: there is no such key, or it has ended.
     """
-    made = new_key()
-    with _session(database_url) as session:
+    key = new_key()
+    with database_session(database_url) as session:
         old = _find(session, key_id)
         if not old.is_live(datetime.now(UTC)):
             raise NoSuchKey(f"The key {key_id} has been revoked or has expired; create a new one.")
-        columns = tenants.key_columns(
-            key_id=made.id,
-            secret_hash=made.secret_hash,
-            tenant_id=old.tenant_id,
-            name=old.name,
-            scopes=old.scopes,
+        insertion = tenants.insert_key(
+            key,
+            *(old.tenant_id, old.name, old.scopes),
             expires_at=old.expires_at,
             quotas=old.quotas,
+            a1111_model=old.a1111_model,
         )
-        session.execute(tenants.insert_key(columns))
+        session.execute(insertion)
         session.execute(tenants.expire_key(key_id, datetime.now(UTC) + grace))
         for handover in (
-            *quota_queries.hand_over(key_id, made.id),
-            client_requests.hand_over(key_id, made.id),
+            *quota_queries.hand_over(key_id, key.id),
+            client_requests.hand_over(key_id, key.id),
         ):
             session.execute(handover)
-    return made.key
+    return key.key
 
 
 def revoke_key(database_url: str, key_id: str) -> None:
@@ -107,7 +105,7 @@ def revoke_key(database_url: str, key_id: str) -> None:
     Raises:
         NoSuchKey: there is no such key.
     """
-    with _session(database_url) as session:
+    with database_session(database_url) as session:
         session.execute(tenants.revoke_key(_find(session, key_id).tenant_id, key_id))
 
 
@@ -117,21 +115,21 @@ def set_quotas(database_url: str, key_id: str, quotas: Quotas) -> None:
     Raises:
         NoSuchKey: there is no such key.
     """
-    with _session(database_url) as session:
+    with database_session(database_url) as session:
         _find(session, key_id)
         session.execute(tenants.set_quotas(key_id, quotas.stored()))
 
 
 def list_keys(database_url: str, tenant: str | None = None) -> list[dict[str, Any]]:
     """Every key without its secret, of one tenant if it is named."""
-    with _session(database_url) as session:
-        found = session.execute(tenants.list_keys_of_all(tenant)).all()
-        return [_describe(key, name) for key, name in found]
+    with database_session(database_url) as session:
+        keys = session.execute(tenants.list_keys_of_all(tenant)).all()
+        return [_describe(key, name) for key, name in keys]
 
 
 def list_tenants(database_url: str) -> list[dict[str, Any]]:
     """Every tenant and how many live keys it has."""
-    with _session(database_url) as session:
+    with database_session(database_url) as session:
         return [
             {"name": tenant.name, "live_keys": live, "created_at": _time(tenant.created_at)}
             for tenant, live in session.execute(tenants.list_tenants()).all()
@@ -140,7 +138,7 @@ def list_tenants(database_url: str) -> list[dict[str, Any]]:
 
 def create_tenant(database_url: str, name: str) -> None:
     """Make a tenant; one that exists stays as it is."""
-    with _session(database_url) as session:
+    with database_session(database_url) as session:
         session.execute(tenants.ensure_tenant(name))
 
 
@@ -155,16 +153,11 @@ def _insert(
     quotas: Quotas | None = None,
 ) -> None:
     tenant_id = session.scalars(tenants.ensure_tenant(tenant)).one()
-    columns = tenants.key_columns(
-        key_id=parsed.id,
-        secret_hash=parsed.secret_hash,
-        tenant_id=tenant_id,
-        name=name,
-        scopes=scopes,
-        expires_at=expires_at,
-        quotas=quotas.stored() if quotas else None,
+    limits = quotas.stored() if quotas else None
+    insertion = tenants.insert_key(
+        parsed, tenant_id, name, scopes, expires_at=expires_at, quotas=limits
     )
-    session.execute(tenants.insert_key(columns))
+    session.execute(insertion)
 
 
 def _find(session: Session, key_id: str) -> ApiKey:
@@ -194,8 +187,9 @@ def _time(moment: datetime | None) -> str | None:
 
 
 @contextmanager
-def _session(database_url: str) -> Iterator[Session]:
-    engine = create_engine(with_driver(database_url))
+def database_session(database_url: str, **options: Any) -> Iterator[Session]:
+    """A transaction as the tables' owner, for all tenants; `options` are the engine's."""
+    engine = create_engine(with_driver(database_url), **options)
     try:
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session

@@ -2,7 +2,7 @@
 
 They are ordinary diffusers folders of a few megabytes (tokenizer included), made from configs
 alone in about a second, so that tests and first runs need neither a network nor a GPU. Their
-pictures are abstract; their code path is exactly that of the full-size models.
+images are abstract; their code path is exactly that of the full-size models.
 
     python -m deploy.toy_models sd15 FOLDER
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NATIVE_SIZE = 64
-"""Side of a toy picture in pixels: 8 latents of 8 pixels each, as in the full-size models."""
+"""Side of a toy image in pixels: 8 latents of 8 pixels each, as in the full-size models."""
 
 _MAX_TOKENS = 77
 _WIDTHS = (16, 32, 32, 32)
@@ -91,27 +91,341 @@ def build_lcm(folder: Path, seed: int = 0) -> None:
     ).save_pretrained(folder)
 
 
+def build_sd15_inpaint(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion 1.x for inpainting: its UNet reads mask and masked image, too."""
+    _build_stable_diffusion(folder, seed, in_channels=9, pipeline="StableDiffusionInpaintPipeline")
+
+
+def build_sdxl_inpaint(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion XL for inpainting."""
+    from diffusers import EulerDiscreteScheduler
+
+    scheduler = EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1)
+    _build_stable_diffusion_xl(
+        folder, seed, scheduler, in_channels=9, pipeline="StableDiffusionXLInpaintPipeline"
+    )
+
+
+def build_controlnet(folder: Path, checkpoint: Path, seed: int = 0) -> None:
+    """A ControlNet for a toy checkpoint of SD, SDXL, SD3 or FLUX."""
+    import torch
+    from diffusers import (
+        AutoPipelineForText2Image,
+        ControlNetModel,
+        FluxControlNetModel,
+        SD3ControlNetModel,
+    )
+
+    torch.manual_seed(seed)
+    pipeline = AutoPipelineForText2Image.from_pretrained(checkpoint)
+    net: Any
+    if hasattr(pipeline, "unet"):
+        net = ControlNetModel.from_unet(
+            pipeline.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)
+        )
+    elif type(pipeline).__name__ == "FluxPipeline":
+        config = dict(pipeline.transformer.config) | {"num_layers": 1, "num_single_layers": 1}
+        net = FluxControlNetModel.from_config(config)
+    else:
+        config = dict(pipeline.transformer.config) | {"num_layers": 1}
+        net = SD3ControlNetModel.from_config(config)
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            # Trainers begin with zeros, which would show nothing.
+            if name.startswith(("controlnet_", "pos_embed_input")):
+                weight.copy_(torch.randn_like(weight) * 0.1)
+    net.save_pretrained(folder)
+
+
 def build_pag(folder: Path, seed: int = 0) -> None:
     """Perturbed-attention guidance over 1.x: a pipeline that the engine runs as a whole."""
     _build_stable_diffusion(folder, seed, pipeline="StableDiffusionPAGPipeline")
 
 
+def build_sd3(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion 3: two CLIP encoders and T5, a transformer with flow matching."""
+    _build_stable_diffusion_3(folder, seed)
+
+
+def build_sd35(folder: Path, seed: int = 0) -> None:
+    """Stable Diffusion 3.5 medium: dual attention, normalized queries and keys."""
+    _build_stable_diffusion_3(folder, seed, dual_attention_layers=(0,), qk_norm="rms_norm")
+
+
+def build_sd3pag(folder: Path, seed: int = 0) -> None:
+    """Perturbed-attention guidance over 3: run as a whole; its sizes are multiples of 16."""
+    _build_stable_diffusion_3(folder, seed, pipeline="StableDiffusion3PAGPipeline")
+
+
 def build_flux(folder: Path, seed: int = 0) -> None:
-    """Flux: a transformer with flow matching, run as a whole; its sizes are multiples of 16."""
+    """FLUX.1 dev: packed latents, T5 and CLIP, the guidance scale as an input."""
+    _build_flux(folder, seed, guidance_embeds=True)
+
+
+def build_schnell(folder: Path, seed: int = 0) -> None:
+    """FLUX.1 schnell: no guidance, an unshifted schedule of a few steps."""
+    _build_flux(folder, seed, guidance_embeds=False)
+
+
+def build_pixart(folder: Path, seed: int = 0) -> None:
+    """PixArt-Sigma: masked T5, a learned variance beside the noise."""
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
+    from transformers import T5EncoderModel
 
     torch.manual_seed(seed)
-    vae, width = _vae(shift_factor=0.1159), 32
+    width = 32
+    PixArtSigmaPipeline(
+        tokenizer=make_t5_tokenizer(),
+        text_encoder=T5EncoderModel(t5_config(width)).eval(),
+        vae=_vae(scaling_factor=0.13025),
+        transformer=PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=8,
+            num_layers=2,
+            cross_attention_dim=32,
+            sample_size=NATIVE_SIZE // 8,
+            caption_channels=width,
+            use_additional_conditions=False,
+        ).eval(),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear"
+        ),
+    ).save_pretrained(folder)
+
+
+def build_sana(folder: Path, seed: int = 0) -> None:
+    """Sana: Gemma, linear attention, latents of 32 pixels."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, SanaPipeline
+    from transformers import Gemma2Model
+
+    torch.manual_seed(seed)
+    width, channels = 32, 8
+    SanaPipeline(
+        tokenizer=make_gemma_tokenizer(),
+        text_encoder=Gemma2Model(_gemma2_config(width)).eval(),
+        vae=_deep_vae(channels),
+        transformer=_sana_transformer(width, channels),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    ).save_pretrained(folder)
+
+
+def build_sprint(folder: Path, seed: int = 0) -> None:
+    """Sana Sprint: an embedded guidance scale, one to four steps."""
+    import torch
+    from diffusers import SanaSprintPipeline, SCMScheduler
+    from transformers import Gemma2Model
+
+    torch.manual_seed(seed)
+    width, channels = 32, 8
+    SanaSprintPipeline(
+        tokenizer=make_gemma_tokenizer(),
+        text_encoder=Gemma2Model(_gemma2_config(width)).eval(),
+        vae=_deep_vae(channels),
+        transformer=_sana_transformer(
+            width, channels, guidance_embeds=True, qk_norm="rms_norm_across_heads"
+        ),
+        scheduler=SCMScheduler(prediction_type="trigflow", sigma_data=0.5),
+    ).save_pretrained(folder)
+
+
+def build_flux2(folder: Path, seed: int = 0) -> None:
+    """FLUX.2 dev: three layers of Mistral 3 as text, the guidance scale as an input."""
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    width = 16
+    text = _qwen_widths(width) | {"model_type": "mistral", "head_dim": 16, "num_hidden_layers": 31}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = Mistral3Config(
+        text_config=text,
+        vision_config={**vision, "model_type": "pixtral", "num_attention_heads": 2, "head_dim": 8},
+    )
+    _build_flux2(folder, seed, Flux2Pipeline, Mistral3ForConditionalGeneration, config, dev=True)
+
+
+def build_klein(folder: Path, seed: int = 0) -> None:
+    """FLUX.2 Klein: three layers of Qwen 3 as text, guidance in two calls."""
+    from diffusers import Flux2KleinPipeline
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    layers = {"num_hidden_layers": 28, "head_dim": 16}
+    config = Qwen3Config(**_qwen_widths(16) | layers)
+    _build_flux2(folder, seed, Flux2KleinPipeline, Qwen3ForCausalLM, config, dev=False)
+
+
+def build_qwen(folder: Path, seed: int = 0) -> None:
+    """Qwen-Image: a language model that sees, a VAE for films."""
+    import torch
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(seed)
+    width, channels = 32, 16
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+            time_shift_type="exponential",
+        ),
+        vae=AutoencoderKLQwenImage(base_dim=4, z_dim=channels, num_res_blocks=1).eval(),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(_qwen_vl_config(width)).eval(),
+        tokenizer=make_qwen_tokenizer(),
+        transformer=QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4 * channels,
+            out_channels=channels,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=width,
+            axes_dims_rope=(4, 6, 6),
+        ).eval(),
+    ).save_pretrained(folder)
+
+
+def build_zimage(folder: Path, seed: int = 0) -> None:
+    """Z-Image: Qwen 3, lists of texts."""
+    import torch
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+    from transformers import Qwen3Model
+
+    torch.manual_seed(seed)
+    vae, width = _flow_vae(), 32
+    transformer = ZImageTransformer2DModel(
+        in_channels=vae.config.latent_channels,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=width,
+        axes_dims=[4, 6, 6],
+        axes_lens=[1024, 64, 64],
+    ).eval()
+    with torch.no_grad():  # allocated and not filled by its constructor
+        for token in (transformer.x_pad_token, transformer.cap_pad_token):
+            token.normal_()
+    ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=Qwen3Model(_qwen3_config(width)).eval(),
+        tokenizer=make_qwen_tokenizer(),
+        transformer=transformer,
+    ).save_pretrained(folder)
+
+
+def build_lumina2(folder: Path, seed: int = 0) -> None:
+    """Lumina-Image 2.0: Gemma, one sequence of text and image."""
+    import torch
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        Lumina2Pipeline,
+        Lumina2Transformer2DModel,
+    )
+    from transformers import Gemma2Model
+
+    torch.manual_seed(seed)
+    vae, width = _flow_vae(), 32
+    Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=NATIVE_SIZE // 8,
+            patch_size=2,
+            in_channels=vae.config.latent_channels,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(512, 64, 64),
+            cap_feat_dim=width,
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=vae,
+        text_encoder=Gemma2Model(_gemma2_config(width)).eval(),
+        tokenizer=make_gemma_tokenizer(),
+    ).save_pretrained(folder)
+
+
+BUILDERS: dict[str, Callable[[Path], None]] = {
+    name.removeprefix("build_").replace("_", "-"): builder
+    for name, builder in list(globals().items())
+    if name.startswith("build_")
+}
+"""Family name on the command line -> its builder."""
+
+
+def _build_stable_diffusion_3(
+    folder: Path, seed: int, *, pipeline: str = "StableDiffusion3Pipeline", **transformer: Any
+) -> None:
+    import diffusers
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+    torch.manual_seed(seed)
+    vae, width, pooled = _flow_vae(), 64, 32
+    getattr(diffusers, pipeline)(
+        vae=vae,
+        text_encoder=CLIPTextModelWithProjection(_text_config()).eval(),
+        tokenizer=make_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(hidden_act="gelu")).eval(),
+        tokenizer_2=make_tokenizer(),
+        text_encoder_3=T5EncoderModel(t5_config(width)).eval(),
+        tokenizer_3=make_t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=NATIVE_SIZE // 8,
+            in_channels=vae.config.latent_channels,
+            out_channels=vae.config.latent_channels,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=width,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * pooled,
+            pos_embed_max_size=16,
+            **transformer,
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)
+
+
+def _build_flux(folder: Path, seed: int, *, guidance_embeds: bool) -> None:
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    torch.manual_seed(seed)
+    vae, width = _flow_vae(), 32
     FluxPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(_text_config()).eval(),
         tokenizer=make_tokenizer(),
-        text_encoder_2=T5EncoderModel(_t5_config(width)).eval(),
-        tokenizer_2=T5TokenizerFast(
-            vocab=_t5_vocabulary(), extra_ids=0, model_max_length=_MAX_TOKENS
-        ),
+        text_encoder_2=T5EncoderModel(t5_config(width)).eval(),
+        tokenizer_2=make_t5_tokenizer(),
         transformer=FluxTransformer2DModel(
             in_channels=4 * vae.config.latent_channels,  # patches of 2 × 2 latents
             num_layers=1,
@@ -120,35 +434,70 @@ def build_flux(folder: Path, seed: int = 0) -> None:
             num_attention_heads=2,
             joint_attention_dim=width,
             pooled_projection_dim=width,
-            guidance_embeds=True,
+            guidance_embeds=guidance_embeds,
             axes_dims_rope=(4, 6, 6),
         ).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
+        ),
     ).save_pretrained(folder)
 
 
-BUILDERS: dict[str, Callable[[Path], None]] = {
-    "sd15": build_sd15,
-    "sd21": build_sd21,
-    "sd21v": build_sd21v,
-    "sdxl": build_sdxl,
-    "turbo": build_turbo,
-    "edm": build_edm,
-    "lcm": build_lcm,
-    "pag": build_pag,
-    "flux": build_flux,
-}
-"""Family name on the command line -> its builder."""
-
-
-def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any, **vae: Any) -> None:
+def _build_flux2(
+    folder: Path, seed: int, pipeline: Any, encoder: Any, config: Any, *, dev: bool
+) -> None:
     import torch
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2Transformer2DModel,
+    )
+
+    torch.manual_seed(seed)
+    width, channels = 16, 4
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=8,
+        sample_size=NATIVE_SIZE,
+    ).eval()
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2)
+    pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=encoder(config).eval(),
+        tokenizer=make_qwen_tokenizer(),
+        transformer=Flux2Transformer2DModel(
+            in_channels=4 * channels,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * width,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=dev,
+        ).eval(),
+    ).save_pretrained(folder)
+
+
+def _build_stable_diffusion_xl(
+    folder: Path,
+    seed: int,
+    scheduler: Any,
+    *,
+    in_channels: int = 4,
+    pipeline: str = "StableDiffusionXLPipeline",
+    **vae: Any,
+) -> None:
+    import diffusers
+    import torch
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
     pooled, time_width = 32, 8
-    StableDiffusionXLPipeline(
+    getattr(diffusers, pipeline)(
         vae=_vae(scaling_factor=0.13025, force_upcast=True, **vae),
         text_encoder=CLIPTextModel(_text_config()).eval(),
         text_encoder_2=CLIPTextModelWithProjection(
@@ -157,6 +506,7 @@ def _build_stable_diffusion_xl(folder: Path, seed: int, scheduler: Any, **vae: A
         tokenizer=make_tokenizer(),
         tokenizer_2=make_tokenizer(),
         unet=_unet(
+            in_channels=in_channels,
             block_out_channels=_WIDTHS[:3],
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -179,6 +529,7 @@ def _build_stable_diffusion(
     *,
     openclip: bool = False,
     prediction_type: str = "epsilon",
+    in_channels: int = 4,
     pipeline: str = "StableDiffusionPipeline",
 ) -> None:
     import diffusers
@@ -196,7 +547,7 @@ def _build_stable_diffusion(
             _text_config(hidden_act="gelu" if openclip else "quick_gelu")
         ).eval(),
         tokenizer=make_tokenizer(),
-        unet=_unet(**heads),
+        unet=_unet(in_channels=in_channels, **heads),
         scheduler=PNDMScheduler(
             **_SD_BETAS,
             steps_offset=1,
@@ -245,6 +596,17 @@ def _vae(**overrides: Any) -> Any:
     return AutoencoderKL(**{**config, **overrides}).eval()
 
 
+def _flow_vae() -> Any:
+    """16 channels around a mean, without the convolutions between encoder and latents."""
+    return _vae(
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
 def _text_config(**overrides: Any) -> Any:
     from transformers import CLIPTextConfig
 
@@ -264,7 +626,8 @@ def _text_config(**overrides: Any) -> Any:
     return CLIPTextConfig(**{**config, **overrides})
 
 
-def _t5_config(width: int) -> Any:
+def t5_config(width: int) -> Any:
+    """T5 with one layer."""
     from transformers import T5Config
 
     return T5Config(
@@ -275,6 +638,140 @@ def _t5_config(width: int) -> Any:
         num_layers=1,
         num_heads=2,
     )
+
+
+def _sana_transformer(width: int, channels: int, **more: Any) -> Any:
+    from diffusers import SanaTransformer2DModel
+
+    return SanaTransformer2DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=width,
+        sample_size=2,
+        **more,
+    ).eval()
+
+
+def _deep_vae(channels: int) -> Any:
+    """An autoencoder whose latents are 32 pixels wide."""
+    from diffusers import AutoencoderDC
+
+    widths = (8,) * 6
+    return AutoencoderDC(
+        latent_channels=channels,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        upsample_block_type="interpolate",
+        downsample_block_type="Conv",
+        scaling_factor=0.41407,
+    ).eval()
+
+
+def _gemma2_config(width: int) -> Any:
+    from transformers import Gemma2Config
+
+    return Gemma2Config(
+        vocab_size=len(_gemma_vocabulary()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=64,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+
+
+def make_gemma_tokenizer() -> Any:
+    """A Gemma tokenizer over printable ASCII, one token a character."""
+    from transformers import GemmaTokenizer
+
+    return GemmaTokenizer(vocab=_gemma_vocabulary(), merges=[], model_max_length=1024)
+
+
+def _gemma_vocabulary() -> dict[str, int]:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "\u2581", "\n", *map(chr, range(33, 127))]
+    return {piece: index for index, piece in enumerate(pieces)}
+
+
+def _qwen3_config(width: int) -> Any:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(**_qwen_widths(width), head_dim=16)
+
+
+def _qwen_vl_config(width: int) -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    text = _qwen_widths(width) | {
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    }
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": width}
+    return Qwen2_5_VLConfig(text_config=text, vision_config={**vision, "intermediate_size": 16})
+
+
+def _qwen_widths(width: int) -> dict[str, Any]:
+    return {
+        "vocab_size": len(_qwen_vocabulary()),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+    }
+
+
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}"
+    "{% else %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_qwen_tokenizer() -> Any:
+    """A Qwen tokenizer over bytes, one token each, with marks for turns of a conversation."""
+    from transformers import Qwen2Tokenizer
+
+    return Qwen2Tokenizer(
+        vocab=_qwen_vocabulary(),
+        merges=[],
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=2048,
+        chat_template=_CHAT,
+    )
+
+
+def _qwen_vocabulary() -> dict[str, int]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return {token: index for index, token in enumerate([*marks, *sorted(ByteLevel.alphabet())])}
+
+
+def make_t5_tokenizer() -> Any:
+    """A T5 tokenizer over printable ASCII, one token a character."""
+    from transformers import T5TokenizerFast
+
+    return T5TokenizerFast(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=512)
 
 
 def _t5_vocabulary() -> list[tuple[str, float]]:
@@ -297,6 +794,80 @@ def _vocabulary() -> dict[str, int]:
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{char}</w>" for char in alphabet), "<|startoftext|>", "<|endoftext|>"]
     return {token: index for index, token in enumerate(tokens)}
+
+
+def build_ip_adapter(checkpoint: Path, folder: Path, *, plus: bool = False, seed: int = 0) -> None:
+    """An IP-Adapter for a toy UNet (`ip-adapter.safetensors`) and its image encoder, as they are
+    published; `plus`: one that reads the encoder's last but one layer."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
+    encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            projection_dim=24,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=32,
+            patch_size=8,
+        )
+    )
+    encoder.save_pretrained(folder / "image_encoder")
+    width = unet.config.cross_attention_dim
+    tensors = _resampler(32, width) if plus else _projection(24, width)
+    for number, name in enumerate(unet.attn_processors):
+        if name.endswith("attn2.processor"):
+            layer = unet.get_submodule(name.removesuffix(".processor")).to_k
+            for what in ("k", "v"):
+                shape = layer.out_features, layer.in_features
+                tensors[f"ip_adapter.{number}.to_{what}_ip.weight"] = torch.randn(shape) * 0.5
+    save_file(tensors, folder / "ip-adapter.safetensors")
+
+
+def _projection(embedded: int, width: int) -> dict[str, Any]:
+    """Four tokens of an image's embedding."""
+    import torch
+
+    return {
+        "image_proj.proj.weight": torch.randn(4 * width, embedded),
+        "image_proj.proj.bias": torch.randn(4 * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+
+
+def _resampler(hidden: int, width: int, inner: int = 64, tokens: int = 6) -> dict[str, Any]:
+    """Six tokens by attention over the encoder's patches; heads are 64 wide."""
+    import torch
+
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": (1, tokens, inner),
+        "proj_in.weight": (inner, hidden),
+        "proj_in.bias": (inner,),
+        "proj_out.weight": (width, inner),
+        "proj_out.bias": (width,),
+        "norm_out.weight": (width,),
+        "norm_out.bias": (width,),
+    }
+    for layer in range(4):
+        shapes |= {
+            f"layers.{layer}.0.to_q.weight": (64, inner),
+            f"layers.{layer}.0.to_kv.weight": (128, inner),
+            f"layers.{layer}.0.to_out.weight": (inner, 64),
+            f"layers.{layer}.1.1.weight": (4 * inner, inner),
+            f"layers.{layer}.1.3.weight": (inner, 4 * inner),
+            **{
+                f"layers.{layer}.{norm}.{what}": (inner,)
+                for norm in ("0.norm1", "0.norm2", "1.0")
+                for what in ("weight", "bias")
+            },
+        }
+    return {f"image_proj.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,1 +1,1 @@
-"""The ledger's schema, step by step (Alembic)."""
+"""The database's schema, step by step (Alembic)."""

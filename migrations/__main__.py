@@ -1,8 +1,10 @@
 """`python -m migrations upgrade | new MESSAGE | check`: the schema of the configured database."""
 
 import argparse
+import sys
 
 from migrations.commands import check, new, upgrade
+from shared.core.settings import SettingsError
 
 
 def main() -> None:
@@ -14,12 +16,15 @@ def main() -> None:
     add = commands.add_parser("new", help="write a migration from the difference")
     add.add_argument("message")
     arguments = parser.parse_args()
-    if arguments.command == "upgrade":
-        upgrade()
-    elif arguments.command == "check":
-        check()
-    else:
-        new(arguments.message)
+    try:
+        if arguments.command == "upgrade":
+            upgrade()
+        elif arguments.command == "check":
+            check()
+        else:
+            new(arguments.message)
+    except SettingsError as error:
+        sys.exit(str(error))
 
 
 main()

@@ -36,5 +36,5 @@ def check(database_url: str | None = None) -> None:
 def new(message: str) -> None:
     """Write the next migration from the difference between the code and the database."""
     versions = Path(__file__).parent / "versions"
-    number = sum(1 for _ in versions.glob("[0-9]*.py")) + 1
+    number = max(int(path.name[:4]) for path in versions.glob("[0-9]*.py")) + 1
     command.revision(_config(), message=message, autogenerate=True, rev_id=f"{number:04d}")

@@ -5,12 +5,12 @@ from sqlalchemy import create_engine, pool
 
 from migrations.metadata import target_metadata
 from shared.core.settings import get_settings, with_driver
-from shared.search.embeddings import PICTURES, PROMPTS
+from shared.search.embeddings import IMAGES, PROMPTS
 
 
 def _is_declared(name: str | None, kind: str, _parents: object) -> bool:
     """False for indexes of embedding models, which follow from the settings, and of expressions."""
-    others = (PROMPTS.prefix, PICTURES.prefix, "ix_prompts_grams")
+    others = (PROMPTS.prefix, IMAGES.prefix, "ix_prompts_grams")
     return not (kind == "index" and name is not None and name.startswith(others))
 
 

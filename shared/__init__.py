@@ -1,1 +1,1 @@
-"""What the API and the workers agree on: the ledger, the queue, storage, settings and errors."""
+"""What the API and the workers agree on: the database, the queue, storage, settings and errors."""

@@ -1,14 +1,24 @@
 """Fixtures: the real servers, once per run, and the system's own processes on top of them."""
 
 import os
+import re
+
+# Read when torch loads OpenMP, here or in a process that a test starts: see worker.engine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# isort: split
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
+from xdist.scheduler import LoadScopeScheduling
 
+from deploy.local.postgres_server import DATABASE
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
 from migrations.commands import upgrade
@@ -16,13 +26,49 @@ from shared.core.database import open_engine, session_factory
 from shared.core.settings import Settings, get_settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
-from tests.processes import ApiProcess, WorkerProcess, free_port
+from tests import fork_server
+from tests.processes import PROJECT, ApiProcess, Process, WorkerProcess, free_port
+from tests.stack import Stack, free_ports
+
+Process.warm = True
+
+# An example's time says nothing of the code on a machine that does other things besides.
+hypothesis_settings.register_profile("tests", deadline=None)
+hypothesis_settings.load_profile("tests")
 
 MODELS = Path(__file__).parent / "models.toml"
 """The catalogue of the tests: `sim` and `held`, simulated, and `demo`, a real pipeline."""
 
+MIGRATED = "migrated"
+"""The template of databases with the newest schema and nothing in them."""
+
+_ON_THE_STACK = ("tests/e2e/browser/", "tests/integration/local_stack/test_stack.py")
+"""What shares one stack, which takes half a minute to start. The second kills parts of it."""
+
 EVERY_SCOPE = RESOURCES
 """But not `operator`, which reaches over tenants."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several processes of tests share one fork server, which the first of them starts."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        fork_server.start("heavy")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Tests that share servers and processes stay together."""
+    return _ByFixtures(config, log)
+
+
+class _ByFixtures(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        """The folder whose fixtures the test uses, or its file where there are none of a folder."""
+        file = nodeid.partition("::")[0]
+        if file.startswith(_ON_THE_STACK):
+            return "stack"
+        folder = file.rpartition("/")[0]
+        return folder if (PROJECT / folder / "conftest.py").is_file() else file
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +77,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
     home = tmp_path_factory.mktemp("servers") / "home"
     with EmbeddedServers(home, durable=False) as running:
         upgrade(running.database_url)
+        running.postgres.create_database(MIGRATED, template=DATABASE)
         yield running
 
 
@@ -61,7 +108,7 @@ def settings(environment: dict[str, str]) -> Iterator[Settings]:
 
 @pytest.fixture(scope="session")
 def engine(settings: Settings) -> Iterator[Engine]:
-    """A pool of connections to the ledger."""
+    """A pool of connections to the database."""
     opened = open_engine(settings)
     yield opened
     opened.dispose()
@@ -69,7 +116,7 @@ def engine(settings: Settings) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def database(engine: Engine) -> sessionmaker[Session]:
-    """Sessions on the ledger."""
+    """Sessions on the database."""
     return session_factory(engine)
 
 
@@ -144,3 +191,22 @@ def cpu_worker(
     log = tmp_path_factory.mktemp("worker") / "cpu.log"
     with WorkerProcess(environment, ["cpu"], log) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A whole stack, as `make run` starts it, that has said that it is ready; with a LoRA."""
+    folder, deploy = tmp_path_factory.mktemp("stack"), MODELS.parent.parent / "deploy"
+    shipped = (deploy / "models.toml").read_text("utf-8")
+    catalogue = re.sub(r'source = "(?=[^/])', f'source = "{deploy.as_posix()}/', shipped)
+    source = (MODELS.parent / "loras" / "grain.safetensors").as_posix()
+    lora = f'[[lora]]\nname = "grain"\nsource = "{source}"\nfamily = "sd"\n'
+    models = folder / "models.toml"
+    models.write_text(f'{catalogue}\n{lora}trigger_words = ["film grain"]\n', "utf-8")
+    settings = {**free_ports(), "DARKROOM_MODELS_FILE": str(models)}
+    run = Stack(folder / "home", folder / "output", "up", **settings)
+    try:
+        run.wait_for("Ctrl-C")  # its last word
+        yield run
+    finally:
+        run.end()

@@ -1,4 +1,4 @@
-"""Jobs as the API inserts them, for tests that have no API in front of the ledger."""
+"""Jobs as the API inserts them, for tests that have no API in front of the database."""
 
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
         "session_id": "s1",
         "kind": "txt2img",
         "model": "sim",
-        "lane": "interactive",
+        "queue_class": "interactive",
         "prompt": "a red house",
         "seeds": [7],
         "width": 64,
@@ -35,7 +35,7 @@ def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
 
 
 def image_columns(job: Job, index: int = 0, **fields: Any) -> dict[str, Any]:
-    """The row of a picture of the attempt in hand, without its prompt and its objects."""
+    """The row of an image of the attempt in hand, without its prompt and its objects."""
     key = f"{job.session_id}/{job.id}/{job.attempt}/{index:02}"
     return {
         "id": new_id(),

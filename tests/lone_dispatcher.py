@@ -18,8 +18,8 @@ def lead(sign: Path) -> None:
         with sign.open("a") as file:
             file.write(f"{os.getpid()}\n")
 
-    duty = leader.Duty("say", say)
-    leader.Dispatcher(settings, open_engine(settings, pool_size=2), [duty])._run()
+    task = leader.PeriodicTask("say", say)
+    leader.Dispatcher(settings, open_engine(settings, pool_size=2), [task]).run()
 
 
 if __name__ == "__main__":

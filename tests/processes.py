@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,16 +12,13 @@ from typing import Any, Self
 
 import httpx2
 
-PROJECT = Path(__file__).resolve().parents[1]
+from deploy.local.host import choose_port as free_port
+from tests import fork_server
+
+__all__ = ["ApiProcess", "Process", "WorkerProcess", "free_port", "slowness", "wait_until"]
+
+PROJECT = fork_server.PROJECT
 _READY_SECONDS = 90.0
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def wait_until(
@@ -30,35 +26,57 @@ def wait_until(
 ) -> Any:
     """Poll until the condition gives something true, and return it.
 
+    The seconds are those of an idle machine: a loaded one gets more, as many as it is slower.
+
     Raises:
         AssertionError: it did not within the time.
     """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
+    began = time.monotonic()
+    while not (value := condition()):
+        if time.monotonic() - began > seconds * slowness():
+            raise AssertionError(f"{what} did not come about within {seconds:g} s")
         time.sleep(0.02)
-    raise AssertionError(f"{what} did not come about within {seconds:g} s")
+    return value
+
+
+def slowness() -> float:
+    """How many processes want each core, one at least: so much longer does everything take."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Process:
-    """A child process with its log in a file."""
+    """`python ARGUMENTS` with its log in a file."""
 
-    def __init__(self, environment: Mapping[str, str], arguments: Sequence[str], log: Path) -> None:
+    imports = ""
+    """The kind of fork server that has imported what it needs; none if empty."""
+    warm = False
+    """Fork processes instead of starting them. Measurements start theirs anew."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        arguments: Sequence[str],
+        log: Path,
+        python: str = sys.executable,
+    ) -> None:
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
-        self._arguments = [sys.executable, *arguments]
+        self._arguments = [python, *arguments]
         self.log = log
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | fork_server.ForkedProcess | None = None
 
     @property
-    def child(self) -> subprocess.Popen[bytes]:
+    def child(self) -> subprocess.Popen[bytes] | fork_server.ForkedProcess:
         """The running child."""
         assert self._child is not None, "the process was not started"
         return self._child
 
     def start(self) -> None:
         """Start it; does not wait."""
+        self.log.touch()
+        if Process.warm and self.imports:
+            command = self._arguments[2:]  # behind `python -m`
+            self._child = fork_server.fork(self.imports, command, self._environment, self.log)
+            return
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
                 self._arguments,
@@ -87,7 +105,7 @@ class Process:
             return self.child.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            return self.child.returncode
+            return int(self.child.returncode or 0)
 
     def wait_for_log(self, text: str, seconds: float = _READY_SECONDS) -> None:
         """Wait until the log says something.
@@ -125,7 +143,9 @@ class Process:
 
 
 class WorkerProcess(Process):
-    """`python -m worker …`."""
+    """`darkroom-server worker …`."""
+
+    imports = "heavy"
 
     def __init__(self, environment: Mapping[str, str], arguments: Sequence[str], log: Path) -> None:
         super().__init__(environment, ["-m", "worker", *arguments], log)
@@ -154,6 +174,8 @@ class WorkerProcess(Process):
 
 class ApiProcess(Process):
     """The API under uvicorn, and a client for it."""
+
+    imports = "light"
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""Celery workers: claim jobs from the ledger, run them on the engine, commit the results."""
+"""Celery workers: claim jobs from the database, run them on the engine, commit the results."""

@@ -1,15 +1,14 @@
-"""`python -m worker generate [--model NAME …]` and `python -m worker cpu`: start a worker."""
+"""`darkroom-server worker generate [--model NAME …]` and `darkroom-server worker cpu`."""
 
 import argparse
+import atexit
 import os
 import sys
 
-from pydantic import ValidationError
-
-from shared.core.errors import ModelUnavailable
+from shared.core.errors import FilterUnavailable, ModelUnavailable
 from shared.core.logging import configure_logging
 from shared.core.model_catalog import CatalogError, ModelSpec, load_catalog
-from shared.core.settings import Settings, get_settings
+from shared.core.settings import Settings, SettingsError, get_settings
 from shared.core.telemetry import configure_tracing, shut_down_tracing
 
 EXIT_CONFIGURATION = 78
@@ -18,7 +17,7 @@ EXIT_CONFIGURATION = 78
 
 def main() -> int:
     """Parse the command line and run the worker; the exit code says whether a restart can help."""
-    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="darkroom-server worker", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     roles.add_parser("cpu", help="dispatcher, query embeddings, webhooks, housekeeping")
     generate = roles.add_parser("generate", help="hold warmed models and run jobs")
@@ -43,16 +42,12 @@ def main() -> int:
             run_cpu_worker(settings)
         else:
             specs = _chosen(settings, arguments.model)
-            from worker.gpu import run_generate_worker
+            from worker.generate import run_generate_worker
 
             run_generate_worker(settings, specs)
-    except (CatalogError, ModelUnavailable) as error:
-        print(f"darkroom worker: {error}", file=sys.stderr)
-        return EXIT_CONFIGURATION
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            print(f"darkroom worker: DARKROOM_{name}: {problem['msg']}", file=sys.stderr)
+    except (CatalogError, FilterUnavailable, ModelUnavailable, SettingsError) as error:
+        for line in str(error).splitlines():
+            print(f"darkroom worker: {line}", file=sys.stderr)
         return EXIT_CONFIGURATION
     finally:
         shut_down_tracing()
@@ -72,4 +67,10 @@ def _chosen(settings: Settings, wanted: list[str] | None) -> list[ModelSpec]:
     return specs
 
 
-sys.exit(main())
+code = main()
+# Everything is closed. Not sys.exit: a thread that is inside C++ by then, such as one that loads an
+# embedding model, could not be unwound and would abort the process.
+atexit._run_exitfuncs()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)

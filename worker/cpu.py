@@ -1,13 +1,13 @@
 """Start a CPU worker: the dispatcher, query embeddings, webhooks, housekeeping."""
 
-from collections.abc import Callable
-from typing import Protocol
+import threading
+from contextlib import ExitStack
 
-import redis
-from celery import Celery, signals
+from celery import Celery, Task, signals
+from sqlalchemy import Engine
 
-from shared.core import broker
-from shared.core.broker import celery_app
+from shared.core import broker, telemetry
+from shared.core.broker import celery_app, read_id
 from shared.core.database import open_engine, session_factory
 from shared.core.logging import get_logger
 from shared.core.metrics import MetricsListener
@@ -15,25 +15,24 @@ from shared.core.model_catalog import load_catalog
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.core.worker_registry import WorkerState
-from worker.core.consumer import consume
-from worker.core.draining import Drain, forgetting
-from worker.core.heartbeat import Announcement, redis_client
-from worker.core.identity import take_name
-from worker.core.liveness import ConsumerWatch
-from worker.core.metrics import WorkerMetrics
-from worker.core.queues import QueueGates
+from shared.jobs import metrics as job_metrics
+from worker.core.consumer import consume, header_of
+from worker.core.draining import Drain
+from worker.core.loop import BackgroundLoop
+from worker.core.metrics import WorkerMetrics, probes
+from worker.core.queues import ConsumeFilters, ConsumerWatch
+from worker.core.registration import Heartbeat, Identity, redis_client, take_name
 from worker.maintenance.backlog import BacklogMetrics
-from worker.maintenance.bulk_enqueuer import BulkFeeder
-from worker.maintenance.cleanup import BatchFiles, Leftovers, Retention
-from worker.maintenance.estimator import EtaKeeper
-from worker.maintenance.leader import Dispatcher
-from worker.maintenance.periodic import DeliveryDuties, JobDuties
+from worker.maintenance.bulk_enqueuer import BulkEnqueuer
+from worker.maintenance.cleanup import Cleanup
+from worker.maintenance.estimator import Estimator
+from worker.maintenance.leader import Dispatcher, periodic_tasks
+from worker.maintenance.recovery import Recovery
 from worker.search.embed_query import EmbeddingModels, register_embed
-from worker.search.embedders import load_picture_model
-from worker.search.reembed import EmbeddingKeeper, PictureKeeper
-from worker.tasks import register_deliver
+from worker.search.embedders import load_image_embedding_model
+from worker.search.reembed import ImageIndexer, PromptIndexer
 from worker.webhooks.deliver import Deliverer
-from worker.webhooks.progress import WebhookHints
+from worker.webhooks.progress import WebhookNotifier
 
 log = get_logger(__name__)
 
@@ -43,119 +42,114 @@ _QUEUES = (broker.EMBED_QUEUE, broker.WEBHOOK_QUEUE)
 
 def run_cpu_worker(settings: Settings) -> None:
     """Serve everything that needs no GPU until told to stop."""
-    engine = open_engine(settings, pool_size=_THREADS + 4)
-    identity = take_name(engine, settings.worker_name, "cpu")
+    with ExitStack() as stack:
+        engine = open_engine(settings, pool_size=_THREADS + 4)
+        stack.callback(engine.dispose)
+        identity = take_name(engine, settings.worker_name, "cpu")
+        stack.callback(identity.close)
+        _serve(settings, engine, identity, stack)
+
+
+def _serve(settings: Settings, engine: Engine, identity: Identity, stack: ExitStack) -> None:
+    """What is put on the stack is closed in reverse order."""
     client = redis_client(settings)
     app = celery_app(settings)
     database = session_factory(engine)
     storage = Storage(settings)
-    hints = WebhookHints(app)
-    deliverer = Deliverer(settings, database, storage, hints)
+    stack.callback(storage.close)
+    deliverer = Deliverer(settings, database, storage, WebhookNotifier(app))
     register_deliver(app, deliverer)
     models = EmbeddingModels(settings)
-    picture_model = load_picture_model(settings)
-    register_embed(app, models, picture_model, client)
-    backlog = BacklogMetrics(load_catalog(settings.models_file), database)
-    duties = [
-        *JobDuties(settings, database, client, app).duties,
-        *Retention(settings, database, storage).duties,
-        *BatchFiles(database, storage).duties,
-        *Leftovers(database, storage).duties,
-        *DeliveryDuties(database, client, hints).duties,
-        forgetting(database),
-        *backlog.duties,
-    ]
-    tasks = TasksInHand()
+    image_embedding_model = load_image_embedding_model(settings)
+    register_embed(app, models, image_embedding_model, client)
+    tasks = ActiveTasks()
+    consumes = threading.Event()
 
-    def idle() -> bool:
-        return tasks.count == 0 and deliverer.idle
+    def is_idle() -> bool:
+        return tasks.count == 0 and deliverer.is_idle
 
-    drain = Drain(settings, database, client, lambda: identity.name, idle)
-    watch = _watched(settings, client, app, drain, idle)
-    dispatcher = Dispatcher(settings, engine, duties, lambda: not drain.rests)
-    keepers: list[_Keeper] = [
-        BulkFeeder(database, client, app, lambda: dispatcher.leads),
-        EtaKeeper(database, client, lambda: dispatcher.leads),
-        EmbeddingKeeper(settings, engine, database, models, lambda: dispatcher.leads),
+    drain = Drain(settings, database, client, lambda: identity.name, is_idle)
+    filters = ConsumeFilters()
+    filters.add(lambda _: not drain.is_draining)
+    filters.attach(app)
+    watch = ConsumerWatch(client, filters, _QUEUES, is_idle, settings.stall_limit.total_seconds())
+    catalog = load_catalog(settings.models_file)
+    job_metrics.watch_models(spec.name for spec in catalog.model)
+    backlog = BacklogMetrics(catalog, database)
+    dispatcher = Dispatcher(
+        settings,
+        engine,
+        periodic_tasks(
+            Recovery(settings, database, client, app), Cleanup(settings, database, storage), backlog
+        ),
+        lambda: not drain.is_draining,
+    )
+    backlog.is_leader = dispatcher.is_leader
+    loops: list[BackgroundLoop] = [
+        dispatcher,
+        BulkEnqueuer(database, client, app, dispatcher.is_leader),
+        Estimator(database, client, dispatcher.is_leader),
+        PromptIndexer(settings, engine, database, models, dispatcher.is_leader),
     ]
-    if picture_model is not None:
-        keepers.append(
-            PictureKeeper(
+    if image_embedding_model is not None:
+        loops.append(
+            ImageIndexer(
                 settings,
                 engine,
                 database,
                 storage,
-                model=picture_model,
-                leads=lambda: dispatcher.leads,
+                model=image_embedding_model,
+                is_leader=dispatcher.is_leader,
             )
         )
-    announcement = Announcement(
+    heartbeat = Heartbeat(
         settings,
         client,
         lambda: identity.name,
         lambda: {
             "kind": "cpu",
-            "state": WorkerState.FAULTY if watch.stalled else _state(drain, tasks),
+            "state": WorkerState.FAULTY if watch.stalled else _state(consumes, drain, tasks),
             "device": "cpu",
             "jobs": tasks.count,
             "threads": _THREADS,
-            "dispatches": dispatcher.leads,
+            "dispatches": dispatcher.is_leader(),
         },
     )
+    drain.on_change = heartbeat.renew
+    watch.attach(heartbeat.renew)
 
     @signals.worker_ready.connect(weak=False)
     def ready(**_: object) -> None:
+        consumes.set()
+        heartbeat.renew()
         log.info("worker_ready", worker=identity.name)
         models.load()  # takes seconds; the first query should not be the one to wait
 
-    backlog.leads = lambda: dispatcher.leads
-    collector = WorkerMetrics(announcement.facts)
-    metrics = MetricsListener(settings, backlog, collector, alive=lambda: not watch.stalled)
+    metrics = MetricsListener(
+        settings, backlog, WorkerMetrics(heartbeat.facts), probes=probes(heartbeat.facts)
+    )
     metrics.start()
-    dispatcher.start()
-    for keeper in keepers:
-        keeper.start()
-    announcement.start()
-    drain.start(announcement.renew)
-    watch.attach(announcement.renew)
-    try:
-        consume(app, identity.name, _QUEUES, _THREADS)
-        drain.fulfil()
-    finally:
-        for keeper in keepers:
-            keeper.close()
-        dispatcher.close()
-        deliverer.close()
-        announcement.close()
-        metrics.close()
-        drain.close()
-        identity.close()
-        storage.close()
-        engine.dispose()
+    stack.enter_context(drain)
+    stack.callback(metrics.close)
+    stack.enter_context(heartbeat)
+    stack.callback(deliverer.close)
+    for loop in loops:
+        stack.enter_context(loop)
+    consume(app, identity.name, _QUEUES, _THREADS)
+    drain.complete()
 
 
-def _watched(
-    settings: Settings,
-    client: "redis.Redis",
-    app: Celery,
-    drain: Drain,
-    idle: Callable[[], bool],
-) -> ConsumerWatch:
-    """The gates of the consumer, and who looks whether it takes what they let through."""
-    gates = QueueGates()
-    gates.add(lambda _: not drain.rests)
-    gates.attach(app)
-    return ConsumerWatch(client, gates, _QUEUES, idle, settings.stall_limit.total_seconds())
+def register_deliver(app: Celery, deliverer: Deliverer) -> None:
+    """The task of CPU workers: a webhook delivery is due."""
+
+    @app.task(name=broker.DELIVER_TASK, bind=True)
+    def deliver(task: Task, delivery_id: object) -> None:
+        known = read_id("message", delivery_id)
+        if known is not None:
+            deliverer.offer(known, header_of(task, telemetry.TRACEPARENT))
 
 
-class _Keeper(Protocol):
-    """A thread that works while its process leads."""
-
-    def start(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class TasksInHand:
+class ActiveTasks:
     """How many Celery tasks this process is at."""
 
     def __init__(self) -> None:
@@ -175,7 +169,9 @@ class TasksInHand:
         self._ids.discard(task_id)
 
 
-def _state(drain: Drain, tasks: TasksInHand) -> WorkerState:
-    if drain.rests:
+def _state(consumes: threading.Event, drain: Drain, tasks: ActiveTasks) -> WorkerState:
+    if not consumes.is_set():
+        return WorkerState.STARTING
+    if drain.is_draining:
         return WorkerState.DRAINING
     return WorkerState.BUSY if tasks.count else WorkerState.READY

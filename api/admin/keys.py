@@ -5,11 +5,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.admin.schemas import Key, KeyRequest, NewKey, is_future
-from api.context import Resources
+from api.admin.schemas import Key, KeyRequest, NewKey
+from api.context import Resources, require_row
 from api.core.errors import Problem, not_found
 from api.core.principal import Principal
-from api.core.serialization import Page, decode_cursor, encode_cursor
+from api.core.serialization import Page, PageRequest
 from shared.core import tenants
 from shared.core.keys import ID_LENGTH, new_key
 from shared.core.quotas import Quotas
@@ -17,7 +17,7 @@ from shared.core.tenants import OPERATOR, may_give
 
 
 class NoLiveKey(Exception):
-    """Nobody could use the API; make a first key with `darkroom-admin keys create`."""
+    """Nobody could use the API; make a first key with `darkroom-server admin keys create`."""
 
 
 async def require_live_key(resources: Resources) -> None:
@@ -33,14 +33,14 @@ async def require_live_key(resources: Resources) -> None:
         return
     try:
         async with resources.transaction() as session:
-            found = (await session.scalars(tenants.has_live_key(datetime.now(UTC)))).one()
+            has_key = (await session.scalars(tenants.has_live_key(datetime.now(UTC)))).one()
     except Problem:
         return
-    if not found:
+    if not has_key:
         raise NoLiveKey(NoLiveKey.__doc__)
 
 
-async def create(resources: Resources, principal: Principal, asked: KeyRequest) -> NewKey:
+async def create(resources: Resources, principal: Principal, request: KeyRequest) -> NewKey:
     """Make a key of the caller's tenant, or of any for an operator.
 
     A key that is given no end ends with the caller's.
@@ -50,53 +50,45 @@ async def create(resources: Resources, principal: Principal, asked: KeyRequest) 
             `operator`, and for a caller with quotas, who could make its way around them; 422 for
             an end that has passed, or comes after the caller's.
     """
-    if not is_future(asked.expires_at, datetime.now(UTC)):
+    if request.expires_at is not None and request.expires_at <= datetime.now(UTC):
         raise Problem.invalid("/expires_at", "in_the_past", "The key would have expired already.")
-    expires_at = asked.expires_at or principal.expires_at
+    expires_at = request.expires_at or principal.expires_at
     if _outlives(expires_at, principal):
-        raise Problem.invalid(
-            "/expires_at",
-            "outlives_maker",
-            "It may not last longer than the key that you send.",
-        )
+        message = "It may not last longer than the key that you send."
+        raise Problem.invalid("/expires_at", "outlives_maker", message)
     if principal.quotas.stored() and not principal.may(OPERATOR):
         raise Problem("insufficient_scope", "A key with quotas may not make keys.")
-    refused = [scope for scope in asked.scopes if not may_give(principal.scopes, scope)]
+    refused = [scope for scope in request.scopes if not may_give(principal.scopes, scope)]
     if refused:
-        raise Problem(
-            "insufficient_scope", f"You cannot give what you do not have: {', '.join(refused)}."
-        )
+        detail = f"You cannot give what you do not have: {', '.join(refused)}."
+        raise Problem("insufficient_scope", detail)
     async with resources.tenant_transaction(principal) as session:
         own = await _tenant_name(session, principal)
-        if asked.tenant in (None, own):
-            made = await _insert(session, asked, expires_at, principal.tenant_id, own)
-    if asked.tenant in (None, own):
-        resources.keys.forget(made.id)
-        return made
-    if not principal.may(OPERATOR) or asked.tenant is None:
+        if request.tenant in (None, own):
+            key = await _insert(session, request, expires_at, principal.tenant_id, own)
+    if request.tenant in (None, own):
+        resources.keys.evict(key.id)
+        return key
+    if not principal.may(OPERATOR) or request.tenant is None:
         raise Problem("insufficient_scope", "Keys of another tenant need the scope operator.")
     async with resources.transaction() as session:
-        tenant_id = (await session.scalars(tenants.ensure_tenant(asked.tenant))).one()
-        made = await _insert(session, asked, expires_at, tenant_id, asked.tenant)
-    resources.keys.forget(made.id)
-    return made
+        tenant_id = (await session.scalars(tenants.ensure_tenant(request.tenant))).one()
+        key = await _insert(session, request, expires_at, tenant_id, request.tenant)
+    resources.keys.evict(key.id)
+    return key
 
 
-async def list_page(
-    resources: Resources, principal: Principal, limit: int, after: str | None
-) -> Page[Key]:
+async def list_page(resources: Resources, principal: Principal, paging: PageRequest) -> Page[Key]:
     """One page of the tenant's keys, revoked and expired ones too, in the order of their ids."""
     scope = ("keys", principal.tenant_id)
-    position = _key_id(decode_cursor(after, *scope)) if after is not None else None
+    before = paging.position(*scope)
     async with resources.tenant_transaction(principal) as session:
         tenant = await _tenant_name(session, principal)
-        asked = tenants.list_keys(principal.tenant_id, limit + 1, position)
-        found = (await session.scalars(asked)).all()
-    page, has_more = found[:limit], len(found) > limit
-    return Page(
-        data=[_present(row, tenant) for row in page],
-        has_more=has_more,
-        next_cursor=encode_cursor(_position(page[-1].id), *scope) if has_more else None,
+        after = None if before is None else _key_id(before)
+        statement = tenants.list_keys(principal.tenant_id, paging.limit + 1, after)
+        rows = (await session.scalars(statement)).all()
+    return await paging.page(
+        rows, lambda row: _serialize(row, tenant), *scope, position=lambda row: _position(row.id)
     )
 
 
@@ -110,14 +102,11 @@ async def revoke(resources: Resources, principal: Principal, key_id: str) -> Non
     if not (len(key_id) == ID_LENGTH and key_id.isascii() and key_id.isalnum()):
         raise not_found("key")
     async with resources.tenant_transaction(principal) as session:
-        asked = tenants.get_key(principal.tenant_id, key_id)
-        key = (await session.scalars(asked)).one_or_none()
-        if key is None:
-            raise not_found("key")
+        key = await require_row(session, tenants.get_key(principal.tenant_id, key_id), "key")
         if not _may_revoke(principal, key):
             raise Problem("insufficient_scope", "The key may do more than the one that you send.")
         await session.execute(tenants.revoke_key(principal.tenant_id, key_id))
-    resources.keys.forget(key_id)
+    resources.keys.evict(key_id)
 
 
 async def _tenant_name(session: AsyncSession, principal: Principal) -> str:
@@ -126,9 +115,8 @@ async def _tenant_name(session: AsyncSession, principal: Principal) -> str:
 
 def _outlives(expires_at: datetime | None, principal: Principal) -> bool:
     """Whether a key with this end is good for longer than the caller's."""
-    if principal.expires_at is None:
-        return False
-    return expires_at is None or expires_at > principal.expires_at
+    own = principal.expires_at
+    return own is not None and (expires_at is None or expires_at > own)
 
 
 def _may_revoke(principal: Principal, key: tenants.ApiKey) -> bool:
@@ -144,37 +132,24 @@ def _may_revoke(principal: Principal, key: tenants.ApiKey) -> bool:
 
 async def _insert(
     session: AsyncSession,
-    asked: KeyRequest,
+    request: KeyRequest,
     expires_at: datetime | None,
     tenant_id: UUID,
     tenant: str,
 ) -> NewKey:
-    made = new_key()
-    columns = tenants.key_columns(
-        key_id=made.id,
-        secret_hash=made.secret_hash,
-        tenant_id=tenant_id,
-        name=asked.name,
-        scopes=sorted(set(asked.scopes)),
-        expires_at=expires_at,
-        quotas=asked.quotas.stored() if asked.quotas else None,
+    key = new_key()
+    quotas = request.quotas.stored() if request.quotas else None
+    scopes = sorted(set(request.scopes))
+    insertion = tenants.insert_key(
+        key, tenant_id, request.name, scopes, expires_at=expires_at, quotas=quotas
     )
-    row = (await session.scalars(tenants.insert_key(columns))).one()
-    return NewKey(**_present(row, tenant).model_dump(), key=made.key)
+    row = (await session.scalars(insertion)).one()
+    return NewKey.of(_serialize(row, tenant), key=key.key)
 
 
-def _present(row: tenants.ApiKey, tenant: str) -> Key:
-    return Key(
-        id=row.id,
-        name=row.name,
-        tenant=tenant,
-        scopes=row.scopes,
-        quotas=Quotas.model_validate(row.quotas) if row.quotas else None,
-        created_at=row.created_at,
-        last_used_at=row.last_used_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-    )
+def _serialize(row: tenants.ApiKey, tenant: str) -> Key:
+    quotas = Quotas.model_validate(row.quotas) if row.quotas else None
+    return Key.of(row, tenant=tenant, quotas=quotas)
 
 
 # A cursor holds 16 bytes; a key's id is 12 letters and digits.

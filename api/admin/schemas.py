@@ -1,6 +1,5 @@
 """What clients send and get for keys, usage, models, queues and workers."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -9,6 +8,7 @@ from pydantic import AfterValidator, AwareDatetime, Field
 from api.core.bodies import RequestModel
 from api.core.errors import RuleBroken
 from api.core.serialization import AnswerModel, UtcTime
+from api.jobs.schemas import UploadedLora
 from shared.core.quotas import Quotas
 from shared.core.worker_registry import ModelState, WorkerKind, WorkerState
 
@@ -18,12 +18,14 @@ ScopeName = Literal[
     "search",
     "batches",
     "webhooks",
+    "loras",
     "admin",
     "jobs:read",
     "images:read",
     "search:read",
     "batches:read",
     "webhooks:read",
+    "loras:read",
     "admin:read",
     "operator",
 ]
@@ -85,11 +87,6 @@ class NewKey(Key):
     key: str = Field(description="Shown once; only its hash is kept.")
 
 
-def is_future(moment: datetime | None, now: datetime) -> bool:
-    """Whether a key that ends then is of any use."""
-    return moment is None or moment > now
-
-
 KEY_EXAMPLES: dict[str, Any] = {
     "for another team": {"name": "their backend", "tenant": "team-b", "scopes": ["jobs", "images"]},
     "with quotas": {
@@ -129,7 +126,7 @@ class Usage(AnswerModel):
     """Device time of the attempts that ended since 00:00 UTC, in seconds."""
     upload_bytes: Allowance
     """Bytes of the initial images and batch files that are kept for the key."""
-    max_pixels: int | None = Field(description="Width × height of the largest picture.")
+    max_pixels: int | None = Field(description="Width × height of the largest image.")
     models: list[str] | None = Field(description="Null: every model.")
 
 
@@ -140,11 +137,24 @@ class ServingWorker(AnswerModel):
     """Name of the worker."""
     state: WorkerState
     """What the worker is doing."""
-    model_state: ModelState = Field(description="`warm`: it makes pictures with it right away.")
+    model_state: ModelState = Field(description="`warm`: it makes images with it right away.")
     device: str | None
     """Its device, such as `NVIDIA H100` or `cpu`. Null: not known yet."""
-    rows: int | None = Field(description="Images in one GPU batch; part of what fixes the bytes.")
+    batch_size: int | None = Field(
+        description="Images in one GPU batch; part of what fixes the bytes."
+    )
     content_hash: str | None = Field(description="SHA-256 over the checkpoint's files.")
+
+
+class LoraHolder(AnswerModel):
+    """A live worker that has a LoRA loaded with a model."""
+
+    name: str
+    """Name of the worker."""
+    model: str
+    """Name of the model."""
+    sha256: str
+    """SHA-256 of the file."""
 
 
 class Model(AnswerModel):
@@ -170,32 +180,55 @@ class Model(AnswerModel):
     """Classifier-free guidance scale, unless the job says otherwise."""
     default_scheduler: str
     """Scheduler, unless the job says otherwise."""
+    family: str | None
+    """Architecture, from its checkpoint or from workers. Null: no worker has loaded it yet."""
+    size_multiple: int
+    """Width and height are multiples of it, in pixels."""
     schedulers: list[str]
-    """Schedulers that a job may name."""
+    """Schedulers that a job may name; all there are while the family is not known."""
+    controlnets: list[str]
+    """Names for a job's `controls`; none while the family is not known."""
     served: bool | None
     """Whether a live worker can run it. Null: Redis is away, so nobody can say."""
     workers: list[ServingWorker] | None
     """Live workers that serve it. Null: Redis is away, so nobody can say."""
 
 
+class Lora(AnswerModel):
+    """A LoRA that jobs may name. `workers` is null while Redis cannot say."""
+
+    name: str
+    """Pass it as `name` in a job's `loras`."""
+    family: str
+    """Architecture of the models that it was trained for."""
+    trigger_words: list[str]
+    """What to write in a prompt for it; nothing is inserted."""
+    models: list[str]
+    """Models that may take it, as far as their families are known."""
+    workers: list[LoraHolder] | None
+    """Live workers that have it loaded. Others load it when a job needs it."""
+    uploaded: UploadedLora | None
+    """What your tenant uploaded. Null: it is the catalogue's."""
+
+
 class QueueDepth(AnswerModel):
-    """One model's jobs of one lane, of all tenants."""
+    """One model's jobs of one queue class, of all tenants."""
 
     model: str
     """Name of the model."""
-    lane: str = Field(description="`interactive`, or `bulk`: of batches, taken second.")
+    queue_class: str = Field(description="`interactive`, or `bulk`: of batches, taken second.")
     queued: int = Field(
         description="Jobs that wait and may run: not those of paused batches or before their next "
         "attempt."
     )
-    running: int = Field(description="Jobs in workers' hands.")
+    running: int = Field(description="Jobs that workers run.")
     oldest_age_seconds: float | None = Field(
         description="How long the oldest of the queued jobs has waited, since its submission or "
         "its last failure. Null: none waits."
     )
 
 
-class WorkerStanding(StrEnum):
+class WorkerStatus(StrEnum):
     """A worker's state: its own, or `away`."""
 
     STARTING = "starting"
@@ -205,11 +238,11 @@ class WorkerStanding(StrEnum):
     DRAINING = "draining"
     FAULTY = "faulty"
     AWAY = "away"
-    """Not alive, but told to rest: should it come back, it takes no work."""
+    """Not alive, but drained: if it returns, it takes no work."""
 
 
 class Size(AnswerModel):
-    """A size of pictures, in pixels."""
+    """A size of images, in pixels."""
 
     width: int
     """In pixels."""
@@ -224,7 +257,7 @@ class WorkerModel(AnswerModel):
     """Name of the model."""
     state: ModelState
     """`warm`: it makes images right away. `cold`: it is loaded when its jobs wait."""
-    rows: int | None = Field(description="Images in one GPU batch. Null: never loaded here.")
+    batch_size: int | None = Field(description="Images in one GPU batch. Null: never loaded here.")
     sizes: list[Size] = Field(description="What it is warmed for; other sizes work, too.")
     content_hash: str | None = Field(description="SHA-256 over the checkpoint's files.")
     memory_bytes: int | None = Field(description="What its weights take. Null: never loaded here.")
@@ -261,22 +294,20 @@ class WorkerLinks(AnswerModel):
 
 
 class Worker(AnswerModel):
-    """A worker as it last announced itself."""
+    """A worker, by its last heartbeat."""
 
     name: str = Field(description="Stable over restarts; also in the attempts of jobs.")
     kind: WorkerKind | None = Field(
-        description="`gpu` makes pictures, on whatever device; `cpu` does everything else. "
+        description="`gpu` makes images, on whatever device; `cpu` does everything else. "
         "Null: away."
     )
-    state: WorkerStanding = Field(
-        description="`away`: not alive, but told to rest when it comes back."
-    )
+    state: WorkerStatus = Field(description="`away`: not alive, but draining when it returns.")
     device: str | None
     """Such as `NVIDIA H100` or `cpu`. Null: not known."""
     models: list[WorkerModel]
     """The models that it may serve. Empty for a `cpu` worker."""
     jobs: int = Field(description="Jobs (of a `cpu` worker: tasks) in its hands.")
-    threads: int | None = Field(description="How many it can have in hand at once.")
+    threads: int | None = Field(description="How many can be in flight at once.")
     memory: WorkerMemory
     """Device memory that its models take, in bytes."""
     dispatches: bool = Field(description="Whether it is the one that leads the dispatcher.")

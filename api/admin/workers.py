@@ -1,7 +1,8 @@
-"""The rules of workers: look at them, tell one to rest, let it go on."""
+"""The rules of workers: list, drain, resume."""
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import quote
 
 from api.admin.schemas import (
@@ -11,7 +12,7 @@ from api.admin.schemas import (
     WorkerLinks,
     WorkerMemory,
     WorkerModel,
-    WorkerStanding,
+    WorkerStatus,
 )
 from api.context import Resources
 from api.core.errors import Problem
@@ -21,49 +22,49 @@ from api.core.serialization import Page
 from shared.admin import queries
 from shared.admin.models import WorkerDrain
 from shared.core.broker import DRAIN_CHANNEL
-from shared.core.worker_registry import AnnouncedModel, WorkerAnnouncement
+from shared.core.worker_registry import ModelStatus, WorkerHeartbeat
 
-_RESTING = {WorkerStanding.READY, WorkerStanding.BUSY}
+_UNAWARE = {WorkerStatus.READY, WorkerStatus.BUSY}
 """What a worker may still say of itself in the moment before it hears of its drain."""
 
 
 async def list_workers(resources: Resources) -> Page[Worker]:
-    """Every live worker, and those that are to rest when they come back.
+    """Every live worker, and those to be drained when they return.
 
     Raises:
         Problem: 503 while Redis or Postgres is away.
     """
-    alive = {said.name: (said, lag) for said, lag in await _look(resources)}
+    alive = {heartbeat.name: (heartbeat, lag) for heartbeat, lag in await _read(resources)}
     async with resources.transaction() as session:
         drains = {d.worker: d for d in await session.scalars(queries.list_drains())}
     shown = [
-        _present(resources, name, alive.get(name), drains.get(name))
+        _serialize(resources, name, alive.get(name), drains.get(name))
         for name in sorted(alive.keys() | drains.keys())
     ]
-    return Page[Worker](data=shown, has_more=False, next_cursor=None)
+    return Page.whole(shown)
 
 
 async def get(resources: Resources, name: str) -> Worker:
     """One worker.
 
     Raises:
-        Problem: 404 for a name that is neither alive nor told to rest.
+        Problem: 404 for a name that is neither alive nor draining.
     """
-    alive = await _look(resources, _known(name))
+    alive = await _read(resources, _known(name))
     async with resources.transaction() as session:
         drain = (await session.scalars(queries.list_drains([name]))).one_or_none()
     if not alive and drain is None:
         raise _unknown()
-    return _present(resources, name, alive[0] if alive else None, drain)
+    return _serialize(resources, name, alive[0] if alive else None, drain)
 
 
 async def drain(resources: Resources, principal: Principal, name: str) -> Worker:
     """Tell a worker to take no more work. A second time changes nothing.
 
     Raises:
-        Problem: 404 for a name that is neither alive nor told to rest.
+        Problem: 404 for a name that is neither alive nor draining.
     """
-    alive = await _look(resources, _known(name))
+    alive = await _read(resources, _known(name))
     async with resources.transaction() as session:
         known = (await session.scalars(queries.list_drains([name]))).one_or_none()
         if not alive and known is None:
@@ -71,39 +72,37 @@ async def drain(resources: Resources, principal: Principal, name: str) -> Worker
         order = queries.order_drain(name, principal.key_id)
         ordered = known or (await session.scalars(order)).one()
     await _tell(resources, name)
-    return _present(resources, name, alive[0] if alive else None, ordered)
+    return _serialize(resources, name, alive[0] if alive else None, ordered)
 
 
 async def resume(resources: Resources, name: str) -> Worker:
     """Let a worker take work again. A second time changes nothing.
 
     Raises:
-        Problem: 404 for a name that is neither alive nor told to rest.
+        Problem: 404 for a name that is neither alive nor draining.
     """
-    alive = await _look(resources, _known(name))
+    alive = await _read(resources, _known(name))
     async with resources.transaction() as session:
         lifted = (await session.scalars(queries.lift_drain(name))).one_or_none()
     if not alive and lifted is None:
         raise _unknown()
     await _tell(resources, name)
-    return _present(resources, name, alive[0] if alive else None, None)
+    return _serialize(resources, name, alive[0] if alive else None, None)
 
 
-async def _look(
+async def _read(
     resources: Resources, name: str | None = None
-) -> Sequence[tuple[WorkerAnnouncement, float]]:
+) -> Sequence[tuple[WorkerHeartbeat, float]]:
     try:
-        return await resources.roster.look(name)
+        return await resources.workers.read_now(name)
     except RedisDown:
         raise Problem("workers_unknown") from None
 
 
 async def _tell(resources: Resources, name: str) -> None:
-    """A hint; without it the worker asks the ledger at its next heartbeat."""
-    if resources.circuit.is_open:
-        return
+    """A notification; without it the worker asks the database at its next heartbeat."""
     with contextlib.suppress(RedisDown):
-        await resources.circuit.call(resources.redis.publish(DRAIN_CHANNEL, name))
+        await resources.circuit_breaker.call(resources.redis.publish, DRAIN_CHANNEL, name)
 
 
 def _known(name: str) -> str:
@@ -117,57 +116,45 @@ def _unknown() -> Problem:
     return Problem("not_found", "No live worker has this name.")
 
 
-def _present(
+def _serialize(
     resources: Resources,
     name: str,
-    alive: tuple[WorkerAnnouncement, float] | None,
+    alive: tuple[WorkerHeartbeat, float] | None,
     drain: WorkerDrain | None,
 ) -> Worker:
-    said, lag = alive or (None, None)
-    here = f"{resources.settings.public_url.rstrip('/')}/v1/workers/{quote(name, safe='')}"
-    return Worker(
-        name=name,
-        kind=said.kind if said else None,
-        state=_standing(said, drain),
-        device=said.device if said else None,
-        models=[_model(model) for model in said.models] if said else [],
-        jobs=said.jobs if said else 0,
-        threads=said.threads if said else None,
-        memory=WorkerMemory(
-            used=said.memory_bytes if said else None, limit=said.memory_limit if said else None
-        ),
-        dispatches=said.dispatches if said else False,
-        lag=round(lag, 3) if lag is not None else None,
-        version=said.version if said else None,
-        started_at=said.started_at if said else None,
-        drain=_order(drain),
-        links=WorkerLinks(self=here, drain=f"{here}/drain", resume=f"{here}/resume"),
+    here = f"{resources.settings.public_url}/v1/workers/{quote(name, safe='')}"
+    about: dict[str, Any] = {
+        "name": name,
+        "drain": Drain.of(drain) if drain is not None else None,
+        "links": WorkerLinks(self=here, drain=f"{here}/drain", resume=f"{here}/resume"),
+    }
+    if alive is None:
+        return Worker(
+            state=WorkerStatus.AWAY,
+            kind=None,
+            device=None,
+            models=[],
+            jobs=0,
+            threads=None,
+            memory=WorkerMemory(used=None, limit=None),
+            dispatches=False,
+            lag=None,
+            version=None,
+            started_at=None,
+            **about,
+        )
+    heartbeat, lag = alive
+    state = WorkerStatus(heartbeat.state)
+    return Worker.of(
+        heartbeat,
+        state=WorkerStatus.DRAINING if drain is not None and state in _UNAWARE else state,
+        models=[_serialize_model(model) for model in heartbeat.models],
+        memory=WorkerMemory(used=heartbeat.memory_bytes, limit=heartbeat.memory_limit),
+        lag=round(lag, 3),
+        **about,
     )
 
 
-def _standing(said: WorkerAnnouncement | None, drain: WorkerDrain | None) -> WorkerStanding:
-    if said is None:
-        return WorkerStanding.AWAY
-    state = WorkerStanding(said.state)
-    return WorkerStanding.DRAINING if drain is not None and state in _RESTING else state
-
-
-def _order(drain: WorkerDrain | None) -> Drain | None:
-    if drain is None:
-        return None
-    return Drain(
-        requested_at=drain.requested_at,
-        requested_by=drain.requested_by,
-        drained_at=drain.drained_at,
-    )
-
-
-def _model(model: AnnouncedModel) -> WorkerModel:
-    return WorkerModel(
-        name=model.name,
-        state=model.state,
-        rows=model.rows,
-        sizes=[Size(width=width, height=height) for width, height in model.sizes],
-        content_hash=model.content_hash,
-        memory_bytes=model.memory_bytes,
-    )
+def _serialize_model(model: ModelStatus) -> WorkerModel:
+    sizes = [Size(width=width, height=height) for width, height in model.sizes]
+    return WorkerModel.of(model, sizes=sizes)

@@ -7,25 +7,30 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic_core import from_json
 
 from api.batches.report import LineRefused
-from api.jobs.schemas import MAX_PROMPT
+from api.core.errors import did_you_mean, pointer
+from api.jobs.options import OPTIONS
+from shared.images.models import MAX_PROMPT
 
 MAX_PLACEHOLDERS = 100
 METADATA = "metadata."
 """Prefix of columns that are one key of the metadata."""
 
 _INTEGERS = frozenset({"seed", "num_images", "width", "height", "steps"})
-_NUMBERS = frozenset({"guidance_scale", "strength", "start_within", "finish_within"})
-_JSON = frozenset({"seeds", "metadata", "matrix", "zip", "previews"})
+_NUMBERS = frozenset(
+    {"guidance_scale", "true_cfg_scale", "strength", "start_within", "finish_within"}
+)
+_JSON = frozenset({"seeds", "metadata", "matrix", "zip", "previews", "loras"}) | OPTIONS
+"""A cell that is no JSON is text, such as `weighted`."""
+_BOOLEANS = {"TRUE": "true", "FALSE": "false"}
 _TEXTS = frozenset(
     {
         *("custom_id", "prompt", "negative_prompt", "scheduler", "model", "session_id"),
-        *("init_image", "resize_mode", "output_format"),
+        *("init_image", "mask_image", "resize_mode", "output_format"),
     }
 )
 FIELDS = _INTEGERS | _NUMBERS | _JSON | _TEXTS
@@ -40,6 +45,8 @@ _MARK = re.compile(r"\0([0-9]{1,3})\0")
 _MAX_TEXT = 4 * MAX_PROMPT
 """Characters of a filled template: composing them (NFC) leaves a quarter of them at least."""
 _SHOWN = 40
+_MOST_SAMPLED = 256
+_SHOWN_CHARACTERS = 80
 _MOST_LISTS = 1000
 """Faults of a batch that list the columns there are; each JSON line may have others."""
 
@@ -49,8 +56,8 @@ Mapped = str | list[str] | None
 
 def placeholders(template: str) -> list[str]:
     """The columns that a template names, each once, in their order."""
-    found = (match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None)
-    return list(dict.fromkeys(map(column_name, found)))
+    fields = (match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None)
+    return list(dict.fromkeys(map(column_name, fields)))
 
 
 def column_name(text: str) -> str:
@@ -72,8 +79,7 @@ def is_field(name: str) -> bool:
 
 def no_such_field(name: str) -> str:
     """Says what was probably meant."""
-    near = get_close_matches(name[:64].lower().replace(" ", "_"), sorted(FIELDS), 1)
-    return f"There is no field named {name[:64]!r}.{f' Did you mean {near[0]}?' if near else ''}"
+    return f"There is no field named {name[:64]!r}.{did_you_mean(name, sorted(FIELDS))}"
 
 
 def list_fields() -> str:
@@ -127,7 +133,7 @@ class Columns:
             return "duplicate_field", message
         taken: dict[str, str] = {}
         for name in names:
-            for field in self._fields_of(name):
+            for field in self.fields_of(name):
                 other = taken.setdefault(field, name)
                 if other != name:
                     message = f"The columns {other[:64]!r} and {name[:64]!r} are both {field[:80]}."
@@ -139,16 +145,15 @@ class Columns:
         if self._lists_left < 0:
             return ""
         shown = [other[:64] for other in names[:_SHOWN]]
-        near = get_close_matches(name[:64], shown, 1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        return f"{guess} The columns are: {', '.join(shown)}{more}."
+        return f"{did_you_mean(name, shown)} The columns are: {', '.join(shown)}{more}."
 
     def _is_second_prompt(self, names: Iterable[str]) -> bool:
         is_used = "prompt" in self._mapping or "prompt" in self._placeholders
         return self._template is not None and "prompt" in names and not is_used
 
-    def _fields_of(self, name: str) -> tuple[str, ...]:
+    def fields_of(self, name: str) -> tuple[str, ...]:
+        """The fields that a column is."""
         if name in self._mapping:
             return self._mapping[name]
         if name == "prompt" and self._template is not None:
@@ -164,7 +169,7 @@ class Columns:
         """
         fields: dict[str, Any] = {}
         for name, cell in cells.items():
-            for field in self._fields_of(name) if cell else ():
+            for field in self.fields_of(name) if cell else ():
                 put(fields, field, convert(field, cell))
         return self._with_prompt(fields, cells)
 
@@ -180,7 +185,7 @@ class Columns:
             raise LineRefused.because(*fault)
         fields: dict[str, Any] = {}
         for name, value in values.items():
-            for field in self._fields_of(name) if value is not None else ():
+            for field in self.fields_of(name) if value is not None else ():
                 put(fields, field, _as_text(value) if field.startswith(METADATA) else value)
         return self._with_prompt(fields, values)
 
@@ -194,13 +199,41 @@ class Columns:
             text = _as_text(values.get(name, ""))
             if not isinstance(text, str):
                 message = f"A template takes texts and numbers; {name[:64]!r} is neither."
-                raise LineRefused.because("string_type", message, _pointer(name))
+                raise LineRefused.because("string_type", message, pointer(name[:64]))
             if not text.strip():
                 message = f"The template needs a value of {name[:64]!r}, which is empty here."
-                raise LineRefused.because("empty_placeholder", message, _pointer(name))
+                raise LineRefused.because("empty_placeholder", message, pointer(name[:64]))
             inserted.append(text)
         fields["prompt"] = self._template
         return fields, tuple(inserted)
+
+
+class Sample(Columns):
+    """Takes any lines, and keeps what they name, each with its first value."""
+
+    def __init__(self) -> None:
+        super().__init__(None, {}, alternatives=False)
+        self.found: dict[str, str | None] = {}
+
+    def find_fault(self, columns: Iterable[str]) -> None:
+        """None is at fault."""
+        for name in columns:
+            # Others are no names: bytes that are no UTF-8 are lone surrogates here.
+            if len(self.found) < _MOST_SAMPLED and name and name.isprintable():
+                self.found.setdefault(name, None)
+
+    def read_object(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Nothing, of anything."""
+        self.find_fault(values)
+        for name, value in values.items():
+            if self.found.get(name, "") is None and value not in (None, ""):
+                text = value if isinstance(value, str) else json.dumps(value)
+                self.found[name] = text[:_SHOWN_CHARACTERS]
+        return {}, ()
+
+    def read_cells(self, cells: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Nothing, of any."""
+        return self.read_object(cells)
 
 
 def fill(text: str, values: tuple[str, ...]) -> str:
@@ -233,16 +266,29 @@ def put(fields: dict[str, Any], field: str, value: Any) -> None:
 def convert(name: str, cell: str) -> Any:
     """The cell as the field's type; what cannot be converted is left for the validation to name."""
     try:
+        if name == "loras" and not cell.lstrip().startswith("["):
+            return [_scaled("name", text) for text in cell.split(",")]
+        if name == "references" and not cell.lstrip().startswith("["):
+            return [_scaled("image", text) for text in cell.split(",")]
         # Python's own int and float take more than numbers as JSON and spreadsheets write them.
         if name in _INTEGERS:
             return int(cell) if _INTEGER.fullmatch(cell.strip(" ")) else cell
         if name in _NUMBERS:
             return float(cell) if _NUMBER.fullmatch(cell.strip(" ")) else cell
         if name in _JSON:
-            return from_json(cell, allow_inf_nan=False)
+            # Spreadsheets write TRUE and FALSE.
+            return from_json(_BOOLEANS.get(cell, cell), allow_inf_nan=False)
     except ValueError:
         pass
     return cell
+
+
+def _scaled(what: str, text: str) -> dict[str, Any]:
+    """`name` or `name:0.8`: of a LoRA or a reference image."""
+    name, has_scale, scale = text.strip().rpartition(":")
+    if not has_scale:
+        return {what: scale}
+    return {what: name, "scale": convert("guidance_scale", scale)}
 
 
 def _as_text(value: Any) -> Any:
@@ -250,7 +296,3 @@ def _as_text(value: Any) -> Any:
     if value is None:
         return ""
     return json.dumps(value) if isinstance(value, bool | int | float) else value
-
-
-def _pointer(name: str) -> str:
-    return "/" + name[:64].replace("~", "~0").replace("/", "~1")

@@ -14,15 +14,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from api.batches.reading import MAX_LINE_BYTES, MAX_LINES
+from api.batches.file_formats import MAX_LINE_BYTES, MAX_LINES
 from api.batches.report import FileRefused, LineRefused
-from api.jobs.schemas import MAX_PROMPT
+from api.jobs.options import OPTIONS
+from shared.images.models import MAX_PROMPT
 
 _TEMPLATE_FIELDS = ("prompt", "negative_prompt")
 _EXPANDABLE = frozenset(
     {
         *("prompt", "negative_prompt", "num_images", "seed", "seeds", "width", "height", "steps"),
         *("guidance_scale", "scheduler", "model", "init_image", "strength", "resize_mode"),
+        *("true_cfg_scale", "loras", "mask_image", *OPTIONS),
         *("output_format", "session_id", "metadata"),
     }
 )
@@ -87,8 +89,8 @@ class Expander:
 
     def _check_room(self, count: int) -> None:
         if count > self.room:
-            made = str(count) if count < _MANY else f"{_MANY} or more"
-            message = f"The line makes {made} jobs, of which {max(self.room, 0)} have room."
+            shown = str(count) if count < _MANY else f"{_MANY} or more"
+            message = f"The line makes {shown} jobs, of which {max(self.room, 0)} have room."
             raise LineRefused.because("too_many_jobs", message)
 
     def _tried(self, jobs: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,24 +1,28 @@
 """Files of prompts that are sent ahead, to make batches from them."""
 
-import contextlib
 import os
 
 from starlette.datastructures import UploadFile
 
-from api.batches.intake import sha256_of
+from api.batches.request import clean_name, sha256_of
 from api.batches.schemas import BatchFile
-from api.context import Resources, parse_id
-from api.core.errors import Problem, not_found
+from api.context import Resources, parse_id, require_row
+from api.core.errors import Problem
 from api.core.fairness import on_thread
 from api.core.principal import Principal
-from api.core.quotas import check_uploads, upload_admitted
+from api.images.deletion import remove_objects
+from api.images.uploads import (
+    check_uploads,
+    discarded_on_failure,
+    put_unrecorded,
+    upload_admitted,
+)
 from shared.batches import models as rows
 from shared.batches import queries
-from shared.core.errors import StorageUnavailable
-from shared.core.ids import new_id, to_wire
+from shared.core.ids import encode_id, new_id
 from shared.core.storage import batch_file_key
+from shared.images import deletion
 
-_MAX_NAME = 200
 _CONTENT_TYPE = "application/octet-stream"
 
 
@@ -26,8 +30,9 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
     """Put the file into S3 as it is; its lines are checked when a batch is made of it.
 
     Raises:
-        Problem: 422 for an empty file, 429 when the key may keep no more, 503 when S3
-            or the database is away.
+        Problem: 422 for an empty file, 429 when the key may keep no more, 503 when the database is
+            away.
+        StorageUnavailable: S3 is away.
     """
     await check_uploads(resources, principal)
     file = upload.file
@@ -42,67 +47,41 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
         "id": file_id,
         "tenant_id": principal.tenant_id,
         "api_key_id": principal.key_id,
-        "name": _clean_name(upload.filename),
+        "name": clean_name(upload.filename) or "batch.jsonl",
         "content_type": _CONTENT_TYPE,
         "bytes": size,
         "sha256": digest,
         "s3_key": key,
     }
-    try:
-        await resources.on_storage(resources.storage.put_file, key, file, _CONTENT_TYPE)
-    except StorageUnavailable:
-        raise Problem("storage_unavailable") from None
-    try:
-        async with (
-            resources.tenant_transaction(principal) as session,
-            upload_admitted(session, principal),
-        ):
-            row = (await session.scalars(queries.insert_file(columns))).one()
-    except BaseException:
-        await _remove(resources, key)
-        raise
-    return present_file(row)
+    put = resources.storage.put_file
+    await put_unrecorded(resources, principal, key, put, key, file, _CONTENT_TYPE)
+    async with (
+        discarded_on_failure(resources, [columns]),
+        resources.tenant_transaction(principal) as session,
+        upload_admitted(session, principal),
+    ):
+        row = (await session.scalars(queries.insert_file(columns))).one()
+        await session.execute(deletion.delete_pending_deletions(principal.tenant_id, [key]))
+    return serialize_file(row)
 
 
 async def get(resources: Resources, principal: Principal, file_id: str) -> BatchFile:
     """A tenant's file."""
     row_id = parse_id("upl", file_id, "file")
     async with resources.tenant_transaction(principal) as session:
-        asked = queries.get_file(principal.tenant_id, row_id)
-        row = (await session.scalars(asked)).one_or_none()
-    if row is None:
-        raise not_found("file")
-    return present_file(row)
+        row = await require_row(session, queries.get_file(principal.tenant_id, row_id), "file")
+    return serialize_file(row)
 
 
 async def delete(resources: Resources, principal: Principal, file_id: str) -> None:
-    """Forget a file; batches made of it stay."""
+    """Delete a file; batches made of it stay."""
     row_id = parse_id("upl", file_id, "file")
     async with resources.tenant_transaction(principal) as session:
-        asked = queries.delete_file(principal.tenant_id, row_id)
-        key = (await session.scalars(asked)).one_or_none()
-    if key is None:
-        raise not_found("file")
-    await _remove(resources, key)
+        key = await require_row(session, queries.delete_file(principal.tenant_id, row_id), "file")
+        await session.execute(deletion.schedule_deletions(principal.tenant_id, [key]))
+    await remove_objects(resources, principal, [key])
 
 
-def present_file(row: rows.BatchFile) -> BatchFile:
+def serialize_file(row: rows.BatchFile) -> BatchFile:
     """The wire form of a file."""
-    return BatchFile(
-        id=to_wire("upl", row.id),
-        name=row.name,
-        bytes=row.bytes,
-        sha256=row.sha256,
-        created_at=row.created_at,
-    )
-
-
-async def _remove(resources: Resources, key: str) -> None:
-    """At worst an object is left that nobody can name."""
-    with contextlib.suppress(StorageUnavailable):
-        await resources.on_storage(resources.storage.delete, [key])
-
-
-def _clean_name(name: str | None) -> str:
-    kept = "".join(character for character in name or "" if character.isprintable())
-    return kept[-_MAX_NAME:] or "batch.jsonl"
+    return BatchFile.of(row, id=encode_id("upl", row.id))

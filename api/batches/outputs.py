@@ -7,23 +7,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from api.batches.archive import stream_archive
-from api.batches.contact_sheet import draw_contact_sheet
+from api.batches.exports import draw_contact_sheet, stream_archive
 from api.batches.results import stream_errors, stream_results
 from api.batches.routes import BatchesRead, BatchId
 from api.batches.service import find
 from api.context import Res, Resources, parse_id
-from api.core.errors import Problem, responses
+from api.core.errors import Problem, problems
 from api.core.principal import Principal
 from api.core.streams import while_key_lives
 from shared.batches.models import Batch
-from shared.core.errors import StorageUnavailable
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 _JSONL = "application/jsonl"
-_READ = ("insufficient_scope", "not_found", "database_unavailable", "validation_failed")
-
 
 Follow = Annotated[
     bool, Query(description="Stay and send results as they come, until the batch ends.")
@@ -45,10 +41,10 @@ async def _slot_while_following(
     response_class=StreamingResponse,
     dependencies=[Depends(_slot_while_following)],
     responses={
-        200: {"content": {_JSONL: {}}, "description": "A JSON object for each job that ended."},
-        **responses(*_READ, "too_many_streams"),
+        200: {"content": {_JSONL: {}}, "description": "A JSON object for each job that ended."}
     },
 )
+@problems("too_many_streams")
 async def results(
     resources: Res, principal: BatchesRead, batch_id: BatchId, follow: Follow = True
 ) -> Response:
@@ -69,10 +65,7 @@ async def results(
     operation_id="batches.errors",
     summary="Stream a batch's errors",
     response_class=StreamingResponse,
-    responses={
-        200: {"content": {_JSONL: {}}, "description": "A JSON object for each error."},
-        **responses(*_READ),
-    },
+    responses={200: {"content": {_JSONL: {}}, "description": "A JSON object for each error."}},
 )
 async def errors(resources: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
     """First what validation found (`type: validation`), then jobs without success (`type: job`).
@@ -86,13 +79,11 @@ async def errors(resources: Res, principal: BatchesRead, batch_id: BatchId) -> R
 @router.get(
     "/{batch_id}/archive",
     operation_id="batches.archive",
-    summary="Download a batch's pictures",
+    summary="Download a batch's images",
     response_class=StreamingResponse,
-    responses={
-        200: {"content": {"application/zip": {}}, "description": "The pictures made so far."},
-        **responses(*_READ, "storage_unavailable"),
-    },
+    responses={200: {"content": {"application/zip": {}}, "description": "The images made so far."}},
 )
+@problems("storage_unavailable")
 async def archive(resources: Res, principal: BatchesRead, batch_id: BatchId) -> Response:
     """A ZIP of `custom_id_seed.png`, made while it is sent."""
     batch = await _find(resources, principal, batch_id)
@@ -108,26 +99,21 @@ async def archive(resources: Res, principal: BatchesRead, batch_id: BatchId) -> 
     operation_id="batches.contact_sheet",
     summary="See a batch at a glance",
     response_class=Response,
-    responses={
-        200: {"content": {"image/webp": {}}, "description": "Thumbnails with their names."},
-        **responses(*_READ, "storage_unavailable"),
-    },
+    responses={200: {"content": {"image/webp": {}}, "description": "Thumbnails with their names."}},
 )
+@problems("storage_unavailable")
 async def contact_sheet(
     resources: Res,
     principal: BatchesRead,
     batch_id: BatchId,
-    limit: Annotated[int, Query(ge=1, le=300, description="Pictures on the sheet.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=300, description="Images on the sheet.")] = 100,
     columns: Annotated[int, Query(ge=1, le=20, description="Columns of the sheet.")] = 10,
 ) -> Response:
-    """One WebP of the first pictures made so far, in the order of the lines. 404 before any."""
+    """One WebP of the first images made so far, in the order of the lines. 404 before any."""
     batch = await _find(resources, principal, batch_id)
-    try:
-        sheet = await draw_contact_sheet(resources, principal, batch, limit=limit, columns=columns)
-    except StorageUnavailable:
-        raise Problem("storage_unavailable") from None
+    sheet = await draw_contact_sheet(resources, principal, batch, limit=limit, columns=columns)
     if sheet is None:
-        raise Problem("not_found", "The batch has no picture yet.")
+        raise Problem("not_found", "The batch has no image yet.")
     return Response(sheet, media_type="image/webp")
 
 

@@ -45,8 +45,6 @@ class FileRefused(Exception):
 
 
 _SHOWN = 20
-
-
 _CHUNK = 64 * 1024
 
 
@@ -79,9 +77,7 @@ class Report:
                 pointer=_pointer_into_body(error) if source == "json" else error.pointer,
                 parameter=None if source == "json" else "file",
                 code=error.code,
-                message=error.message
-                if error.line is None
-                else f"Line {error.line}: {error.message}",
+                message=f"Line {error.line}: {error.message}" if error.line else error.message,
             )
             for error in self.first
         ]

@@ -5,6 +5,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,16 +15,19 @@ from api.batches.service import find
 from api.context import Resources
 from api.core.fairness import on_thread
 from api.core.principal import Principal
+from api.jobs.followers import Following
 from shared.batches import queries
-from shared.core.ids import to_wire
+from shared.core.filters import filtered_images
+from shared.core.ids import encode_id
 from shared.images import queries as image_queries
 from shared.images.models import Image
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
 
 _AT_ONCE = 200
-_LOOK_EVERY = 0.5
-"""Seconds between looks for new results, while the batch runs."""
+_PAUSE_SECONDS = 0.5
+"""Between looks for new results, while one after the other comes."""
+_HEARTBEAT_SECONDS = 5.0
 _LATE = timedelta(seconds=2)
 """A result is hardly ever committed later than this after its `finished_at`,"""
 _LATEST = timedelta(seconds=60)
@@ -44,24 +48,31 @@ async def stream_results(
     deadline = time.monotonic() + _LONGEST_STREAM
     sent: set[UUID] = set()
     after: tuple[datetime, UUID] | None = None
-    while True:
-        # Asked before the jobs: what ends afterwards belongs to the next round.
-        is_last = not follow or await _has_ended(resources, principal, batch_id)
-        # Commits do not come in the order of `finished_at`: look back a little, skip what is sent.
-        after = _back(after, _LATEST if is_last else _LATE)
-        quiet = True
-        async for jobs in _finished(resources, principal, batch_id, after):
-            new = [job for job in jobs if job.id not in sent]
-            sent.update(job.id for job in new)
-            after = _later(after, jobs[-1])
-            if new:
-                quiet = False
-                yield await _render(resources, principal, new)
-        if is_last or time.monotonic() > deadline:
-            return
-        if quiet:
-            yield b"\n"
-        await asyncio.sleep(_LOOK_EVERY)
+    following = resources.get(Following)
+    with (
+        following.follow_batch(batch_id, principal.key_id) if follow else nullcontext() as follower
+    ):
+        while True:
+            # Asked before the jobs: what ends afterwards belongs to the next round.
+            is_last = follower is None or await _has_ended(resources, principal, batch_id)
+            # Commits do not come in the order of `finished_at`: look back, skip what is sent.
+            after = _back(after, _LATEST if is_last else _LATE)
+            async for jobs in _finished(resources, principal, batch_id, after):
+                new = [job for job in jobs if job.id not in sent]
+                sent.update(job.id for job in new)
+                after = _later(after, jobs[-1])
+                if new:
+                    yield await _render(resources, principal, new)
+            if follower is None or is_last:
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
+            while not await follower.news(_HEARTBEAT_SECONDS):
+                yield b"\n"
+                if time.monotonic() > deadline:
+                    return
+            if follower.key_has_ended or time.monotonic() > deadline:
+                return
+            following.take_events(follower)
 
 
 async def stream_errors(
@@ -87,8 +98,8 @@ async def _finished(
     """Ended jobs, some hundred at a time; no transaction stays open while a client reads."""
     while True:
         async with resources.tenant_transaction(principal) as session:
-            asked = queries.list_finished(batch_id, _AT_ONCE, after=after, states=states)
-            jobs = (await session.scalars(asked)).all()
+            statement = queries.list_finished(batch_id, _AT_ONCE, after=after, states=states)
+            jobs = (await session.scalars(statement)).all()
         if jobs:
             yield jobs
             after = _place(jobs[-1])
@@ -103,9 +114,9 @@ async def _has_ended(resources: Resources, principal: Principal, batch_id: UUID)
 
 async def _render(resources: Resources, principal: Principal, jobs: Sequence[Job]) -> bytes:
     async with resources.tenant_transaction(principal) as session:
-        found = await session.scalars(image_queries.list_images_of_jobs([job.id for job in jobs]))
+        rows = await session.scalars(image_queries.list_images_of_jobs([job.id for job in jobs]))
         images: dict[UUID, list[Image]] = defaultdict(list)
-        for image in found.all():
+        for image in rows.all():
             images[image.job_id].append(image)
 
     def render() -> bytes:
@@ -118,12 +129,14 @@ def _result(resources: Resources, job: Job, images: Sequence[Image]) -> dict[str
     return {
         "custom_id": job.custom_id,
         "line": job.line,
-        "job_id": to_wire("job", job.id),
+        "job_id": encode_id("job", job.id),
         "state": job.state,
         "seeds": job.seeds,
-        "images": [
+        "images": filtered_images(job.filtered)
+        + [
             {
-                "id": to_wire("img", image.id),
+                "state": "ready",
+                "id": encode_id("img", image.id),
                 "index": image.index,
                 "seed": image.seed,
                 "width": image.width,
@@ -131,6 +144,7 @@ def _result(resources: Resources, job: Job, images: Sequence[Image]) -> dict[str
                 "content_type": image.content_type,
                 "bytes": image.bytes,
                 "sha256": image.sha256,
+                "pixel_sha256": image.pixel_sha256,
                 "url": resources.storage.presign(image.s3_key),
                 "receipt": image.receipt,
             }
@@ -147,7 +161,7 @@ def _failure(job: Job) -> dict[str, Any]:
         "type": "job",
         "line": job.line,
         "custom_id": job.custom_id,
-        "job_id": to_wire("job", job.id),
+        "job_id": encode_id("job", job.id),
         "pointer": None,
         **error,
     }

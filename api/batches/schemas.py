@@ -14,16 +14,18 @@ from api.batches.columns import (
     no_such_field,
     placeholders,
 )
-from api.batches.reading import MAX_LINES
+from api.batches.file_formats import MAX_LINES
 from api.core.bodies import JSON_INTEGER, RequestModel
-from api.core.errors import RuleBroken
+from api.core.errors import RuleBroken, pointer
 from api.core.serialization import AnswerModel, UtcTime
-from api.jobs.schemas import Job, MetadataKey, MetadataValue, PromptText, Seconds, SessionId
+from api.jobs.schemas import Job
+from api.jobs.submission import MetadataKey, MetadataValue, PromptText, Seconds, SessionId
 from api.webhooks.schemas import BatchWebhook
 
 BatchStateName = Literal[
     "validating", "queued", "running", "succeeded", "partial", "failed", "canceled", "expired"
 ]
+MAX_NAME = 200
 Priority = Annotated[int, Field(ge=0, le=9), JSON_INTEGER]
 
 
@@ -52,6 +54,9 @@ class BatchOptions(RequestModel):
         description="Which field a column is, or which fields: its name to theirs, also "
         "`metadata.NAME`; null: none. With this or `template`, other columns than fields are left "
         "out.",
+    )
+    name: Annotated[MetadataValue, Field(min_length=1, max_length=MAX_NAME)] | None = Field(
+        default=None, description="What you call it; default: its file's name."
     )
     session_id: SessionId | None = Field(
         default=None, description="The session of every line that names none."
@@ -98,19 +103,19 @@ class BatchOptions(RequestModel):
         taken = {"prompt"} if self.template is not None else set()
         names = set()
         for name, mapped in self.columns.items():
-            pointer = "/columns/" + name[:64].replace("~", "~0").replace("/", "~1")
+            where = pointer("columns", name[:64])
             if column_name(name) in names:
-                raise RuleBroken("duplicate_column", "This column is named twice.", pointer)
+                raise RuleBroken("duplicate_column", "This column is named twice.", where)
             names.add(column_name(name))
             for field in fields_of(mapped):
                 if not is_field(field):
                     message = f"{no_such_field(field)} The fields are: {list_fields()}."
-                    raise RuleBroken("unknown_field", message, pointer)
+                    raise RuleBroken("unknown_field", message, where)
                 if field in taken:
                     is_prompt = field == "prompt" and self.template is not None
                     other = "The template" if is_prompt else "Another column"
                     message = f"{other} is {field[:80]} already."
-                    raise RuleBroken("duplicate_field", message, pointer)
+                    raise RuleBroken("duplicate_field", message, where)
                 taken.add(field)
         return self
 
@@ -147,7 +152,7 @@ class BatchUpdate(RequestModel):
 
 
 class Counts(AnswerModel):
-    """How many jobs are in each state, counted in the ledger for this answer."""
+    """How many jobs are in each state, counted in the database for this answer."""
 
     total: int
     """All jobs of the batch."""
@@ -166,12 +171,12 @@ class Counts(AnswerModel):
 
 
 class ImageCounts(AnswerModel):
-    """Pictures asked for, and pictures made."""
+    """Images asked for, and images made."""
 
     total: int
     """Images that all jobs together are to make."""
     done: int
-    """Images of the jobs that succeeded."""
+    """Images of the jobs that succeeded, without those that a filter refused."""
 
 
 class Rate(AnswerModel):
@@ -211,6 +216,8 @@ class Batch(AnswerModel):
 
     id: str
     """`batch_…`."""
+    name: str | None
+    """What you called it, or its file's name. Null: it has neither."""
     state: BatchStateName
     """`partial`: some jobs succeeded and some did not. `failed`: none did, or the file was
     refused."""
@@ -291,6 +298,40 @@ class Estimate(AnswerModel):
     """How many past jobs the estimate rests on."""
 
 
+class TableColumn(AnswerModel):
+    """A column of a CSV file, or a key of JSON lines."""
+
+    name: str
+    """As the file has it."""
+    example: str | None
+    """The first value in it, shortened. Null: none in the first 20 lines."""
+    fields: list[str]
+    """The fields of a job that it is. Empty: it is left out, but for the template."""
+
+
+class PlannedLine(AnswerModel):
+    """A job as it would be queued."""
+
+    line: int
+    """The line of the file, from 1."""
+    custom_id: str
+    """Your name for it, or its line's."""
+    prompt: str
+    """What the images should show."""
+    negative_prompt: str | None
+    """What they should not show. Null: nothing."""
+    model: str
+    """Name of the model."""
+    width: int
+    """In pixels."""
+    height: int
+    """In pixels."""
+    steps: int
+    """Denoising steps."""
+    seeds: list[int]
+    """One for each image. Those that nobody gave are drawn anew at the submission."""
+
+
 class DryRun(AnswerModel):
     """What a batch would be. Nothing was kept."""
 
@@ -303,6 +344,8 @@ class DryRun(AnswerModel):
     """Jobs that the valid lines make."""
     images: int
     """Images that these jobs make."""
+    refused_jobs: int
+    """Jobs whose prompt a filter refuses: they would fail, one by one."""
     cost: int = Field(description="Width × height × steps that run, over all images.")
     estimate: Estimate | None = Field(description="null without evidence.")
     eta: UtcTime | None = Field(
@@ -311,6 +354,11 @@ class DryRun(AnswerModel):
     error_count: int
     """All errors found, also those that are not listed."""
     errors: list[Finding] = Field(description="The first 20.")
+    columns: list[TableColumn] = Field(
+        description="What the first 20 lines of a file name. Empty for `items`, and for a file "
+        "that cannot be read."
+    )
+    first_jobs: list[PlannedLine] = Field(description="The first 5.")
 
 
 class BatchFile(AnswerModel):

@@ -1,22 +1,17 @@
-"""Rows of the ledger as the batch that clients see."""
+"""Rows of the database as the batch that clients see."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from api.batches.schemas import Batch, BatchItem, BatchLinks, Counts, ImageCounts, Rate
-from api.jobs.serialize import present_job
+from api.batches.schemas import Batch, BatchLinks, Counts, ImageCounts, Rate
 from shared.batches import models as rows
 from shared.batches.state import ACTIVE_STATES, BatchState
-from shared.core.ids import to_wire
-from shared.core.storage import Storage
-from shared.images.models import Image
-from shared.jobs.models import Job, JobAttempt
+from shared.core.ids import encode_id
 from shared.jobs.state import TERMINAL_STATES, JobState
 
 
 @dataclass
-class Standing:
+class BatchProgress:
     """Where the jobs of a batch are."""
 
     jobs: dict[str, int] = field(default_factory=dict)
@@ -27,12 +22,12 @@ class Standing:
     recent_seconds: float = 0.0
 
     @classmethod
-    def of_ended(cls, batch: rows.Batch) -> "Standing":
+    def of_ended(cls, batch: rows.Batch) -> "BatchProgress":
         """What the batch's row has kept from its end."""
-        standing = cls()
+        progress = cls()
         for state, counted in (batch.summary or {}).items():
-            standing.add(state, counted["jobs"], counted["images"], counted["cost"])
-        return standing
+            progress.add(state, counted["jobs"], counted["images"], counted["cost"])
+        return progress
 
     def add(self, state: str, jobs: int, images: int, cost: int) -> None:
         """The jobs of one state."""
@@ -51,75 +46,45 @@ class Standing:
         return self.cost.get(JobState.QUEUED, 0) + self.cost.get(JobState.RUNNING, 0)
 
 
-def present_batch(batch: rows.Batch, standing: Standing, public_url: str) -> Batch:
+def serialize_batch(batch: rows.Batch, progress: BatchProgress, public_url: str) -> Batch:
     """The wire form of a batch."""
-    batch_id = to_wire("batch", batch.id)
+    batch_id = encode_id("batch", batch.id)
     is_active = batch.state in ACTIVE_STATES
-    per_second = standing.recent_jobs / standing.recent_seconds if standing.recent_seconds else 0.0
-    return Batch(
+    per_second = progress.recent_jobs / progress.recent_seconds if progress.recent_seconds else 0.0
+    return Batch.of(
+        batch,
         id=batch_id,
-        state=_state(batch, standing),
-        sequence=batch.sequence,
-        paused=batch.paused,
-        cancel_requested=batch.cancel_requested,
-        priority=batch.priority,
-        source=batch.source,
-        on_error=batch.on_error,
-        session_id=batch.session_id,
-        models=batch.models,
-        lines=batch.lines,
-        invalid_lines=batch.invalid_lines,
+        state=_state(batch, progress),
         counts=Counts(
-            total=batch.jobs, **{state: standing.jobs.get(state, 0) for state in JobState}
+            total=batch.jobs, **{state: progress.jobs.get(state, 0) for state in JobState}
         ),
-        images=ImageCounts(total=batch.images, done=standing.images.get(JobState.SUCCEEDED, 0)),
-        cost=batch.cost,
-        fraction=round(standing.ended / batch.jobs, 4) if batch.jobs else 0.0,
+        images=ImageCounts(total=batch.images, done=progress.images.get(JobState.SUCCEEDED, 0)),
+        fraction=round(progress.ended / batch.jobs, 4) if batch.jobs else 0.0,
         rate=Rate(jobs_per_second=round(per_second, 3)) if is_active and per_second else None,
-        eta=_eta(standing) if is_active and not batch.paused else None,
+        eta=_eta(progress) if is_active and not batch.paused else None,
         metadata=batch.batch_metadata,
         webhook_url=batch.webhook["url"] if batch.webhook else None,
-        start_deadline=batch.start_deadline,
-        finish_deadline=batch.finish_deadline,
-        created_at=batch.created_at,
-        started_at=batch.started_at,
-        finished_at=batch.finished_at,
         links=_links(public_url, batch_id),
     )
 
 
-def _state(batch: rows.Batch, standing: Standing) -> str:
+def _state(batch: rows.Batch, progress: BatchProgress) -> str:
     """The dispatcher notes the start within a second; the counts may know it already."""
-    has_started = standing.ended or standing.jobs.get(JobState.RUNNING)
+    has_started = progress.ended or progress.jobs.get(JobState.RUNNING)
     if batch.state == BatchState.QUEUED and has_started:
         return BatchState.RUNNING
     return batch.state
 
 
-def _eta(standing: Standing) -> datetime | None:
-    if not standing.recent_cost or not standing.recent_seconds:
+def _eta(progress: BatchProgress) -> datetime | None:
+    if not progress.recent_cost or not progress.recent_seconds:
         return None
-    seconds = standing.cost_ahead * standing.recent_seconds / standing.recent_cost
+    seconds = progress.cost_ahead * progress.recent_seconds / progress.recent_cost
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def present_item(
-    job: Job,
-    images: Sequence[Image],
-    attempts: Sequence[JobAttempt],
-    *,
-    public_url: str,
-    storage: Storage,
-) -> BatchItem:
-    """One job of a batch."""
-    shown = present_job(
-        job, public_url=public_url, storage=storage, images=images, attempts=attempts
-    )
-    return BatchItem(**dict(shown), custom_id=job.custom_id, line=job.line)
-
-
 def _links(public_url: str, batch_id: str) -> BatchLinks:
-    here = f"{public_url.rstrip('/')}/v1/batches/{batch_id}"
+    here = f"{public_url}/v1/batches/{batch_id}"
     return BatchLinks(
         self=here,
         items=f"{here}/items",

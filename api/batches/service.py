@@ -1,41 +1,47 @@
-"""The rules of batches: make, estimate, look at, list, steer."""
+"""The rules of batches: submit, estimate, get, list, change."""
 
-import asyncio
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from api.batches.ingest import Accepted, Submission, accept, find_answer, keep_refusal
-from api.batches.lines import LineChecker
-from api.batches.reading import Line
-from api.batches.schemas import Batch, BatchItem, DryRun, Estimate, Finding, RetryResult
-from api.batches.serialize import Standing, present_batch, present_item
-from api.batches.validation import Validated, validate
-from api.context import Resources, parse_id
-from api.core.errors import Problem, not_found
-from api.core.fairness import built
+from api.batches.accept import accept, keep_refusal
+from api.batches.columns import Columns
+from api.batches.file_formats import sample
+from api.batches.planning import LineChecker
+from api.batches.request import BatchRequest, columns_of
+from api.batches.schemas import (
+    Batch,
+    BatchItem,
+    DryRun,
+    Estimate,
+    Finding,
+    PlannedLine,
+    RetryResult,
+    TableColumn,
+)
+from api.batches.serialize import BatchProgress, serialize_batch
+from api.batches.validation import Validated, turns, validate
+from api.context import Resources, parse_id, require_row
+from api.core.errors import Problem
+from api.core.fairness import on_thread
 from api.core.principal import Principal
-from api.core.quotas import Work, admitted
-from api.core.serialization import Page, decode_cursor, encode_cursor
-from api.jobs.estimates import present_eta
-from api.jobs.events import announce
-from shared.batches import models as rows
-from shared.batches import queries
-from shared.images import queries as image_queries
-from shared.images.models import Image
-from shared.jobs.models import Job, JobAttempt
-from shared.jobs.queries import client_requests, lookups
-from shared.webhooks.events import JOB_EVENTS
+from api.core.serialization import Page, PageRequest
+from api.jobs.admission import Demand, admitted
+from api.jobs.estimates import Estimates, serialize_eta
+from api.jobs.idempotency import Answer
+from api.jobs.loras import own_loras
+from api.jobs.redis_events import publish_end, publish_state
+from api.jobs.serialize import read_details, serialize_job
+from shared.batches import lifecycle, models, queries
+from shared.jobs.models import Job
+from shared.jobs.queries import client_requests
+from shared.webhooks.models import JOB_EVENTS
 
 _SECONDS_FOR_ALL_JOBS = 60.0
 """For a transaction that changes every job of a batch."""
-_AT_ONCE = 2
-"""Files that one process validates at the same time; the others wait their turn."""
-_turns = asyncio.Semaphore(_AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -46,181 +52,162 @@ class Items:
     custom_id: str | None = None
 
 
-async def submit(
-    resources: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
-) -> Accepted:
+async def submit(resources: Resources, principal: Principal, request: BatchRequest) -> Answer:
     """Validate all lines, then accept the batch whole, or replay the original answer.
 
     Raises:
         Problem: 422 `batch_rejected` with the first errors; all are kept as the report of a
             failed batch, to which the `Location` of the answer leads.
     """
-    if submission.idempotency_key is not None:
+    if request.once.key is not None:
         # Asked before the work of validation, which a replay should not repeat.
         async with resources.tenant_transaction(principal) as session:
-            replay = await find_answer(session, principal, submission)
-        if replay is not None:
-            return replay
-    async with _turns:
-        checker = await _checker(resources, submission)
-        found = await validate(resources, principal, lines, checker)
+            if (replay := await request.once.find_answer(session, principal)) is not None:
+                return replay
+    async with turns:
+        checker = await _checker(resources, principal, request)
+        validated = await validate(resources, principal, request.lines, checker)
         try:
-            if found.makes_a_batch(submission.options.on_error):
-                return await accept(resources, principal, submission, found)
-            return await _reject(resources, principal, submission, found)
+            if validated.makes_a_batch(request.options.on_error):
+                return await accept(resources, principal, request, validated)
+            return await _reject(resources, principal, request, validated)
         finally:
-            found.close()
+            validated.close()
 
 
 async def _reject(
-    resources: Resources, principal: Principal, submission: Submission, found: Validated
-) -> Accepted:
-    errors = found.report.field_errors(submission.source)
-    batch_id = await keep_refusal(resources, principal, submission, found)
-    location = f"{resources.settings.public_url.rstrip('/')}/v1/batches/{batch_id}"
+    resources: Resources, principal: Principal, request: BatchRequest, validated: Validated
+) -> Answer:
+    errors = validated.report.field_errors(request.source)
+    batch_id = await keep_refusal(resources, principal, request, validated)
+    location = f"{resources.settings.public_url}/v1/batches/{batch_id}"
     raise Problem(
         "batch_rejected",
-        f"{found.report.count} errors in {found.lines} lines; nothing was accepted. "
+        f"{validated.report.count} errors in {validated.lines} lines; nothing was accepted. "
         f"GET {location}/errors lists them all.",
         errors=errors,
         headers={"Location": location},
     )
 
 
-async def estimate(
-    resources: Resources, principal: Principal, submission: Submission, lines: Iterator[Line]
-) -> DryRun:
+async def estimate(resources: Resources, principal: Principal, request: BatchRequest) -> DryRun:
     """Validate all lines and say what they would make; nothing is kept."""
-    async with _turns:
-        checker = await _checker(resources, submission)
-        found = await validate(resources, principal, lines, checker)
-    found.close()
+    async with turns:
+        columns = await on_thread(_table_columns, request)
+        checker = await _checker(resources, principal, request)
+        validated = await validate(resources, principal, request.lines, checker)
+    validated.close()
     async with resources.tenant_transaction(principal) as session:
-        asked = queries.recent_speed(principal.tenant_id, sorted(found.models))
-        jobs, cost, gpu_seconds = (await session.execute(asked)).one()
-    seconds = float(gpu_seconds) * found.cost / float(cost) if jobs else None
-    estimate = await resources.estimates.of_batch(found.models, found.cost)
-    eta = present_eta(estimate)
-    return DryRun(
-        accepted=found.makes_a_batch(submission.options.on_error),
-        lines=found.lines,
-        invalid_lines=found.invalid_lines,
-        jobs=found.jobs,
-        images=found.images,
-        cost=found.cost,
+        statement = queries.recent_speed(principal.tenant_id, sorted(validated.models))
+        jobs, cost, gpu_seconds = (await session.execute(statement)).one()
+    seconds = float(gpu_seconds) * validated.cost / float(cost) if jobs else None
+    eta = serialize_eta(await resources.get(Estimates).of_batch(validated.models, validated.cost))
+    return DryRun.of(
+        validated,
+        accepted=validated.makes_a_batch(request.options.on_error),
+        refused_jobs=sum(each.refusal is not None for each in validated.found.values()),
         estimate=None
         if seconds is None
         else Estimate(gpu_seconds=round(seconds, 3), jobs_of_evidence=jobs),
         eta=eta.p50 if eta is not None else None,
-        error_count=found.report.count,
-        errors=[
-            Finding(
-                line=error.line,
-                custom_id=error.custom_id,
-                pointer=error.pointer,
-                code=error.code,
-                message=error.message,
-            )
-            for error in found.report.first
+        error_count=validated.report.count,
+        errors=[Finding.of(error) for error in validated.report.first],
+        columns=columns,
+        first_jobs=[
+            PlannedLine.of(plan, line=job.line, custom_id=job.custom_id)
+            for job, plan in validated.first
         ],
     )
 
 
-async def _checker(resources: Resources, submission: Submission) -> LineChecker:
-    options = submission.options
-    names = ("session_id", "start_within", "finish_within")
-    given = {name: getattr(options, name) for name in names}
-    base = {name: value for name, value in given.items() if value is not None}
-    webhook = submission.webhook
+def _table_columns(request: BatchRequest) -> list[TableColumn]:
+    if request.file is None or request.source == "json":
+        return []
+    mapping = columns_of(request.options) or Columns(None, {}, alternatives=False)
+    return [
+        TableColumn(name=name, example=example, fields=list(mapping.fields_of(name)))
+        for name, example in sample(request.file, request.source).items()
+    ]
+
+
+async def _checker(
+    resources: Resources, principal: Principal, request: BatchRequest
+) -> LineChecker:
+    options = request.options
+    names = {"session_id", "start_within", "finish_within"}
+    base = options.model_dump(include=names, exclude_none=True)
+    webhook = request.webhook
     tells_of_jobs = webhook is not None and not set(JOB_EVENTS).isdisjoint(webhook["events"])
     return LineChecker(
         base | options.defaults,
         templates=options.templates,
         catalog=resources.catalog,
         settings=resources.settings,
-        families=await resources.roster.families(),
+        families=await resources.workers.families(),
+        uploaded=await own_loras(resources, principal),
         webhook=webhook if tells_of_jobs else None,
     )
 
 
-async def get(resources: Resources, principal: Principal, batch_id: str) -> Batch:
+async def get(resources: Resources, principal: Principal, batch_id: UUID) -> Batch:
     """A tenant's batch with counts, rate and ETA as of now."""
-    row_id = parse_id("batch", batch_id, "batch")
     async with resources.tenant_transaction(principal) as session:
-        batch = await find(session, principal, row_id)
-        [standing] = await _standings(session, [batch])
+        batch = await find(session, principal, batch_id)
+        [progress] = await _progress_of(session, [batch])
         if batch.finished_at is None:
             jobs, cost, seconds = (await session.execute(queries.recent_progress(batch.id))).one()
-            standing.recent_jobs, standing.recent_cost = jobs, int(cost)
-            standing.recent_seconds = float(seconds)
-    return present_batch(batch, standing, resources.settings.public_url)
+            progress.recent_jobs, progress.recent_cost = jobs, int(cost)
+            progress.recent_seconds = float(seconds)
+    return serialize_batch(batch, progress, resources.settings.public_url)
 
 
 async def list_page(
-    resources: Resources,
-    principal: Principal,
-    states: tuple[str, ...],
-    limit: int,
-    after: str | None,
+    resources: Resources, principal: Principal, states: tuple[str, ...], paging: PageRequest
 ) -> Page[Batch]:
     """One page of a tenant's batches, newest first."""
     scope = ("batches", principal.tenant_id, states)
-    before = decode_cursor(after, *scope) if after is not None else None
+    before = paging.position(*scope)
     async with resources.tenant_transaction(principal) as session:
-        asked = queries.list_batches(principal.tenant_id, limit + 1, before=before, states=states)
-        found = (await session.scalars(asked)).all()
-        page = found[:limit]
-        standings = await _standings(session, page)
-    has_more = len(found) > limit
-    url = resources.settings.public_url
-    return Page(
-        data=[present_batch(b, s, url) for b, s in zip(page, standings, strict=True)],
-        has_more=has_more,
-        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
+        statement = queries.list_batches(
+            principal.tenant_id, paging.limit + 1, before=before, states=states
+        )
+        rows = (await session.scalars(statement)).all()
+        page = rows[: paging.limit]
+        progresses = await _progress_of(session, page)
+    of_batch = dict(zip(page, progresses, strict=True))
+    return await paging.page(
+        rows, lambda b: serialize_batch(b, of_batch[b], resources.settings.public_url), *scope
     )
 
 
 async def list_items(
-    resources: Resources,
-    principal: Principal,
-    batch_id: str,
-    items: Items,
-    *,
-    limit: int,
-    after: str | None,
+    resources: Resources, principal: Principal, batch_id: str, items: Items, paging: PageRequest
 ) -> Page[BatchItem]:
     """One page of a batch's jobs, in the order of its lines."""
     row_id = parse_id("batch", batch_id, "batch")
     scope = ("batch items", principal.tenant_id, row_id, items)
-    behind = decode_cursor(after, *scope) if after is not None else None
-    async with (
-        resources.listing(principal, limit),
-        resources.tenant_transaction(principal) as session,
-    ):
+    behind = paging.position(*scope)
+    async with resources.list_transaction(principal, paging.limit) as session:
         batch = await find(session, principal, row_id)
-        asked = queries.list_items(
-            batch, limit + 1, after=behind, states=items.states, custom_id=items.custom_id
+        statement = queries.list_items(
+            batch, paging.limit + 1, after=behind, states=items.states, custom_id=items.custom_id
         )
-        found = (await session.scalars(asked)).all()
-        page = found[:limit]
-        ids = [job.id for job in page]
-        images: dict[UUID, list[Image]] = defaultdict(list)
-        for image in (await session.scalars(image_queries.list_images_of_jobs(ids))).all():
-            images[image.job_id].append(image)
-        attempts: dict[UUID, list[JobAttempt]] = defaultdict(list)
-        for attempt in (await session.scalars(lookups.list_attempts(ids))).all():
-            attempts[attempt.job_id].append(attempt)
-    has_more = len(found) > limit
+        rows = (await session.scalars(statement)).all()
+        page = rows[: paging.limit]
+        images, attempts = await read_details(session, page)
+    families = await resources.workers.families()
 
-    def present(j: Job) -> BatchItem:
-        url, storage = resources.settings.public_url, resources.storage
-        return present_item(j, images[j.id], attempts[j.id], public_url=url, storage=storage)
+    def serialize(job: Job) -> BatchItem:
+        shown = serialize_job(
+            resources,
+            job,
+            family=families.get(job.model),
+            images=images[job.id],
+            attempts=attempts[job.id],
+        )
+        return BatchItem(**dict(shown), custom_id=job.custom_id, line=job.line)
 
-    return Page(
-        data=await built(present, page),
-        has_more=has_more,
-        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
-    )
+    return await paging.page(rows, serialize, *scope)
 
 
 async def set_paused(
@@ -232,8 +219,8 @@ async def set_paused(
         Problem: 409 when the batch has ended.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    statement = queries.set_paused(principal.tenant_id, row_id, paused)
-    return await _change(resources, principal, batch_id, statement)
+    change = lifecycle.set_paused(principal.tenant_id, row_id, paused)
+    return await _change(resources, principal, row_id, change)
 
 
 async def set_priority(
@@ -245,8 +232,8 @@ async def set_priority(
         Problem: 409 when the batch has ended.
     """
     row_id = parse_id("batch", batch_id, "batch")
-    statement = queries.set_priority(principal.tenant_id, row_id, priority)
-    return await _change(resources, principal, batch_id, statement)
+    change = lifecycle.set_priority(principal.tenant_id, row_id, priority)
+    return await _change(resources, principal, row_id, change)
 
 
 async def cancel(resources: Resources, principal: Principal, batch_id: str) -> Batch:
@@ -260,17 +247,18 @@ async def cancel(resources: Resources, principal: Principal, batch_id: str) -> B
         batch = await find(session, principal, row_id, for_update=True)
         if batch.finished_at is not None and batch.state != "canceled":
             raise _has_ended(batch)
-        await session.execute(queries.request_cancel(principal.tenant_id, row_id))
-        asked = client_requests.cancel_batch(principal.tenant_id, row_id)
-        running = (await session.scalars(asked)).all()
+        await session.execute(lifecycle.request_cancel(principal.tenant_id, row_id))
+        statement = client_requests.cancel_batch(principal.tenant_id, row_id)
+        running = (await session.scalars(statement)).all()
     for job in running:
-        await announce(resources.redis, resources.circuit, job)
-    return await get(resources, principal, batch_id)
+        await publish_state(resources, job)
+    await publish_end(resources, row_id)
+    return await get(resources, principal, row_id)
 
 
 async def retry_failed(resources: Resources, principal: Principal, batch_id: str) -> RetryResult:
-    """Queue the jobs that failed or expired again, at the expense of who asks, with the same seeds
-    and no deadlines.
+    """Queue failed and expired jobs again, charged to the caller's key, with the same seeds and no
+    deadlines.
 
     Raises:
         Problem: 409 when there is none; 403 or 429 for what the key may not queue.
@@ -281,56 +269,54 @@ async def retry_failed(resources: Resources, principal: Principal, batch_id: str
         again = (await session.execute(queries.sum_retryable(principal.tenant_id, row_id))).one()
         if not again.jobs:
             raise Problem("nothing_to_retry", "No job of the batch has failed or expired.")
-        work = Work(
+        demand = Demand(
             int(again.cost), frozenset(again.models), again.pixels, again.gpu_seconds, again.jobs
         )
-        async with admitted(resources, session, principal, work):
+        async with admitted(resources, session, principal, demand):
             key_id = principal.key_id
-            await session.execute(queries.reopen(principal.tenant_id, row_id, key_id))
+            await session.execute(lifecycle.reopen(principal.tenant_id, row_id, key_id))
             await session.execute(client_requests.retry_batch(principal.tenant_id, row_id, key_id))
-    return RetryResult(retried=again.jobs, batch=await get(resources, principal, batch_id))
+    return RetryResult(retried=again.jobs, batch=await get(resources, principal, row_id))
 
 
 async def find(
     session: AsyncSession, principal: Principal, batch_id: UUID, *, for_update: bool = False
-) -> rows.Batch:
+) -> models.Batch:
     """A tenant's batch.
 
     Raises:
         Problem: 404.
     """
     choose = queries.lock_batch if for_update else queries.get_batch
-    batch = (await session.scalars(choose(principal.tenant_id, batch_id))).one_or_none()
-    if batch is None:
-        raise not_found("batch")
-    return batch
+    return await require_row(session, choose(principal.tenant_id, batch_id), "batch")
 
 
 async def _change(
     resources: Resources,
     principal: Principal,
-    batch_id: str,
-    statement: ReturningUpdate[rows.Batch],
+    batch_id: UUID,
+    change: ReturningUpdate[models.Batch],
 ) -> Batch:
     async with resources.tenant_transaction(principal) as session:
-        changed = (await session.scalars(statement)).one_or_none()
-        if changed is None:
-            batch = await find(session, principal, parse_id("batch", batch_id, "batch"))
+        if (await session.scalars(change)).one_or_none() is None:
+            batch = await find(session, principal, batch_id)
             if batch.finished_at is not None:
                 raise _has_ended(batch)
     return await get(resources, principal, batch_id)
 
 
-def _has_ended(batch: rows.Batch) -> Problem:
+def _has_ended(batch: models.Batch) -> Problem:
     return Problem("batch_has_ended", f"The batch has ended: {batch.state}.")
 
 
-async def _standings(session: AsyncSession, batches: Sequence[rows.Batch]) -> list[Standing]:
+async def _progress_of(
+    session: AsyncSession, batches: Sequence[models.Batch]
+) -> list[BatchProgress]:
     """Counts of each batch: asked of the jobs, or, of one that has ended, as kept at its end."""
-    live = {batch.id: Standing() for batch in batches if batch.finished_at is None}
+    live = {batch.id: BatchProgress() for batch in batches if batch.finished_at is None}
     if live:
         for batch_id, state, jobs, images, cost in (
             await session.execute(queries.count_jobs(list(live)))
         ).all():
             live[batch_id].add(state, jobs, images, cost)
-    return [live.get(batch.id) or Standing.of_ended(batch) for batch in batches]
+    return [live.get(batch.id) or BatchProgress.of_ended(batch) for batch in batches]

@@ -4,37 +4,56 @@ The work is done in threads, some hundred jobs at a time, so that the event loop
 and no line, whatever it expands to, is ever held whole.
 """
 
+import asyncio
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import BinaryIO, cast
 from uuid import UUID
 
-from api.batches.lines import LineChecker, PlannedJob, RowWriter
-from api.batches.reading import MAX_LINES, Line
+from api.batches.file_formats import MAX_LINES, Line
+from api.batches.planning import LineChecker, PlannedJob, RowWriter
 from api.batches.report import FileRefused, LineError, LineRefused, Report
 from api.context import Resources
-from api.core.errors import FieldError
+from api.core.errors import FieldError, Problem
 from api.core.fairness import on_thread
 from api.core.principal import Principal
-from api.jobs.estimates import work_of_plan
-from api.jobs.init_images import InitImage
+from api.jobs.estimates import Estimates, work_of_job
+from api.jobs.init_images import InitImage, check_mask, check_mask_size, word_of
 from api.jobs.planning import Plan
+from api.jobs.prompt_filters import PromptFilters, prompt_of
 from shared.batches import queries
-from shared.core.ids import MalformedId, from_wire, new_id, to_wire
+from shared.core.errors import FilterUnavailable
+from shared.core.filter_process import Prompt
+from shared.core.filters import NOTHING, Findings
+from shared.core.ids import MalformedId, Prefix, decode_id, encode_id, new_id
 from shared.images import queries as image_queries
 from shared.images.models import Image, Upload
 from shared.jobs.calibration import Prices
 
 _AT_ONCE = 250
 """Lines read, and jobs made of them; of the largest that there can be, so many take 20 MB."""
+_MASKS_LOOKED_AT = 200
+"""Of a batch: each is read from S3 and decoded while the client waits."""
+_PROMPTS_AT_ONCE = 16
+"""In one question to the filters; other requests have their turn in between."""
+_FILTER_SECONDS = 120.0
+"""What filters may take for a file while its client waits."""
+_AT_THE_SAME_TIME = 2
+"""Files that one process validates; the others wait their turn."""
+turns = asyncio.Semaphore(_AT_THE_SAME_TIME)
+_FIRST = 5
 _IN_MEMORY = 1024 * 1024
 """Bytes of rows that stay in memory; a larger batch goes to disk."""
 
-StartImages = Mapping[str, InitImage | None]
-"""`init_image` reference -> the picture; None: it is not this tenant's."""
+_START_IMAGES: tuple[tuple[Prefix, type[Upload] | type[Image]], ...] = (
+    ("upl", Upload),
+    ("img", Image),
+)
 
 
 @dataclass
@@ -47,17 +66,23 @@ class Totals:
     gpu_seconds: float = 0.0
     """As estimated."""
     largest: int = 0
-    """Pixels of the largest picture."""
+    """Pixels of the largest image."""
     models: set[str] = field(default_factory=set)
     sessions: set[str] = field(default_factory=set)
+    found: dict[str, Findings] = field(default_factory=dict)
+    """What filters have against the prompts of jobs, by their ids in hexadecimal digits."""
+    first: list[tuple[PlannedJob, Plan]] = field(default_factory=list)
+    """The first five."""
 
-    def add(self, plan: Plan, gpu_seconds: float) -> None:
+    def add(self, job: PlannedJob, plan: Plan, gpu_seconds: float) -> None:
         """One more job."""
+        if len(self.first) < _FIRST:
+            self.first.append((job, plan))
         self.jobs += 1
         self.images += len(plan.seeds)
         self.cost += plan.cost
         self.gpu_seconds += gpu_seconds
-        self.largest = max(self.largest, plan.width * plan.height)
+        self.largest = max(self.largest, plan.pixels)
         self.models.add(plan.model)
         self.sessions.add(plan.session_id)
 
@@ -68,8 +93,10 @@ class Totals:
         self.cost += other.cost
         self.gpu_seconds += other.gpu_seconds
         self.largest = max(self.largest, other.largest)
+        self.first += other.first[: _FIRST - len(self.first)]
         self.models |= other.models
         self.sessions |= other.sessions
+        self.found |= other.found
 
 
 @dataclass
@@ -77,6 +104,7 @@ class Validated(Totals):
     """A file that was read to its end, or to where it could not be read on."""
 
     batch_id: UUID = field(kw_only=True)
+    tenant_id: UUID = field(kw_only=True)
     now: datetime = field(kw_only=True)
     """The database's time from which the lines' deadlines count."""
     rows: BinaryIO = field(kw_only=True)
@@ -86,6 +114,8 @@ class Validated(Totals):
     """The file as a whole is at fault, whatever `on_error` says."""
     lines: int = 0
     invalid_lines: int = 0
+    filter_seconds: float = 0.0
+    """What filters have taken."""
 
     def refuse_line(
         self, number: int, custom_id: str | None, errors: tuple[FieldError, ...]
@@ -114,38 +144,47 @@ class Validated(Totals):
 async def validate(
     resources: Resources, principal: Principal, lines: Iterator[Line], checker: LineChecker
 ) -> Validated:
-    """Read and check all lines.
+    """Read and check all lines, holding one of `turns`.
 
     Raises:
-        Problem: 503, the database is away.
+        Problem: 503, the database is away, or a filter gives no answer.
     """
     async with resources.tenant_transaction(principal) as session:
         now = (await session.scalars(queries.read_clock())).one()
-    prices = await resources.estimates.prices()
+    prices = await resources.get(Estimates).prices()
     spool = cast("BinaryIO", tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
-    found = Validated(batch_id=new_id(), now=now, rows=spool)
-    reader = _LineReader(lines, checker, found)
+    validated = Validated(batch_id=new_id(), tenant_id=principal.tenant_id, now=now, rows=spool)
+    reader = _LineReader(lines, checker, validated)
     writer = RowWriter(
-        found.rows,
-        batch_id=found.batch_id,
+        validated.rows,
+        batch_id=validated.batch_id,
         tenant_id=principal.tenant_id,
         api_key_id=principal.key_id,
         max_attempts=resources.settings.max_attempts,
         now=now,
     )
-    images: dict[str, InitImage | None] = {}
+    images = _Known()
     try:
-        while not reader.is_at_end and not found.is_refused:
+        while not reader.is_at_end and not validated.is_refused:
             parts = await on_thread(reader.read_some)
-            wanted = {job.init_image for part in parts for job in part.jobs if job.init_image}
-            images.update(await _find_images(resources, principal, wanted - images.keys()))
-            await on_thread(_write_some, parts, images, prices, writer, found)
-        if not found.lines and not found.report.count:
-            found.refuse_file("empty", "There is no line in it.")
+            wanted = {
+                image
+                for part in parts
+                for job in part.jobs
+                for image in (job.init_image, job.mask_image, *job.plan.images.values())
+                if image
+            }
+            new = wanted - images.found.keys()
+            images.found |= await _find_images(resources, principal, new)
+            await _check_masks(resources, parts, images)
+            images.prompts = await _check_prompts(resources, principal, parts, validated)
+            await on_thread(_write_some, parts, images, prices, writer, validated)
+        if not validated.lines and not validated.report.count:
+            validated.refuse_file("empty", "There is no line in it.")
     except BaseException:
-        found.close()
+        validated.close()
         raise
-    return found
+    return validated
 
 
 @dataclass
@@ -160,14 +199,14 @@ class _OpenLine:
     is_refused: bool = False
 
     def refuse(
-        self, found: Validated, custom_id: str | None, errors: tuple[FieldError, ...]
+        self, validated: Validated, custom_id: str | None, errors: tuple[FieldError, ...]
     ) -> None:
         """Take back what was written of it."""
         self.is_refused = True
         if self.start is not None:
-            found.rows.seek(self.start)
-            found.rows.truncate()
-        found.refuse_line(self.line.number, custom_id, errors)
+            validated.rows.seek(self.start)
+            validated.rows.truncate()
+        validated.refuse_line(self.line.number, custom_id, errors)
 
 
 @dataclass
@@ -180,13 +219,30 @@ class _Part:
     refusal: LineRefused | None = None
 
 
+@dataclass
+class _Known:
+    """What is known of the images and the prompts that lines name."""
+
+    found: dict[str, InitImage | None] = field(default_factory=dict)
+    """By their ids; None: not this tenant's."""
+    masks: dict[Hashable, Problem | None] = field(default_factory=dict)
+    """Of those that were looked at, by `_mask_of`, what is wrong with them."""
+    prompts: dict[Prompt, Findings] = field(default_factory=dict)
+    """What filters have against those of the jobs in hand; empty without filters."""
+
+    def findings(self, job_id: str, plan: Plan, tenant_id: UUID) -> dict[str, Findings]:
+        """What filters have against a job, by its id; empty for nothing."""
+        found = self.prompts and self.prompts[prompt_of(plan, str(tenant_id))]
+        return {job_id: found} if found and any(found) else {}
+
+
 class _LineReader:
     """Reads and checks the lines of a file, some jobs at a time."""
 
-    def __init__(self, lines: Iterator[Line], checker: LineChecker, found: Validated) -> None:
+    def __init__(self, lines: Iterator[Line], checker: LineChecker, validated: Validated) -> None:
         self._lines = lines
         self._checker = checker
-        self._found = found
+        self._validated = validated
         self._open: _OpenLine | None = None
         self.is_at_end = False
 
@@ -202,7 +258,7 @@ class _LineReader:
                 if part.is_last:
                     self._open = None
         except FileRefused as refusal:
-            self._found.refuse_file(refusal.code, refusal.message, refusal.line)
+            self._validated.refuse_file(refusal.code, refusal.message, refusal.line)
             self.is_at_end = True
         return parts
 
@@ -213,8 +269,8 @@ class _LineReader:
         if line is None:
             self.is_at_end = True
             return None
-        self._found.lines += 1
-        if self._found.lines > MAX_LINES:
+        self._validated.lines += 1
+        if self._validated.lines > MAX_LINES:
             message = f"A batch has {MAX_LINES} lines at most."
             raise FileRefused("too_many_lines", message, line.number)
         self._open = _OpenLine(line, self._checker.check(line))
@@ -237,59 +293,190 @@ def _name_of(line: Line) -> str | None:
 
 def _write_some(
     parts: list[_Part],
-    images: StartImages,
+    images: _Known,
     prices: Prices,
     writer: RowWriter,
-    found: Validated,
+    validated: Validated,
 ) -> None:
     for part in parts:
         line = part.line
         if line.is_refused:
             continue
         if part.refusal is not None:
-            line.refuse(found, _name_of(line.line), part.refusal.errors)
+            line.refuse(validated, _name_of(line.line), part.refusal.errors)
             continue
         if line.start is None:
-            line.start = found.rows.tell()
-        missing = next((j for j in part.jobs if j.init_image and not images[j.init_image]), None)
-        if missing is not None:
-            message = "There is no upload or image with this id."
-            error = FieldError(pointer="/init_image", code="init_image_not_found", message=message)
-            line.refuse(found, missing.custom_id, (error,))
-            continue
+            line.start = validated.rows.tell()
+        started, refusal = list[tuple[PlannedJob, Plan, InitImage | None]](), None
         for job in part.jobs:
-            start = images[job.init_image] if job.init_image else None
-            plan = job.plan if start is None else job.plan.starting_from(start.size)
-            seconds = prices.gpu_seconds(work_of_plan(plan))
-            writer.write(job, plan, None if start is None else start.column(), seconds)
-            line.totals.add(plan, seconds)
-        if part.is_last:
-            found.merge(line.totals)
+            try:
+                start, plan = _resolved(job, images)
+            except Problem as problem:
+                refusal = job.custom_id, tuple(problem.errors)
+                break
+            started.append((job, plan, start))
+        if refusal is not None:
+            line.refuse(validated, *refusal)
+            continue
+        for job, plan, start in started:
+            seconds = prices.gpu_seconds(work_of_job(plan))
+            job_id = writer.write(job, plan, None if start is None else start.column(), seconds)
+            line.totals.add(job, plan, seconds)
+            line.totals.found |= images.findings(job_id, plan, validated.tenant_id)
+        if part.is_last and not line.is_refused:
+            validated.merge(line.totals)
+
+
+def _resolved(job: PlannedJob, images: _Known) -> tuple[InitImage | None, Plan]:
+    """The image that a job starts from, and its plan with all images.
+
+    Raises:
+        Problem: an image is not this tenant's, or does not suit the job.
+    """
+    start = _start(job, images.found)
+    plan = job.plan if start is None else job.plan.starting_from(start.size)
+    if start is not None and (fault := images.masks.get(_mask_of(job, start, plan))):
+        raise fault
+    return start, _with_images(plan, images.found)
+
+
+def _mask_of(job: PlannedJob, start: InitImage, plan: Plan) -> Hashable:
+    """By what its mask is known again; None without one that is an image."""
+    if job.mask_image is None and not plan.options.get("mask_from_alpha"):
+        return None
+    read = start.mask or start
+    options = (plan.options.get("mask_from_alpha"), plan.options.get("mask_blur"))
+    return read.sha256, plan.width, plan.height, plan.resize_mode, *options
+
+
+async def _check_masks(resources: Resources, parts: list[_Part], images: _Known) -> None:
+    """Look at the masks, each once, as far as there is time: workers look at all of them."""
+    for job in (job for part in parts for job in part.jobs):
+        try:
+            start, plan = _resolved(job, images)
+        except Problem:
+            continue  # which its line will say
+        if start is None or (mask := _mask_of(job, start, plan)) is None:
+            continue
+        if mask in images.masks or len(images.masks) >= _MASKS_LOOKED_AT:
+            continue
+        images.masks[mask] = None
+        try:
+            await check_mask(resources, start.mask or start, plan)
+        except Problem as problem:
+            if problem.kind.status == 422:
+                images.masks[mask] = problem
+
+
+async def _check_prompts(
+    resources: Resources, principal: Principal, parts: list[_Part], validated: Validated
+) -> dict[Prompt, Findings]:
+    """What the operator's filters have against the prompts; nothing where there are none.
+
+    Filters may be slow: meanwhile other files have the turn.
+    """
+    filters = resources.get(PromptFilters)
+    if not filters.may_look:
+        return {}
+    tenant = str(principal.tenant_id)
+    prompts = list(
+        dict.fromkeys(prompt_of(job.plan, tenant) for part in parts for job in part.jobs)
+    )
+    found: dict[Prompt, Findings] = {}
+    began = time.monotonic() - validated.filter_seconds
+    async with _without_turn():
+        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            some = prompts[start : start + _PROMPTS_AT_ONCE]
+            if time.monotonic() > began + _FILTER_SECONDS:
+                findings = _unchecked(filters, len(some), validated)
+            else:
+                findings = await filters.check(resources, some)
+            found |= zip(some, findings, strict=True)
+        validated.filter_seconds = time.monotonic() - began
+    return found
+
+
+def _unchecked(filters: PromptFilters, count: int, validated: Validated) -> list[Findings]:
+    """Of prompts that there is no time for."""
+    try:
+        return [filters.unchecked()] * count
+    except FilterUnavailable:
+        if not validated.is_refused:
+            message = f"The filters took more than {_FILTER_SECONDS:g} s. Send fewer lines at once."
+            validated.refuse_file("filters_too_slow", message)
+        return [NOTHING] * count
+
+
+@asynccontextmanager
+async def _without_turn() -> AsyncIterator[None]:
+    turns.release()
+    try:
+        yield
+    finally:
+        # Shielded: whoever holds the turn gives it back, even if the wait for it is canceled.
+        await asyncio.shield(turns.acquire())
+
+
+def _start(job: PlannedJob, images: Mapping[str, InitImage | None]) -> InitImage | None:
+    """The image that a job starts from, with its mask.
+
+    Raises:
+        Problem: one of them is not this tenant's, or they differ in size.
+    """
+    found: dict[str, InitImage | None] = {}
+    for name, reference in (("init_image", job.init_image), ("mask_image", job.mask_image)):
+        found[name] = images[reference] if reference else None
+        if reference and found[name] is None:
+            raise _not_found(name)
+    start, mask = found["init_image"], found["mask_image"]
+    if start is None or mask is None:
+        return start
+    check_mask_size(mask.size, start.size)
+    return replace(start, mask=mask)
+
+
+def _with_images(plan: Plan, images: Mapping[str, InitImage | None]) -> Plan:
+    """The plan with what is kept of the images that its options name.
+
+    Raises:
+        Problem: one of them is not this tenant's.
+    """
+    stored = {}
+    for place, reference in plan.images.items():
+        if (image := images[reference]) is None:
+            raise _not_found(place)
+        stored[place] = image.option()
+    return plan.with_images(stored)
+
+
+def _not_found(place: str) -> Problem:
+    message = "There is no upload or image with this id."
+    return Problem.invalid(f"/{place}", f"{word_of(place)}_not_found", message)
 
 
 async def _find_images(
     resources: Resources, principal: Principal, references: set[str]
 ) -> dict[str, InitImage | None]:
-    """The pictures behind `upl_…` and `img_…` references, as far as they are this tenant's."""
-    found: dict[str, InitImage | None] = dict.fromkeys(references)
+    """The images behind `upl_…` and `img_…` references; None: it is not this tenant's."""
+    images: dict[str, InitImage | None] = dict.fromkeys(references)
     if not references:
-        return found
+        return images
     async with resources.tenant_transaction(principal) as session:
-        for prefix, table in (("upl", Upload), ("img", Image)):
+        for prefix, table in _START_IMAGES:
             ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
-            if table is Upload and ids:
+            if not ids:
+                continue
+            if table is Upload:
                 await session.execute(image_queries.touch_uploads(principal.tenant_id, ids))
-            statement = queries.list_start_images(principal.tenant_id, ids, table)
-            for row_id, s3_key, sha256, *size in (
-                (await session.execute(statement)).all() if ids else ()
-            ):
-                ref = to_wire("upl" if prefix == "upl" else "img", row_id)
-                found[ref] = InitImage(ref, s3_key, sha256, (size[0], size[1]))
-    return found
+            rows = await session.execute(queries.list_start_images(principal.tenant_id, ids, table))
+            for row_id, s3_key, sha256, width, height in rows.all():
+                ref = encode_id(prefix, row_id)
+                images[ref] = InitImage(ref, s3_key, sha256, (width, height))
+    return images
 
 
-def _parse(prefix: str, reference: str) -> UUID | None:
+def _parse(prefix: Prefix, reference: str) -> UUID | None:
     try:
-        return from_wire("upl" if prefix == "upl" else "img", reference)
+        return decode_id(prefix, reference)
     except MalformedId:
         return None

@@ -13,7 +13,6 @@ from shared.core.settings import get_settings
 
 _MAX_HEADER_BYTES = 64 * 1024
 
-
 _LINGER_SECONDS = 2.0
 """How long a client may go on with a body that was answered unread; cut at once, it would often
 lose the answer too."""
@@ -24,7 +23,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._patience = get_settings().request_grace.total_seconds()
+        self._grace = get_settings().request_grace.total_seconds()
         self._header_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
@@ -77,7 +76,7 @@ class Connection(HttpToolsProtocol):
     def _await_header(self) -> None:
         self._stop_waiting()
         self._header_bytes = 0
-        self._header_timer = self.loop.call_later(self._patience, self.transport.abort)
+        self._header_timer = self.loop.call_later(self._grace, self.transport.abort)
 
     def _stop_waiting(self) -> None:
         if self._header_timer is not None:

@@ -1,8 +1,10 @@
-"""Problems (RFC 9457): what ends a request, how it is answered, how OpenAPI shows it."""
+"""Problems (RFC 9457): what ends a request, and how it is answered."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +19,6 @@ from shared.core.errors import StorageUnavailable
 
 MAX_ERRORS = 20
 """Findings that one answer lists."""
-
 
 MAX_TEXT = 300
 """Characters of a path, a pointer or a message in an answer."""
@@ -88,19 +89,50 @@ def not_found(thing: str) -> Problem:
     return Problem("not_found", f"There is no {thing} with this id.")
 
 
-def from_validation(errors: Sequence[Any]) -> Problem:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """` Did you mean this?` about the name most like it; empty if none is."""
+    plain = {_plain(one): one for one in names}
+    near = get_close_matches(_plain(name[:64]), plain, 1)
+    return f" Did you mean {plain[near[0]]}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "_")
+
+
+def from_validation(errors: Sequence[Any], model: type[BaseModel]) -> Problem:
     """pydantic's errors about a body, as a problem that repeats nothing of it but field names."""
-    fields = [_field_error(error) for error in errors[:MAX_ERRORS]]
+    fields = [_field_error(error, model) for error in errors[:MAX_ERRORS]]
     return Problem("validation_failed", f"{fields[0].pointer}: {fields[0].message}", errors=fields)
 
 
-def _field_error(error: Any) -> FieldError:
+def _field_error(error: Any, model: type[BaseModel]) -> FieldError:
     where = pointer(*(part for part in error["loc"] if part != "[key]"))[:MAX_TEXT]
     code = str(error["type"])
     broken = error.get("ctx", {}).get("error")
     if isinstance(broken, RuleBroken):
         where, code = broken.pointer or where, broken.code
-    return FieldError(pointer=where, code=code, message=message_of(error))
+    message = message_of(error)
+    if code == "extra_forbidden":
+        *path, name = error["loc"]
+        message = f"There is no such field.{did_you_mean(str(name), _fields_at(model, path))}"
+    return FieldError(pointer=where, code=code, message=message)
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[object]) -> Iterable[str]:
+    """The fields that there are at a place of the body."""
+    for part in path:
+        known = model.model_fields.get(part) if isinstance(part, str) else None
+        if known is not None:
+            model = next(_models_in(known.annotation), model)
+    return model.model_fields
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
 
 
 def message_of(error: Any) -> str:
@@ -125,30 +157,28 @@ class RuleBroken(ValueError):
         self.pointer = pointer
 
 
-_WITH_A_KEY = ("unauthenticated", "rate_limited", "too_many_at_once", "validation_failed")
-"""What every operation that needs a key can answer; the last to a parameter it does not know."""
+Marked = TypeVar("Marked", bound=Callable[..., Any])
 
 
-def responses(*codes: str, public: bool = False) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's description of the problems an operation can answer with.
+def problems(*codes: str) -> Callable[[Marked], Marked]:
+    """Mark an operation, or what it depends on, with what it can answer.
 
-    A `public` one needs no key.
+    The OpenAPI document of an operation has what all of its dependencies are marked with.
     """
-    by_status: dict[int | str, dict[str, Any]] = {}
-    everywhere = () if public else _WITH_A_KEY
-    with_body = ("body_too_slow", "disk_full", "busy") if "body_too_large" in codes else ()
-    for kind in (CATALOGUE[code] for code in dict.fromkeys((*everywhere, *codes, *with_body))):
-        entry = by_status.setdefault(
-            kind.status,
-            {"model": ProblemDocument, "description": "", "content": {MEDIA_TYPE: {}}},
-        )
-        line = f"`{kind.code}`: {kind.title}."
-        entry["description"] = f"{entry['description']} {line}".strip()
-    return by_status
+
+    def mark(function: Marked) -> Marked:
+        vars(function)["problems"] = (*problems_of(function), *codes)
+        return function
+
+    return mark
+
+
+def problems_of(function: Callable[..., Any] | None) -> tuple[str, ...]:
+    """What the function is marked with."""
+    return getattr(function, "problems", ())
 
 
 MEDIA_TYPE = "application/problem+json"
-
 
 _CODE_OF_STATUS = {
     401: "unauthenticated",
@@ -161,13 +191,36 @@ _CODE_OF_STATUS = {
 }
 
 
+@dataclass(frozen=True)
+class Retold:
+    """A problem as another API tells of it."""
+
+    status: int
+    members: dict[str, Any] = field(default_factory=dict)
+    """Beside those of RFC 9457."""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+DIALECTS: dict[str, Callable[[Problem], Retold]] = {}
+"""How other people's APIs tell of problems, by the beginning of their paths."""
+
+
+def retold(problem: Problem, path: str) -> Retold:
+    """The problem in the words of the API that the path belongs to."""
+    for beginning, retell in DIALECTS.items():
+        if path.startswith(beginning):
+            return retell(problem)
+    return Retold(problem.kind.status)
+
+
 def answer(problem: Problem, path: str, request_id: str) -> Response:
     """The problem as an HTTP answer; it is counted."""
     PROBLEMS.labels(problem.kind.code).inc()
-    document = {
+    form = retold(problem, path)
+    document = form.members | {
         "type": f"/problems/{problem.kind.code}",
         "title": problem.kind.title,
-        "status": problem.kind.status,
+        "status": form.status,
         "detail": problem.detail,
         "instance": path[:MAX_TEXT],
         "code": problem.kind.code,
@@ -176,32 +229,38 @@ def answer(problem: Problem, path: str, request_id: str) -> Response:
     }
     # ASCII escapes: a path or field name with a lone surrogate is still an answer, not a 500.
     body = json.dumps(document, ensure_ascii=True, allow_nan=False)
-    return Response(body, problem.kind.status, problem.headers, MEDIA_TYPE)
+    return Response(body, form.status, problem.headers | form.headers, MEDIA_TYPE)
 
 
-def request_id_of(request: Request) -> str:
-    """The id of this request, from the middleware."""
-    return str(request.scope.get("darkroom.request_id", ""))
+HANDLED = (Problem, StorageUnavailable, HTTPException, RequestValidationError)
+"""What `handle` answers; anything else is a bug and gets 500 from the middleware."""
 
 
-async def handle_problem(request: Request, error: Exception) -> Response:
-    """FastAPI's handler for `Problem`."""
-    assert isinstance(error, Problem)  # noqa: S101
-    return answer(error, request.url.path, request_id_of(request))
+async def handle(request: Request, error: Exception) -> Response:
+    """FastAPI's handler: every refusal is a problem of the same shape."""
+    request_id = str(request.scope.get("darkroom.request_id", ""))
+    return answer(_problem_of(request, error), request.url.path, request_id)
 
 
-async def handle_storage_unavailable(request: Request, error: Exception) -> Response:
-    """S3 where no route expects it, as in signing URLs without credentials."""
-    assert isinstance(error, StorageUnavailable)  # noqa: S101
-    return answer(Problem("storage_unavailable"), request.url.path, request_id_of(request))
+def _problem_of(request: Request, error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case StorageUnavailable():  # S3 is away, or there are no credentials to sign URLs with
+            return Problem("storage_unavailable")
+        case RequestValidationError():  # of query, path and header parameters
+            fields = [_parameter_error(each) for each in error.errors()[:MAX_ERRORS]]
+            detail = f"{fields[0].parameter}: {fields[0].message}"
+            return Problem("validation_failed", detail, errors=fields)
+        case HTTPException():
+            return _of_starlette(request, error)
+    raise TypeError(type(error))
 
 
-async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (404, 405, …) in the same shape as all others."""
-    assert isinstance(error, HTTPException)  # noqa: S101
-    code = _CODE_OF_STATUS.get(error.status_code)
-    if code is None:
-        code = "malformed_request" if error.status_code < 500 else "internal_error"
+def _of_starlette(request: Request, error: HTTPException) -> Problem:
+    """Its own refusals: 404, 405, …"""
+    fallback = "malformed_request" if error.status_code < 500 else "internal_error"
+    code = _CODE_OF_STATUS.get(error.status_code, fallback)
     details = {
         "not_found": "There is nothing at this path.",
         "method_not_allowed": f"{request.method} is not allowed here.",
@@ -209,8 +268,7 @@ async def handle_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if code == "method_not_allowed":
         headers["Allow"] = ", ".join(_methods_at(request))
-    problem = Problem(code, details.get(code), headers=headers)
-    return answer(problem, request.url.path, request_id_of(request))
+    return Problem(code, details.get(code), headers=headers)
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -224,15 +282,6 @@ def _methods_at(request: Request) -> list[str]:
         )
     ]
     return sorted([*methods, "HEAD"]) if "GET" in methods else methods
-
-
-async def handle_validation_error(request: Request, error: Exception) -> Response:
-    """FastAPI's complaints about query, path and header parameters."""
-    assert isinstance(error, RequestValidationError)  # noqa: S101
-    fields = [_parameter_error(each) for each in error.errors()[:MAX_ERRORS]]
-    detail = f"{fields[0].parameter}: {fields[0].message}"
-    problem = Problem("validation_failed", detail, errors=fields)
-    return answer(problem, request.url.path, request_id_of(request))
 
 
 def _parameter_error(error: Any) -> FieldError:

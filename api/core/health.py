@@ -5,16 +5,16 @@ from collections.abc import Awaitable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request, Response
-from redis.exceptions import RedisError
 from sqlalchemy import select
 
 from api.context import Res, Resources
 from api.core.error_catalogue import CATALOGUE
-from api.core.errors import FieldError, Problem, responses
-from api.core.openapi import VERSION
+from api.core.errors import FieldError, Problem, problems
 from api.core.serialization import AnswerModel
+from shared.core.broker import REDIS_AWAY
 from shared.core.errors import StorageUnavailable
 from shared.core.metrics import CONTENT_TYPE, is_authorized, render
+from shared.core.settings import darkroom_version
 
 
 class Health(AnswerModel):
@@ -60,10 +60,12 @@ class ProblemTypeInfo(AnswerModel):
     title: str
     """What it means, in one line."""
     doc: str
-    """What to do about it."""
+    """What happened and what to do about it."""
+    retryable: bool
+    """Whether the same request can succeed later, unchanged."""
 
 
-_PATIENCE = 2.0
+_CHECK_TIMEOUT = 2.0
 """Seconds for each part; they are asked at the same time."""
 
 
@@ -100,10 +102,10 @@ async def _redis(resources: Resources) -> None:
 
 async def _reason(check: Awaitable[None]) -> str | None:
     try:
-        await asyncio.wait_for(check, _PATIENCE)
+        await asyncio.wait_for(check, _CHECK_TIMEOUT)
     except StorageUnavailable as error:
         return error.message
-    except (Problem, RedisError, OSError):
+    except (Problem, *REDIS_AWAY):
         return "It refuses the connection or does not answer."
     return None
 
@@ -114,15 +116,11 @@ router = APIRouter(tags=["health"])
 @router.get("/healthz", operation_id="health.live", summary="Does the process answer?")
 async def live() -> Health:
     """Says nothing about Postgres, Redis or S3; see /readyz."""
-    return Health(status="ok", version=VERSION)
+    return Health(status="ok", version=darkroom_version())
 
 
-@router.get(
-    "/readyz",
-    operation_id="health.ready",
-    summary="Can it serve requests?",
-    responses=responses("not_ready", public=True),
-)
+@router.get("/readyz", operation_id="health.ready", summary="Can it serve requests?")
+@problems("not_ready")
 async def ready(resources: Res) -> Readiness:
     """200 when Postgres, Redis and S3 answer; otherwise 503 with the parts that do not."""
     await check_readiness(resources)
@@ -132,10 +130,10 @@ async def ready(resources: Res) -> Readiness:
 @router.get("/", operation_id="root", summary="Where to go from here")
 async def root(resources: Res) -> Root:
     """Links to the documentation and the main resources."""
-    base = resources.settings.public_url.rstrip("/")
+    base = resources.settings.public_url
     return Root(
         name="darkroom",
-        version=VERSION,
+        version=darkroom_version(),
         links={
             "docs": f"{base}/docs",
             "openapi": f"{base}/openapi.json",
@@ -147,12 +145,7 @@ async def root(resources: Res) -> Root:
     )
 
 
-@router.get(
-    "/problems/{code}",
-    operation_id="problems.get",
-    summary="What a problem type means",
-    responses=responses("not_found", public=True),
-)
+@router.get("/problems/{code}", operation_id="problems.get", summary="What a problem type means")
 async def problem_type(
     code: Annotated[str, Path(description="The `code` of a problem, such as `not_found`.")],
 ) -> ProblemTypeInfo:
@@ -160,7 +153,7 @@ async def problem_type(
     kind = CATALOGUE.get(code)
     if kind is None:
         raise Problem("not_found", "There is no problem type with this code.")
-    return ProblemTypeInfo(code=kind.code, status=kind.status, title=kind.title, doc=kind.doc)
+    return ProblemTypeInfo.of(kind)
 
 
 metrics_router = APIRouter(include_in_schema=False)

@@ -8,25 +8,23 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.core.errors import Problem
-from api.core.fairness import FairGate, acting_key
+from api.core.fairness import FairSemaphore, acting_key
 
 _BYTES_PER_SECOND = 32 * 1024
 """Slower than this, after the grace, is not a slow line but a client that holds on to us."""
 
-
 _LARGE = 64 * 1024
 
-
 _LARGE_AT_ONCE = 4
-"""Larger bodies in hand at once in a process, from their first byte to their answer. A JSON body
-of 16 MB takes three times that until its picture is decoded, and a picture of 4096 × 4096 50 MB
+"""Larger bodies that a process handles at once, from their first byte to their answer. A JSON body
+of 16 MB takes three times that until its image is decoded, and an image of 4096 × 4096 50 MB
 until it is stored; four of them stay within 200 MB."""
 
-
 _LARGE_PER_KEY = 2
+_WAIT_SECONDS = 30.0
 
-
-_PATIENCE_FOR_TURN = 30.0
+RELEASE = "darkroom.release_body"
+"""Where a request's scope has what lets the next large body in before its own answer."""
 
 
 class BodyLimits:
@@ -45,14 +43,15 @@ class BodyLimits:
         self._default = default
         self._by_path = dict(by_path)
         self._grace = grace
-        self._turns = FairGate("bodies", _LARGE_AT_ONCE, _LARGE_PER_KEY)
+        self._semaphore = FairSemaphore("bodies", _LARGE_AT_ONCE, _LARGE_PER_KEY)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         limit = self._by_path.get(scope["path"].rstrip("/"), self._default)
-        body = _Body(receive, Headers(scope=scope), limit, self._grace, self._turns)
+        body = _Body(receive, Headers(scope=scope), limit, self._grace, self._semaphore)
+        scope[RELEASE] = body.give_back
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -63,19 +62,14 @@ class _Body:
     """One request's body while it is read."""
 
     def __init__(
-        self,
-        receive: Receive,
-        headers: Headers,
-        limit: int,
-        grace: float,
-        turns: FairGate,
+        self, receive: Receive, headers: Headers, limit: int, grace: float, turns: FairSemaphore
     ) -> None:
         declared = headers.get("content-length", "")
         self._declared = int(declared[:20]) if declared.isdecimal() else 0
         self._receive = receive
         self._limit = limit
         self._grace = grace
-        self._turns = turns
+        self._semaphore = turns
         self._key: str | None = None
         self._started = 0.0
         self._seen = 0
@@ -113,7 +107,7 @@ class _Body:
         began = time.monotonic()
         key = acting_key.get()
         try:
-            await asyncio.wait_for(self._turns.acquire(key), _PATIENCE_FOR_TURN)
+            await asyncio.wait_for(self._semaphore.acquire(key), _WAIT_SECONDS)
         except TimeoutError:
             raise Problem("busy") from None
         self._key = key
@@ -122,5 +116,5 @@ class _Body:
     def give_back(self) -> None:
         """Let the next large body in."""
         if self._key is not None:
-            self._turns.release(self._key)
+            self._semaphore.release(self._key)
             self._key = None

@@ -1,24 +1,18 @@
 """Metrics of requests and searches."""
 
-import functools
-import time
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
 
+from fastapi.routing import APIRoute, iter_route_contexts
 from prometheus_client import Counter, Histogram
+from starlette.routing import BaseRoute
 
-P = ParamSpec("P")
-
-
-T = TypeVar("T")
-
+from shared.core.metrics import show_zeros
 
 REQUESTS = Counter(
     "darkroom_http_requests",
     "Requests answered. The route is its template; `unmatched` stands for all other paths.",
     ["method", "route", "status"],
 )
-
 
 REQUEST_SECONDS = Histogram(
     "darkroom_http_request_seconds",
@@ -28,28 +22,31 @@ REQUEST_SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
+_SERVER_ERRORS = ("500", "503")
 
 PROBLEMS = Counter(
-    "darkroom_http_problems",
-    "Requests refused or failed, by the code of the problem.",
-    ["code"],
+    "darkroom_http_problems", "Requests refused or failed, by the code of the problem.", ["code"]
 )
 
-
-GATE_WAIT_SECONDS = Histogram(
-    "darkroom_gate_wait_seconds",
-    "How long work waited for its key's turn in a pool that keys share, where it had to; by the "
-    "pool.",
-    ["gate"],
+SEMAPHORE_WAIT_SECONDS = Histogram(
+    "darkroom_pool_wait_seconds",
+    "How long work that had to wait did so for its key's turn in a shared pool.",
+    ["pool"],
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30),
 )
 
-
-GATE_REFUSALS = Counter(
-    "darkroom_gate_refusals",
-    "Work refused because too much of one key waited for a shared pool already, by the pool.",
-    ["gate"],
+SEMAPHORE_REFUSALS = Counter(
+    "darkroom_pool_refusals",
+    "Work refused because too much of its key's work already waited for a shared pool.",
+    ["pool"],
 )
+
+
+def watch_routes(routes: Sequence[BaseRoute]) -> None:
+    """Show the server errors of every route from now on."""
+    for route in iter_route_contexts(routes):
+        if isinstance(route.original_route, APIRoute):
+            show_zeros(REQUESTS, route.methods or (), (str(route.path_format),), _SERVER_ERRORS)
 
 
 SEARCH_SECONDS = Histogram(
@@ -58,21 +55,3 @@ SEARCH_SECONDS = Histogram(
     ["stage"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
-
-
-def timed_search(stage: str) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """A decorator: this coroutine function is a stage of searches (`embedding` or `whole`)."""
-    seconds = SEARCH_SECONDS.labels(stage)
-
-    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        @functools.wraps(function)
-        async def timed(*args: P.args, **kwargs: P.kwargs) -> T:
-            begun = time.perf_counter()
-            try:
-                return await function(*args, **kwargs)
-            finally:
-                seconds.observe(time.perf_counter() - begun)
-
-        return timed
-
-    return decorate

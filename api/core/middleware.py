@@ -19,14 +19,13 @@ from shared.core.logging import get_logger
 
 _log = get_logger(__name__)
 
-
 EXTRA_HEADERS = "darkroom.headers"
 """Where a request's scope has a dict for headers that its answer gets, whatever it is."""
 
+ROUTE = "darkroom.route"
+"""The route's template in the scope of a request that is refused before it is routed."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
 _CSP = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -110,7 +109,7 @@ class RequestEnvelope:
         try:
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
-            _log.exception("request failed", method=scope["method"], path=scope["path"])
+            _log.exception("request_failed", method=scope["method"], path=scope["path"])
             if status:
                 raise  # The answer is already on its way; the server cuts the connection.
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -127,12 +126,11 @@ class RequestEnvelope:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
 _UNMATCHED = "unmatched"
-
-
 _FAILED = 500
+
+_UNTRACED = frozenset({"/metrics", "/healthz", "/readyz"})
+"""Asked for every few seconds, by nobody who would look for the trace."""
 
 
 class RequestObserver:
@@ -176,7 +174,7 @@ def _count(scope: Scope, status: int, seconds: float) -> None:
 
 
 def _span(scope: Scope) -> Any:
-    if not telemetry.is_tracing():
+    if not telemetry.is_tracing() or scope["path"] in _UNTRACED:
         return telemetry.NOTHING
     parent = next((value for name, value in scope["headers"] if name == b"traceparent"), None)
     return telemetry.span(
@@ -206,4 +204,4 @@ def _method(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    return str(getattr(scope.get("route"), "path", _UNMATCHED))
+    return str(getattr(scope.get("route"), "path", scope.get(ROUTE, _UNMATCHED)))

@@ -33,7 +33,6 @@ class Principal:
 _CACHE_SECONDS = 5.0
 """The longest a revoked key goes on working in one process."""
 
-
 _CACHE_SIZE = 4096
 
 
@@ -78,7 +77,7 @@ class KeyCache:
         while len(self._entries) > _CACHE_SIZE:
             self._entries.popitem(last=False)
 
-    def forget(self, key_id: str) -> None:
+    def evict(self, key_id: str) -> None:
         """Drop what is known of a key that this process has just revoked, changed or made."""
         self._entries.pop(key_id, None)
         self._unknown.pop(key_id, None)

@@ -1,48 +1,35 @@
 """Answers that stay open: how many a key may hold, how they are opened, their end with the key."""
 
 import asyncio
-import random
 import re
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack, aclosing, contextmanager
-from typing import Literal
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Header, Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.context import Resources
-from api.core.auth import find_live_key, identify
-from api.core.errors import Problem, answer
-from api.core.fairness import FairGate
+from api.core.auth import count_request, find_live_key, identify, quotas_of
+from api.core.errors import Problem, answer, problems
+from api.core.fairness import PLACE, FairSemaphore
+from api.core.middleware import ROUTE
 from api.core.principal import Principal
+from shared.core.tenants import ApiKey
 
 MAX_WAIT = 60
-
-
 _WAIT = re.compile(r"\s*wait\s*=\s*\"?(\d{1,6})\"?\s*", re.IGNORECASE)
+_STREAM = "/v1/jobs/{job_id}/events"
+_WAITS = ("/v1/jobs", "/v1/jobs/{job_id}", "/v1/images/{image_id}/reproduce")
 
-
-_STREAM_PATH = re.compile(r".*/v1/jobs/[^/]+/events")
-
-
-_WAIT_PATH = re.compile(r".*/v1/(jobs(/[^/]+)?|images/[^/]+/reproduce)")
-
+_PATHS = {
+    route: re.compile(".*" + re.sub(r"{\w+}", "[^/]+", route)) for route in (_STREAM, *_WAITS)
+}
 
 _OPENING_SECONDS = 30.0
-
-
-_PLACE = "darkroom.place"
-
-
 _OPENING = "darkroom.opening"
-
-
-def parse_wait(request: Request) -> int | None:
-    """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None without one."""
-    return _parse_wait(request.headers)
 
 
 def _parse_wait(headers: Headers) -> int | None:
@@ -52,49 +39,27 @@ def _parse_wait(headers: Headers) -> int | None:
     return None
 
 
-class OpenAnswers:
-    """The answers of one kind that a process holds open, and whose they are.
+@problems("too_many_waits")
+async def _read_wait(
+    request: Request,
+    prefer: Annotated[  # noqa: ARG001 - documents the header, which may come several times
+        str | None, Header(description="`wait=n`: hold the answer until done, n ≤ 60 seconds.")
+    ] = None,
+) -> int | None:
+    return _parse_wait(request.headers)
 
-    A key may hold `per_key`, and never more than there are places left: a few busy keys fill the
-    process only in part, so that a new one finds room.
-    """
 
-    def __init__(
-        self, refusal: Literal["too_many_streams", "too_many_waits"], per_key: int, at_most: int
-    ) -> None:
-        self._refusal = refusal
-        self._per_key = per_key
-        self._at_most = at_most
-        self._held: Counter[str] = Counter()
-
-    @contextmanager
-    def hold(self, key_id: str, scope: Scope) -> Iterator[None]:
-        """Count a request against its key for as long as it lasts, if `Openings` has not yet.
-
-        Raises:
-            Problem: 429, of the code that this was made with.
-        """
-        if scope.get(_PLACE) is self:
-            yield
-            return
-        if self._held[key_id] >= min(self._per_key, self._at_most - self._held.total()):
-            # Not all who are refused together are to come back together.
-            raise Problem(self._refusal, headers={"Retry-After": str(random.randint(5, 15))})
-        self._held[key_id] += 1
-        try:
-            yield
-        finally:
-            self._held[key_id] -= 1
-            self._held += Counter()  # forgets keys that hold nothing
+Wait = Annotated[int | None, Depends(_read_wait)]
+"""The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None without one."""
 
 
 class _Opening:
     """A request's turn to be opened."""
 
-    def __init__(self, gate: FairGate, key_id: str) -> None:
-        self._gate = gate
+    def __init__(self, semaphore: FairSemaphore, key_id: str) -> None:
+        self._semaphore = semaphore
         self._key_id = key_id
-        self._has_turn = False
+        self._is_held = False
         self.waited = 0.0
         """Seconds until it was its turn."""
 
@@ -106,15 +71,15 @@ class _Opening:
         """
         began = time.monotonic()
         async with asyncio.timeout(_OPENING_SECONDS):
-            await self._gate.acquire(self._key_id)
-        self._has_turn = True
+            await self._semaphore.acquire(self._key_id)
+        self._is_held = True
         self.waited = time.monotonic() - began
 
     def end(self) -> None:
         """From here on it costs nothing: let the next one in. May be repeated."""
-        if self._has_turn:
-            self._has_turn = False
-            self._gate.release(self._key_id)
+        if self._is_held:
+            self._is_held = False
+            self._semaphore.release(self._key_id)
 
 
 def opened(request: Request) -> float:
@@ -136,25 +101,29 @@ class Openings:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (waits := _stays_open(scope)) is None:
+        if scope["type"] != "http" or (route := _stays_open(scope)) is None:
             await self._app(scope, receive, send)
             return
         resources: Resources = scope["app"].state.resources
-        answers = resources.waits if waits else resources.streams
+        answers = resources.streams if route == _STREAM else resources.waits
         with ExitStack() as stack:
+            request, key = Request(scope), None
             try:
-                key = await identify(resources, Request(scope))
+                key = await identify(resources, request)
                 stack.enter_context(answers.hold(key.id, scope))
-                opening = _Opening(resources.gates.openings, key.id)
+                opening = _Opening(resources.semaphores.openings, key.id)
                 await opening.begin()
             except (Problem, TimeoutError) as error:
                 late = Problem("too_many_at_once", headers={"Retry-After": "1"})
                 problem = error if isinstance(error, Problem) else late
+                if key is not None:
+                    problem = await _counted(resources, request, key, problem)
+                scope[ROUTE] = route
                 request_id = str(scope.get("darkroom.request_id", ""))
                 await answer(problem, scope["path"], request_id)(scope, receive, send)
                 return
             stack.callback(opening.end)
-            scope[_PLACE], scope[_OPENING] = answers, opening
+            scope[PLACE], scope[_OPENING] = answers, opening
 
             async def send_opened(message: Message) -> None:
                 opening.end()
@@ -163,15 +132,27 @@ class Openings:
             await self._app(scope, receive, send_opened)
 
 
-def _stays_open(scope: Scope) -> bool | None:
-    """True for a wait, False for a stream of events; None for all others, and without a key."""
+async def _counted(
+    resources: Resources, request: Request, key: ApiKey, refusal: Problem
+) -> Problem:
+    """Count a request that nobody else will count: refusals, too, use up its key's rate."""
+    try:
+        await count_request(resources, request, key.id, quotas_of(key))
+    except Problem as limited:
+        return limited
+    return refusal
+
+
+def _stays_open(scope: Scope) -> str | None:
+    """The route of a stream of events or of a wait; None for all others, and without a key."""
     headers = Headers(scope=scope)
     if "authorization" not in headers:
         return None
-    if scope["method"] == "GET" and _STREAM_PATH.fullmatch(scope["path"]):
-        return False
-    if "prefer" in headers and _WAIT_PATH.fullmatch(scope["path"]) and _parse_wait(headers):
-        return True
+    path = scope["path"]
+    if scope["method"] == "GET" and _PATHS[_STREAM].fullmatch(path):
+        return _STREAM
+    if "prefer" in headers and _parse_wait(headers):
+        return next((route for route in _WAITS if _PATHS[route].fullmatch(path)), None)
     return None
 
 

@@ -1,1 +1,1 @@
-"""Finished pictures: look, read, make again, inspect."""
+"""Finished images, uploads and sessions: list, read, star, delete."""

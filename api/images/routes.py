@@ -1,41 +1,44 @@
-"""HTTP of images, uploads, stars and deletion."""
+"""HTTP of images, uploads and sessions: look, read a file or a receipt, star, delete."""
 
-from contextlib import nullcontext
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response, Security
 from fastapi.responses import JSONResponse, RedirectResponse
-from starlette.datastructures import UploadFile
+from fastapi.security import APIKeyQuery
 
-from api.context import Res
-from api.core.auth import ImagesRead, ImagesWrite, JobsRead, JobsWrite
-from api.core.bodies import FILE_SCHEMA, read_file
-from api.core.errors import not_found, responses
-from api.core.quotas import REFUSALS, UPLOAD_REFUSAL
-from api.core.serialization import Page, PageLimit, json_answer
-from api.core.streams import MAX_WAIT, parse_wait
-from api.files import FileConditions, file_answer
+from api.context import Res, parse_id
+from api.core.auth import (
+    ImagesRead,
+    ImagesWrite,
+    JobsRead,
+    JobsWrite,
+    authenticate,
+    bearer,
+    require,
+)
+from api.core.bodies import File
+from api.core.errors import not_found, problems, problems_of
+from api.core.principal import Principal
+from api.core.serialization import Page, PageRequest, Paging, paging, refuse_unknown_parameters
 from api.images import deletion, service
-from api.images.inspect import inspect as inspect_picture
-from api.images.schemas import Deleted, Image, Inspection, Reproduction, Upload
-from api.jobs.reproduce import reproduce as reproduce_image
-from api.jobs.routes import JobId, Prefer
+from api.images import sessions as session_service
+from api.images import uploads as upload_service
+from api.images.files import FileConditions, file_answer
+from api.images.schemas import Deleted, Image, Provenance, Session, Upload
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
-
-
+files = APIRouter(prefix="/v1/images", tags=["images"])
+"""Routes that a ticket opens, too."""
+uploads = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+sessions = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+gallery = APIRouter(prefix="/v1")
+"""Stars and deletion, of all three."""
 ImageId = Annotated[str, Path(description="`img_…`", examples=["img_01jd4zk3v8e0x9m5q7r2t6w8ya"])]
-
-
 Proxy = Annotated[bool, Query(description="true: through the API instead of a redirect.")]
-
-
 Download = Annotated[bool, Query(description="true: as an attachment with a file name.")]
 
-
 _FOR_EVER = "private, max-age=31536000, immutable"
-"""A picture never changes."""
-
+"""An image never changes."""
 
 _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -49,45 +52,55 @@ _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     206: {"description": "With `proxy=1`: the part that `Range` asks for."},
     302: {"description": "To a URL in object storage that is good for some minutes."},
     304: {"description": "With `proxy=1`: the file has the ETag in `If-None-Match`."},
-    **responses(
-        "insufficient_scope",
-        "not_found",
-        "object_missing",
-        "range_not_satisfiable",
-        "validation_failed",
-        "database_unavailable",
-        "storage_unavailable",
-    ),
 }
+_FILE_PROBLEMS = ("object_missing", "range_not_satisfiable", "storage_unavailable")
 
 
-@router.get(
-    "/{image_id}",
-    operation_id="images.get",
-    summary="Get an image",
-    response_class=Response,
-    responses={
-        200: {"model": Image},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
+_ticket = APIKeyQuery(
+    name="ticket",
+    auto_error=False,
+    scheme_name="ImageTicket",
+    description="From answers of the OpenAI API: a link that needs no key for an hour.",
 )
-async def get(resources: Res, principal: ImagesRead, image_id: ImageId) -> Response:
+
+
+@problems(*problems_of(authenticate), "insufficient_scope")
+async def _admit_reader(
+    *,
+    request: Request,
+    resources: Res,
+    image_id: ImageId,
+    ticket: Annotated[str | None, Security(_ticket)],
+    _: Annotated[object, Security(bearer)],
+) -> Principal:
+    """By ticket or by key. The ticket counts: some clients send other servers' keys along."""
+    if ticket is not None:
+        row_id = parse_id("img", image_id, "image")
+        return (await service.TICKETS.redeem(resources, request, ticket, row_id))[0]
+    principal = await require("images:read")(await authenticate(request, resources))
+    await refuse_unknown_parameters(request, principal)
+    return principal
+
+
+@router.get("/{image_id}", operation_id="images.get", summary="Get an image")
+async def get(resources: Res, principal: ImagesRead, image_id: ImageId) -> Image:
     """An image's facts and URLs."""
     row = await service.find(resources, principal, image_id)
-    return json_answer(service.present(resources, row))
+    return service.serialize(resources, row)
 
 
-@router.get(
+@files.get(
     "/{image_id}/content",
     operation_id="images.content",
     summary="Read an image's file",
     response_class=Response,
     responses=_FILE_RESPONSES,
 )
+@problems(*_FILE_PROBLEMS)
 async def content(
     *,
     resources: Res,
-    principal: ImagesRead,
+    principal: Annotated[Principal, Depends(_admit_reader)],
     image_id: ImageId,
     conditions: FileConditions,
     proxy: Proxy = False,
@@ -118,6 +131,7 @@ async def content(
     response_class=Response,
     responses=_FILE_RESPONSES,
 )
+@problems(*_FILE_PROBLEMS)
 async def thumbnail(
     *,
     resources: Res,
@@ -142,175 +156,63 @@ async def thumbnail(
     operation_id="images.receipt",
     summary="Get an image's receipt",
     response_class=Response,
-    responses={
-        200: {"description": "The receipt, as it is in the picture's `darkroom` chunk."},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
+    responses={200: {"description": "The receipt, as it is in the image's `darkroom` chunk."}},
 )
 async def receipt(resources: Res, principal: ImagesRead, image_id: ImageId) -> Response:
-    """How the picture was made: enough to make it again."""
+    """How the image was made: enough to make it again."""
     row = await service.find(resources, principal, image_id)
     return JSONResponse(row.receipt)
 
 
-@router.post(
-    "/{image_id}/reproduce",
-    operation_id="images.reproduce",
-    summary="Make an image again and compare",
-    response_class=Response,
-    responses={
-        200: {"model": Reproduction, "description": "Made and compared."},
-        202: {
-            "model": Reproduction,
-            "description": "Not finished yet: POST to `Location` (`links.again`) to go on.",
-        },
-        **responses(
-            "insufficient_scope",
-            "not_found",
-            "not_reproducible",
-            "database_unavailable",
-            "storage_unavailable",
-            "too_many_waits",
-            *REFUSALS,
-        ),
-    },
+@router.get(
+    "/{image_id}/provenance",
+    operation_id="images.provenance",
+    summary="Verify what marks an image as made by a model",
 )
-async def reproduce(
-    *,
-    request: Request,
-    resources: Res,
-    principal: JobsWrite,
-    image_id: ImageId,
-    job: Annotated[
-        str | None, Query(description="Go on with this job instead of beginning one.")
-    ] = None,
-    prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
-) -> Response:
-    """Runs the receipt again, at the recorded rows, and waits up to 60 s (`Prefer: wait=n`).
-
-    May be repeated: while a job that makes this image again is unfinished, no second one is begun.
-    """
-    asked = parse_wait(request)
-    seconds = MAX_WAIT if asked is None else asked
-    with resources.waits.hold(principal.key_id, request.scope) if seconds else nullcontext():
-        result = await reproduce_image(
-            resources, principal, request, image_id=image_id, job_id=job, seconds=seconds
-        )
-    headers = {} if asked is None else {"Preference-Applied": f"wait={asked}"}
-    if result.verdict is not None:
-        return json_answer(result, 200, headers)
-    headers |= {"Location": result.links.again, "Retry-After": "1"}
-    return json_answer(result, 202, headers)
+@problems("object_missing", "storage_unavailable", "decoder_unavailable", "image_refused")
+async def provenance(resources: Res, principal: ImagesRead, image_id: ImageId) -> Provenance:
+    """Reads the stored file: its digital source type, and its C2PA manifest, which is verified."""
+    return await upload_service.provenance_of(resources, principal, image_id)
 
 
-@router.post(
-    "/inspect",
-    operation_id="images.inspect",
-    summary="Read the receipt in a picture",
-    response_class=Response,
-    responses={
-        200: {"model": Inspection},
-        **responses(
-            "malformed_request",
-            "insufficient_scope",
-            "body_too_large",
-            "unsupported_media_type",
-            "validation_failed",
-            "image_refused",
-            "receipt_missing",
-            "database_unavailable",
-        ),
-    },
-    openapi_extra=FILE_SCHEMA,
-)
-async def inspect(
-    resources: Res, principal: ImagesRead, file: Annotated[UploadFile, Depends(read_file)]
-) -> Response:
-    """What a picture made by Darkroom says of itself; nothing of it is kept."""
-    return json_answer(await inspect_picture(resources, principal, file))
-
-
-uploads_router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
-
+# --- Uploads: images to start from ---------------------------------------------------------------
 
 UploadId = Annotated[str, Path(description="`upl_…`")]
 
 
-@uploads_router.post(
-    "",
-    operation_id="uploads.create",
-    summary="Upload an initial image",
-    status_code=201,
-    response_class=Response,
-    responses={
-        201: {"model": Upload},
-        **responses(
-            "malformed_request",
-            "insufficient_scope",
-            "body_too_large",
-            "unsupported_media_type",
-            "validation_failed",
-            "image_refused",
-            UPLOAD_REFUSAL,
-            "database_unavailable",
-            "storage_unavailable",
-            "decoder_unavailable",
-        ),
-    },
-    openapi_extra=FILE_SCHEMA,
+@uploads.post("", operation_id="uploads.create", summary="Upload an initial image", status_code=201)
+@problems(
+    "image_refused", upload_service.UPLOAD_REFUSAL, "storage_unavailable", "decoder_unavailable"
 )
 async def create_upload(
-    resources: Res, principal: JobsWrite, file: Annotated[UploadFile, Depends(read_file)]
-) -> Response:
+    resources: Res, principal: JobsWrite, file: File, response: Response
+) -> Upload:
     """PNG, JPEG or WebP up to 10 MB, one frame, 64 to 4096 pixels a side.
 
-    The picture is decoded, turned upright, reduced to RGB and encoded anew; nothing else of the
-    file is kept. Give its id as `init_image` of a job.
+    The image is decoded, turned upright, reduced to RGB (and its alpha) and encoded anew; nothing
+    else of the file is kept. Give its id as `init_image`, `mask_image` or in `references` of a job.
     """
-    upload = await service.accept_upload(resources, principal, file)
-    return json_answer(upload, 201, {"Location": f"/v1/uploads/{upload.id}"})
+    upload = await upload_service.accept_upload(resources, principal, file)
+    response.headers["Location"] = f"/v1/uploads/{upload.id}"
+    return upload
 
 
-@uploads_router.get(
-    "",
-    operation_id="uploads.list",
-    summary="List uploads",
-    response_class=Response,
-    responses={
-        200: {"model": Page[Upload]},
-        **responses(
-            "insufficient_scope", "validation_failed", "malformed_cursor", "database_unavailable"
-        ),
-    },
-)
-async def list_uploads(
-    resources: Res,
-    principal: JobsRead,
-    limit: PageLimit = 50,
-    after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
-) -> Response:
+@uploads.get("", operation_id="uploads.list", summary="List uploads")
+async def list_uploads(resources: Res, principal: JobsRead, paging: Paging) -> Page[Upload]:
     """Your tenant's initial images, newest first, those that came with a job too."""
-    return json_answer(await service.list_page(resources, principal, limit, after))
+    return await upload_service.list_page(resources, principal, paging)
 
 
-@uploads_router.get(
-    "/{upload_id}",
-    operation_id="uploads.get",
-    summary="Get an upload",
-    response_class=Response,
-    responses={
-        200: {"model": Upload},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
-)
-async def get_upload(resources: Res, principal: JobsRead, upload_id: UploadId) -> Response:
-    """What was kept of an uploaded picture, with a URL that reads it for some minutes."""
-    return json_answer(await service.get_upload(resources, principal, upload_id))
+@uploads.get("/{upload_id}", operation_id="uploads.get", summary="Get an upload")
+async def get_upload(resources: Res, principal: JobsRead, upload_id: UploadId) -> Upload:
+    """What was kept of an uploaded image, with a URL that reads it for some minutes."""
+    return await upload_service.get_upload(resources, principal, upload_id)
 
 
-deletion_router = APIRouter(prefix="/v1", tags=["gallery"])
+# --- Sessions ----------------------------------------------------------------------------------
 
-
+LongPaging = Annotated[PageRequest, Depends(paging(longest=2000))]
+"""With cursors that hold more than an id."""
 SessionName = Annotated[str, Path(max_length=64, description="As given in `session_id`.")]
 
 
@@ -321,103 +223,83 @@ def known_session(session_id: str) -> str:
     return session_id
 
 
-@deletion_router.put(
-    "/images/{image_id}/star",
-    operation_id="images.star",
-    summary="Star an image",
-    response_class=Response,
-    responses={
-        200: {"model": Image},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
+@sessions.get("", operation_id="sessions.list", summary="List sessions")
+async def list_sessions(resources: Res, principal: ImagesRead, paging: LongPaging) -> Page[Session]:
+    """Your tenant's sessions, the last used first: by their newest job."""
+    return await session_service.list_page(resources, principal, paging)
+
+
+@sessions.get("/{session_id}", operation_id="sessions.get", summary="Get a session")
+async def get_session(resources: Res, principal: ImagesRead, session_id: SessionName) -> Session:
+    """How many jobs and images it has."""
+    return await session_service.get(resources, principal, known_session(session_id))
+
+
+# --- The gallery ---------------------------------------------------------------------------------
+
+
+@gallery.put(
+    "/images/{image_id}/star", operation_id="images.star", tags=["images"], summary="Star an image"
 )
-async def star(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+async def star(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Image:
     """Marks it as one to keep; searches can ask for such, recommendations prefer their prompts."""
-    return json_answer(await deletion.set_star(resources, principal, image_id, True))
+    return await deletion.set_star(resources, principal, image_id, True)
 
 
-@deletion_router.delete(
+@gallery.delete(
     "/images/{image_id}/star",
     operation_id="images.unstar",
+    tags=["images"],
     summary="Take an image's star away",
-    response_class=Response,
-    responses={
-        200: {"model": Image},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
 )
-async def unstar(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
+async def unstar(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Image:
     """The image stays."""
-    return json_answer(await deletion.set_star(resources, principal, image_id, False))
+    return await deletion.set_star(resources, principal, image_id, False)
 
 
-@deletion_router.delete(
-    "/images/{image_id}",
-    operation_id="images.delete",
-    summary="Delete an image",
-    response_class=Response,
-    responses={
-        200: {"model": Deleted},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
+@gallery.delete(
+    "/images/{image_id}", operation_id="images.delete", tags=["images"], summary="Delete an image"
 )
-async def delete_image(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Response:
-    """Its row, its files, and its prompt's embedding if it was the prompt's last picture."""
-    return json_answer(await deletion.delete_image(resources, principal, image_id))
+async def delete_image(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Deleted:
+    """Hidden at once. After a minute, in which `restore` brings it back, its files go too, and its
+    prompt with the embedding if it was the prompt's last image."""
+    return await deletion.delete_image(resources, principal, image_id)
 
 
-@deletion_router.delete(
+@gallery.post(
+    "/images/{image_id}/restore",
+    operation_id="images.restore",
+    tags=["images"],
+    summary="Restore an image",
+)
+async def restore_image(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Image:
+    """Undoes a deletion of the last minute. An image that is there is answered as it is."""
+    return await deletion.restore_image(resources, principal, image_id)
+
+
+@gallery.delete(
     "/uploads/{upload_id}",
     operation_id="uploads.delete",
+    tags=["uploads"],
     summary="Delete an upload",
-    response_class=Response,
-    responses={
-        200: {"model": Deleted},
-        **responses("insufficient_scope", "not_found", "job_not_finished", "database_unavailable"),
-    },
 )
-async def delete_upload(resources: Res, principal: JobsWrite, upload_id: UploadId) -> Response:
+@problems("job_not_finished")
+async def delete_upload(resources: Res, principal: JobsWrite, upload_id: UploadId) -> Deleted:
     """Its row and its file; what was made from it stays.
 
-    Jobs keep the pictures that came with them (a `data:` or https `init_image`) as uploads: their
+    Jobs keep the images that came with them (a `data:` or https `init_image`) as uploads: their
     `init_image` is the id.
     """
-    return json_answer(await deletion.delete_upload(resources, principal, upload_id))
+    return await deletion.delete_upload(resources, principal, upload_id)
 
 
-@deletion_router.delete(
-    "/jobs/{job_id}",
-    operation_id="jobs.delete",
-    summary="Delete a job",
-    response_class=Response,
-    responses={
-        200: {"model": Deleted},
-        **responses("insufficient_scope", "not_found", "job_not_finished", "database_unavailable"),
-    },
-)
-async def delete_job(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
-    """An ended job with its attempts, images and files. Cancel one that waits or runs first."""
-    return json_answer(await deletion.delete_job(resources, principal, job_id))
-
-
-@deletion_router.delete(
+@gallery.delete(
     "/sessions/{session_id}",
     operation_id="sessions.delete",
+    tags=["sessions"],
     summary="Delete a session",
-    response_class=Response,
-    responses={
-        200: {"model": Deleted},
-        **responses(
-            "insufficient_scope",
-            "not_found",
-            "job_not_finished",
-            "validation_failed",
-            "database_unavailable",
-        ),
-    },
 )
-async def delete_session(resources: Res, principal: JobsWrite, session_id: SessionName) -> Response:
+@problems("job_not_finished")
+async def delete_session(resources: Res, principal: JobsWrite, session_id: SessionName) -> Deleted:
     """Everything in the session. While a job of it waits or runs nothing is deleted."""
-    return json_answer(
-        await deletion.delete_session(resources, principal, known_session(session_id))
-    )
+    return await deletion.delete_session(resources, principal, known_session(session_id))

@@ -1,11 +1,139 @@
 """What clients send and get for images, uploads and sessions."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from api.core.serialization import AnswerModel, UtcTime
-from api.jobs.schemas import Job, JobImage
+
+
+class FilterMark(AnswerModel):
+    """What one of the operator's filters remarks of an image that it lets pass."""
+
+    filter: str
+    """The filter's name."""
+    reason: str
+    """What it says."""
+
+
+class FilteredImage(AnswerModel):
+    """An image that one of the operator's filters refused: made and charged, but kept nowhere."""
+
+    state: Literal["filtered"]
+    """`filtered`."""
+    index: int
+    """Place among the job's images, from 0."""
+    seed: int
+    """The seed that it was made with."""
+    filter: str
+    """The filter's name."""
+    reason: str
+    """Why it refused the image."""
+
+
+class JobImage(AnswerModel):
+    """A finished image of a job. Its URLs read it without a key, for some minutes."""
+
+    id: str
+    """`img_…`."""
+    state: Literal["ready"] = "ready"
+    """`ready`; a job may also have images that are `filtered`."""
+    index: int
+    """Place among the job's images, from 0."""
+    seed: int
+    """The seed that it was made with."""
+    width: int
+    """In pixels."""
+    height: int
+    """In pixels."""
+    content_type: str
+    """Media type of the file: `image/png`, `image/webp` or `image/jpeg`."""
+    bytes: int
+    """Size of the file, in bytes."""
+    sha256: str
+    """SHA-256 of the file, 64 lower-case hexadecimal digits."""
+    pixel_sha256: str | None
+    """SHA-256 of the file's pixels, decoded to 8-bit RGB, row by row. Signing and metadata do not
+    change it. Null: an earlier version made the image."""
+    url: str
+    """Signed URL of the file. Needs no key and expires within 15 minutes."""
+    thumbnail_url: str
+    """Signed URL of a small WebP. Needs no key and expires within 15 minutes."""
+    starred: bool
+    """Whether it was marked as one to keep."""
+    marks: list[FilterMark]
+    """Remarks of the operator's filters; in the receipt, too."""
+
+
+class ManifestAction(AnswerModel):
+    """Something that was done to an image."""
+
+    action: str | None
+    """Such as `c2pa.created`."""
+    digital_source_type: str | None
+    """IPTC's word for how. Null: the action says nothing of it."""
+
+
+class Ingredient(AnswerModel):
+    """A file that an image was made from."""
+
+    title: str | None
+    """What it was. Null: it has no title."""
+    relationship: str | None
+    """`parentOf`, `inputTo` or `componentOf`."""
+    sha256: str | None
+    """SHA-256 of the file. Null: it is not named by its hash."""
+
+
+class ManifestProblem(AnswerModel):
+    """What speaks against a manifest."""
+
+    code: str | None
+    """A code of the C2PA specification, such as `signingCredential.untrusted`."""
+    explanation: str | None
+    """The same in words."""
+
+
+class Manifest(AnswerModel):
+    """What a C2PA manifest says. All of it is its signer's claim."""
+
+    claim_generator: str | None = None
+    """What wrote it, such as `Darkroom 0.1.0`."""
+    issuer: str | None = None
+    """The organization that the signer's certificate names."""
+    common_name: str | None = None
+    """The name of the certificate."""
+    signed_at: str | None = None
+    """By a time-stamp authority. Null: none was asked."""
+    actions: list[ManifestAction] = Field(default_factory=list)
+    """What was done, in order."""
+    ingredients: list[Ingredient] = Field(default_factory=list)
+    """What it was made from."""
+    problems: list[ManifestProblem] = Field(default_factory=list)
+    """Why it is not `trusted`."""
+
+
+ProvenanceState = Literal[
+    "none", "metadata", "invalid", "expired", "untrusted", "trusted", "unread"
+]
+
+
+class Provenance(AnswerModel):
+    """How a file says that a model made it: 50 of each list, 300 characters of each text."""
+
+    state: ProvenanceState = Field(
+        description=(
+            "none: no mark. metadata: an IPTC digital source type and no manifest. invalid: the "
+            "manifest is damaged, or not of this file. expired: the manifest is of this file; its "
+            "certificate has expired. untrusted: the manifest is of this file; "
+            "nobody that this server trusts vouches for its signer. trusted: somebody does. "
+            "unread: this server cannot read manifests."
+        )
+    )
+    digital_source_type: str | None
+    """IPTC's, by the file's XMP. Null: it has none."""
+    manifest: Manifest | None
+    """The C2PA manifest. Null: there is none, or it cannot be read here."""
 
 
 class ImageLinks(AnswerModel):
@@ -24,7 +152,7 @@ class ImageLinks(AnswerModel):
 
 
 class Image(JobImage):
-    """A finished picture, wherever it came from."""
+    """A finished image, wherever it came from."""
 
     job_id: str
     """The job that made it, `job_…`."""
@@ -44,48 +172,8 @@ class Image(JobImage):
     """URLs of related resources. They need the API key."""
 
 
-class ReproductionLinks(AnswerModel):
-    """How to ask again."""
-
-    again: str
-    """POST here to go on waiting for the same job."""
-    job: str
-    """The job that makes the image again."""
-
-
-class Reproduction(AnswerModel):
-    """The result of making a picture again; `verdict` is null while its job has not finished."""
-
-    verdict: Literal["identical", "equivalent", "different"] | None = Field(
-        description=(
-            "identical: every pixel is equal; equivalent: no channel of a pixel differs by more "
-            "than 8 of 255; different: some do."
-        )
-    )
-    max_pixel_difference: int | None = Field(description="0 to 255.")
-    reason: str | None
-    """Why the image differs, or may differ. Null: there is nothing to explain."""
-    image: Image | None = Field(description="The new picture.")
-    job: Job
-    """The job that makes the image again."""
-    links: ReproductionLinks
-    """URLs to go on with. They need the API key."""
-
-
-class Inspection(AnswerModel):
-    """What a picture made by Darkroom says of itself."""
-
-    receipt: dict[str, Any]
-    """The receipt as it is in the file. It is the file's claim, not a proof."""
-    stored: bool = Field(description="Whether this very file is one of your tenant's images.")
-    image: Image | None
-    """That image, if `stored`. Null otherwise."""
-    job: dict[str, Any] = Field(description="The body to POST to /v1/jobs to make it again.")
-    notes: list[str] = Field(description="What the body cannot say, e.g. a missing initial image.")
-
-
 class Upload(AnswerModel):
-    """A picture as it was kept: upright, RGB, PNG, without metadata."""
+    """An image as it was kept: upright, RGB, PNG, without metadata."""
 
     id: str
     """`upl_…`. Pass it as `init_image` of a job."""
@@ -106,7 +194,7 @@ class Upload(AnswerModel):
 
 
 class Deleted(AnswerModel):
-    """What went. It cannot be brought back."""
+    """What went. Only a single image can be brought back, for a minute."""
 
     sessions: int
     """Sessions deleted."""
@@ -115,13 +203,14 @@ class Deleted(AnswerModel):
     images: int
     """Images deleted, with their thumbnails."""
     prompts: int = Field(
-        description="With their embeddings: those that no picture of yours is made from any more."
+        description="With their embeddings: those that no image of yours is made from any more."
     )
     uploads: int
     """Uploads deleted."""
-    objects: int = Field(description="Files in object storage: pictures and thumbnails.")
+    objects: int = Field(description="Files in object storage: images and thumbnails.")
     objects_pending: bool = Field(
-        description="Storage did not answer: the remaining files are removed within minutes."
+        description="The remaining files are removed within minutes: an image can still be "
+        "restored, or storage did not answer."
     )
 
 
@@ -135,7 +224,7 @@ class SessionLinks(AnswerModel):
 
 
 class Session(AnswerModel):
-    """A folder of jobs and their pictures, made on first use."""
+    """A folder of jobs and their images, made on first use."""
 
     id: str
     """The name that jobs gave as `session_id`."""
@@ -144,14 +233,10 @@ class Session(AnswerModel):
     jobs: int
     """Jobs in the session, in any state."""
     images: int
-    """Finished images in the session."""
+    """Finished images in the session, without those that `reproduce` made again."""
     last_image_at: UtcTime | None
     """When its latest image was made. Null: it has none yet."""
+    last_used_at: UtcTime
+    """When its latest job was submitted. Sessions are listed by it, the latest first."""
     links: SessionLinks
     """URLs of related resources."""
-
-
-class HistoryImage(Image):
-    """A picture of a session's history."""
-
-    score: float | None = Field(description="How well it fits `q`, 0 to 1; null without one.")

@@ -1,4 +1,4 @@
-"""Where img2img starts: an upload, an earlier image, data in the request, or a URL.
+"""Images that jobs start from or look at: uploads, earlier images, data in the request, or URLs.
 
 At submission and not in a worker, so that a wrong URL is an answer and not a failed job, and so
 that the job's row names the very bytes (their SHA-256) before it runs: what the URL shows tomorrow
@@ -7,43 +7,41 @@ networks for webhooks are not allowed here, since what is fetched can be looked 
 """
 
 import asyncio
+import io
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from api.context import Resources
 from api.core.errors import FieldError, Problem
-from api.core.fairness import FairGate, acting_key, on_thread
+from api.core.fairness import FairSemaphore, acting_key, on_thread
 from api.core.principal import Principal
-from api.core.quotas import check_uploads
-from api.images.service import clean_image, store_upload
-from shared.core.ids import MalformedId, from_wire, to_wire
+from api.images.service import read_object
+from api.images.uploads import check_uploads, clean_image, discard_uploads, store_upload
+from api.jobs.planning import Plan
+from api.jobs.submission import JobSubmission
+from shared.core.ids import MalformedId, decode_id, encode_id
 from shared.core.outbound.addresses import LOOPBACK, OutboundPolicy
 from shared.core.outbound.client import GuardedClient, OutboundResponse
 from shared.core.outbound.url import OutboundError, check_url
 from shared.core.settings import Settings
-from shared.images import CleanImage, ImageRefused, ImageTooLarge, parse_data_url
 from shared.images import queries as image_queries
+from shared.images.formats import ImageRefused, ImageTooLarge
+from shared.images.intake import CleanImage, parse_data_url
+from shared.jobs.models import DEFAULT_MASK_BLUR
 
 _AT_ONCE = 4
-"""Each may hold a whole picture, 10 MB, for as long as the deadline."""
-
+"""Each may hold a whole image, 10 MB, for as long as the deadline."""
 
 _PER_KEY = 2
-
-
 _DEADLINE_SECONDS = 10.0
-
-
-_PATIENCE_FOR_TURN = 5.0
-
-
+_WAIT_SECONDS = 5.0
 _HEADERS = {"accept": "image/png, image/jpeg, image/webp"}
 
 
 class FetchFailed(Exception):
-    """The URL gave no picture; `code` and the message are for the client."""
+    """The URL gave no image; `code` and the message are for the client."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -51,27 +49,27 @@ class FetchFailed(Exception):
 
 
 class ImageFetcher:
-    """Fetches users' pictures in threads of its own, so that slow hosts hold up nothing else."""
+    """Fetches users' images in threads of its own, so that slow hosts hold up nothing else."""
 
     def __init__(self, settings: Settings) -> None:
         self._policy = _policy(settings)
         self._client = GuardedClient(self._policy)
         self._max_bytes = settings.max_upload_bytes
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch")
-        self._turns = FairGate("fetches", _AT_ONCE, _PER_KEY)
+        self._semaphore = FairSemaphore("fetches", _AT_ONCE, _PER_KEY)
 
     async def fetch(self, url: str) -> bytes:
-        """The picture's bytes as they were sent; nothing is decoded yet.
+        """The image's bytes as they were sent; nothing is decoded yet.
 
         Raises:
-            FetchFailed: the URL is not allowed, or its host gave no picture in time.
+            FetchFailed: the URL is not allowed, or its host gave no image in time.
             ImageTooLarge: there is more of it than an upload may have.
-            Problem: 503 while others' pictures are being fetched.
+            Problem: 503 while others' images are being fetched.
         """
         key = acting_key.get()
         try:
             check_url(url, self._policy)
-            await asyncio.wait_for(self._turns.acquire(key), _PATIENCE_FOR_TURN)
+            await asyncio.wait_for(self._semaphore.acquire(key), _WAIT_SECONDS)
         except OutboundError as error:
             raise FetchFailed(error.code, str(error)) from None
         except TimeoutError:
@@ -82,7 +80,7 @@ class ImageFetcher:
         except OutboundError as error:
             raise FetchFailed(error.code, str(error)) from None
         finally:
-            self._turns.release(key)
+            self._semaphore.release(key)
         return self._body_of(answer)
 
     def _get(self, url: str) -> OutboundResponse:
@@ -110,12 +108,15 @@ def _policy(settings: Settings) -> OutboundPolicy:
     return OutboundPolicy()
 
 
-POINTER = "/init_image"
+def word_of(field: str) -> str:
+    """What codes call the image at this place: `mask_image`, or `reference` of `references/0/…`."""
+    name, is_in_list, _ = field.partition("/")
+    return name.removesuffix("s") if is_in_list else name
 
 
 @dataclass(frozen=True)
 class InitImage:
-    """A picture in storage that this tenant may start from."""
+    """An image in storage that this tenant may start from."""
 
     ref: str
     s3_key: str
@@ -123,39 +124,58 @@ class InitImage:
     size: tuple[int, int]
     """(width, height) in pixels."""
     new_upload: dict[str, Any] | None = None
-    """The row to insert with the job, for a picture that came inside the request."""
+    """The row to insert with the job, for an image that came inside the request."""
+    mask: "InitImage | None" = None
+    """Another image, by which a part of it is repainted."""
 
-    def column(self) -> dict[str, str]:
+    def option(self) -> dict[str, str | None]:
+        """What a list in the job's options keeps."""
+        return {"image": self.ref, "s3_key": self.s3_key, "sha256": self.sha256}
+
+    def column(self) -> dict[str, Any]:
         """What the job's row keeps."""
-        return {"ref": self.ref, "s3_key": self.s3_key, "sha256": self.sha256}
+        kept = {"ref": self.ref, "s3_key": self.s3_key, "sha256": self.sha256}
+        return kept | ({"mask": self.mask.column()} if self.mask else {})
 
 
 async def resolve_init_image(
-    resources: Resources, principal: Principal, reference: str | None
+    resources: Resources,
+    principal: Principal,
+    reference: str | None,
+    field: str = "init_image",
 ) -> InitImage | None:
-    """The picture behind an `init_image` field; None when there is none.
+    """The image behind this field, or place in a list; None when there is none.
 
     Raises:
-        Problem: 404 for the id of nothing, or of another tenant's; 422 for what is no reference or
-            refused as an image; 503 when storage, the database or the decoders are not available.
+        Problem: 404 for an unknown id or another tenant's; 422 for a malformed reference or a
+            refused image; 503 when storage, the database or the decoders are not available.
     """
     if reference is None:
         return None
     if reference[:5].lower() == "data:":
-        return await _store_picture(resources, principal, _from_data_url(resources, reference))
+        reading = _from_data_url(resources, reference)
+        return await _store_image(resources, principal, reading, field)
     if reference[:8].lower().startswith(("https://", "http://")):
-        return await _store_picture(resources, principal, resources.fetcher.fetch(reference))
-    found = await _look_up(resources, principal, reference)
-    if found is None:
+        reading = resources.get(ImageFetcher).fetch(reference)
+        return await _store_image(resources, principal, reading, field)
+    image = await _look_up(resources, principal, reference, field)
+    if image is None:
         # As for an id in a path; the pointer says that it is the one in the body.
         message = "There is no upload or image with this id."
-        missing = FieldError(pointer=POINTER, code="init_image_not_found", message=message)
+        missing = FieldError(
+            pointer=f"/{field}", code=f"{word_of(field)}_not_found", message=message
+        )
         raise Problem("not_found", message, errors=[missing])
-    return found
+    return image
 
 
 async def check_init_image(
-    resources: Resources, principal: Principal, reference: str | None, *, needs_size: bool
+    resources: Resources,
+    principal: Principal,
+    reference: str | None,
+    *,
+    needs_size: bool,
+    field: str = "init_image",
 ) -> tuple[int, int] | None:
     """Its (width, height) for a dry run, which stores nothing and fetches nothing.
 
@@ -169,20 +189,22 @@ async def check_init_image(
     if reference[:5].lower() == "data:":
         if not needs_size:
             return None
-        clean = await _clean(resources, _from_data_url(resources, reference))
+        clean = await clean_data_url(resources, reference, field)
         return clean.width, clean.height
-    found = await resolve_init_image(resources, principal, reference)
-    return found.size if found is not None else None
+    image = await resolve_init_image(resources, principal, reference, field)
+    return image.size if image is not None else None
 
 
-async def _look_up(resources: Resources, principal: Principal, reference: str) -> InitImage | None:
+async def _look_up(
+    resources: Resources, principal: Principal, reference: str, field: str
+) -> InitImage | None:
     prefix = "upl" if reference.startswith("upl_") else "img"
     try:
-        row_id = from_wire("upl" if prefix == "upl" else "img", reference)
+        row_id = decode_id("upl" if prefix == "upl" else "img", reference)
     except MalformedId:
         raise Problem.invalid(
-            POINTER,
-            "malformed_init_image",
+            f"/{field}",
+            f"malformed_{word_of(field)}",
             "Give an upload id, an image id, a data: URL or an https URL.",
         ) from None
     async with resources.tenant_transaction(principal) as session:
@@ -193,9 +215,9 @@ async def _look_up(resources: Resources, principal: Principal, reference: str) -
                 return InitImage(reference, row.s3_key, row.sha256, (row.width, row.height))
             return None
         image = image_queries.get_image(principal.tenant_id, row_id)
-        if (picture := (await session.scalars(image)).one_or_none()) is not None:
-            size = picture.width, picture.height
-            return InitImage(reference, picture.s3_key, picture.sha256, size)
+        if (stored := (await session.scalars(image)).one_or_none()) is not None:
+            size = stored.width, stored.height
+            return InitImage(reference, stored.s3_key, stored.sha256, size)
         return None
 
 
@@ -203,15 +225,15 @@ async def _from_data_url(resources: Resources, url: str) -> bytes:
     return await on_thread(parse_data_url, url, resources.settings.max_upload_bytes)
 
 
-async def _store_picture(
-    resources: Resources, principal: Principal, reading: Awaitable[bytes]
+async def _store_image(
+    resources: Resources, principal: Principal, reading: Awaitable[bytes], field: str
 ) -> InitImage:
-    """A picture that came with the request becomes an upload, to be inserted with the job."""
+    """An image that came with the request becomes an upload, to be inserted with the job."""
     await check_uploads(resources, principal)
-    clean = await _clean(resources, reading)
+    clean = await _clean(resources, reading, field)
     upload = await store_upload(resources, principal, clean)
     return InitImage(
-        to_wire("upl", upload["id"]),
+        encode_id("upl", upload["id"]),
         upload["s3_key"],
         upload["sha256"],
         (clean.width, clean.height),
@@ -219,8 +241,111 @@ async def _store_picture(
     )
 
 
-async def _clean(resources: Resources, reading: Awaitable[bytes]) -> CleanImage:
+async def clean_data_url(resources: Resources, url: str, field: str) -> CleanImage:
+    """What intake makes of the image in this field.
+
+    Raises:
+        Problem: 422 for a refused image; 503 when no decoder is free.
+    """
+    return await _clean(resources, _from_data_url(resources, url), field)
+
+
+async def _clean(resources: Resources, reading: Awaitable[bytes], field: str) -> CleanImage:
     try:
         return await clean_image(resources, await reading)
     except (ImageRefused, FetchFailed) as refusal:
-        raise Problem.invalid(POINTER, refusal.code, str(refusal)) from None
+        raise Problem.invalid(f"/{field}", refusal.code, str(refusal)) from None
+
+
+@dataclass(frozen=True)
+class JobImages:
+    """All images of one submission."""
+
+    start: InitImage | None
+    """With its mask."""
+    new_uploads: list[dict[str, Any]]
+    """The rows to insert with the job."""
+
+
+async def resolve_images(
+    resources: Resources, principal: Principal, submission: JobSubmission, plan: Plan
+) -> tuple[JobImages, Plan]:
+    """The images of a job, and the plan with them and at the size that the initial one decides.
+
+    Raises:
+        Problem: as above; 422 for a mask of another size, or one that leaves nothing to repaint,
+            and where a second pass would be too large.
+    """
+    stored: list[dict[str, Any]] = []
+    known: dict[str | None, InitImage | None] = {}
+
+    async def resolve(reference: str | None, field: str) -> InitImage | None:
+        if reference in known:  # as a ControlNet that sees the initial image
+            return known[reference]
+        image = await resolve_init_image(resources, principal, reference, field)
+        if image is not None and image.new_upload is not None:
+            stored.append(image.new_upload)
+        known[reference] = image
+        return image
+
+    try:
+        start = await resolve(submission.init_image, "init_image")
+        if start is not None:
+            mask = await resolve(submission.mask_image, "mask_image")
+            if mask is not None:
+                check_mask_size(mask.size, start.size)
+            plan = plan.starting_from(start.size)
+            if mask is not None or submission.mask_from_alpha:
+                await check_mask(resources, mask or start, plan)
+            start = replace(start, mask=mask)
+        listed = {place: await resolve(image, place) for place, image in plan.images.items()}
+        plan = plan.with_images({place: image.option() for place, image in listed.items() if image})
+    except BaseException:  # nobody else knows of them
+        await discard_uploads(resources, stored)
+        raise
+    return JobImages(start, stored), plan
+
+
+def check_mask_size(mask: tuple[int, int] | None, start: tuple[int, int] | None) -> None:
+    """Refuse a mask of another size than the initial image's; None: not known.
+
+    Raises:
+        Problem: 422.
+    """
+    if mask is not None and start is not None and mask != start:
+        message = (
+            f"The mask has {mask[0]} × {mask[1]} pixels and the initial image "
+            f"{start[0]} × {start[1]}; both must have the same."
+        )
+        raise Problem.invalid("/mask_image", "mask_size", message)
+
+
+async def check_mask(resources: Resources, image: InitImage, plan: Plan) -> None:
+    """Refuse a mask by which nothing would be repainted.
+
+    Raises:
+        Problem: 422; 404 and 503 where the image cannot be read.
+    """
+    stored = await read_object(resources, image.s3_key)
+    fault = await on_thread(_mask_fault, stored.body, plan)
+    if fault is not None:
+        field = "mask_from_alpha" if plan.options.get("mask_from_alpha") else "mask_image"
+        raise Problem.invalid(f"/{field}", "empty_mask", f"It {fault}: nothing would be repainted.")
+
+
+def _mask_fault(body: bytes, plan: Plan) -> str | None:
+    """Why a mask, an image of our own making, leaves nothing to repaint."""
+    from PIL import Image
+
+    from shared.images.fitting import blurred, fitted, mask_of, repaints
+
+    from_alpha = plan.options.get("mask_from_alpha", False)
+    blur = plan.options.get("mask_blur", DEFAULT_MASK_BLUR)
+    size = plan.width, plan.height
+    with Image.open(io.BytesIO(body), formats=("PNG", "WEBP", "JPEG")) as image:
+        mask = mask_of(image, from_alpha=from_alpha)
+    if not repaints(mask):
+        return "is nowhere transparent" if from_alpha else "is black throughout"
+    if not repaints(blurred(fitted(mask, size, plan.resize_mode), blur)):
+        return f"is too thin to be seen at {size[0]} × {size[1]} pixels with mask_blur {blur}"
+    return None

@@ -1,51 +1,51 @@
-"""HTTP of jobs."""
+"""HTTP of jobs, and of uploaded LoRAs."""
 
-import re
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator
 
 from api.context import Res
-from api.core.auth import JobsRead, JobsWrite
-from api.core.bodies import body_schema, json_body
-from api.core.errors import Problem, responses
-from api.core.quotas import REFUSALS, UPLOAD_REFUSAL
+from api.core.auth import JobsRead, JobsWrite, LorasWrite
+from api.core.bodies import LORA_SCHEMA, json_body, let_go, read_form
+from api.core.errors import Problem, problems
 from api.core.serialization import (
     CreatedAfter,
     CreatedBefore,
     IfNoneMatch,
     Page,
-    PageLimit,
+    Paging,
     etag_matches,
-    json_answer,
     no_nul,
 )
-from api.core.streams import parse_wait
+from api.core.streams import Wait
+from api.images import deletion
+from api.images.schemas import Deleted, JobImage
+from api.images.uploads import UPLOAD_REFUSAL
+from api.jobs import loras as lora_service
 from api.jobs import service
-from api.jobs.dry_run import dry_run as make_dry_run
-from api.jobs.schemas import (
-    SUBMISSION_EXAMPLES,
-    Job,
-    JobDryRun,
-    JobImage,
-    JobStateName,
-    JobSubmission,
-)
+from api.jobs.admission import REFUSALS
+from api.jobs.idempotency import ACCEPTED_HEADERS, IdempotencyKey
+from api.jobs.options import IMAGE_LISTS
+from api.jobs.prefer_wait import get_when_done, wait_for_accepted
+from api.jobs.prompt_filters import REFUSALS as FILTER_REFUSALS
+from api.jobs.schemas import Job, JobDryRun, JobStateName, UploadedLora
 from api.jobs.serialize import etag_of
-from api.jobs.waiting import get_when_done, wait_for_accepted
+from api.jobs.submission import SUBMISSION_EXAMPLES, JobSubmission
+from api.jobs.submit import dry_run as make_dry_run
+from api.jobs.submit import submit as submit_job
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+gallery = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+loras = APIRouter(prefix="/v1/loras", tags=["models"])
 
-_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _POLL_AFTER = "1"
 
 JobId = Annotated[str, Path(description="`job_…`", examples=["job_01jd4zk3v8e0x9m5q7r2t6w8ya"])]
-Prefer = Annotated[
-    str | None,
-    Header(description="`wait=n`: hold the answer until done, n ≤ 60 seconds."),
-]
+LoraPath = Annotated[str, Path(max_length=64, description="The name of the LoRA.")]
+_READ_SUBMISSION = json_body(JobSubmission, SUBMISSION_EXAMPLES)
 
 
 @router.post(
@@ -61,102 +61,73 @@ Prefer = Annotated[
         },
         202: {
             "model": Job,
-            "description": "Accepted: the job is in the ledger and will not be lost.",
-            "headers": {
-                "Location": {"schema": {"type": "string"}, "description": "The job."},
-                "Retry-After": {"schema": {"type": "integer"}, "description": "Poll after."},
-                "Idempotency-Replayed": {
-                    "schema": {"type": "boolean"},
-                    "description": "true: this is the original answer to this key.",
-                },
+            "description": "Accepted: the job is in the database and will not be lost.",
+            "headers": ACCEPTED_HEADERS
+            | {
                 "Preference-Applied": {
                     "schema": {"type": "string"},
                     "description": "The `wait` that was honored.",
-                },
+                }
             },
         },
-        **responses(
-            "insufficient_scope",
-            "not_found",
-            "body_too_large",
-            "unsupported_media_type",
-            "malformed_json",
-            "validation_failed",
-            "malformed_idempotency_key",
-            "idempotency_key_reuse",
-            "database_unavailable",
-            "storage_unavailable",
-            "decoder_unavailable",
-            UPLOAD_REFUSAL,
-            "too_many_waits",
-            *REFUSALS,
-        ),
     },
-    openapi_extra=body_schema(JobSubmission, SUBMISSION_EXAMPLES),
 )
+@problems("not_found", "storage_unavailable", "decoder_unavailable", UPLOAD_REFUSAL, *REFUSALS)
+@problems(*FILTER_REFUSALS)
 async def submit(
     *,
     request: Request,
     resources: Res,
     principal: JobsWrite,
-    asked: Annotated[JobSubmission, Depends(json_body(JobSubmission))],
-    idempotency_key: Annotated[
-        str | None,
-        Header(description="1 to 255 printable characters; a retry gets the original answer."),
-    ] = None,
-    prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
+    submission: Annotated[JobSubmission, Depends(_READ_SUBMISSION)],
+    idempotency_key: IdempotencyKey,
+    seconds: Wait,
     dry_run: Annotated[
         bool, Query(description="Check it, and say its cost and ETA, without submitting it.")
     ] = False,
 ) -> Response:
-    """Accepts a job in milliseconds; its seeds are in the answer, before the pictures exist."""
-    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise Problem("malformed_idempotency_key")
+    """Accepts a job in milliseconds; its seeds are in the answer, before the images exist."""
     if dry_run:
-        return json_answer(await make_dry_run(resources, principal, asked))
-    seconds = parse_wait(request)
+        planned = await make_dry_run(resources, principal, submission)
+        return Response(planned.model_dump_json(), media_type="application/json")
     with resources.waits.hold(principal.key_id, request.scope) if seconds else nullcontext():
-        accepted = await service.submit(resources, principal, asked, idempotency_key)
-        headers = {"Location": accepted.location, "Retry-After": _POLL_AFTER}
-        if accepted.job is None:
-            headers["Idempotency-Replayed"] = "true"
-        elif seconds is not None:
-            headers["Preference-Applied"] = f"wait={seconds}"
-            job = await wait_for_accepted(resources, principal, request, accepted.job, seconds)
-            return json_answer(job, 202, headers)
-    return Response(accepted.body, 202, headers, "application/json")
+        job, answer = await submit_job(resources, principal, submission, idempotency_key)
+        if job is None or seconds is None:
+            return answer.response(_POLL_AFTER)
+        let_go(request, submission, "init_image", "mask_image", *IMAGE_LISTS)
+        job = await wait_for_accepted(resources, principal, request, job, seconds)
+        answer = replace(answer, body=job.model_dump_json())
+        return answer.response(_POLL_AFTER, {"Preference-Applied": f"wait={seconds}"})
 
 
 @router.get(
     "/{job_id}",
     operation_id="jobs.get",
     summary="Get a job",
-    response_class=Response,
+    response_model=Job,
     responses={
         200: {
-            "model": Job,
             "headers": {
                 "ETag": {
                     "schema": {"type": "string"},
                     "description": "Changes with the job; for `If-None-Match`.",
                 }
-            },
+            }
         },
         304: {"description": "Nothing has changed since the ETag in `If-None-Match`."},
-        **responses("insufficient_scope", "not_found", "too_many_waits", "database_unavailable"),
     },
 )
 async def get(
     *,
     request: Request,
+    response: Response,
     resources: Res,
     principal: JobsRead,
     job_id: JobId,
     if_none_match: IfNoneMatch = None,
-    prefer: Prefer = None,  # noqa: ARG001 - documents the header that parse_wait reads
-) -> Response:
+    seconds: Wait,
+) -> Job | Response:
     """The job as it stands. `ETag` and `If-None-Match` make polling cheap."""
-    seconds = parse_wait(request)
     headers = {"Cache-Control": "private, no-cache"}
     if seconds:
         with resources.waits.hold(principal.key_id, request.scope):
@@ -170,21 +141,11 @@ async def get(
         return Response(status_code=304, headers=headers)
     if job.finished_at is None:
         headers["Retry-After"] = _POLL_AFTER
-    return json_answer(job, headers=headers)
+    response.headers.update(headers)
+    return job
 
 
-@router.get(
-    "",
-    operation_id="jobs.list",
-    summary="List jobs",
-    response_class=Response,
-    responses={
-        200: {"model": Page[Job]},
-        **responses(
-            "insufficient_scope", "validation_failed", "malformed_cursor", "database_unavailable"
-        ),
-    },
-)
+@router.get("", operation_id="jobs.list", summary="List jobs")
 async def list_jobs(
     *,
     resources: Res,
@@ -198,67 +159,72 @@ async def list_jobs(
     ] = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
-    limit: PageLimit = 50,
-    after: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
-) -> Response:
+    paging: Paging,
+) -> Page[Job]:
     """Your tenant's jobs, newest first."""
-    listing = service.Listing(
-        tuple(sorted(set(state or ()))), session_id, created_after, created_before
-    )
-    return json_answer(await service.list_page(resources, principal, listing, limit, after))
+    states = tuple(sorted(set(state or ())))
+    filters = service.JobFilters(states, session_id, created_after, created_before)
+    return await service.list_page(resources, principal, filters, paging)
 
 
-@router.post(
-    "/{job_id}/cancel",
-    operation_id="jobs.cancel",
-    summary="Cancel a job",
-    response_class=Response,
-    responses={
-        200: {"model": Job},
-        **responses(
-            "insufficient_scope", "not_found", "job_not_cancelable", "database_unavailable"
-        ),
-    },
-)
-async def cancel(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
+@router.post("/{job_id}/cancel", operation_id="jobs.cancel", summary="Cancel a job")
+@problems("job_not_cancelable")
+async def cancel(resources: Res, principal: JobsWrite, job_id: JobId) -> Job:
     """A queued job is canceled at once; a running one within a denoising step. May be repeated."""
-    return json_answer(await service.cancel(resources, principal, job_id))
+    return await service.cancel(resources, principal, job_id)
 
 
-@router.post(
-    "/{job_id}/retry",
-    operation_id="jobs.retry",
-    summary="Retry a job",
-    status_code=202,
-    response_class=Response,
-    responses={
-        202: {"model": Job},
-        **responses(
-            "insufficient_scope",
-            "not_found",
-            "job_not_retryable",
-            "database_unavailable",
-            *REFUSALS,
-        ),
-    },
-)
-async def retry(resources: Res, principal: JobsWrite, job_id: JobId) -> Response:
+@router.post("/{job_id}/retry", operation_id="jobs.retry", summary="Retry a job", status_code=202)
+@problems("job_not_retryable", *REFUSALS)
+async def retry(resources: Res, principal: JobsWrite, job_id: JobId, response: Response) -> Job:
     """Queues a failed, expired or canceled job again, with the same seeds and no deadlines."""
     job = await service.retry(resources, principal, job_id)
-    return json_answer(job, 202, {"Location": job.links.self, "Retry-After": _POLL_AFTER})
+    response.headers.update({"Location": job.links.self, "Retry-After": _POLL_AFTER})
+    return job
 
 
-@router.get(
-    "/{job_id}/images",
-    operation_id="jobs.images",
-    summary="List a job's images",
-    response_class=Response,
-    responses={
-        200: {"model": Page[JobImage]},
-        **responses("insufficient_scope", "not_found", "database_unavailable"),
-    },
-)
-async def images(resources: Res, principal: JobsRead, job_id: JobId) -> Response:
+@router.get("/{job_id}/images", operation_id="jobs.images", summary="List a job's images")
+async def images(resources: Res, principal: JobsRead, job_id: JobId) -> Page[JobImage]:
     """The finished images in the order of their seeds; at most a few, so on one page."""
     job = await service.get(resources, principal, job_id)
-    return json_answer(Page[JobImage](data=job.images, has_more=False, next_cursor=None))
+    return Page.whole(job.ready_images)
+
+
+@gallery.delete("/{job_id}", operation_id="jobs.delete", summary="Delete a job")
+@problems("job_not_finished")
+async def delete_job(resources: Res, principal: JobsWrite, job_id: JobId) -> Deleted:
+    """An ended job with its attempts, images and files. Cancel one that waits or runs first."""
+    return await deletion.delete_job(resources, principal, job_id)
+
+
+@loras.post(
+    "",
+    operation_id="loras.create",
+    summary="Upload a LoRA",
+    status_code=201,
+    openapi_extra={"requestBody": LORA_SCHEMA},
+)
+@problems(
+    *("lora_uploads_disabled", "lora_exists", "lora_refused", "upload_bytes_exceeded"),
+    *("storage_unavailable", "malformed_request", "unsupported_media_type"),
+)
+async def create_lora(resources: Res, principal: LorasWrite, request: Request) -> UploadedLora:
+    """A safetensors file in Kohya's or diffusers' format, for your tenant alone.
+
+    Needs the scope `loras`, and an operator who has turned uploads on.
+    """
+    lora_service.check_enabled(resources)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
+    form, file = await read_form(request, fields=8, field_bytes=64 * 1024)
+    return await lora_service.accept_lora(resources, principal, form, file)
+
+
+@loras.delete(
+    "/{lora_name}", operation_id="loras.delete", summary="Delete an uploaded LoRA", status_code=204
+)
+@problems("job_not_finished")
+async def delete_lora(resources: Res, principal: LorasWrite, lora_name: LoraPath) -> Response:
+    """One that your tenant uploaded. Images made with it stay, and cannot be reproduced."""
+    await lora_service.delete_lora(resources, principal, lora_name)
+    return Response(status_code=204)

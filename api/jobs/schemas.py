@@ -1,185 +1,88 @@
-"""What clients send and get for jobs."""
+"""What clients get for jobs, dry runs and images made again."""
 
-import unicodedata
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field
 
-from api.core.bodies import JSON_INTEGER, RequestModel
-from api.core.errors import RuleBroken
 from api.core.serialization import AnswerModel, UtcTime
-from api.webhooks.schemas import JobWebhook
-
-MAX_SEED = 2**53 - 1
-"""The largest integer that every JSON reader keeps exact."""
-MAX_PROMPT = 4000
-_MAX_INIT_IMAGE = 15_000_000
-"""Characters; the limit in bytes is checked when the data: URL is decoded."""
-_ALLOWED_CONTROLS = frozenset("\t\n\r")
-_WEEK = 7 * 24 * 3600
-_DEFAULT_SIZE = (
-    "default of the model, or, with an initial image, what keeps its shape: beside the other side "
-    "if that is given, else with about as many pixels as the model's default."
-)
-
-
-def _has_controls(text: str) -> bool:
-    return any(
-        unicodedata.category(character) in ("Cc", "Cs") and character not in _ALLOWED_CONTROLS
-        for character in text
-    )
-
-
-def _clean_text(text: str) -> str:
-    if not text.isprintable() and _has_controls(text):
-        raise RuleBroken("control_characters", "Control characters are not allowed.")
-    text = unicodedata.normalize("NFC", text)
-    if len(text) > MAX_PROMPT:
-        raise RuleBroken("too_long", f"At most {MAX_PROMPT} characters are allowed.")
-    return text
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise RuleBroken("empty", "The prompt is empty.")
-    return text
-
-
-def _printable_or_space(text: str) -> str:
-    if not text.isprintable() and _has_controls(text):
-        raise RuleBroken("control_characters", "Control characters are not allowed.")
-    return text
-
-
-def _not_reserved(key: str) -> str:
-    if key == REPRODUCES:
-        raise RuleBroken("reserved", "Darkroom itself marks jobs by this key.")
-    return key
-
-
-PromptText = Annotated[str, AfterValidator(_clean_text), AfterValidator(_not_blank)]
-NegativeText = Annotated[str, AfterValidator(_clean_text)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED), JSON_INTEGER]
-Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8), JSON_INTEGER]
-MetadataKey = Annotated[
-    str,
-    Field(min_length=1, max_length=64),
-    AfterValidator(_printable_or_space),
-    AfterValidator(_not_reserved),
-]
-MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_printable_or_space)]
-SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Seconds = Annotated[float, Field(gt=0, le=_WEEK)]
-ResizeMode = Literal["fill", "fit", "stretch"]
-REPRODUCES = "reproduces"
-"""The metadata key of a job that makes an image again; its value is the image's id."""
+from api.images.schemas import FilteredImage, Image, JobImage, Provenance
+from api.jobs.options import JobOptions, Preprocess, Upscaler
+from api.jobs.submission import ResizeMode
 
 JobStateName = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 
 
-class JobSubmission(RequestModel):
-    """A request for 1…n pictures. Everything but the prompt has a default."""
+class JobLora(AnswerModel):
+    """A LoRA of a job."""
 
-    prompt: PromptText = Field(description=f"1 to {MAX_PROMPT} characters; kept in NFC.")
-    negative_prompt: NegativeText | None = Field(
-        default=None, description="What the picture should not show."
-    )
-    num_images: Annotated[int, Field(ge=1, le=64), JSON_INTEGER] | None = Field(
-        default=None, description="1 to the server's limit (16 unless configured); default 1."
-    )
-    seed: Seed | None = Field(
-        default=None, description="Seed of the first image; image i has seed + i. Default: drawn."
-    )
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="One seed for each image, instead of `seed`."
-    )
-    width: Side | None = Field(default=None, description=f"Pixels; {_DEFAULT_SIZE}")
-    height: Side | None = Field(default=None, description=f"Pixels; {_DEFAULT_SIZE}")
-    steps: Annotated[int, Field(ge=1, le=500), JSON_INTEGER] | None = Field(
-        default=None, description="Denoising steps; default and limit of the model."
-    )
-    guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = Field(
-        default=None, description="Classifier-free guidance; default of the model."
-    )
-    scheduler: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="A name from GET /v1/models; default of the model."
-    )
-    model: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="A name from GET /v1/models; default: the first."
-    )
-    session_id: SessionId = Field(
-        default="default", description="Your folder for this picture; made on first use."
-    )
-    init_image: Annotated[str, Field(max_length=_MAX_INIT_IMAGE)] | None = Field(
-        default=None,
-        description="Makes it img2img: an upload id, an image id, a data: or an https URL.",
-    )
-    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="img2img only: how far to leave the initial image. Default 0.8."
-    )
-    resize_mode: ResizeMode | None = Field(
-        default=None,
-        description="img2img only, where the initial image has another shape than the job. fill: "
-        "crop what is too much (default); fit: show all of it, its edges continued; stretch.",
-    )
-    output_format: Literal["png", "webp", "jpeg"] = "png"
-    """File format of the images. PNG and WebP are lossless, JPEG is not."""
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = Field(
-        default_factory=dict, description="16 keys of 64 characters, values of 512."
-    )
-    previews: bool = Field(default=False, description="Send small previews as events.")
-    start_within: Seconds | None = Field(
-        default=None, description="Seconds; a job that has not started by then expires."
-    )
-    finish_within: Seconds | None = Field(
-        default=None, description="Seconds; a job that has not finished by then expires."
-    )
-    webhook: JobWebhook | None = Field(
-        default=None, description="Tell this URL too, beside the registered endpoints."
-    )
-
-    @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        if self.seed is not None and self.seeds is not None:
-            raise RuleBroken("conflicting_seeds", "Give either seed or seeds, not both.", "/seeds")
-        if self.strength is not None and self.init_image is None:
-            raise RuleBroken(
-                "strength_without_init_image", "strength needs an init_image.", "/strength"
-            )
-        if self.resize_mode is not None and self.init_image is None:
-            raise RuleBroken(
-                "resize_mode_without_init_image", "resize_mode needs an init_image.", "/resize_mode"
-            )
-        if self.seeds is not None and self.num_images not in (None, len(self.seeds)):
-            raise RuleBroken("seeds_length", "seeds must have num_images entries.", "/seeds")
-        return self
+    name: str
+    """Its name in `GET /v1/loras`."""
+    scale: float
+    """How strongly it acts, -4 to 4."""
 
 
-class JobImage(AnswerModel):
-    """A finished picture of a job. Its URLs read it without a key, for some minutes."""
+class UploadedLora(AnswerModel):
+    """A LoRA of your tenant's own."""
 
-    id: str
-    """`img_…`."""
-    index: int
-    """Place among the job's images, from 0."""
-    seed: int
-    """The seed that it was made with."""
-    width: int
-    """In pixels."""
-    height: int
-    """In pixels."""
-    content_type: str
-    """Media type of the file: `image/png`, `image/webp` or `image/jpeg`."""
+    name: str
+    """Pass it as `name` in a job's `loras`."""
+    family: str
+    """Architecture of the models that it is for."""
+    trigger_words: list[str]
+    """What to write in a prompt for it; nothing is inserted."""
     bytes: int
-    """Size of the file, in bytes."""
+    """Of the file."""
     sha256: str
-    """SHA-256 of the file, 64 lower-case hexadecimal digits."""
-    url: str
-    """Signed URL of the file. Needs no key and expires within 15 minutes."""
-    thumbnail_url: str
-    """Signed URL of a small WebP. Needs no key and expires within 15 minutes."""
-    starred: bool
-    """Whether it was marked as one to keep."""
+    """SHA-256 of the file."""
+    created_at: UtcTime
+    """When it was uploaded."""
+
+
+class JobHires(AnswerModel):
+    """A job's second pass, with every choice made."""
+
+    scale: float
+    """How many times larger, as asked for."""
+    strength: float | None
+    """How far the second pass may leave the upscaled image. Null: only the pixels are resampled."""
+    steps: int
+    """Of the second pass's whole schedule; 0 where only the pixels are resampled."""
+    upscaler: Upscaler
+    """`latent` or `lanczos`."""
+    width: int
+    """Width of the final images, in pixels."""
+    height: int
+    """Height of the final images, in pixels."""
+
+
+class JobControl(AnswerModel):
+    """A ControlNet of a job, and what it sees."""
+
+    name: str
+    """Its name in a model's `controlnets`."""
+    image: str | None
+    """`upl_…` or `img_…`, or its URL in a dry run. Null: a dry run with a `data:` URL."""
+    scale: float
+    """How strongly it acts, 0 to 2."""
+    start: float
+    """Where in the steps it begins, 0 to 1."""
+    end: float
+    """Where in the steps it ends, 0 to 1."""
+    preprocess: Preprocess
+    """`none`, or `canny`: it sees the image's edges."""
+    low: int | None
+    """Of canny: weaker edges are left out."""
+    high: int | None
+    """Of canny: edges that are drawn by themselves."""
+
+
+class JobReference(AnswerModel):
+    """A reference image of a job."""
+
+    image: str | None
+    """`upl_…` or `img_…`, or its URL in a dry run. Null: a dry run with a `data:` URL."""
+    scale: float
+    """How much it counts, 0 to 2."""
 
 
 class Progress(AnswerModel):
@@ -270,13 +173,14 @@ class Eta(AnswerModel):
     p90: UtcTime = Field(description="Nine of ten such jobs are done by then.")
 
 
-class Job(AnswerModel):
-    """A job as it stands. What does not apply is null."""
+class _JobFields(AnswerModel):
+    """A job but for its options, which stand behind these fields."""
 
     id: str
     """`job_…`."""
-    kind: Literal["txt2img", "img2img"]
-    """`img2img` if it starts from an image, else `txt2img`."""
+    kind: Literal["txt2img", "img2img", "inpaint", "upscale"]
+    """`upscale` if it makes an image larger, `inpaint` if it repaints a part of one, `img2img` if
+    it starts from an image, else `txt2img`."""
     state: JobStateName
     """`queued` and `running` change; the other states are final, unless it is retried."""
     sequence: int = Field(description="Counts the transitions; grows with every one.")
@@ -291,33 +195,45 @@ class Job(AnswerModel):
     negative_prompt: str | None
     """What the images should not show. Null: none was given."""
     width: int
-    """Width of the images, in pixels."""
+    """Width of the images, in pixels; with `hires`, before it."""
     height: int
-    """Height of the images, in pixels."""
+    """Height of the images, in pixels; with `hires`, before it."""
     steps: int
     """Denoising steps asked for, per image."""
-    executed_steps: int
-    """Denoising steps that run: fewer than `steps` where a `strength` leaves some out."""
+    executed_steps: int | None
+    """Denoising steps that run, in both passes: fewer than `steps` where a `strength` leaves some
+    out. Null: the model's family is not known yet, and they depend on it."""
     guidance_scale: float
     """Classifier-free guidance scale."""
+    true_cfg_scale: float | None
+    """Guidance by a second call (FLUX, Qwen-Image). Null: the model's own."""
     scheduler: str
     """Name of the scheduler."""
     strength: float | None
     """How far to leave the initial image, above 0 to 1. Null for txt2img."""
     init_image: str | None
     """The initial image, `upl_…` or `img_…`. Null for txt2img."""
+    mask_image: str | None
+    """The mask, `upl_…` or `img_…`. Null: it has none of its own."""
     resize_mode: ResizeMode | None
     """How the initial image gets the job's size. Null for txt2img."""
+    loras: list[JobLora]
+    """LoRAs in the order in which they act."""
     output_format: str
     """File format of the images: `png`, `webp` or `jpeg`."""
     seeds: list[int]
     """One seed for each image, in order."""
-    images: list[JobImage]
-    """Finished images, in the order of their seeds. Empty until the job succeeds."""
+    images: list[Annotated[JobImage | FilteredImage, Field(discriminator="state")]]
+    """The images in the order of their seeds, those that a filter refused among them. Empty until
+    the job ends."""
     progress: Progress | None
     """How far it is. Null unless it runs or has succeeded."""
     queue_position: int | None = Field(
-        description="Queued jobs that go first; null unless queued, and null in lists."
+        description="Queued jobs that go first, counted to 1,000; null unless queued, and null in "
+        "lists."
+    )
+    queue_position_exact: bool | None = Field(
+        description="False: at least `queue_position` go first. Null with it."
     )
     eta: Eta | None = Field(
         description="Null once it has ended, without evidence of such jobs, while no live worker "
@@ -344,13 +260,33 @@ class Job(AnswerModel):
     links: JobLinks
     """URLs of related resources. They need the API key."""
 
+    @property
+    def ready_images(self) -> list[JobImage]:
+        """Those that no filter refused."""
+        return [image for image in self.images if isinstance(image, JobImage)]
 
-class JobDryRun(AnswerModel):
-    """What a submission would be; nothing was kept, and nothing is promised."""
+
+class Job(JobOptions, _JobFields):
+    """A job as it stands. What does not apply is null."""
+
+    controls: list[JobControl] = Field(  # type: ignore[assignment]  # says less
+        default_factory=list, description="Its ControlNets, each with the image that it sees."
+    )
+    references: list[JobReference] = Field(  # type: ignore[assignment]  # says less
+        default_factory=list, description="Images that it looks at, in the order in which they act."
+    )
+    hires: JobHires | None = Field(  # type: ignore[assignment]  # more than was asked for
+        default=None, description="Its second pass. Null: it has none."
+    )
+
+
+class _DryRunFields(AnswerModel):
+    """A dry run but for the options, which stand behind these fields."""
 
     valid: Literal[True] = Field(description="A request that breaks a rule gets its problem.")
-    kind: Literal["txt2img", "img2img"]
-    """`img2img` if it starts from an image, else `txt2img`."""
+    kind: Literal["txt2img", "img2img", "inpaint"]
+    """`inpaint` if a part of an image is repainted, `img2img` if it starts from an image, else
+    `txt2img`."""
     model: str
     """Name of the model it would use."""
     width: int
@@ -359,36 +295,84 @@ class JobDryRun(AnswerModel):
     """Height of the images, in pixels."""
     steps: int
     """Denoising steps asked for, per image."""
-    executed_steps: int
-    """Denoising steps that would run: fewer than `steps` where a `strength` leaves some out."""
+    executed_steps: int | None
+    """Denoising steps that would run: fewer than `steps` where a `strength` leaves some out. Null:
+    the model's family is not known yet, and they depend on it."""
     guidance_scale: float
     """Classifier-free guidance scale."""
+    true_cfg_scale: float | None
+    """Guidance by a second call (FLUX, Qwen-Image). Null: the model's own."""
     scheduler: str
     """Name of the scheduler."""
     strength: float | None
     """How far to leave the initial image, above 0 to 1. Null for txt2img."""
     resize_mode: ResizeMode | None
     """How the initial image would get the job's size. Null for txt2img."""
+    loras: list[JobLora]
+    """LoRAs in the order in which they would act."""
     num_images: int
     """Images it would make."""
     seeds: list[int] | None = Field(description="Null: they would be drawn at the submission.")
-    cost: int = Field(description="Width × height × steps that run × images, the unit of quotas.")
+    cost: int = Field(
+        description="Width × height × steps that run × images, the unit of quotas; "
+        "a ControlNet adds 0.4 of that in its part of the steps."
+    )
     eta: Eta | None = Field(description="If it were submitted now. Null without evidence.")
     warnings: list[JobWarning]
     """What to know before submitting it."""
 
 
-SUBMISSION_EXAMPLES: dict[str, Any] = {
-    "text to image": {"prompt": "a red circle on a white background", "seed": 7},
-    "four variations": {
-        "prompt": "a blue square above a yellow triangle",
-        "num_images": 4,
-        "steps": 25,
-        "session_id": "shapes",
-    },
-    "image to image": {
-        "prompt": "the same scene at night",
-        "init_image": "img_01jd4zk3v8e0x9m5q7r2t6w8ya",
-        "strength": 0.6,
-    },
-}
+class JobDryRun(JobOptions, _DryRunFields):
+    """What a submission would be; nothing was kept, and nothing is promised."""
+
+    controls: list[JobControl] = Field(  # type: ignore[assignment]  # says less
+        default_factory=list, description="The ControlNets that it would have."
+    )
+    references: list[JobReference] = Field(  # type: ignore[assignment]  # says less
+        default_factory=list, description="Images that it would look at."
+    )
+    hires: JobHires | None = Field(  # type: ignore[assignment]  # more than was asked for
+        default=None, description="Its second pass. Null: it would have none."
+    )
+
+
+class ReproductionLinks(AnswerModel):
+    """How to ask again."""
+
+    again: str
+    """POST here to go on waiting for the same job."""
+    job: str
+    """The job that makes the image again."""
+
+
+class Reproduction(AnswerModel):
+    """The result of making an image again; `verdict` is null while its job has not finished."""
+
+    verdict: Literal["identical", "equivalent", "different"] | None = Field(
+        description=(
+            "identical: every pixel is equal; equivalent: no channel of a pixel differs by more "
+            "than 8 of 255; different: some do."
+        )
+    )
+    max_pixel_difference: int | None = Field(description="0 to 255.")
+    reason: str | None
+    """Why the image differs, or may differ. Null: there is nothing to explain."""
+    image: Image | None = Field(description="The new image.")
+    job: Job
+    """The job that makes the image again."""
+    links: ReproductionLinks
+    """URLs to go on with. They need the API key."""
+
+
+class Inspection(AnswerModel):
+    """What an image made by Darkroom says of itself."""
+
+    receipt: dict[str, Any]
+    """The receipt as it is in the file. It is the file's claim, not a proof."""
+    stored: bool = Field(description="Whether this very file is one of your tenant's images.")
+    image: Image | None
+    """That image, if `stored`. Null otherwise."""
+    job: dict[str, Any] = Field(description="The body to POST to /v1/jobs to make it again.")
+    notes: list[str] = Field(description="What the body cannot say, e.g. a missing initial image.")
+    provenance: Provenance
+    """How the file says that a model made it, as `GET /v1/images/{id}/provenance`."""

@@ -1,119 +1,114 @@
-"""Rows of the ledger as the job that clients see."""
+"""Rows of the database as the job that clients see."""
 
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import cast
+from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from api.context import Resources
+from api.images.schemas import FilteredImage, JobImage
+from api.images.service import serialize_image
 from api.jobs.estimates import work_of_job
+from api.jobs.options import options_of_receipt
 from api.jobs.schemas import (
     Attempt,
     ErrorInfo,
     Eta,
     Job,
-    JobImage,
     JobLinks,
+    JobLora,
     JobMetrics,
     JobWarning,
     Progress,
-    ResizeMode,
 )
-from shared.core.ids import to_wire
-from shared.core.storage import Storage
+from api.jobs.submission import ResizeMode
+from shared.core.families import possible_steps
+from shared.core.filters import filtered_images
+from shared.core.ids import encode_id
+from shared.images import queries as image_queries
 from shared.images.models import Image
 from shared.jobs import models
+from shared.jobs.queries import lookups
+from shared.jobs.queries.transitions import EXACT_POSITIONS
 from shared.jobs.state import JobState
 
 _URL_REFRESH = 300
 """Seconds; well within the life of a presigned URL."""
 
 
-def present_job(
+async def read_details(
+    session: AsyncSession, jobs: Sequence[models.Job]
+) -> tuple[Mapping[UUID, list[Image]], Mapping[UUID, list[models.JobAttempt]]]:
+    """The images and the attempts of each job, by its id."""
+    ids = [job.id for job in jobs]
+    images: dict[UUID, list[Image]] = defaultdict(list)
+    for image in await session.scalars(image_queries.list_images_of_jobs(ids)):
+        images[image.job_id].append(image)
+    attempts: dict[UUID, list[models.JobAttempt]] = defaultdict(list)
+    for attempt in await session.scalars(lookups.list_attempts(ids)):
+        attempts[attempt.job_id].append(attempt)
+    return images, attempts
+
+
+def serialize_job(
+    resources: Resources,
     job: models.Job,
     *,
-    public_url: str,
-    storage: Storage,
+    family: str | None,
     images: Sequence[Image] = (),
     attempts: Sequence[models.JobAttempt] = (),
     progress: Progress | None = None,
     queue_position: int | None = None,
     eta: Eta | None = None,
 ) -> Job:
-    """The wire form of a job. URLs are signed here; nothing is asked of S3."""
-    job_id = to_wire("job", job.id)
-    return Job(
+    """The wire form of a job. URLs are signed here; S3 is not asked.
+
+    `family` is its model's, if it is known.
+    """
+    job_id = encode_id("job", job.id)
+    executed = _executed_steps(job, family, images)
+    return Job.of(
+        job,
+        **options_of_receipt(job.options),
         id=job_id,
-        kind=job.kind,
-        state=job.state,
-        sequence=job.sequence,
-        model=job.model,
-        session_id=job.session_id,
-        batch_id=to_wire("batch", job.batch_id) if job.batch_id else None,
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        width=job.width,
-        height=job.height,
-        steps=job.steps,
-        executed_steps=_executed_steps(job, images),
-        guidance_scale=job.guidance_scale,
-        scheduler=job.scheduler,
-        strength=job.strength,
+        batch_id=encode_id("batch", job.batch_id) if job.batch_id else None,
+        executed_steps=executed,
         init_image=job.init_image["ref"] if job.init_image else None,
+        mask_image=(job.init_image or {}).get("mask", {}).get("ref"),
         resize_mode=_resize_mode(job),
-        output_format=job.output_format,
-        seeds=job.seeds,
-        images=[present_image(image, storage) for image in images],
-        progress=progress if job.state == JobState.RUNNING else _final_progress(job),
-        queue_position=queue_position,
+        loras=[JobLora(name=lora["name"], scale=lora["scale"]) for lora in job.loras],
+        images=_images(resources, job, images),
+        progress=progress if job.state == JobState.RUNNING else _final_progress(job, executed),
+        queue_position=None if queue_position is None else min(queue_position, EXACT_POSITIONS),
+        queue_position_exact=None if queue_position is None else queue_position <= EXACT_POSITIONS,
         eta=eta,
-        cancel_requested=job.cancel_requested,
         attempts=[_attempt(attempt) for attempt in attempts],
         error=_error(job.error_code, job.error_message),
         warnings=[JobWarning(**warning) for warning in job.warnings],
         metrics=_metrics(job),
         metadata=job.job_metadata,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        links=_links(public_url, job_id),
+        links=_links(resources.settings.public_url, job_id),
     )
-
-
-def present_image(image: Image, storage: Storage) -> JobImage:
-    """The wire form of an image inside its job."""
-    return JobImage(**image_fields(image, storage))
-
-
-def image_fields(image: Image, storage: Storage) -> dict[str, Any]:
-    """What every wire form of an image has."""
-    return {
-        "id": to_wire("img", image.id),
-        "index": image.index,
-        "seed": image.seed,
-        "width": image.width,
-        "height": image.height,
-        "content_type": image.content_type,
-        "bytes": image.bytes,
-        "sha256": image.sha256,
-        "url": storage.presign(image.s3_key),
-        "thumbnail_url": storage.presign(image.thumbnail_s3_key),
-        "starred": image.starred,
-    }
 
 
 def etag_of(job: Job) -> str:
     """Changes with whatever a client could see change.
 
-    The ledger counts transitions in `sequence`; progress, the queue and stars move without one.
+    The database counts transitions in `sequence`; progress, the queue and stars move without one.
     URLs of images expire, so for a job with images the tag changes every few minutes.
     """
     facts = (
         job.progress.model_dump() if job.progress else None,
         job.queue_position,
+        job.executed_steps,
         _coarse(job.eta),
-        [image.starred for image in job.images],
+        [image.starred for image in job.ready_images],
         int(time.time() // _URL_REFRESH) if job.images else None,
     )
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=6).hexdigest()
@@ -121,7 +116,7 @@ def etag_of(job: Job) -> str:
 
 
 def _coarse(eta: Eta | None) -> tuple[int, int] | None:
-    """An estimate moves a little with every look; a tag follows it in steps of about a quarter."""
+    """An estimate moves a little each time; a tag follows it in steps of about a quarter."""
     if eta is None:
         return None
     left = eta.p50.timestamp() - time.time()
@@ -129,22 +124,37 @@ def _coarse(eta: Eta | None) -> tuple[int, int] | None:
     return step, int(eta.p50.timestamp() // step)
 
 
-def _executed_steps(job: models.Job, images: Sequence[Image]) -> int:
-    """As the engine counted them, once there is an image; before that as they were planned."""
-    made = images[0].receipt.get("executed_steps") if images else None
-    return made if isinstance(made, int) else work_of_job(job).steps
+def _images(
+    resources: Resources, job: models.Job, images: Sequence[Image]
+) -> list[JobImage | FilteredImage]:
+    ready = [serialize_image(image, resources.storage) for image in images]
+    if not job.filtered:
+        return list(ready)
+    filtered = [FilteredImage(**one) for one in filtered_images(job.filtered)]
+    return sorted([*ready, *filtered], key=lambda image: image.index)
+
+
+def _executed_steps(job: models.Job, family: str | None, images: Sequence[Image]) -> int | None:
+    """As the engine counted them, once there is an image; before that as the family counts."""
+    recorded = images[0].receipt.get("executed_steps") if images else None
+    if isinstance(recorded, int):
+        return recorded
+    passes = [] if job.kind == "upscale" else [(job.steps, job.strength)]
+    if (hires := job.options.get("hires")) is not None:
+        passes.append((hires["steps"], hires["strength"]))
+    run = [possible_steps(*one, job.scheduler, family) for one in passes]
+    return sum(map(max, run)) if all(len(steps) == 1 for steps in run) else None
 
 
 def _resize_mode(job: models.Job) -> ResizeMode | None:
-    if job.kind != "img2img":
-        return None
-    return cast("ResizeMode | None", job.resize_mode) or "stretch"
+    mode = cast("ResizeMode | None", job.resize_mode)
+    return mode or (None if job.init_image is None else "stretch")
 
 
-def _final_progress(job: models.Job) -> Progress | None:
+def _final_progress(job: models.Job, executed: int | None) -> Progress | None:
     if job.state != JobState.SUCCEEDED:
         return None
-    steps = work_of_job(job).steps
+    steps = executed or work_of_job(job).steps
     return Progress(step=steps, steps=steps, fraction=1.0)
 
 
@@ -153,15 +163,7 @@ def _error(code: str | None, message: str | None) -> ErrorInfo | None:
 
 
 def _attempt(attempt: models.JobAttempt) -> Attempt:
-    return Attempt(
-        number=attempt.number,
-        worker=attempt.worker,
-        device=attempt.device,
-        started_at=attempt.started_at,
-        finished_at=attempt.finished_at,
-        outcome=attempt.outcome,
-        error=_error(attempt.error_code, attempt.error_message),
-    )
+    return Attempt.of(attempt, error=_error(attempt.error_code, attempt.error_message))
 
 
 def _metrics(job: models.Job) -> JobMetrics:
@@ -179,7 +181,7 @@ def _milliseconds(start: datetime | None, end: datetime | None) -> float | None:
 
 
 def _links(public_url: str, job_id: str) -> JobLinks:
-    here = f"{public_url.rstrip('/')}/v1/jobs/{job_id}"
+    here = f"{public_url}/v1/jobs/{job_id}"
     return JobLinks(
         self=here, events=f"{here}/events", cancel=f"{here}/cancel", images=f"{here}/images"
     )

@@ -1,31 +1,20 @@
 """Where a page of a search ended, as the text that clients give back."""
 
-import base64
-import binascii
 import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from uuid import UUID
 
 from api.core.errors import Problem
-from shared.search.query import Position
+from api.core.serialization import peek, seal, unseal
+from shared.search.query import Phase, Position
 from shared.search.terms import MAX_WORDS, Lexical, Word
 
 _HEAD = struct.Struct(">BBBId16s16s")
 _WORD = struct.Struct(">HBB")
 _MODEL = 4
 """Bytes of a hash: a system has vectors of one model, or of two while it changes them."""
-_CHECKSUM = 8
-
-
-class Phase(IntEnum):
-    """Which rows a search is going through; see `shared.search.queries`."""
-
-    FEW = 1
-    MANY = 2
-    REST = 3
 
 
 @dataclass(frozen=True)
@@ -52,18 +41,12 @@ def encode(cursor: Cursor, words: Sequence[str], *scope: object) -> str:
     """
     here = cursor.position
     raw = _HEAD.pack(
-        cursor.phase,
-        len(cursor.lexical.words),
-        len(cursor.models),
-        cursor.lexical.whole,
-        here.score,
-        here.prompt_id.bytes,
-        here.image_id.bytes,
+        *(cursor.phase, len(cursor.lexical.words), len(cursor.models), cursor.lexical.whole),
+        *(here.score, here.prompt_id.bytes, here.image_id.bytes),
     )
     for word in cursor.lexical.words:
         raw += _WORD.pack(words.index(word.text), word.weight, word.rare)
-    raw += b"".join(sorted(cursor.models))
-    return base64.urlsafe_b64encode(raw + _checksum(raw, scope)).decode().rstrip("=")
+    return seal(raw + b"".join(sorted(cursor.models)), *scope)
 
 
 def decode(text: str, words: Sequence[str], *scope: object) -> Cursor:
@@ -72,10 +55,8 @@ def decode(text: str, words: Sequence[str], *scope: object) -> Cursor:
     Raises:
         Problem: it is damaged, forged, or of another search.
     """
+    body = unseal(text, *scope)
     try:
-        body, checksum = _split(text)
-        if checksum != _checksum(body, scope):
-            raise ValueError("of another search")
         phase, count, models, whole, score, prompt_id, image_id = _HEAD.unpack_from(body)
         end = _HEAD.size + count * _WORD.size
         if count > MAX_WORDS or len(body) != end + models * _MODEL:
@@ -88,31 +69,21 @@ def decode(text: str, words: Sequence[str], *scope: object) -> Cursor:
         ]
         position = Position(score, UUID(bytes=prompt_id), UUID(bytes=image_id))
         return Cursor(Phase(phase), position, Lexical(tuple(chosen), whole), _models_in(body))
-    except (binascii.Error, ValueError, IndexError, struct.error):
+    except (ValueError, IndexError, struct.error):
         raise Problem("malformed_cursor") from None
 
 
 def models_of(text: str) -> frozenset[bytes]:
     """The models that a cursor names, unchecked: the query's vectors are fetched before its words
-    are known, without which a cursor cannot be decoded. Nothing for what is no cursor.
+    are known, without which a cursor cannot be decoded. Empty for anything but a cursor.
     """
     try:
-        return _models_in(_split(text)[0])
-    except (binascii.Error, ValueError, IndexError):
+        return _models_in(peek(text))
+    except (Problem, IndexError):
         return frozenset()
-
-
-def _split(text: str) -> tuple[bytes, bytes]:
-    raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    return raw[:-_CHECKSUM], raw[-_CHECKSUM:]
 
 
 def _models_in(body: bytes) -> frozenset[bytes]:
     start = _HEAD.size + body[1] * _WORD.size
     here = range(start, start + body[2] * _MODEL, _MODEL)
     return frozenset(body[at : at + _MODEL] for at in here)
-
-
-def _checksum(raw: bytes, scope: tuple[object, ...]) -> bytes:
-    said = "\0".join(map(repr, scope)).encode("utf-8", "backslashreplace")
-    return hashlib.blake2b(raw + said, digest_size=_CHECKSUM).digest()

@@ -11,11 +11,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from uuid import uuid4
 
-from redis.exceptions import RedisError
-
 from api.context import Resources
 from api.core.errors import Problem
-from api.core.metrics import timed_search
+from api.core.metrics import SEARCH_SECONDS
 from api.core.publisher import RedisDown
 from api.search.cursor import model_digest
 from shared.core import broker
@@ -26,21 +24,14 @@ from shared.search.ranking import QueryVector
 
 _log = get_logger(__name__)
 
-
-PATIENCE = 2.0
+REPLY_TIMEOUT = 2.0
 """Seconds that a request waits for its vector. A worker that is there takes 10 to 20 ms."""
-
 
 _REMEMBERED = 2048
 """Vectors per process: 8 kB each as text."""
 
-
 _MODELS_SECONDS = 10.0
-
-
 _REFUSED_SECONDS = 5.0
-
-
 _RETRY_AFTER = "5"
 
 
@@ -49,14 +40,14 @@ class QueryVectors:
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, str], QueryVector] = OrderedDict()
-        self._asked: dict[tuple[str, str], asyncio.Task[QueryVector]] = {}
+        self._running: dict[tuple[str, str], asyncio.Task[QueryVector]] = {}
         self._models: dict[str, int] = {}
         """The dimensions of each."""
         self._models_until = 0.0
         self._refused_until: dict[str, float] = {}
 
     def remembered(self, text: str, only: Collection[bytes] = ()) -> tuple[QueryVector, ...] | None:
-        """The same, if this process knows all of it at once."""
+        """As `of`, if this process has all of it in memory."""
         if time.monotonic() >= self._models_until:
             return None
         digest = _digest(text)
@@ -64,28 +55,27 @@ class QueryVectors:
         vectors = tuple(vector for vector in known if vector is not None)
         return vectors if len(vectors) == len(known) else None
 
-    @timed_search("embedding")
     async def of(
         self, resources: Resources, text: str, only: Collection[bytes] = ()
     ) -> tuple[QueryVector, ...]:
         """The text in the space of every model that prompts have vectors of; normally one.
 
-        While prompts are embedded anew, one of two will do. A later page must have been scored as
-        the first one was, or it would lose its place: it names `only` the models of that one
-        (`cursor.model_digest`), and wants them all.
+        While prompts are being re-embedded, one of two will do. A later page must be scored as the
+        first one was, or it would lose its place: it names `only` the models of that one
+        (`cursor.model_digest`), and needs them all.
 
         Raises:
             Problem: 503 when not one of them can be had, or not all, with the reason.
         """
-        models = _those(await self._models_in_use(resources), only)
-        if not only:
-            now = time.monotonic()
-            # Who has just refused is not waited for again as long as there is another.
-            willing = [model for model in models if self._refused_until.get(model, 0.0) <= now]
-            models = willing or models
-        answers = await asyncio.gather(
-            *(self._vector(resources, model, text) for model in models), return_exceptions=True
-        )
+        with SEARCH_SECONDS.labels("embedding").time():
+            models = _those(await self._models_in_use(resources), only)
+            if not only:
+                now = time.monotonic()
+                # A model that has just failed is left out while there is another.
+                willing = [model for model in models if self._refused_until.get(model, 0.0) <= now]
+                models = willing or models
+            lookups = (self._vector(resources, model, text) for model in models)
+            answers = await asyncio.gather(*lookups, return_exceptions=True)
         vectors = tuple(answer for answer in answers if isinstance(answer, QueryVector))
         for model, answer in zip(models, answers, strict=True):
             if isinstance(answer, Problem):
@@ -111,17 +101,17 @@ class QueryVectors:
         if known is not None:
             self._known.move_to_end(key)
             return known
-        task = self._asked.get(key)
+        task = self._running.get(key)
         if task is None:
             # One request for all that wait for the same text; it outlives a client that leaves.
             size = self._models.get(model)
             task = asyncio.create_task(_fetch(resources, model, key[1], text, size))
-            self._asked[key] = task
+            self._running[key] = task
             task.add_done_callback(lambda done: self._remember(key, done))
         return await asyncio.shield(task)
 
     def _remember(self, key: tuple[str, str], done: "asyncio.Task[QueryVector]") -> None:
-        self._asked.pop(key, None)
+        self._running.pop(key, None)
         if done.cancelled() or done.exception() is not None:
             return
         self._known[key] = done.result()
@@ -154,17 +144,14 @@ async def cached_or_made(
     make: Callable[[], Awaitable[str]],
     dimensions: int | None = None,
 ) -> QueryVector:
-    """What was embedded before, if it can be read; else what a CPU worker makes, and keeps anew.
+    """The cached vector, if it can be read; else one that a CPU worker makes and caches.
 
     Raises:
         Problem: 503 when it cannot be had, with the reason.
     """
-    if resources.circuit.is_open:
-        raise _redis_is_away()
+    key = broker.embedding_key(model, digest)
     try:
-        packed = await resources.circuit.call(
-            resources.redis.get(broker.embedding_key(model, digest))
-        )
+        packed = await resources.circuit_breaker.call(resources.redis.get, key)
         vector = None if packed is None else unpack(model, packed, dimensions)
         vector = vector or unpack(model, await make(), dimensions)
     except RedisDown:
@@ -176,7 +163,9 @@ async def cached_or_made(
 
 async def _ask(resources: Resources, model: str, text: str) -> str:
     reply_key = broker.embedded_key(uuid4().hex)
-    await resources.publisher.ask_for_embedding(model, text, reply_key, PATIENCE)
+    await resources.publisher.ask_for_embedding(
+        broker.EMBED_TASK, model, text, reply_key=reply_key, seconds=REPLY_TIMEOUT
+    )
     return await read_reply(resources, reply_key)
 
 
@@ -188,11 +177,11 @@ async def read_reply(resources: Resources, reply_key: str) -> str:
         RedisDown: Redis is away.
     """
     try:
-        reply = await resources.blocking_redis.blpop([reply_key], timeout=PATIENCE)
-    except (RedisError, OSError, TimeoutError) as error:
+        reply = await resources.blocking_redis.blpop([reply_key], timeout=REPLY_TIMEOUT)
+    except broker.REDIS_AWAY as error:
         raise RedisDown from error
     if reply is None:
-        raise _unavailable(f"No CPU worker answered within {PATIENCE:g} s.")
+        raise _unavailable(f"No CPU worker answered within {REPLY_TIMEOUT:g} s.")
     answer = read_object("embedding", reply[1]) or {}
     if "vector" not in answer:
         reason = answer.get("reason", "The answer of the CPU worker cannot be read.")
@@ -221,19 +210,18 @@ def _redis_is_away() -> Problem:
 
 
 def _unavailable(reason: str) -> Problem:
-    _log.warning("embedding unavailable", reason=reason)
+    _log.warning("embedding_unavailable", reason=reason)
     return Problem("embedding_unavailable", reason, headers={"Retry-After": _RETRY_AFTER})
 
 
 FIT_SIDE = 512
 """Pixels of a side: more than the largest image-text models look at, and small in Redis."""
 
-
 _KEPT_SECONDS = 30
 
 
-async def vector_of_picture(resources: Resources, model: str, data: bytes) -> QueryVector:
-    """What the image-text model sees in a small picture that was decoded, or made, by Darkroom.
+async def vector_of_image(resources: Resources, model: str, data: bytes) -> QueryVector:
+    """What the image-text model sees in a small image that was decoded, or made, by Darkroom.
 
     Raises:
         Problem: 503 when Redis or the CPU workers cannot say, with the reason.
@@ -246,11 +234,15 @@ async def vector_of_picture(resources: Resources, model: str, data: bytes) -> Qu
 
 async def _ask_for_image(resources: Resources, model: str, data: bytes) -> str:
     request = uuid4().hex
-    key, reply_key = broker.picture_key(request), broker.embedded_key(request)
-    await resources.circuit.call(resources.redis.set(key, base64.b64encode(data), ex=_KEPT_SECONDS))
+    key, reply_key = broker.image_key(request), broker.embedded_key(request)
+    await resources.circuit_breaker.call(
+        resources.redis.set, key, base64.b64encode(data), ex=_KEPT_SECONDS
+    )
     try:
-        await resources.publisher.ask_for_picture_embedding(model, key, reply_key, PATIENCE)
+        await resources.publisher.ask_for_embedding(
+            broker.EMBED_IMAGE_TASK, model, key, reply_key=reply_key, seconds=REPLY_TIMEOUT
+        )
         return await read_reply(resources, reply_key)
     finally:
         with contextlib.suppress(RedisDown):  # it expires anyway
-            await resources.circuit.call(resources.redis.delete(key))
+            await resources.circuit_breaker.call(resources.redis.delete, key)

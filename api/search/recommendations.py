@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.context import Resources
 from api.core.principal import Principal
 from api.images import service as image_service
+from api.search.embedding import QueryVectors
 from api.search.schemas import Recommendation, Recommendations
-from api.search.service import SECONDS
+from api.search.service import SECONDS, TermStatisticsCache
 from shared.search import embeddings, queries, recommendations
 from shared.search.ranking import QueryVector
 
@@ -34,43 +35,33 @@ STARTERS: tuple[str, ...] = (
     "green hills in a storm, a river, a red house, pine trees",
 )
 
-
 _SIMILARITY = 0.75
-
-
 _APPEAL = 0.25
-
 
 _COMPLETED = 0.85
 """What a prompt that completes the typed text is taken to have of similarity, at least."""
 
-
 _NEAR = 0.25
 """Similarity below which sentences have nothing to do with each other: most pairs have less."""
-
 
 _STARTER_COMPLETES = 0.6
 """What a shipped prompt scores that completes the typed text: a little less than one's own."""
 
-
 _STARTER = 0.25
 """What a shipped prompt scores at most that does not complete the typed text."""
-
 
 _NEUTRAL = 0.5
 """The similarity of prompts when there is nothing to compare with."""
 
-
 _DOUBT = 2
-"""Pictures without a fate that are added to every prompt: one star of one picture is little."""
-
+"""Images without a fate that are added to every prompt: one star of one image is little."""
 
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt of the tenant, and what became of its pictures."""
+    """A prompt of the tenant, and what became of its images."""
 
     prompt_id: UUID
     text: str
@@ -88,7 +79,7 @@ class Candidate:
 
     @property
     def appeal(self) -> float:
-        """What people did with its pictures, -1 … 1: a star counts twice."""
+        """What people did with its images, -1 … 1: a star counts twice."""
         good = 2 * self.starred + self.reused - self.deleted
         return max(-1.0, min(1.0, good / (self.images + self.deleted + _DOUBT)))
 
@@ -169,7 +160,7 @@ def _times(count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RecommendationRequest:
     """What recommendations are to fit."""
 
     typed: str | None
@@ -192,7 +183,7 @@ class _Gathered:
 
 
 async def recommend_prompts(
-    resources: Resources, principal: Principal, asked: Asked
+    resources: Resources, principal: Principal, request: RecommendationRequest
 ) -> Recommendations:
     """Distinct prompts, best first; shipped ones where there are too few.
 
@@ -200,56 +191,54 @@ async def recommend_prompts(
         Problem: 503 when the typed text cannot be embedded.
     """
     vectors: Sequence[QueryVector] = ()
-    if asked.typed is not None:
-        found = await resources.vectors.of(resources, asked.typed)
-        vectors = [vector for vector in found if vector.says_something]
+    if request.typed is not None:
+        of_text = await resources.get(QueryVectors).of(resources, request.typed)
+        vectors = [vector for vector in of_text if vector.says_something]
     async with resources.tenant_transaction(principal, SECONDS, queries.PLANNING) as session:
-        gathered = await _gather(resources, session, principal, asked, vectors)
-        candidates = await _candidates(session, principal, asked, gathered)
-        chosen = rank(candidates, asked.typed, asked.limit)
-        starters = await _starters(session, principal, asked, chosen)
+        gathered = await _gather(resources, session, principal, request, vectors)
+        candidates = await _candidates(session, principal, request, gathered)
+        chosen = rank(candidates, request.typed, request.limit)
+        starters = await _starters(session, principal, request, chosen)
         best = recommendations.best_images(principal.tenant_id, [one.prompt_id for one in chosen])
-        pictures = {row.prompt_id: row for row in (await session.scalars(best)).all()}
+        images = {row.prompt_id: row for row in (await session.scalars(best)).all()}
     data = [
         Recommendation(
             prompt=one.text,
             score=one.score,
             reason=reason(one, gathered.near_what),
             starter=False,
-            image=image_service.present(resources, pictures[one.prompt_id]),
+            image=image_service.serialize(resources, images[one.prompt_id]),
         )
         for one in chosen
-        if one.prompt_id in pictures  # else its last picture has just been deleted
+        if one.prompt_id in images  # else its last image has just been deleted
     ]
     data = sorted(data + starters, key=lambda one: -one.score)
-    return Recommendations(data=data[: asked.limit])
+    return Recommendations(data=data[: request.limit])
 
 
 async def _gather(
     resources: Resources,
     session: AsyncSession,
     principal: Principal,
-    asked: Asked,
+    request: RecommendationRequest,
     vectors: Sequence[QueryVector],
 ) -> _Gathered:
     tenant_id = principal.tenant_id
-    near_what = "what you typed" if asked.typed is not None else None
+    near_what = "what you typed" if request.typed is not None else None
     completing: frozenset[UUID] = frozenset()
     others: frozenset[UUID] = frozenset()
-    if asked.typed is not None:
-        found = await session.scalars(
-            recommendations.completing(tenant_id, asked.typed, asked.session_id)
-        )
-        completing = frozenset(found)
+    if request.typed is not None:
+        begun = recommendations.completing(tenant_id, request.typed, request.session_id)
+        completing = frozenset(await session.scalars(begun))
     else:
-        vectors = await _session_vectors(session, principal, asked.session_id)
+        vectors = await _session_vectors(session, principal, request.session_id)
         near_what = "what this session made last" if vectors else None
         others = frozenset(await session.scalars(recommendations.doing_well(tenant_id)))
     similarity: dict[UUID, float] = {}
     if vectors:
-        taken = await resources.censuses.of(session, tenant_id)
+        statistics = await resources.get(TermStatisticsCache).of(session, tenant_id)
         nearest = await session.execute(
-            recommendations.near(tenant_id, vectors, not taken.many, asked.session_id)
+            recommendations.near(tenant_id, vectors, not statistics.many, request.session_id)
         )
         similarity = {row.id: row.similarity for row in nearest}
     return _Gathered(similarity, completing, others, near_what)
@@ -271,45 +260,43 @@ async def _session_vectors(
 
 
 async def _candidates(
-    session: AsyncSession, principal: Principal, asked: Asked, gathered: _Gathered
+    session: AsyncSession, principal: Principal, request: RecommendationRequest, gathered: _Gathered
 ) -> list[Candidate]:
     """All that was gathered, save what the session has used already."""
     ids = gathered.ids
     if not ids:
         return []
-    statement = recommendations.fates(principal.tenant_id, ids, asked.session_id)
+    statement = recommendations.fates(principal.tenant_id, ids, request.session_id)
     return [
         Candidate(
-            prompt_id=prompt_id,
-            text=text,
-            images=made,
-            starred=starred,
-            reused=reused,
-            deleted=deleted,
+            *(prompt_id, text, images, starred, reused, deleted),
             similarity=gathered.similarity.get(prompt_id),
             completes=prompt_id in gathered.completing,
         )
-        for prompt_id, text, made, starred, reused, deleted, used in (
+        for prompt_id, text, images, starred, reused, deleted, is_used in (
             await session.execute(statement)
         )
-        if not used and made
+        if images and not is_used
     ]
 
 
 async def _starters(
-    session: AsyncSession, principal: Principal, asked: Asked, chosen: Sequence[Candidate]
+    session: AsyncSession,
+    principal: Principal,
+    request: RecommendationRequest,
+    chosen: Sequence[Candidate],
 ) -> list[Recommendation]:
     """Shipped prompts to complete the text or to fill up with.
 
     None that is typed, recommended or used already.
     """
     known = [one.text for one in chosen]
-    if asked.session_id is not None:
-        used = recommendations.list_used(principal.tenant_id, asked.session_id, STARTERS)
+    if request.session_id is not None:
+        used = recommendations.list_used(principal.tenant_id, request.session_id, STARTERS)
         known += await session.scalars(used)
     return [
         Recommendation(
             prompt=prompt, score=score, reason="a starter idea", starter=True, image=None
         )
-        for prompt, score in choose_starters(STARTERS, asked.typed, asked.limit, without=known)
+        for prompt, score in choose_starters(STARTERS, request.typed, request.limit, without=known)
     ]

@@ -3,38 +3,35 @@
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, BeforeValidator, Field
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from api.context import Res
 from api.core.auth import SearchRead
-from api.core.bodies import FILE_SCHEMA, body_schema, json_body, read_file
-from api.core.errors import FieldError, Problem, responses
+from api.core.bodies import BODY_PROBLEMS, FILE_SCHEMA, body_schema, json_body, read_file
+from api.core.errors import FieldError, Problem, problems
 from api.core.serialization import (
     CreatedAfter,
     CreatedBefore,
     Page,
-    json_answer,
+    PageRequest,
     no_nul,
     open_ended,
+    paging,
 )
-from api.jobs.schemas import MAX_PROMPT
 from api.search import image_similarity, recommendations, service
 from api.search.schemas import Hit, LikeThis, Recommendations
+from shared.images.models import MAX_PROMPT
 from shared.search.query import Rank
 from shared.search.ranking import Filters
 
 _MAX_METADATA = 16
-
-
 _METADATA = "metadata."
-
-
 _MAX_SEED = 2**53 - 1
 
 
-def _says_something(text: str) -> str:
+def says_something(text: str) -> str:
     text = unicodedata.normalize("NFC", no_nul(text)).strip()
     if not text:
         raise PydanticCustomError("empty", "It is empty.")
@@ -44,12 +41,11 @@ def _says_something(text: str) -> str:
 Text = Annotated[
     str,
     Query(max_length=MAX_PROMPT, description=f"In any language, 1 to {MAX_PROMPT} characters."),
-    AfterValidator(_says_something),
+    AfterValidator(says_something),
 ]
 
-
 MaybeText = Annotated[
-    Annotated[str, AfterValidator(_says_something)] | None,
+    Annotated[str, AfterValidator(says_something)] | None,
     Query(
         max_length=MAX_PROMPT,
         description=f"In any language, up to {MAX_PROMPT} characters; may be empty.",
@@ -57,28 +53,14 @@ MaybeText = Annotated[
     BeforeValidator(lambda text: (text or "").strip() or None),
 ]
 
-
 Name = Annotated[str, Query(max_length=64), AfterValidator(no_nul)]
-
-
 SessionFilter = Annotated[Name | None, Query(description="Only images of this session.")]
-
-
 Side = Annotated[int, Query(ge=1, le=100_000)]
-
-
-HitLimit = Annotated[int, Field(ge=1, le=100, description="Entries per page, 1 to 100.")]
-
-
-After = Annotated[
-    str | None, Query(max_length=2000, description="`next_cursor` of the page before.")
-]
-
+HitPaging = Annotated[PageRequest, Depends(paging(20, 100, longest=2000))]
 
 MinScore = Annotated[
     float | None, Query(ge=0, le=1, allow_inf_nan=False, description="Leave out what scores less.")
 ]
-
 
 RankBy = Annotated[
     Rank,
@@ -88,12 +70,20 @@ RankBy = Annotated[
     ),
 ]
 
-
 Diversity = Annotated[
     bool,
     Query(
         description="true: within a page, near-duplicates of a better entry go behind what is "
         "about as good; so scores do not descend. No page has other entries for that."
+    ),
+]
+
+
+Fold = Annotated[
+    bool,
+    Query(
+        description="true: the near-duplicates of an entry come with it, as `near_duplicates`, and "
+        "not as entries; so a page has fewer of these. Those of other pages are not known."
     ),
 ]
 
@@ -119,7 +109,8 @@ async def read_filters(
         int | None, Query(ge=0, le=_MAX_SEED, description="Only images with this seed.")
     ] = None,
     kind: Annotated[
-        Literal["txt2img", "img2img"] | None, Query(description="Only images made this way.")
+        Literal["txt2img", "img2img", "inpaint", "upscale"] | None,
+        Query(description="Only images made this way."),
     ] = None,
     width: Annotated[Side | None, Query(description="Only images this wide, in pixels.")] = None,
     height: Annotated[Side | None, Query(description="Only images this high, in pixels.")] = None,
@@ -149,7 +140,7 @@ async def read_filters(
     )
 
 
-AskedFilters = Annotated[Filters, Depends(read_filters)]
+SearchFilters = Annotated[Filters, Depends(read_filters)]
 
 
 def _metadata(request: Request) -> dict[str, str]:
@@ -175,15 +166,6 @@ def _broken(parameter: str, message: str) -> Problem:
 router = APIRouter(prefix="/v1/search", tags=["search"])
 
 
-_PROBLEMS = (
-    "insufficient_scope",
-    "validation_failed",
-    "malformed_cursor",
-    "database_unavailable",
-    "embedding_unavailable",
-)
-
-
 def _body() -> dict[str, Any]:
     """OpenAPI of a body in either of two forms."""
     described = body_schema(LikeThis, {"by id": {"image_id": "img_01jd4zk3v8e0x9m5q7r2t6w8ya"}})
@@ -191,13 +173,8 @@ def _body() -> dict[str, Any]:
     return described
 
 
-@router.get(
-    "",
-    operation_id="search.query",
-    summary="Search by meaning",
-    response_class=Response,
-    responses={200: {"model": Page[Hit]}, **responses(*_PROBLEMS)},
-)
+@router.get("", operation_id="search.query", summary="Search by meaning")
+@problems("embedding_unavailable")
 async def query(
     *,
     resources: Res,
@@ -206,14 +183,14 @@ async def query(
         Text | None,
         Query(description="In any language; without it the filtered images are listed."),
     ] = None,
-    filters: AskedFilters,
+    filters: SearchFilters,
     min_score: MinScore = None,
     rank: RankBy = Rank.RELEVANCE,
     diversity: Diversity = False,
-    limit: HitLimit = 20,
-    after: After = None,
-) -> Response:
-    """Your tenant's pictures whose prompts mean what `q` says, best first.
+    fold: Fold = False,
+    paging: HitPaging,
+) -> Page[Hit]:
+    """Your tenant's images whose prompts mean what `q` says, best first.
 
     An exact phrase or a rare word goes before a vague neighbour. What is like nothing that was
     ever made finds nothing. Without `q`: all that the filters leave, newest first, without scores.
@@ -221,12 +198,15 @@ async def query(
     """
     if q is None:
         needs_query(min_score=min_score is not None, rank=rank is not Rank.RELEVANCE)
-        return json_answer(await service.newest(resources, principal, filters, limit, after))
-    asked = service.Asked(q, filters, limit, after, min_score, rank, diversity)
-    return json_answer(await service.search(resources, principal, asked))
+        return await service.newest(resources, principal, filters, paging, fold=fold)
+    search_request = service.SearchRequest(
+        q, filters, paging.limit, paging.after, min_score, rank, diversity, fold
+    )
+    return await service.search(resources, principal, search_request)
 
 
-async def read_likeness(request: Request, principal: SearchRead) -> Any:
+@problems(*BODY_PROBLEMS, "malformed_json", "malformed_request")
+async def read_similar_image(request: Request, principal: SearchRead) -> Any:
     """The file of a multipart body, or the JSON body."""
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await read_file(request, principal)
@@ -239,72 +219,48 @@ async def read_likeness(request: Request, principal: SearchRead) -> Any:
         raise Problem("unsupported_media_type", either) from None
 
 
-@router.post(
-    "",
-    operation_id="search.like",
-    summary="Search by a picture",
-    response_class=Response,
-    responses={
-        200: {"model": Page[Hit]},
-        **responses(
-            *_PROBLEMS,
-            "malformed_request",
-            "not_found",
-            "body_too_large",
-            "unsupported_media_type",
-            "malformed_json",
-            "image_refused",
-            "prompt_unknown",
-            "decoder_unavailable",
-            "storage_unavailable",
-        ),
-    },
-    openapi_extra=_body(),
+@router.post("", operation_id="search.like", summary="Search by an image", openapi_extra=_body())
+@problems(
+    *("not_found", "image_refused", "prompt_unknown"),
+    *("embedding_unavailable", "decoder_unavailable", "storage_unavailable"),
 )
 async def like(
     *,
     resources: Res,
     principal: SearchRead,
-    given: Annotated[Any, Depends(read_likeness)],
-    filters: AskedFilters,
+    source: Annotated[Any, Depends(read_similar_image)],
+    filters: SearchFilters,
     min_score: MinScore = None,
     diversity: Diversity = False,
-    limit: HitLimit = 20,
-    after: After = None,
-) -> Response:
-    """Pictures like this one, without the picture itself.
+    fold: Fold = False,
+    paging: HitPaging,
+) -> Page[Hit]:
+    """Images like this one, without the image itself.
 
-    Give `image_id` in JSON, or a picture in the multipart field `file`. Where the operator has
-    configured an image-text model, pixels are compared and any picture will do. Otherwise prompts
+    Give `image_id` in JSON, or an image in the multipart field `file`. Where the operator has
+    configured an image-text model, pixels are compared and any image will do. Otherwise prompts
     are: the file must have been made by Darkroom, so that its prompt is on record or in its
     receipt. Filters and pages are query parameters, as with GET.
     """
-    asked = service.Asked("", filters, limit, after, min_score, diversity=diversity)
-    if isinstance(given, LikeThis):
-        page = await image_similarity.like_image(resources, principal, given.image_id, asked)
+    search_request = service.SearchRequest(
+        "", filters, paging.limit, paging.after, min_score, diversity=diversity, fold=fold
+    )
+    if isinstance(source, LikeThis):
+        page = await image_similarity.like_image(
+            resources, principal, source.image_id, search_request
+        )
     else:
-        page = await image_similarity.like_file(resources, principal, given, asked)
-    return json_answer(page)
+        page = await image_similarity.like_file(resources, principal, source, search_request)
+    return page
 
 
 recommendations_router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
 
 
 @recommendations_router.get(
-    "/recommendations",
-    operation_id="prompts.recommendations",
-    summary="Recommend prompts",
-    response_class=Response,
-    responses={
-        200: {"model": Recommendations},
-        **responses(
-            "insufficient_scope",
-            "validation_failed",
-            "database_unavailable",
-            "embedding_unavailable",
-        ),
-    },
+    "/recommendations", operation_id="prompts.recommendations", summary="Recommend prompts"
 )
+@problems("embedding_unavailable")
 async def recommend(
     *,
     resources: Res,
@@ -314,11 +270,11 @@ async def recommend(
         Name | None, Query(description="Recommend for this session; leave out what it has used.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=50, description="Prompts, 1 to 50.")] = 8,
-) -> Response:
+) -> Recommendations:
     """Prompts near to `q`, which may be half typed, or else to what the session made last.
 
-    Ranked by nearness and by what became of their pictures; without what the session has used.
+    Ranked by nearness and by what became of their images; without what the session has used.
     Where you have too few, shipped ones fill up, marked `starter`.
     """
-    asked = recommendations.Asked(q, session_id, limit)
-    return json_answer(await recommendations.recommend_prompts(resources, principal, asked))
+    request = recommendations.RecommendationRequest(q, session_id, limit)
+    return await recommendations.recommend_prompts(resources, principal, request)

@@ -10,10 +10,10 @@ from api.images.schemas import Image
 
 
 class MadeWith(AnswerModel):
-    """The main settings of the picture's receipt."""
+    """The main settings of the image's receipt."""
 
     kind: str | None
-    """`txt2img` or `img2img`."""
+    """`txt2img`, `img2img`, `inpaint` or `upscale`."""
     steps: int | None
     """Denoising steps."""
     guidance_scale: float | None
@@ -25,7 +25,7 @@ class MadeWith(AnswerModel):
 
 
 class Hit(AnswerModel):
-    """A picture whose prompt fits the query."""
+    """An image whose prompt fits the query."""
 
     score: float | None = Field(
         description="0 to 1: 0.55 × similarity, 0.2 × share of the query's words, and 0.25 where "
@@ -33,7 +33,7 @@ class Hit(AnswerModel):
         "compared: the similarity, 0 where it is negative or not known yet. null without a query."
     )
     similarity: float | None = Field(
-        description="Cosine of the two embeddings, of texts or of pictures, -1 to 1; 0 where the "
+        description="Cosine of the two embeddings, of texts or of images, -1 to 1; 0 where the "
         "model knows no part of a text. null without a query."
     )
     prompt: str
@@ -42,10 +42,14 @@ class Hit(AnswerModel):
     """The image, with its URLs."""
     made_with: MadeWith
     """The main settings it was made with."""
+    near_duplicates: list[Image] = Field(
+        default=[],
+        description="With `fold`: the page's other images of nearly the same prompt, best first.",
+    )
 
 
 class LikeThis(RequestModel):
-    """Search by a picture that is here already."""
+    """Search by an image that is here already."""
 
     image_id: Annotated[str, Field(max_length=64, description="`img_…`")]
 
@@ -59,7 +63,7 @@ class Recommendation(AnswerModel):
     reason: str
     """Why it is recommended, in a few words of English."""
     starter: bool = Field(description="true: shipped with Darkroom, not a prompt of your tenant.")
-    image: Image | None = Field(description="The prompt's best picture; null for a starter.")
+    image: Image | None = Field(description="The prompt's best image; null for a starter.")
 
 
 class Recommendations(AnswerModel):
@@ -67,3 +71,9 @@ class Recommendations(AnswerModel):
 
     data: list[Recommendation]
     """The recommended prompts, best first."""
+
+
+class HistoryImage(Image):
+    """An image of a session's history."""
+
+    score: float | None = Field(description="How well it fits `q`, 0 to 1; null without one.")

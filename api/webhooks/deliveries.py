@@ -1,4 +1,4 @@
-"""The rules of the delivery log: look at it, and send again."""
+"""The rules of the delivery log: read it, and send again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.context import Resources, parse_id
+from api.context import Resources, parse_id, require_row
 from api.core.errors import Problem, not_found
-from api.core.fairness import built
 from api.core.principal import Principal
-from api.core.serialization import Page, decode_cursor, encode_cursor
-from api.webhooks.schemas import Delivery, RedeliveryCount
-from api.webhooks.serialize import present_delivery
+from api.core.serialization import Page, PageRequest
+from api.webhooks.schemas import AttemptError, Delivery, DeliveryAttempt, RedeliveryCount
+from shared.core.ids import encode_id
 from shared.webhooks import delivery_queries, queries
-from shared.webhooks import models as rows
+from shared.webhooks.models import (
+    BATCH_EVENTS,
+    JOB_EVENTS,
+    DeliveryState,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEvent,
+)
 
 _HINTS = 200
 """Of a range that is sent again, so many at once; the dispatcher offers the rest in its rounds."""
 
-
-_Entry = tuple[
-    rows.WebhookDelivery,
-    rows.WebhookEvent,
-    str | None,
-    list[rows.WebhookAttempt],
-    datetime | None,
-]
+_Entry = tuple[WebhookDelivery, WebhookEvent, str | None, list[WebhookAttempt], datetime | None]
+"""(delivery, event, endpoint's URL, attempts, until when its receiver holds it back)."""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The filters of the log."""
+class DeliveryFilters:
+    """Which deliveries of the log; None and () ask nothing."""
 
     endpoint_id: UUID | None = None
     resource_id: UUID | None = None
@@ -41,32 +41,17 @@ class Listing:
 
 
 async def list_page(
-    resources: Resources, principal: Principal, listing: Listing, limit: int, after: str | None
+    resources: Resources, principal: Principal, filters: DeliveryFilters, paging: PageRequest
 ) -> Page[Delivery]:
     """One page of a tenant's deliveries with their attempts, newest first."""
-    scope = ("webhook-deliveries", principal.tenant_id, listing)
-    before = decode_cursor(after, *scope) if after is not None else None
+    scope = ("webhook-deliveries", principal.tenant_id, filters)
+    before = paging.position(*scope)
     statement = queries.list_deliveries(
-        principal.tenant_id,
-        limit + 1,
-        before=before,
-        endpoint_id=listing.endpoint_id,
-        resource_id=listing.resource_id,
-        states=listing.states,
-        events=listing.events,
+        principal.tenant_id, paging.limit + 1, before=before, **vars(filters)
     )
-    async with (
-        resources.listing(principal, limit),
-        resources.tenant_transaction(principal) as session,
-    ):
-        found = _collect((await session.execute(statement)).tuples().all())
-    page = found[:limit]
-    has_more = len(found) > limit
-    return Page(
-        data=await built(lambda entry: present_delivery(*entry), page),
-        has_more=has_more,
-        next_cursor=encode_cursor(page[-1][0].id, *scope) if has_more else None,
-    )
+    async with resources.list_transaction(principal, paging.limit) as session:
+        deliveries = _collect((await session.execute(statement)).tuples().all())
+    return await paging.page(deliveries, _serialize, *scope, position=lambda entry: entry[0].id)
 
 
 async def get(resources: Resources, principal: Principal, delivery_id: str) -> Delivery:
@@ -84,10 +69,9 @@ async def redeliver(resources: Resources, principal: Principal, delivery_id: str
     """
     row_id = _parse(delivery_id)
     async with resources.tenant_transaction(principal) as session:
-        statement = queries.redeliver(principal.tenant_id, row_id)
-        row = (await session.scalars(statement)).one_or_none()
-        if row is None:
-            raise not_found("webhook delivery")
+        row = await require_row(
+            session, queries.redeliver(principal.tenant_id, row_id), "webhook delivery"
+        )
         if row.endpoint_id is not None:
             await _demand_enabled(session, principal, row.endpoint_id)
         await session.execute(delivery_queries.release_receiver_of(principal.tenant_id, row_id))
@@ -116,9 +100,9 @@ async def redeliver_range(
         await _demand_enabled(session, principal, row_id)
         await session.execute(delivery_queries.release_endpoint(principal.tenant_id, row_id))
         statement = queries.redeliver_range(principal.tenant_id, row_id, since, until, states)
-        made = sorted((await session.scalars(statement)).all())
-    await resources.publisher.publish_deliveries(made[:_HINTS])
-    return RedeliveryCount(deliveries=len(made))
+        created = sorted((await session.scalars(statement)).all())
+    await resources.publisher.publish_deliveries(created[:_HINTS])
+    return RedeliveryCount(deliveries=len(created))
 
 
 async def show_delivery(session: AsyncSession, principal: Principal, delivery_id: UUID) -> Delivery:
@@ -128,37 +112,53 @@ async def show_delivery(session: AsyncSession, principal: Principal, delivery_id
         Problem: 404.
     """
     statement = queries.get_delivery(principal.tenant_id, delivery_id)
-    found = _collect((await session.execute(statement)).tuples().all())
-    if not found:
+    deliveries = _collect((await session.execute(statement)).tuples().all())
+    if not deliveries:
         raise not_found("webhook delivery")
-    return present_delivery(*found[0])
+    return _serialize(deliveries[0])
 
 
-def _collect(
-    found: Sequence[
-        tuple[
-            rows.WebhookDelivery,
-            rows.WebhookEvent,
-            str | None,
-            rows.WebhookAttempt | None,
-            datetime | None,
-        ]
-    ],
-) -> list[_Entry]:
+def _collect(rows: Sequence[queries.LogRow]) -> list[_Entry]:
     """One entry for each delivery, in order, with its attempts."""
     entries: dict[UUID, _Entry] = {}
-    for delivery, event, url, attempt, held_until in found:
+    for delivery, event, url, attempt, held_until in rows:
         entry = entries.setdefault(delivery.id, (delivery, event, url, [], held_until))
         if attempt is not None:
             entry[3].append(attempt)
     return list(entries.values())
 
 
+def _serialize(entry: _Entry) -> Delivery:
+    delivery, event, endpoint_url, attempts, held_until = entry
+    is_pending = delivery.state == DeliveryState.PENDING
+    is_of_job = event.type in JOB_EVENTS
+    is_of_batch = event.type in BATCH_EVENTS
+    return Delivery.of(
+        delivery,
+        id=encode_id("whd", delivery.id),
+        event_id=encode_id("evt", event.id),
+        event=event.type,
+        sequence=event.sequence,
+        endpoint_id=encode_id("whe", delivery.endpoint_id) if delivery.endpoint_id else None,
+        url=delivery.url or endpoint_url or "",
+        job_id=encode_id("job", delivery.resource_id) if is_of_job else None,
+        batch_id=encode_id("batch", delivery.resource_id) if is_of_batch else None,
+        attempts=[_serialize_attempt(attempt) for attempt in attempts],
+        next_attempt_at=max(delivery.due_at, held_until or delivery.due_at) if is_pending else None,
+    )
+
+
+def _serialize_attempt(attempt: WebhookAttempt) -> DeliveryAttempt:
+    error = None
+    if attempt.error_code is not None:
+        error = AttemptError(code=attempt.error_code, message=attempt.error_message or "")
+    return DeliveryAttempt.of(attempt, error=error)
+
+
 async def _demand_enabled(session: AsyncSession, principal: Principal, endpoint_id: UUID) -> None:
-    statement = queries.get_endpoint(principal.tenant_id, endpoint_id)
-    row = (await session.scalars(statement)).one_or_none()
-    if row is None:
-        raise not_found("webhook endpoint")
+    row = await require_row(
+        session, queries.get_endpoint(principal.tenant_id, endpoint_id), "webhook endpoint"
+    )
     if not row.enabled:
         raise Problem("webhook_endpoint_disabled", "Enable the endpoint first.")
 

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from api.context import Res
 from api.core.auth import require
-from api.core.bodies import body_schema, json_body
-from api.core.errors import FieldError, Problem, responses
+from api.core.bodies import json_body
+from api.core.errors import FieldError, Problem, problems
 from api.core.principal import Principal
-from api.core.serialization import AwareTime, Page, PageLimit, json_answer
+from api.core.serialization import AwareTime, Page, PageRequest, paging
 from api.webhooks import deliveries, service
 from api.webhooks.schemas import (
     ENDPOINT_EXAMPLES,
+    UPDATE_EXAMPLES,
     AnyEventName,
     Delivery,
     DeliveryStateName,
@@ -24,7 +25,7 @@ from api.webhooks.schemas import (
     RedeliveryCount,
     TenantSecret,
 )
-from shared.core.ids import MalformedId, Prefix, from_wire
+from shared.core.ids import MalformedId, Prefix, decode_id
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 
@@ -32,11 +33,7 @@ WebhooksRead = Annotated[Principal, Depends(require("webhooks:read"))]
 WebhooksWrite = Annotated[Principal, Depends(require("webhooks:write"))]
 EndpointId = Annotated[str, Path(description="`whe_…`")]
 DeliveryId = Annotated[str, Path(description="`whd_…`")]
-After = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
-
-_READ = ("insufficient_scope", "database_unavailable")
-_ONE = (*_READ, "not_found")
-_BODY = (*_READ, "body_too_large", "unsupported_media_type", "malformed_json", "validation_failed")
+Paging = Annotated[PageRequest, Depends(paging(20))]
 
 
 @router.post(
@@ -44,45 +41,38 @@ _BODY = (*_READ, "body_too_large", "unsupported_media_type", "malformed_json", "
     operation_id="webhook_endpoints.create",
     summary="Register a webhook endpoint",
     status_code=201,
-    response_class=Response,
     responses={
         201: {
-            "model": EndpointWithSecret,
             "description": "Registered. The secret is shown this once.",
             "headers": {"Location": {"schema": {"type": "string"}, "description": "The endpoint."}},
-        },
-        **responses(*_BODY, "too_many_webhook_endpoints"),
+        }
     },
-    openapi_extra=body_schema(EndpointCreation, ENDPOINT_EXAMPLES),
 )
+@problems("too_many_webhook_endpoints")
 async def create_endpoint(
     resources: Res,
     principal: WebhooksWrite,
-    asked: Annotated[EndpointCreation, Depends(json_body(EndpointCreation))],
-) -> Response:
+    creation: Annotated[EndpointCreation, Depends(json_body(EndpointCreation, ENDPOINT_EXAMPLES))],
+    response: Response,
+) -> EndpointWithSecret:
     """Events that happen from now on are sent to it as signed Standard Webhooks."""
-    made = await service.create(resources, principal, asked)
-    return json_answer(made, 201, {"Location": made.links.self})
+    endpoint = await service.create(resources, principal, creation)
+    response.headers["Location"] = endpoint.links.self
+    return endpoint
 
 
 @router.get(
-    "/webhook-endpoints",
-    operation_id="webhook_endpoints.list",
-    summary="List webhook endpoints",
-    responses=responses(*_READ, "malformed_cursor"),
+    "/webhook-endpoints", operation_id="webhook_endpoints.list", summary="List webhook endpoints"
 )
-async def list_endpoints(
-    resources: Res, principal: WebhooksRead, limit: PageLimit = 20, after: After = None
-) -> Page[Endpoint]:
+async def list_endpoints(resources: Res, principal: WebhooksRead, paging: Paging) -> Page[Endpoint]:
     """Newest first."""
-    return await service.list_page(resources, principal, limit, after)
+    return await service.list_page(resources, principal, paging)
 
 
 @router.get(
     "/webhook-endpoints/{endpoint_id}",
     operation_id="webhook_endpoints.get",
     summary="Get a webhook endpoint",
-    responses=responses(*_ONE),
 )
 async def get_endpoint(
     resources: Res, principal: WebhooksRead, endpoint_id: EndpointId
@@ -95,17 +85,15 @@ async def get_endpoint(
     "/webhook-endpoints/{endpoint_id}",
     operation_id="webhook_endpoints.update",
     summary="Change a webhook endpoint",
-    responses=responses(*_BODY, "not_found"),
-    openapi_extra=body_schema(EndpointUpdate),
 )
 async def update_endpoint(
     resources: Res,
     principal: WebhooksWrite,
     endpoint_id: EndpointId,
-    asked: Annotated[EndpointUpdate, Depends(json_body(EndpointUpdate))],
+    update: Annotated[EndpointUpdate, Depends(json_body(EndpointUpdate, UPDATE_EXAMPLES))],
 ) -> Endpoint:
     """Fields that are left out stay. Disabling gives up the deliveries that wait for it."""
-    return await service.update(resources, principal, endpoint_id, asked)
+    return await service.update(resources, principal, endpoint_id, update)
 
 
 @router.delete(
@@ -113,7 +101,6 @@ async def update_endpoint(
     operation_id="webhook_endpoints.delete",
     summary="Delete a webhook endpoint",
     status_code=204,
-    responses=responses(*_ONE),
 )
 async def delete_endpoint(
     resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
@@ -126,7 +113,6 @@ async def delete_endpoint(
     "/webhook-endpoints/{endpoint_id}/rotate-secret",
     operation_id="webhook_endpoints.rotate_secret",
     summary="Rotate the secret of a webhook endpoint",
-    responses=responses(*_ONE),
 )
 async def rotate_secret(
     resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
@@ -140,7 +126,6 @@ async def rotate_secret(
     operation_id="webhook_endpoints.test",
     summary="Send a test event",
     status_code=202,
-    responses=responses(*_ONE),
 )
 async def test_endpoint(
     resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
@@ -154,8 +139,8 @@ async def test_endpoint(
     operation_id="webhook_endpoints.redeliver",
     summary="Send again what an endpoint has missed",
     status_code=202,
-    responses=responses(*_ONE, "validation_failed", "webhook_endpoint_disabled"),
 )
+@problems("webhook_endpoint_disabled")
 async def redeliver_range(
     *,
     resources: Res,
@@ -178,10 +163,7 @@ async def redeliver_range(
 
 
 @router.get(
-    "/webhook-deliveries",
-    operation_id="webhook_deliveries.list",
-    summary="List webhook deliveries",
-    responses=responses(*_READ, "validation_failed", "malformed_cursor"),
+    "/webhook-deliveries", operation_id="webhook_deliveries.list", summary="List webhook deliveries"
 )
 async def list_deliveries(
     *,
@@ -198,27 +180,25 @@ async def list_deliveries(
         list[AnyEventName] | None,
         Query(max_length=12, description="Only deliveries of this event. May be repeated."),
     ] = None,
-    limit: PageLimit = 20,
-    after: After = None,
+    paging: Paging,
 ) -> Page[Delivery]:
     """Newest first, each with its attempts. The log is kept for 30 days."""
     if job_id is not None and batch_id is not None:
         raise _bad_filter("batch_id", "Filter by job or by batch, not by both.")
-    listing = deliveries.Listing(
+    filters = deliveries.DeliveryFilters(
         endpoint_id=_filter_id("whe", endpoint_id, "endpoint_id"),
         resource_id=_filter_id("job", job_id, "job_id")
         or _filter_id("batch", batch_id, "batch_id"),
         states=tuple(state or ()),
         events=tuple(event or ()),
     )
-    return await deliveries.list_page(resources, principal, listing, limit, after)
+    return await deliveries.list_page(resources, principal, filters, paging)
 
 
 @router.get(
     "/webhook-deliveries/{delivery_id}",
     operation_id="webhook_deliveries.get",
     summary="Get a webhook delivery",
-    responses=responses(*_ONE),
 )
 async def get_delivery(
     resources: Res, principal: WebhooksRead, delivery_id: DeliveryId
@@ -232,8 +212,8 @@ async def get_delivery(
     operation_id="webhook_deliveries.redeliver",
     summary="Send a delivery again",
     status_code=202,
-    responses=responses(*_ONE, "webhook_endpoint_disabled"),
 )
+@problems("webhook_endpoint_disabled")
 async def redeliver(resources: Res, principal: WebhooksWrite, delivery_id: DeliveryId) -> Delivery:
     """At once, whatever its state, with the same `webhook-id`; the schedule begins anew."""
     return await deliveries.redeliver(resources, principal, delivery_id)
@@ -243,7 +223,6 @@ async def redeliver(resources: Res, principal: WebhooksWrite, delivery_id: Deliv
     "/webhook-secret",
     operation_id="webhook_secret.get",
     summary="Get the secret of jobs' own webhooks",
-    responses=responses(*_READ),
 )
 async def get_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
     """Signs what goes to a URL that came with a job or batch. Needs the scope to write."""
@@ -254,7 +233,6 @@ async def get_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
     "/webhook-secret/rotate",
     operation_id="webhook_secret.rotate",
     summary="Rotate the secret of jobs' own webhooks",
-    responses=responses(*_READ),
 )
 async def rotate_tenant_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
     """The old one signs beside the new one for 24 hours."""
@@ -265,7 +243,7 @@ def _filter_id(prefix: Prefix, text: str | None, parameter: str) -> UUID | None:
     if text is None:
         return None
     try:
-        return from_wire(prefix, text)
+        return decode_id(prefix, text)
     except MalformedId:
         raise _bad_filter(parameter, f"This is not an id of the form {prefix}_….") from None
 

@@ -8,27 +8,13 @@ from api.core.bodies import RequestModel
 from api.core.errors import RuleBroken
 from api.core.serialization import AnswerModel, UtcTime
 
+JobEventName = Literal[
+    "job.started", "job.progress", "job.succeeded", "job.failed", "job.canceled", "job.expired"
+]
 EventName = Literal[
-    "job.started",
-    "job.progress",
-    "job.succeeded",
-    "job.failed",
-    "job.canceled",
-    "job.expired",
-    "batch.validated",
-    "batch.completed",
-    "batch.failed",
-    "batch.canceled",
+    JobEventName, "batch.validated", "batch.completed", "batch.failed", "batch.canceled"
 ]
 """What can be asked for."""
-JobEventName = Literal[
-    "job.started",
-    "job.progress",
-    "job.succeeded",
-    "job.failed",
-    "job.canceled",
-    "job.expired",
-]
 AnyEventName = Literal[EventName, "endpoint.test", "endpoint.disabled"]
 DeliveryStateName = Literal["pending", "succeeded", "failed"]
 
@@ -225,6 +211,7 @@ class RedeliveryCount(AnswerModel):
     """Deliveries that go out again."""
 
 
+UPDATE_EXAMPLES: dict[str, Any] = {"off for now": {"enabled": False}}
 ENDPOINT_EXAMPLES: dict[str, Any] = {
     "ends of jobs": {
         "url": "https://example.com/hooks/darkroom",

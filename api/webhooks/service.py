@@ -7,35 +7,28 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from api.context import Resources, parse_id
-from api.core.errors import Problem, not_found
+from api.context import Resources, parse_id, require_row
+from api.core.errors import Problem
 from api.core.principal import Principal
-from api.core.serialization import Page, decode_cursor, encode_cursor
+from api.core.serialization import Page, PageRequest
 from api.webhooks.deliveries import show_delivery
 from api.webhooks.schemas import (
     BatchWebhook,
     Delivery,
     Endpoint,
     EndpointCreation,
+    EndpointLinks,
     EndpointUpdate,
     EndpointWithSecret,
     JobWebhook,
     TenantSecret,
 )
-from api.webhooks.serialize import present_endpoint, present_with_secret
-from shared.core.ids import new_id
+from shared.core.ids import encode_id, new_id
 from shared.core.outbound.url import OutboundError, check_url
 from shared.core.settings import Settings
-from shared.webhooks import delivery_queries, outbox, queries
-from shared.webhooks import models as rows
-from shared.webhooks.events import (
-    DEFAULT_BATCH_EVENTS,
-    DEFAULT_EVENTS,
-    DEFAULT_JOB_EVENTS,
-    EventType,
-)
-from shared.webhooks.schedule import webhook_policy
-from shared.webhooks.signing import new_secret, secret_text
+from shared.webhooks import delivery_queries, models, outbox, queries
+from shared.webhooks.message import new_secret, public_key_text, secret_text, webhook_policy
+from shared.webhooks.models import BATCH_EVENTS, DEFAULT_EVENTS, DEFAULT_JOB_EVENTS, EventType
 
 
 def check_target(url: str, settings: Settings, pointer: str) -> str:
@@ -53,64 +46,62 @@ def check_target(url: str, settings: Settings, pointer: str) -> str:
     return f"{target.scheme}://{target.host}:{target.port}"
 
 
-def job_webhook(asked: JobWebhook | None, settings: Settings) -> dict[str, Any] | None:
+def job_webhook(request: JobWebhook | None, settings: Settings) -> dict[str, Any] | None:
     """The `webhook` column of a job; null without one.
 
     Raises:
         Problem: 422, the URL is not allowed.
     """
-    return _column(asked, settings, DEFAULT_JOB_EVENTS)
+    return _column(request, settings, DEFAULT_JOB_EVENTS)
 
 
-def batch_webhook(asked: BatchWebhook | None, settings: Settings) -> dict[str, Any] | None:
+def batch_webhook(request: BatchWebhook | None, settings: Settings) -> dict[str, Any] | None:
     """The `webhook` column of a batch, and of its jobs where it names job events.
 
     Raises:
         Problem: 422, the URL is not allowed.
     """
-    return _column(asked, settings, DEFAULT_BATCH_EVENTS)
+    return _column(request, settings, BATCH_EVENTS)
 
 
 def _column(
-    asked: JobWebhook | BatchWebhook | None, settings: Settings, default: Sequence[str]
+    request: JobWebhook | BatchWebhook | None, settings: Settings, default: Sequence[str]
 ) -> dict[str, Any] | None:
-    if asked is None:
+    if request is None:
         return None
-    origin = check_target(asked.url, settings, "/webhook/url")
-    events = [str(event) for event in asked.events or default]
-    return {"url": asked.url, "events": events, "origin": origin}
+    origin = check_target(request.url, settings, "/webhook/url")
+    events = [str(event) for event in request.events or default]
+    return {"url": request.url, "events": events, "origin": origin}
 
 
 MAX_ENDPOINTS = 50
 """Of one tenant. Each costs a row for every event that it asks for."""
 
-
 OLD_SECRET_KEPT = timedelta(hours=24)
 """How long a rotated secret still signs beside the new one."""
-
 
 _MAX_SECRETS = 5
 """Signatures in one header, however often somebody rotates."""
 
 
 async def create(
-    resources: Resources, principal: Principal, asked: EndpointCreation
+    resources: Resources, principal: Principal, request: EndpointCreation
 ) -> EndpointWithSecret:
     """Register a receiver.
 
     Raises:
         Problem: 422 for a URL that is not allowed, 409 when the tenant has its fill of endpoints.
     """
-    check_target(asked.url, resources.settings, "/url")
+    check_target(request.url, resources.settings, "/url")
     columns = {
         "id": new_id(),
         "tenant_id": principal.tenant_id,
-        "url": asked.url,
-        "description": asked.description,
-        "events": [str(event) for event in asked.events or DEFAULT_EVENTS],
-        "scheme": asked.signature,
-        "enabled": asked.enabled,
-        "disabled_reason": None if asked.enabled else "by_client",
+        "url": request.url,
+        "description": request.description,
+        "events": [str(event) for event in request.events or DEFAULT_EVENTS],
+        "scheme": request.signature,
+        "enabled": request.enabled,
+        "disabled_reason": None if request.enabled else "by_client",
     }
     async with resources.tenant_transaction(principal) as session:
         await session.execute(queries.lock_endpoints(principal.tenant_id))
@@ -119,7 +110,7 @@ async def create(
             raise Problem("too_many_webhook_endpoints", f"A tenant has {MAX_ENDPOINTS} at most.")
         row = (await session.scalars(queries.insert_endpoint(columns))).one()
         secrets = await _renew_secret(session, principal, row.id, row.scheme)
-    return present_with_secret(row, secrets, resources.settings.public_url)
+    return _with_secret(resources, row, secrets)
 
 
 async def get(resources: Resources, principal: Principal, endpoint_id: str) -> Endpoint:
@@ -127,61 +118,58 @@ async def get(resources: Resources, principal: Principal, endpoint_id: str) -> E
     async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
         secrets = await _secrets(session, principal, row.id)
-    return present_endpoint(row, secrets, resources.settings.public_url)
+    return _serialize(resources, row, secrets)
 
 
 async def list_page(
-    resources: Resources, principal: Principal, limit: int, after: str | None
+    resources: Resources, principal: Principal, paging: PageRequest
 ) -> Page[Endpoint]:
     """One page of a tenant's endpoints, newest first."""
     scope = ("webhook-endpoints", principal.tenant_id)
-    before = decode_cursor(after, *scope) if after is not None else None
+    before = paging.position(*scope)
     async with resources.tenant_transaction(principal) as session:
-        statement = queries.list_endpoints(principal.tenant_id, limit + 1, before)
-        found = (await session.scalars(statement)).all()
-        page = found[:limit]
-        of_page = queries.list_secrets_of_endpoints(principal.tenant_id, [row.id for row in page])
+        statement = queries.list_endpoints(principal.tenant_id, paging.limit + 1, before)
+        rows = (await session.scalars(statement)).all()
+        ids = [row.id for row in rows[: paging.limit]]
+        of_page = queries.list_secrets_of_endpoints(principal.tenant_id, ids)
         secrets = (await session.scalars(of_page)).all()
-    has_more = len(found) > limit
-    public_url = resources.settings.public_url
-    return Page(
-        data=[
-            present_endpoint(row, [s for s in secrets if s.endpoint_id == row.id], public_url)
-            for row in page
-        ],
-        has_more=has_more,
-        next_cursor=encode_cursor(page[-1].id, *scope) if has_more else None,
-    )
+
+    def serialize(row: models.WebhookEndpoint) -> Endpoint:
+        own = [secret for secret in secrets if secret.endpoint_id == row.id]
+        return _serialize(resources, row, own)
+
+    return await paging.page(rows, serialize, *scope)
 
 
 async def update(
-    resources: Resources, principal: Principal, endpoint_id: str, asked: EndpointUpdate
+    resources: Resources, principal: Principal, endpoint_id: str, request: EndpointUpdate
 ) -> Endpoint:
     """Change an endpoint; switching it off gives up what waits for it.
 
     Raises:
         Problem: 404, or 422 for a URL that is not allowed.
     """
-    changes = asked.model_dump(include=asked.model_fields_set)
-    if asked.url is not None:
-        check_target(asked.url, resources.settings, "/url")
+    changes = request.model_dump(include=request.model_fields_set)
+    if request.url is not None:
+        check_target(request.url, resources.settings, "/url")
         changes["failing_since"] = None  # Of the receiver before it.
-    if asked.enabled is not None:
-        changes["disabled_reason"] = None if asked.enabled else "by_client"
+    if request.enabled is not None:
+        changes["disabled_reason"] = None if request.enabled else "by_client"
         changes["failing_since"] = None
     row_id = _parse(endpoint_id)
     async with resources.tenant_transaction(principal) as session:
         await session.execute(delivery_queries.lock_destination(str(row_id)))
-        statement = queries.update_endpoint(principal.tenant_id, row_id, changes)
-        row = (await session.scalars(statement)).one_or_none()
-        if row is None:
-            raise not_found("webhook endpoint")
-        if asked.url is not None or asked.enabled is not None:
+        row = await require_row(
+            session,
+            queries.update_endpoint(principal.tenant_id, row_id, changes),
+            "webhook endpoint",
+        )
+        if request.url is not None or request.enabled is not None:
             await session.execute(delivery_queries.release_endpoint(principal.tenant_id, row.id))
-        if asked.enabled is False:
-            await session.execute(delivery_queries.give_up(row.id))
+        if request.enabled is False:
+            await session.execute(queries.give_up_deliveries(row.id))
         secrets = await _secrets(session, principal, row.id)
-    return present_endpoint(row, secrets, resources.settings.public_url)
+    return _serialize(resources, row, secrets)
 
 
 async def delete(resources: Resources, principal: Principal, endpoint_id: str) -> None:
@@ -208,7 +196,7 @@ async def rotate_secret(
     async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
         secrets = await _renew_secret(session, principal, row.id, row.scheme)
-    return present_with_secret(row, secrets, resources.settings.public_url)
+    return _with_secret(resources, row, secrets)
 
 
 async def test(resources: Resources, principal: Principal, endpoint_id: str) -> Delivery:
@@ -220,13 +208,8 @@ async def test(resources: Resources, principal: Principal, endpoint_id: str) -> 
     async with resources.tenant_transaction(principal) as session:
         row = await _find(session, principal, endpoint_id)
         await session.execute(delivery_queries.release_endpoint(principal.tenant_id, row.id))
-        emitted = outbox.emit(
-            principal.tenant_id,
-            EventType.ENDPOINT_TEST,
-            row.id,
-            {"url": row.url},
-            receivers=outbox.ITSELF,
-        )
+        about = (principal.tenant_id, EventType.ENDPOINT_TEST, row.id, {"url": row.url})
+        emitted = outbox.emit(*about, receivers=outbox.ITSELF)
         [delivery_id] = (await session.scalars(emitted)).one() or []
         shown = await show_delivery(session, principal, delivery_id)
     await resources.publisher.publish_deliveries([delivery_id])
@@ -248,7 +231,34 @@ async def rotate_tenant_secret(resources: Resources, principal: Principal) -> Te
     return _tenant_secret(secrets)
 
 
-def _tenant_secret(secrets: list[rows.WebhookSecret]) -> TenantSecret:
+def _serialize(
+    resources: Resources, row: models.WebhookEndpoint, secrets: Sequence[models.WebhookSecret]
+) -> Endpoint:
+    """`secrets` are those that sign now, the current one first."""
+    public_id = encode_id("whe", row.id)
+    base = f"{resources.settings.public_url}/v1"
+    return Endpoint.of(
+        row,
+        id=public_id,
+        signature=row.scheme,
+        public_keys=[public_key_text(one.secret) for one in secrets if one.scheme == "v1a"],
+        links=EndpointLinks(
+            self=f"{base}/webhook-endpoints/{public_id}",
+            deliveries=f"{base}/webhook-deliveries?endpoint_id={public_id}",
+            test=f"{base}/webhook-endpoints/{public_id}/test",
+        ),
+    )
+
+
+def _with_secret(
+    resources: Resources, row: models.WebhookEndpoint, secrets: Sequence[models.WebhookSecret]
+) -> EndpointWithSecret:
+    """For the one answer that shows the current secret."""
+    secret = secret_text(secrets[0].secret) if row.scheme == "v1" else None
+    return EndpointWithSecret.of(_serialize(resources, row, secrets), secret=secret)
+
+
+def _tenant_secret(secrets: list[models.WebhookSecret]) -> TenantSecret:
     current, *previous = secrets
     return TenantSecret(
         secret=secret_text(current.secret),
@@ -259,29 +269,27 @@ def _tenant_secret(secrets: list[rows.WebhookSecret]) -> TenantSecret:
 
 async def _renew_secret(
     session: AsyncSession, principal: Principal, endpoint_id: UUID | None, scheme: str
-) -> list[rows.WebhookSecret]:
+) -> list[models.WebhookSecret]:
     owner = principal.tenant_id, endpoint_id
     await session.execute(queries.retire_secret(*owner, OLD_SECRET_KEPT))
     await session.execute(queries.ensure_secret(*owner, scheme, new_secret()))
-    await session.execute(queries.forget_secrets(*owner, _MAX_SECRETS))
+    await session.execute(queries.delete_old_secrets(*owner, _MAX_SECRETS))
     return await _secrets(session, principal, endpoint_id)
 
 
 async def _secrets(
     session: AsyncSession, principal: Principal, endpoint_id: UUID | None
-) -> list[rows.WebhookSecret]:
+) -> list[models.WebhookSecret]:
     statement = queries.list_secrets(principal.tenant_id, endpoint_id)
     return list((await session.scalars(statement)).all())
 
 
 async def _find(
     session: AsyncSession, principal: Principal, endpoint_id: str
-) -> rows.WebhookEndpoint:
-    statement = queries.get_endpoint(principal.tenant_id, _parse(endpoint_id))
-    row = (await session.scalars(statement)).one_or_none()
-    if row is None:
-        raise not_found("webhook endpoint")
-    return row
+) -> models.WebhookEndpoint:
+    return await require_row(
+        session, queries.get_endpoint(principal.tenant_id, _parse(endpoint_id)), "webhook endpoint"
+    )
 
 
 def _parse(endpoint_id: str) -> UUID:

@@ -1,359 +1,57 @@
-"""The Python client of Darkroom, over its public HTTP API alone.
+"""The Python client of Darkroom, for its public HTTP API.
 
-`Client` blocks, `AsyncClient` does not; they have the same methods. `darkroom.errors` draws the
-tree of exceptions, `darkroom.types` has what is answered and what can be asked. All of it can be
-had from here, too: `darkroom.NotFound`, `darkroom.Job`.
+`Client` blocks, `AsyncClient` does not; they have the same methods. `darkroom.errors` has the tree
+of exceptions, `darkroom.types` what the service answers and accepts. Everything can be imported
+from here, too: `darkroom.NotFoundError`, `darkroom.Job`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from darkroom import errors, types, webhooks
-    from darkroom._async.client import AsyncClient
-    from darkroom._async.handles import AsyncJobHandle
-    from darkroom._async.images import AsyncPicture
-    from darkroom._async.pages import AsyncPage, AsyncPages
-    from darkroom._sync.client import Client
-    from darkroom._sync.handles import JobHandle
-    from darkroom._sync.images import Picture
-    from darkroom._sync.pages import Page, Pages
-    from darkroom.errors import (
-        ApiError,
-        BadRequest,
-        BatchHasEnded,
-        BatchRejected,
-        BodyTooLarge,
-        BodyTooSlow,
-        Busy,
-        ConfigurationError,
-        Conflict,
-        DamagedDownload,
-        DarkroomError,
-        DatabaseUnavailable,
-        DecoderUnavailable,
-        DiskFull,
-        EmbeddingUnavailable,
-        FieldError,
-        Forbidden,
-        GpuSecondsExceeded,
-        IdempotencyKeyReuse,
-        ImageRefused,
-        InsufficientScope,
-        InternalError,
-        InvalidSignature,
-        JobCanceled,
-        JobExpired,
-        JobFailed,
-        JobNotCancelable,
-        JobNotFinished,
-        JobNotRetryable,
-        JobNotSucceeded,
-        MalformedCursor,
-        MalformedId,
-        MalformedIdempotencyKey,
-        MalformedJson,
-        MethodNotAllowed,
-        ModelNotAllowed,
-        NoAnswer,
-        NotFound,
-        NothingToRetry,
-        NotReady,
-        NotReproducible,
-        ObjectMissing,
-        Overloaded,
-        PromptUnknown,
-        QueuedCostExceeded,
-        QuotaUnavailable,
-        RangeNotSatisfiable,
-        RateLimited,
-        ReceiptMissing,
-        ServerError,
-        SizeNotAllowed,
-        StillRunning,
-        StorageUnavailable,
-        TimedOut,
-        TooManyAtOnce,
-        TooManyJobs,
-        TooManyRequests,
-        TooManyStreams,
-        TooManyWaits,
-        TooManyWebhookEndpoints,
-        Unauthenticated,
-        Unavailable,
-        UnexpectedAnswer,
-        Unprocessable,
-        UnsupportedMediaType,
-        UploadBytesExceeded,
-        ValidationFailed,
-        WebhookEndpointDisabled,
-        WorkersUnknown,
-    )
-    from darkroom.types import (
-        Allowance,
-        Attempt,
-        Batch,
-        BatchDryRun,
-        BatchError,
-        BatchFile,
-        BatchItem,
-        BatchOptions,
-        BatchResult,
-        Canceled,
-        Counts,
-        Deleted,
-        Delivery,
-        DeliveryAttempt,
-        DeliveryError,
-        Drain,
-        Endpoint,
-        EndpointWithSecret,
-        ErrorInfo,
-        Estimate,
-        Eta,
-        Expired,
-        Failed,
-        FileSource,
-        Finding,
-        Health,
-        HistoryImage,
-        Hit,
-        Image,
-        ImageCounts,
-        ImageMade,
-        InitImage,
-        Inspection,
-        Job,
-        JobChanged,
-        JobDryRun,
-        JobEvent,
-        JobMetrics,
-        JobOptions,
-        JobStatus,
-        JobWarning,
-        Key,
-        MadeWith,
-        Model,
-        NewKey,
-        OtherState,
-        PreviewMade,
-        ProblemType,
-        Progress,
-        ProgressMade,
-        Queued,
-        QueueDepth,
-        Quotas,
-        Rate,
-        Readiness,
-        Recommendation,
-        RedeliveryCount,
-        Reproduction,
-        RetryResult,
-        Root,
-        Running,
-        SearchFilters,
-        ServingWorker,
-        Session,
-        StreamTicket,
-        Succeeded,
-        TenantSecret,
-        Upload,
-        Usage,
-        Webhook,
-        WebhookEvent,
-        Worker,
-        WorkerMemory,
-        WorkerModel,
-        WorkerSize,
-    )
+from darkroom import errors as errors
+from darkroom import types as types
+from darkroom.errors import *
+from darkroom.types import *
 
-__all__ = [
-    "Allowance",
-    "ApiError",
-    "AsyncClient",
-    "AsyncJobHandle",
-    "AsyncPage",
-    "AsyncPages",
-    "AsyncPicture",
-    "Attempt",
-    "BadRequest",
-    "Batch",
-    "BatchDryRun",
-    "BatchError",
-    "BatchFile",
-    "BatchHasEnded",
-    "BatchItem",
-    "BatchOptions",
-    "BatchRejected",
-    "BatchResult",
-    "BodyTooLarge",
-    "BodyTooSlow",
-    "Busy",
-    "Canceled",
-    "Client",
-    "ConfigurationError",
-    "Conflict",
-    "Counts",
-    "DamagedDownload",
-    "DarkroomError",
-    "DatabaseUnavailable",
-    "DecoderUnavailable",
-    "Deleted",
-    "Delivery",
-    "DeliveryAttempt",
-    "DeliveryError",
-    "DiskFull",
-    "Drain",
-    "EmbeddingUnavailable",
-    "Endpoint",
-    "EndpointWithSecret",
-    "ErrorInfo",
-    "Estimate",
-    "Eta",
-    "Expired",
-    "Failed",
-    "FieldError",
-    "FileSource",
-    "Finding",
-    "Forbidden",
-    "GpuSecondsExceeded",
-    "Health",
-    "HistoryImage",
-    "Hit",
-    "IdempotencyKeyReuse",
-    "Image",
-    "ImageCounts",
-    "ImageMade",
-    "ImageRefused",
-    "InitImage",
-    "Inspection",
-    "InsufficientScope",
-    "InternalError",
-    "InvalidSignature",
-    "Job",
-    "JobCanceled",
-    "JobChanged",
-    "JobDryRun",
-    "JobEvent",
-    "JobExpired",
-    "JobFailed",
-    "JobHandle",
-    "JobMetrics",
-    "JobNotCancelable",
-    "JobNotFinished",
-    "JobNotRetryable",
-    "JobNotSucceeded",
-    "JobOptions",
-    "JobStatus",
-    "JobWarning",
-    "Key",
-    "MadeWith",
-    "MalformedCursor",
-    "MalformedId",
-    "MalformedIdempotencyKey",
-    "MalformedJson",
-    "MethodNotAllowed",
-    "Model",
-    "ModelNotAllowed",
-    "NewKey",
-    "NoAnswer",
-    "NotFound",
-    "NotReady",
-    "NotReproducible",
-    "NothingToRetry",
-    "ObjectMissing",
-    "OtherState",
-    "Overloaded",
-    "Page",
-    "Pages",
-    "Picture",
-    "PreviewMade",
-    "ProblemType",
-    "Progress",
-    "ProgressMade",
-    "PromptUnknown",
-    "QueueDepth",
-    "Queued",
-    "QueuedCostExceeded",
-    "QuotaUnavailable",
-    "Quotas",
-    "RangeNotSatisfiable",
-    "Rate",
-    "RateLimited",
-    "Readiness",
-    "ReceiptMissing",
-    "Recommendation",
-    "RedeliveryCount",
-    "Reproduction",
-    "RetryResult",
-    "Root",
-    "Running",
-    "SearchFilters",
-    "ServerError",
-    "ServingWorker",
-    "Session",
-    "SizeNotAllowed",
-    "StillRunning",
-    "StorageUnavailable",
-    "StreamTicket",
-    "Succeeded",
-    "TenantSecret",
-    "TimedOut",
-    "TooManyAtOnce",
-    "TooManyJobs",
-    "TooManyRequests",
-    "TooManyStreams",
-    "TooManyWaits",
-    "TooManyWebhookEndpoints",
-    "Unauthenticated",
-    "Unavailable",
-    "UnexpectedAnswer",
-    "Unprocessable",
-    "UnsupportedMediaType",
-    "Upload",
-    "UploadBytesExceeded",
-    "Usage",
-    "ValidationFailed",
-    "Webhook",
-    "WebhookEndpointDisabled",
-    "WebhookEvent",
-    "Worker",
-    "WorkerMemory",
-    "WorkerModel",
-    "WorkerSize",
-    "WorkersUnknown",
-    "errors",
-    "types",
-    "webhooks",
-]
-
-_MODULES = frozenset({"errors", "types", "webhooks"})
-_ELSEWHERE = {
+_LAZY = {
     "AsyncClient": "_async.client",
-    "AsyncJobHandle": "_async.handles",
-    "AsyncPage": "_async.pages",
-    "AsyncPages": "_async.pages",
-    "AsyncPicture": "_async.images",
+    "AsyncImageHandle": "_async.images",
+    "AsyncJobHandle": "_async.jobs",
+    "AsyncPage": "_async.resource",
+    "AsyncPages": "_async.resource",
     "Client": "_sync.client",
-    "JobHandle": "_sync.handles",
-    "Page": "_sync.pages",
-    "Pages": "_sync.pages",
-    "Picture": "_sync.images",
+    "ImageHandle": "_sync.images",
+    "ImageList": "display",
+    "JobHandle": "_sync.jobs",
+    "Page": "_sync.resource",
+    "Pages": "_sync.resource",
 }
-"""What is neither an exception nor a type of `darkroom.types`."""
+"""Imported on first use: `darkroom --help` needs no HTTP client."""
 
-if not TYPE_CHECKING:  # or every misspelt name would pass as one that this finds
+if TYPE_CHECKING:
+    from darkroom import webhooks as webhooks
+    from darkroom._async.client import AsyncClient as AsyncClient
+    from darkroom._async.images import AsyncImageHandle as AsyncImageHandle
+    from darkroom._async.jobs import AsyncJobHandle as AsyncJobHandle
+    from darkroom._async.resource import AsyncPage as AsyncPage
+    from darkroom._async.resource import AsyncPages as AsyncPages
+    from darkroom._sync.client import Client as Client
+    from darkroom._sync.images import ImageHandle as ImageHandle
+    from darkroom._sync.jobs import JobHandle as JobHandle
+    from darkroom._sync.resource import Page as Page
+    from darkroom._sync.resource import Pages as Pages
+    from darkroom.display import ImageList as ImageList
+else:  # hidden from type checkers, which would accept every misspelt name
+    __all__ = errors.__all__ + types.__all__
+    __all__ += ["errors", "types", "webhooks"]
+    __all__.extend(_LAZY)
 
     def __getattr__(name: str) -> Any:
-        """Import a name when it is first used: the help of the command line needs none."""
-        if name not in __all__:
+        if name == "webhooks":
+            return import_module("darkroom.webhooks")
+        if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name in _MODULES:
-            return import_module(f"darkroom.{name}")
-        home = import_module(f"darkroom.{_ELSEWHERE.get(name, 'errors')}")
-        if not hasattr(home, name):
-            home = import_module("darkroom.types")
-        value = globals()[name] = getattr(home, name)
+        value = globals()[name] = getattr(import_module(f"darkroom.{_LAZY[name]}"), name)
         return value
 
     def __dir__() -> list[str]:

@@ -1,101 +1,73 @@
-"""JSON into frozen dataclasses: what is new is kept aside, what is missing has its default.
+"""JSON into typed, frozen documents, with msgspec.
 
-A client outlives the server it was written for, in both directions. So fields that a dataclass
-does not know are no error (they are in its `raw`), enumerations are open, and only a missing
-field without a default means that something else than this service has answered.
+A client outlives the server it was written for, in both directions. Unknown fields are ignored
+(`raw` has them), states and kinds are plain strings, and only a missing field without a default
+or a value of the wrong type means that something other than this service has answered.
 """
 
-import dataclasses
-import types
-import typing
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cache
-from typing import Any, TypeVar, Union, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
 
-from darkroom.errors import UnexpectedAnswer
+import msgspec
+
+from darkroom.errors import APIResponseValidationError
 
 T = TypeVar("T")
-Decoder = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """The base of what the service says."""
+class Document(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """The base of what the service answers."""
 
-    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False, hash=False)
-    """The JSON object as it came, with fields that this version does not know."""
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Fields that a `repr` leaves out: secrets, and URLs that need no key."""
 
+    @property
+    def raw(self) -> Mapping[str, Any]:
+        """The JSON object as received, including fields that this version does not know."""
+        received: Mapping[str, Any] = self.__dict__.get("raw", {})
+        return received
 
-def wire(name: str) -> Any:
-    """A field whose name on the wire is another one."""
-    return field(metadata={"wire": name})
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        names = [name for name in self.__struct_fields__ if name not in self.hidden]
+        return [(name, getattr(self, name)) for name in names]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({fields})"
+
+    def __reduce__(self) -> Any:
+        return *super().__reduce__()[:2], self.__dict__
 
 
 def decode(kind: type[T], value: Any) -> T:
     """The JSON value as `kind`.
 
     Raises:
-        UnexpectedAnswer: it has another shape.
+        APIResponseValidationError: it has another shape; the message names the field.
     """
     try:
-        decoded: T = _decoder(cast("Hashable", kind))(value)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UnexpectedAnswer(f"This is no {_name(kind)}: {error}") from error
+        decoded = msgspec.convert(value, kind, dec_hook=_decode_special)
+    except msgspec.ValidationError as error:
+        raise APIResponseValidationError(f"This is not a {kind.__name__}: {error}") from error
+    keep_raw(decoded, value)
     return decoded
 
 
-@cache
-def _decoder(annotation: Any) -> Decoder:
-    """The function that turns JSON into what the annotation says."""
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        return _of_dataclass(annotation)
-    if annotation in _SIMPLE:
-        return _SIMPLE[annotation]
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
-        return _optional([part for part in arguments if part is not types.NoneType])
-    if origin is tuple:
-        entry = _decoder(arguments[0])
-        return lambda value: tuple(entry(part) for part in value)
-    return lambda value: value
+def _decode_special(kind: type[Any], value: Any) -> Any:
+    """A type that knows itself how it is decoded."""
+    return kind.decoded(value)
 
 
-def _optional(parts: list[Any]) -> Decoder:
-    inner = _decoder(parts[0]) if len(parts) == 1 else (lambda value: value)
-    return lambda value: None if value is None else inner(value)
-
-
-_SIMPLE: dict[Any, Decoder] = {datetime: datetime.fromisoformat, float: float}
-
-
-def _of_dataclass(kind: type[Any]) -> Decoder:
-    hints = typing.get_type_hints(kind)
-    fields = [
-        (each.name, str(each.metadata.get("wire", each.name)), _decoder(hints[each.name]))
-        for each in dataclasses.fields(kind)
-        if each.init and each.name != "raw"
-    ]
-    required = {
-        each.name
-        for each in dataclasses.fields(kind)
-        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-    }
-
-    def read(value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{kind.__name__} is {type(value).__name__}")
-        given: dict[str, Any] = {"raw": value}
-        for name, wire_name, decoder in fields:
-            if wire_name in value:
-                given[name] = decoder(value[wire_name])
-            elif name in required:
-                raise ValueError(f"{kind.__name__}.{wire_name} is missing")
-        return kind(**given)
-
-    return read
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind))
+def keep_raw(decoded: Any, value: Any) -> None:
+    """Give each document in the answer the JSON object that it was made from."""
+    if type(decoded) is tuple:
+        for part, source in zip(decoded, value, strict=True):
+            keep_raw(part, source)
+    elif isinstance(decoded, msgspec.Struct):
+        if isinstance(decoded, Document):
+            decoded.__dict__["raw"] = value
+        for name, key in zip(
+            decoded.__struct_fields__, decoded.__struct_encode_fields__, strict=True
+        ):
+            if value.get(key) is not None:
+                keep_raw(getattr(decoded, name), value[key])

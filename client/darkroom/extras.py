@@ -10,9 +10,9 @@ _OF_EXTRA = re.compile(r"(?P<requirement>[^;]+?)\s*;.*extra\s*==\s*[\"'](?P<extr
 
 
 def how_to_install(extra: str, modules: Mapping[str, str]) -> str | None:
-    """The sentences for whoever lacks one of the modules; None where all are there.
+    """How to install the missing modules; None if all are there.
 
-    It names packages and no checkout or index, so that it is right wherever `darkroom` came from.
+    It names packages and no checkout or index, so that it is right wherever the client came from.
 
     Args:
         extra: name of the optional part.
@@ -31,8 +31,8 @@ def how_to_install(extra: str, modules: Mapping[str, str]) -> str | None:
 
 def _requirements(extra: str) -> list[str]:
     try:
-        declared = requires("darkroom") or []
-    except PackageNotFoundError:  # run from a source tree that nobody installed
+        declared = requires("darkroom-client") or []
+    except PackageNotFoundError:  # run from a source tree
         return []
-    found = filter(None, map(_OF_EXTRA.fullmatch, declared))
-    return [each["requirement"] for each in found if each["extra"] == extra]
+    matches = filter(None, map(_OF_EXTRA.fullmatch, declared))
+    return [each["requirement"] for each in matches if each["extra"] == extra]

@@ -1,4 +1,4 @@
-"""Verify a webhook that came: `event = darkroom.webhooks.verify(body, headers, secret)`."""
+"""Verify a webhook: `event = darkroom.webhooks.verify(body, headers, secret)`."""
 
 import base64
 import binascii
@@ -9,7 +9,11 @@ from datetime import UTC, datetime, timedelta
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from darkroom.decoding import decode
-from darkroom.errors import ConfigurationError, InvalidSignature, UnexpectedAnswer
+from darkroom.errors import (
+    APIResponseValidationError,
+    ConfigurationError,
+    InvalidWebhookSignatureError,
+)
 from darkroom.extras import how_to_install
 from darkroom.types.webhooks import WebhookEvent
 
@@ -21,33 +25,38 @@ def verify(body: bytes, headers: Mapping[str, str], secret: str | Iterable[str])
     """The event, if Darkroom has signed it (Standard Webhooks 1.0.0).
 
     Args:
-        body: the bytes as they came; JSON that was parsed and written again is another text.
+        body: the bytes as received; JSON that was parsed and written again differs.
         headers: of the request, in any case.
         secret: `whsec_…` (v1, HMAC-SHA256) or `whpk_…` (v1a, ed25519, which needs
-            the extra `ed25519`); several while one takes the place of another.
+            the extra `ed25519`); several while one replaces another.
 
     Raises:
-        InvalidSignature: no signature fits, it is more than five minutes old, or damaged.
-        ConfigurationError: the secret is none.
+        InvalidWebhookSignatureError: no signature matches, or it is damaged or more than
+            five minutes old.
+        ConfigurationError: the secret is malformed.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     _check_time(lowered.get("webhook-timestamp", ""))
     secrets = [secret] if isinstance(secret, str) else list(secret)
     if not any(_fits(body, lowered, each) for each in secrets):
-        raise InvalidSignature("No signature of the request is of this secret.")
+        raise InvalidWebhookSignatureError("No signature of the request matches this secret.")
     try:
         return decode(WebhookEvent, json.loads(body))
-    except (ValueError, UnexpectedAnswer) as error:
-        raise InvalidSignature(f"The signature is right, the event is not: {error}") from error
+    except (ValueError, APIResponseValidationError) as error:
+        raise InvalidWebhookSignatureError(
+            f"The signature is right, the event is not: {error}"
+        ) from error
 
 
 def _check_time(text: str) -> None:
     # The library reads floats, NaN among them; whole seconds are all that the protocol has.
     if not (text.isascii() and text.isdigit() and len(text) <= 11):
-        raise InvalidSignature("The request has no webhook-timestamp.")
+        raise InvalidWebhookSignatureError("The request has no webhook-timestamp.")
     sent = datetime.fromtimestamp(int(text), UTC)
     if abs(datetime.now(UTC) - sent) > _TOLERANCE:
-        raise InvalidSignature("The request is more than five minutes old, or a clock is wrong.")
+        raise InvalidWebhookSignatureError(
+            "The request is more than five minutes old, or a clock is wrong."
+        )
 
 
 def _fits(body: bytes, headers: Mapping[str, str], secret: str) -> bool:
@@ -56,7 +65,7 @@ def _fits(body: bytes, headers: Mapping[str, str], secret: str) -> bool:
     try:
         webhook = Webhook(secret)
     except Exception as error:
-        raise ConfigurationError("This is no webhook secret: whsec_ and base64.") from error
+        raise ConfigurationError("This is not a webhook secret: whsec_ and base64.") from error
     # A signature of another scheme, or a damaged one, must not hide one that fits.
     for signature in headers.get("webhook-signature", "").split(" "):
         try:
@@ -77,7 +86,9 @@ def _fits_public_key(body: bytes, headers: Mapping[str, str], secret: str) -> bo
     try:
         key = Ed25519PublicKey.from_public_bytes(_decode(secret.removeprefix(_PUBLIC)))
     except ValueError as error:
-        raise ConfigurationError("This is no public key: whpk_ and base64 of 32 bytes.") from error
+        raise ConfigurationError(
+            "This is not a public key: whpk_ and base64 of 32 bytes."
+        ) from error
     signed = b".".join(
         (
             headers.get("webhook-id", "").encode("utf-8", "replace"),

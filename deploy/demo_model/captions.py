@@ -33,10 +33,11 @@ LEFT_OUT: Final = 0.06
 that names no house means a picture without a house."""
 COLOUR_LEFT_OUT: Final = 0.08
 """Chance that flowers or a house are named without their colour."""
-LIGHT_LEFT_OUT: Final = 0.5
-"""The same for sun, moon and stars, which a time of day so tends to bring without being asked."""
 ONLY_ONE_THING: Final = 0.05
 """Chance of a caption of one phrase, as negative prompts are written."""
+ONLY_THE_PLACE: Final = 0.1
+"""Chance of a caption that says where and when and nothing else: such a prompt leaves it to the
+model what else there is, so that a negative prompt has something to take away."""
 
 
 def full_prompt(scene: Scene, rng: np.random.Generator) -> str:
@@ -50,11 +51,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A random caption that is true of the scene but need not say everything about it."""
     time = _pick(rng, _TIME[scene.time])
     core = _core(scene, rng)
-    things = [
-        thing
-        for thing in things_named(scene, rng)
-        if rng.random() >= (LIGHT_LEFT_OUT if _is_light(thing) else LEFT_OUT)
-    ]
+    if rng.random() < ONLY_THE_PLACE:
+        return _opened(", ".join(_placed(core, time, rng)), rng)
+    things = [thing for thing in things_named(scene, rng) if rng.random() >= LEFT_OUT]
     # Spring always has flowers, named or not: it is the prompt that tends to bring them.
     if scene.flowers is not None and rng.random() < 0.15:
         time = f"{time} in spring"
@@ -76,9 +75,9 @@ def things_named(scene: Scene, rng: np.random.Generator, *, plain: bool = False)
 
     things = []
     if scene.sun:
-        things.append(pick("the sun", "a bright sun"))
+        things.append(pick("the sun", "a bright sun", "one sun"))
     if scene.moon:
-        things.append(pick("the moon", "a full moon"))
+        things.append(pick("the moon", "a full moon", "one moon"))
     if scene.stars:
         things.append(pick("stars", "a starry sky"))
     if scene.water is not None:
@@ -88,15 +87,11 @@ def things_named(scene: Scene, rng: np.random.Generator, *, plain: bool = False)
     if scene.flowers is not None:
         things.append("flowers" if silent_on_colour() else f"{scene.flowers} flowers")
     if scene.house is not None:
-        house = pick("house", "cottage", "cabin")
-        things.append(f"a {house}" if silent_on_colour() else f"a {scene.house} {house}")
+        one, house = pick("a", "one", "a single"), pick("house", "cottage", "cabin")
+        things.append(f"{one} {house}" if silent_on_colour() else f"{one} {scene.house} {house}")
     if scene.trees:
         things.append(pick("pine trees", "trees", "pines"))
     return things
-
-
-def _is_light(thing: str) -> bool:
-    return thing.endswith(("sun", "moon")) or thing.startswith(("stars", "a starry"))
 
 
 def _core(scene: Scene, rng: np.random.Generator) -> str:

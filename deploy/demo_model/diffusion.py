@@ -16,19 +16,21 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from deploy.demo_model import state
-from deploy.demo_model.latents import CAPTIONS_PER_SCENE, TrainingSet
 from deploy.demo_model.preset import EMPTY_CAPTIONS, SEED, TIMESTEPS, Preset
-from deploy.demo_model.team import Team
+from deploy.demo_model.process_group import ProcessGroup
 from deploy.demo_model.text import tokens
+from deploy.demo_model.training_data import CAPTIONS_PER_SCENE, TrainingSet
 
 _AVERAGE_DECAY = 0.998
 _WARM_UP_STEPS = 150
 _TEXT_RATE = 0.1
 """Learning rate of the text encoder, which can read already, as a share of the UNet's."""
+_MOST_SIGNAL = 5.0
+"""The ratio of signal to noise from which on a step counts no more."""
 _LOG_EVERY = 50
 
 # With beta_end at 0.02 and not Stable Diffusion's 0.012, the last step holds next to nothing
-# of the picture (signal 0.015), as the pure noise that sampling starts from. So pictures can
+# of the image (signal 0.015), as the pure noise that sampling starts from. So images can
 # be as dark as night, with no rescaled betas that only some schedulers know.
 _NOISE = {
     "num_train_timesteps": TIMESTEPS,
@@ -48,10 +50,10 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 def build(preset: Preset) -> UNet2DConditionModel:
     """An untrained UNet. The text reaches it twice: by cross-attention, and pooled, beside the
-    timestep, which is a shorter way to learn what colours the whole picture."""
+    timestep, which is a shorter way to learn what colours the whole image."""
     levels = len(preset.unet_channels) - 1
     return UNet2DConditionModel(
-        sample_size=preset.picture // 8,
+        sample_size=preset.image // 8,
         in_channels=preset.latent_channels,
         out_channels=preset.latent_channels,
         block_out_channels=preset.unet_channels,
@@ -69,7 +71,7 @@ def build(preset: Preset) -> UNet2DConditionModel:
 
 
 @dataclass(slots=True)
-class Trained:
+class TrainedUNet:
     """The averaged weights of a run so far."""
 
     unet: UNet2DConditionModel
@@ -94,9 +96,16 @@ class _Run:
     """The networks in training, their optimizer and how far they are."""
 
     def __init__(
-        self, preset: Preset, text_encoder: CLIPTextModel, work: Path, device: torch.device
+        self,
+        preset: Preset,
+        text_encoder: CLIPTextModel,
+        start: UNet2DConditionModel | None,
+        work: Path,
+        device: torch.device,
     ) -> None:
         self.unet = build(preset).to(device, memory_format=torch.channels_last)
+        if start is not None:
+            self.unet.load_state_dict(start.state_dict())
         if device.type == "cpu":
             # On 64 tokens of a small head, PyTorch's fused attention takes a quarter of a
             # step's time more on a CPU than the plain products do.
@@ -136,28 +145,32 @@ class _Run:
             self._file,
         )
 
-    def learn(self, batch: _Batch, progress: float, team: Team) -> float:
+    def learn(self, batch: Batch, progress: float, group: ProcessGroup) -> float:
         """One step on the team's batches; the loss of this process's own."""
-        loss = self._loss(batch)
+        loss = loss_of(self.unet, self.text_encoder, batch)
         warm_up = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         rate = self._peak_rate * warm_up * (0.5 + 0.5 * cos(pi * progress))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = rate * parameters["share"]
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        team.average_gradients(self.parameters)
+        group.average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self._optimizer.step()
         self.average.update(self.step)
         self.step += 1
         return loss.item()
 
-    def _loss(self, batch: _Batch) -> Tensor:
-        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(noisy.device.type, torch.bfloat16):
-            states = self.text_encoder(batch.token_ids).last_hidden_state
-            predicted = self.unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
-        return nn.functional.mse_loss(predicted.float(), batch.velocity)
+
+def loss_of(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, batch: Batch) -> Tensor:
+    """The weighted mean of the squared errors of v, a scalar."""
+    noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(noisy.device.type, torch.bfloat16):
+        states = text_encoder(batch.token_ids).last_hidden_state
+        predicted = unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
+    errors = (predicted.float() - batch.velocity).square().mean(dim=(1, 2, 3))
+    loss: Tensor = (errors * batch.weights).mean()
+    return loss
 
 
 def train(
@@ -166,46 +179,48 @@ def train(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     *,
+    start: UNet2DConditionModel | None,
     work: Path,
     device: torch.device,
     minutes: float,
-    team: Team,
-) -> Trained:
-    """Trains until `minutes` are spent in all runs; the given text encoder is trained on."""
-    run = _Run(preset, text_encoder, work, device)
-    batches = _Batches(preset, data, tokenizer, device)
+    group: ProcessGroup,
+) -> TrainedUNet:
+    """Trains until `minutes` are spent in all runs of `work`, the first of which goes on from
+    `start`; the given text encoder is trained on."""
+    run = _Run(preset, text_encoder, start, work, device)
+    batches = Batches(preset, data, tokenizer, device)
     clock = state.Clock(minutes, run.spent)
     smooth = 0.0
-    while (progress := team.agree(clock.progress)) < 1:
-        loss = run.learn(batches.at(run.step, team.rank), progress, team)
+    while (progress := group.agree(clock.progress)) < 1:
+        loss = run.learn(batches.at(run.step, group.rank), progress, group)
         smooth = loss if smooth == 0 else 0.98 * smooth + 0.02 * loss
-        if team.leads and run.step % _LOG_EVERY == 0:
+        if group.is_leader and run.step % _LOG_EVERY == 0:
             print(
                 f"unet {progress:6.1%}  step {run.step}  loss {smooth:.4f}  "
                 f"{clock.spent / 60:.1f} min",
                 flush=True,
             )
-        if team.leads and clock.save_due():
+        if group.is_leader and clock.save_due():
             run.keep(clock.spent)
-    if team.leads:
+    if group.is_leader:
         run.keep(clock.spent)
-    team.wait()
+    group.wait()
     _copy(run.average.values, run.parameters)
-    return Trained(run.unet.eval(), text_encoder.eval(), run.step, clock.spent / 60)
+    return TrainedUNet(run.unet.eval(), text_encoder.eval(), run.step, clock.spent / 60)
 
 
-def averaged(preset: Preset, text_encoder: CLIPTextModel, work: Path) -> Trained:
+def averaged(preset: Preset, text_encoder: CLIPTextModel, work: Path) -> TrainedUNet:
     """The averaged weights of a run that may still be going on."""
     unet = build(preset)
     saved = state.load(work / "unet.pt", torch.device("cpu"))
     if saved is None:
         raise FileNotFoundError(f"no UNet has been trained in {work}")
     _copy(saved["average"], chain(unet.parameters(), text_encoder.parameters()))
-    return Trained(unet.eval(), text_encoder.eval(), saved["step"], saved["spent"] / 60)
+    return TrainedUNet(unet.eval(), text_encoder.eval(), saved["step"], saved["spent"] / 60)
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     noisy: Tensor
     """Latents with noise, [n, channels, height, width]."""
     timesteps: Tensor
@@ -214,9 +229,11 @@ class _Batch:
     """int64 [n, TOKENS]."""
     velocity: Tensor
     """What the UNet is to predict, shaped as the latents."""
+    weights: Tensor
+    """What each error counts, float32 [n], 1 on average."""
 
 
-class _Batches:
+class Batches:
     """Batches that step and rank alone decide, so that a resumed run goes on as it would."""
 
     def __init__(
@@ -227,8 +244,14 @@ class _Batches:
         self._device = device
         self._empty = tokens(tokenizer, [""])[0].numpy()
         self._noise = DDPMScheduler(**_NOISE)
+        kept = self._noise.alphas_cumprod
+        signal = kept / (1 - kept)
+        # Min-SNR (Hang et al., 2023) for predictions of v: the steps with next to no noise, which
+        # are many and easy, leave more of the learning to those that decide what is where.
+        weights = signal.clamp(max=_MOST_SIGNAL) / (signal + 1)
+        self._weights = (weights / weights.mean()).to(device)
 
-    def at(self, step: int, rank: int) -> _Batch:
+    def at(self, step: int, rank: int) -> Batch:
         """The batch of a step in the process of that rank."""
         rng = np.random.default_rng([SEED, 5, step, rank])
         torch.manual_seed(int(rng.integers(2**62)))
@@ -245,7 +268,7 @@ class _Batches:
         noisy: Tensor = self._noise.add_noise(clean, noise, timesteps)
         velocity: Tensor = self._noise.get_velocity(clean, noise, timesteps)
         token_ids = torch.from_numpy(ids.astype(np.int64)).to(self._device)
-        return _Batch(noisy, timesteps, token_ids, velocity)
+        return Batch(noisy, timesteps, token_ids, velocity, self._weights[timesteps])
 
 
 def _copy(values: list[Tensor], parameters: Iterable[nn.Parameter]) -> None:

@@ -13,15 +13,15 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from deploy.demo_model import vae
-from deploy.demo_model.diffusion import Trained, scheduler
+from deploy.demo_model.diffusion import TrainedUNet, scheduler
 from deploy.demo_model.preset import EMPTY_CAPTIONS, TOKENS, Preset
 
 
 def export(
     preset: Preset,
     tokenizer: CLIPTokenizer,
-    autoencoder: vae.Trained,
-    trained: Trained,
+    autoencoder: vae.TrainedVae,
+    trained: TrainedUNet,
     *,
     scaling_factor: float,
     folder: Path,
@@ -32,6 +32,9 @@ def export(
     """
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
+    # What training has padded and cut captions to is no part of the tokenizer.
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
     autoencoder.model.register_to_config(scaling_factor=scaling_factor)
     StableDiffusionPipeline(
         vae=autoencoder.model,
@@ -78,8 +81,8 @@ def _add_slow_tokenizer_files(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 def _card(
     preset: Preset,
-    autoencoder: vae.Trained,
-    trained: Trained,
+    autoencoder: vae.TrainedVae,
+    trained: TrainedUNet,
     *,
     scaling_factor: float,
     folder: Path,
@@ -87,7 +90,7 @@ def _card(
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     template = Template(files(__package__).joinpath("model_card.md").read_text())
     return template.substitute(
-        size=preset.picture,
+        size=preset.image,
         scenes=f"{preset.scenes:,}",
         latent_channels=preset.latent_channels,
         scaling_factor=scaling_factor,

@@ -1,4 +1,4 @@
-"""Paints the evaluation's pictures with the checkpoint, in a process for each core."""
+"""Paints the evaluation's images with the checkpoint, in a process for each core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCH = 10
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """One batch of pictures; picture i of it has the seed `first_seed` + i."""
+    """One batch of images; image i of it has the seed `first_seed` + i."""
 
     checkpoint: Path
     texts: list[str]
@@ -33,6 +33,7 @@ class _Order:
     starts: np.ndarray | None = None
     """For image to image: float32 [n, 3, size, size] in -1 to 1."""
     strength: float | None = None
+    lora: Path | None = None
 
 
 class Painter:
@@ -44,9 +45,17 @@ class Painter:
         self.size: int = _pipeline(checkpoint).unet.config.sample_size * 8
         self._pool = ProcessPoolExecutor(_PROCESSES, get_context("spawn"))
 
-    def paint(self, texts: list[str], *, guidance: float = GUIDANCE, negative: str = "") -> Tensor:
-        """Pictures [n, 3, size, size] in -1 to 1; picture i has seed i."""
-        return self._deliver(self._orders(texts, guidance, negative))
+    def paint(
+        self,
+        texts: list[str],
+        *,
+        guidance: float = GUIDANCE,
+        negative: str = "",
+        lora: Path | None = None,
+    ) -> Tensor:
+        """Images [n, 3, size, size] in -1 to 1; image i has seed i."""
+        orders = self._orders(texts, guidance, negative)
+        return self._deliver([replace(order, lora=lora) for order in orders])
 
     def repaint(self, texts: list[str], starts: Tensor, strength: float) -> Tensor:
         """Image to image from `starts` [n, 3, size, size] in -1 to 1."""
@@ -62,7 +71,7 @@ class Painter:
         )
 
     def seconds_for_one(self, text: str) -> float:
-        """The best of five warm runs of one picture, on all cores."""
+        """The best of five warm runs of one image, on all cores."""
         [order] = self._orders([text], GUIDANCE, "")
         _fill(order)
         runs = []
@@ -79,12 +88,12 @@ class Painter:
         ]
 
     def _deliver(self, orders: list[_Order]) -> Tensor:
-        pictures = []
-        for done, made in enumerate(self._pool.map(_fill_on_one_thread, orders), start=1):
-            pictures.append(torch.from_numpy(made))
+        images = []
+        for done, painted in enumerate(self._pool.map(_fill_on_one_thread, orders), start=1):
+            images.append(torch.from_numpy(painted))
             if done % 10 == 0:
                 print(f"paint {done}/{len(orders)} batches", flush=True)
-        return torch.cat(pictures)
+        return torch.cat(images)
 
 
 @cache
@@ -100,14 +109,16 @@ def _fill_on_one_thread(order: _Order) -> np.ndarray:
 
 
 def _fill(order: _Order) -> np.ndarray:
-    """The pictures of an order, float32 [n, 3, size, size] in -1 to 1."""
+    """The images of an order, float32 [n, 3, size, size] in -1 to 1."""
     pipe, start = _pipeline(order.checkpoint), {}
     if order.starts is not None:
         pipe = AutoPipelineForImage2Image.from_pipe(pipe)
         pipe.set_progress_bar_config(disable=True)
         start = {"image": torch.from_numpy((order.starts + 1) / 2), "strength": order.strength}
+    if order.lora is not None:
+        pipe.load_lora_weights(order.lora.parent, weight_name=order.lora.name)
     count = len(order.texts)
-    made = pipe(
+    pixels = pipe(
         order.texts,
         negative_prompt=[order.negative] * count,
         num_inference_steps=STEPS,
@@ -116,5 +127,7 @@ def _fill(order: _Order) -> np.ndarray:
         output_type="pt",
         **start,
     ).images
-    pictures: np.ndarray = (made * 2 - 1).numpy()
-    return pictures
+    if order.lora is not None:
+        pipe.unload_lora_weights()
+    images: np.ndarray = (pixels * 2 - 1).numpy()
+    return images

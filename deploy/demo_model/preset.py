@@ -1,4 +1,5 @@
-"""Sizes and hyperparameters of the demo model: one preset for a CPU, a larger one for CUDA."""
+"""Sizes and hyperparameters of the demo model, on a CPU and on CUDA: the networks are the same, so
+that either goes on with what the other has learnt."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ class Preset:
 
     processes: int
     """Single-threaded processes that share each step, or 1 where one device does it all."""
-    picture: int
-    """Width and height of a picture, a multiple of 8."""
+    image: int
+    """Width and height of an image, a multiple of 8."""
     scenes: int
     """How many scenes are drawn and encoded for training."""
     latent_channels: int
@@ -21,7 +22,7 @@ class Preset:
     vae_blocks: tuple[int, int, int, int]
     """Residual blocks of the VAE from full resolution down to an eighth."""
     vae_batch: int
-    """Full pictures a step and process; at first, four times as many quarter crops."""
+    """Full images a step and process; at first, four times as many quarter crops."""
     vae_learning_rate: float
     text_channels: int
     text_layers: int
@@ -38,7 +39,7 @@ class Preset:
 
 CPU: Final = Preset(
     processes=2,
-    picture=128,
+    image=128,
     scenes=20_000,
     latent_channels=8,
     vae_channels=32,
@@ -59,11 +60,11 @@ CPU: Final = Preset(
 
 CUDA: Final = Preset(
     processes=1,
-    picture=128,
+    image=128,
     scenes=200_000,
     latent_channels=8,
-    vae_channels=48,
-    vae_blocks=(1, 2, 3, 3),
+    vae_channels=32,
+    vae_blocks=(1, 1, 2, 3),
     vae_batch=64,
     vae_learning_rate=1e-3,
     text_channels=128,

@@ -11,12 +11,12 @@ from string import Template
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-_COLUMNS, _ROWS = 6, 4
+COLUMNS, _ROWS = 6, 4
 _MARGIN, _CAPTION_LINES, _LINE_HEIGHT = 8, 4, 13
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Score:
     """One measured number, and the goal it is held against, if any."""
 
     what: str
@@ -33,71 +33,86 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Evaluation:
     """All that the page says."""
 
-    pictures: Tensor
+    images: Tensor
     """[n, 3, size, size] in -1 to 1."""
     texts: list[str]
     steps: int
     guidance: float
-    sections: dict[str, list[Line]]
+    scores: list[Score]
+    styles: list[Tensor]
+    """The first images again with each LoRA, [columns, 3, size, size]."""
 
 
-def write(report: Report, page: Path) -> None:
-    """Writes the page, its contact sheet beside it under images/, and prints the numbers."""
-    sheet = page.parent / "images" / "demo-contact-sheet.png"
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(report).save(sheet, optimize=True)
-    sections = "\n".join(_section(title, lines) for title, lines in report.sections.items())
+def write(evaluation: Evaluation, page: Path) -> None:
+    """Writes the page, its sheets beside it under images/, and prints the numbers."""
+    folder = page.parent / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    contact_sheet(evaluation).save(folder / "demo-contact-sheet.png", optimize=True)
+    style_sheet(evaluation).save(folder / "demo-styles.png", optimize=True)
+    table = "\n".join(
+        ["| what | measured | goal |", "|---|---|---|", *map(_row, evaluation.scores)]
+    )
     template = Template(files(__package__).joinpath("report.md").read_text())
     page.write_text(
         template.substitute(
-            columns=_COLUMNS,
+            columns=COLUMNS,
             rows=_ROWS,
-            shown=_COLUMNS * _ROWS,
-            count=len(report.texts),
-            steps=report.steps,
-            guidance=f"{report.guidance:g}",
-            sections=sections,
+            shown=COLUMNS * _ROWS,
+            count=len(evaluation.texts),
+            steps=evaluation.steps,
+            guidance=f"{evaluation.guidance:g}",
+            table=table,
         )
     )
-    print(sections)
+    print(table)
 
 
-def contact_sheet(report: Report) -> Image.Image:
-    """The first pictures in rows, each over its prompt."""
-    size = report.pictures.shape[-1]
+def contact_sheet(evaluation: Evaluation) -> Image.Image:
+    """The first images in rows, each over its prompt."""
+    size = evaluation.images.shape[-1]
     width, height = size + _MARGIN, size + _MARGIN + _CAPTION_LINES * _LINE_HEIGHT
-    sheet = Image.new("RGB", (_COLUMNS * width + _MARGIN, _ROWS * height + _MARGIN), "white")
+    sheet = Image.new("RGB", (COLUMNS * width + _MARGIN, _ROWS * height + _MARGIN), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    shown = zip(report.pictures, report.texts, strict=True)
-    for place, (picture, text) in zip(range(_COLUMNS * _ROWS), shown, strict=False):
-        x = _MARGIN + place % _COLUMNS * width
-        y = _MARGIN + place // _COLUMNS * height
-        sheet.paste(to_image(picture), (x, y))
+    shown = zip(evaluation.images, evaluation.texts, strict=True)
+    for place, (image, text) in zip(range(COLUMNS * _ROWS), shown, strict=False):
+        x = _MARGIN + place % COLUMNS * width
+        y = _MARGIN + place // COLUMNS * height
+        sheet.paste(to_image(image), (x, y))
         caption = "\n".join(textwrap.wrap(text, 26)[:_CAPTION_LINES])
         pen.multiline_text((x, y + size + 2), caption, fill="black", font=font, spacing=1)
     return sheet
 
 
-def to_image(picture: Tensor) -> Image.Image:
-    """A picture [3, height, width] in -1 to 1 as an RGB image."""
-    pixels = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+def style_sheet(evaluation: Evaluation) -> Image.Image:
+    """The first images in a row, and below each what the LoRAs make of it."""
+    rows = [evaluation.images[:COLUMNS], *evaluation.styles]
+    step = evaluation.images.shape[-1] + _MARGIN
+    sheet = Image.new("RGB", (COLUMNS * step + _MARGIN, len(rows) * step + _MARGIN), "white")
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            sheet.paste(to_image(image), (_MARGIN + column * step, _MARGIN + row * step))
+    return sheet
+
+
+def to_image(image: Tensor) -> Image.Image:
+    """An image [3, height, width] in -1 to 1 as an RGB image."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
     return Image.fromarray(pixels.numpy())
 
 
-def _section(title: str, lines: list[Line]) -> str:
-    rows = [f"| {line.what} | {_number(line.value)} | {_goal(line)} |" for line in lines]
-    return "\n".join([f"## {title}", "| what | measured | goal |", "|---|---|---|", *rows, ""])
+def _row(line: Score) -> str:
+    return f"| {line.what} | {_number(line.value)} | {_goal(line)} |"
 
 
 def _number(value: float) -> str:
     return f"{value:.1e}" if 0 < value < 0.0005 else f"{value:.3f}"
 
 
-def _goal(line: Line) -> str:
+def _goal(line: Score) -> str:
     if line.goal is None:
         return ""
     sign = "≤" if line.at_most else "≥"
-    return f"{sign} {line.goal:g}: {'met' if line.holds else '**missed**'}"
+    return f"{sign} {line.goal:g}" + ("" if line.holds else ", **missed**")

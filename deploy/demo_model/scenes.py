@@ -1,7 +1,7 @@
-"""Draws the demo model's pictures: small landscapes in a flat, anti-aliased style.
+"""Draws the demo model's images: small landscapes in a flat, anti-aliased style.
 
 A `Scene` says what is to be seen, `sample_scene` draws one at random and `draw` paints it.
-Everything is a function of the generator passed in, so one seed is one picture. The objects
+Everything is a function of the generator passed in, so one seed is one image. The objects
 are deliberately large (a house is about 30 of 128 pixels wide): the diffusion model works on
 a 16x16 grid, and what is smaller than a cell or two of it cannot be learnt in a CPU's hours.
 """
@@ -35,7 +35,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows. None or False: the thing is not in the picture."""
+    """What an image shows. None or False: the thing is not in the image."""
 
     time: Time
     land: Land
@@ -111,7 +111,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = 128) -> Image.Image:
-    """Paints the scene as an RGB picture of size x size pixels; `rng` places the things."""
+    """Paints the scene as an RGB image of size x size pixels; `rng` places the things."""
     return _Painter(scene, rng, size).paint()
 
 
@@ -178,8 +178,8 @@ class _Painter:
     def _lights_in_the_sky(self, x: float) -> None:
         y = self._rng.uniform(0.12, 0.2)
         if self._scene.stars:
-            for _ in range(26):
-                r = self._rng.uniform(0.006, 0.011)
+            for _ in range(20):
+                r = self._rng.uniform(0.01, 0.017)
                 sx, sy = self._rng.uniform(0.02, 0.98), self._rng.uniform(0.02, 0.42)
                 self._disc(sx, sy, r, (255, 252, 226))
         if self._scene.sun:

@@ -1,8 +1,8 @@
-"""Makes the tokenizer and teaches the text encoder what captions say before it meets pictures.
+"""Makes the tokenizer and teaches the text encoder what captions say before it meets images.
 
 A caption names a handful of attributes. Reading them out of the caption is a matter of
 minutes when it is the task, and of hours when only a denoising loss asks for it; so the
-encoder learns that first, and goes on learning, more slowly, beside the UNet.
+encoder learns that first, and continues, more slowly, beside the UNet.
 """
 
 from __future__ import annotations
@@ -131,10 +131,18 @@ def build(preset: Preset, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def train(
-    preset: Preset, tokenizer: CLIPTokenizer, work: Path, device: torch.device
+    preset: Preset,
+    tokenizer: CLIPTokenizer,
+    start: CLIPTextModel | None,
+    work: Path,
+    device: torch.device,
 ) -> CLIPTextModel:
-    """Teaches the encoder to tell the scene from its caption, from the mean over all tokens."""
+    """Teaches the encoder to tell the scene from its caption, from the mean over all tokens;
+    `start` has learnt it."""
     encoder = build(preset, tokenizer).to(device).train()
+    if start is not None:
+        encoder.load_state_dict(start.state_dict())
+        return encoder
     saved = state.load(work / "text.pt", device)
     if saved is not None:
         encoder.load_state_dict(saved["encoder"])

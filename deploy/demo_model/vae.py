@@ -1,4 +1,4 @@
-"""Trains the autoencoder that turns pictures into latents of an eighth of their size."""
+"""Trains the autoencoder that turns images into latents of an eighth of their size."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from deploy.demo_model import state
 from deploy.demo_model.preset import SEED, Preset
-from deploy.demo_model.team import Team
+from deploy.demo_model.process_group import ProcessGroup
 
-_LATENT_NOISE = 0.15
+_LATENT_NOISE = 0.1
 """Deviation of the noise added to latents in training, whose own deviation is held at 1. It
 makes the decoder forgive the small errors that a denoised latent always has."""
-_CROPS_UNTIL = 0.2
+_CROPS_UNTIL = 0.5
 """Share of the budget spent on crops: the same work per step shows four times the scenes."""
-_ENCODER_UNTIL = 0.3
+_ENCODER_UNTIL = 0.5
 """Share of the budget after which the encoder, and with it what latents mean, stays as it is.
 The decoder has the harder task and learns on from fixed latents; the UNet need not wait."""
 _AVERAGE_DECAY = 0.998
@@ -31,7 +31,7 @@ _LOG_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedVae:
     """The averaged weights of a run so far."""
 
     model: AutoencoderTiny
@@ -52,17 +52,21 @@ def build(preset: Preset) -> AutoencoderTiny:
     )
 
 
-def to_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 pictures [n, height, width, 3] as floats [n, 3, height, width] in -1 to 1."""
-    floats = torch.from_numpy(np.array(pictures, order="C")).to(device).permute(0, 3, 1, 2)
+def to_pixels(images: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 images [n, height, width, 3] as floats [n, 3, height, width] in -1 to 1."""
+    floats = torch.from_numpy(np.array(images, order="C")).to(device).permute(0, 3, 1, 2)
     return floats.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
 class _Run:
     """The autoencoder in training, its optimizer and how far they are."""
 
-    def __init__(self, preset: Preset, work: Path, device: torch.device) -> None:
+    def __init__(
+        self, preset: Preset, start: AutoencoderTiny | None, work: Path, device: torch.device
+    ) -> None:
         self._model = build(preset).to(device, memory_format=torch.channels_last)
+        if start is not None:
+            self._model.load_state_dict(start.state_dict())
         self._average = AveragedModel(
             self._model,
             multi_avg_fn=get_ema_multi_avg_fn(_AVERAGE_DECAY),  # type: ignore[no-untyped-call]
@@ -98,18 +102,18 @@ class _Run:
         self._model.encoder.load_state_dict(settled.state_dict())
         self._model.encoder.requires_grad_(False)
 
-    def learn(self, batch: Tensor, rate: float, team: Team) -> float:
+    def learn(self, batch: Tensor, rate: float, group: ProcessGroup) -> float:
         """One step on the team's batches; the mean absolute pixel error of this process's own."""
         with torch.autocast(batch.device.type, torch.bfloat16):
             latents = self._model.encode(batch).latents
             noisy = latents + _LATENT_NOISE * torch.randn_like(latents)
             decoded = self._model.decode(noisy).sample
         pixel_error, loss = _loss(batch, decoded.float(), latents.float())
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._peak_rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS) * rate
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = self._peak_rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS) * rate
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        team.average_gradients(self._parameters)
+        group.average_gradients(self._parameters)
         torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
         self._average.update_parameters(self._model)
@@ -119,33 +123,35 @@ class _Run:
 
 def train(
     preset: Preset,
-    pictures: np.ndarray,
+    images: np.ndarray,
     *,
+    start: AutoencoderTiny | None,
     work: Path,
     device: torch.device,
     minutes: float,
-    team: Team,
-) -> Trained:
-    """Trains on uint8 pictures [n, size, size, 3] until `minutes` are spent in all runs."""
-    run = _Run(preset, work, device)
+    group: ProcessGroup,
+) -> TrainedVae:
+    """Trains on uint8 images [n, size, size, 3] until `minutes` are spent in all runs of `work`,
+    the first of which goes on from `start`."""
+    run = _Run(preset, start, work, device)
     clock = state.Clock(minutes, run.spent)
     frozen = False
-    while (progress := team.agree(clock.progress)) < 1:
+    while (progress := group.agree(clock.progress)) < 1:
         if progress >= _ENCODER_UNTIL and not frozen:
             run.freeze_encoder()
             frozen = True
-        batch = _batch(preset, pictures, [run.step, team.rank], progress, device)
-        pixel_error = run.learn(batch, _rate(progress), team)
-        if team.leads and run.step % _LOG_EVERY == 0:
+        batch = _batch(preset, images, [run.step, group.rank], progress, device)
+        pixel_error = run.learn(batch, _rate(progress), group)
+        if group.is_leader and run.step % _LOG_EVERY == 0:
             print(
                 f"vae  {progress:6.1%}  step {run.step}  |pixel error| {pixel_error:.4f}",
                 flush=True,
             )
-        if team.leads and clock.save_due():
+        if group.is_leader and clock.save_due():
             run.keep(clock.spent)
-    if team.leads:
+    if group.is_leader:
         run.keep(clock.spent)
-    team.wait()
+    group.wait()
     return averaged(preset, work, device)
 
 
@@ -156,41 +162,43 @@ def _rate(progress: float) -> float:
     return 0.5 + 0.5 * cos(pi * (progress - _ENCODER_UNTIL) / (1 - _ENCODER_UNTIL))
 
 
-def averaged(preset: Preset, work: Path, device: torch.device) -> Trained:
+def averaged(preset: Preset, work: Path, device: torch.device) -> TrainedVae:
     """The averaged weights of a run that has ended, or is still going on."""
     saved = state.load(work / "vae.pt", device)
     if saved is None:
         raise FileNotFoundError(f"no VAE has been trained in {work}")
     average = AveragedModel(build(preset).to(device))
     average.load_state_dict(saved["average"])
-    return Trained(average.module.eval(), saved["step"], saved["spent"] / 60)
+    return TrainedVae(average.module.eval(), saved["step"], saved["spent"] / 60)
 
 
 def _batch(
-    preset: Preset, pictures: np.ndarray, key: list[int], progress: float, device: torch.device
+    preset: Preset, images: np.ndarray, key: list[int], progress: float, device: torch.device
 ) -> Tensor:
-    """The batch of a key, [step, rank]: quarter crops at first, then whole pictures.
+    """The batch of a key, [step, rank]: quarter crops at first, then whole images.
 
     Seeds torch from the key too, so that a resumed run goes on as it would have.
     """
     rng = np.random.default_rng([SEED, 1, *key])
     torch.manual_seed(int(rng.integers(2**62)))
     if progress >= _CROPS_UNTIL:
-        return to_pixels(pictures[rng.integers(len(pictures), size=preset.vae_batch)], device)
-    crop = preset.picture // 2
-    places = rng.integers(
-        0, (len(pictures), crop // 8 + 1, crop // 8 + 1), (preset.vae_batch * 4, 3)
-    )
-    crops = [pictures[i, 8 * y : 8 * y + crop, 8 * x : 8 * x + crop] for i, y, x in places]
+        return to_pixels(images[rng.integers(len(images), size=preset.vae_batch)], device)
+    crop = preset.image // 2
+    places = rng.integers(0, (len(images), crop // 8 + 1, crop // 8 + 1), (preset.vae_batch * 4, 3))
+    crops = [images[i, 8 * y : 8 * y + crop, 8 * x : 8 * x + crop] for i, y, x in places]
     return to_pixels(np.stack(crops), device)
 
 
 def _loss(batch: Tensor, decoded: Tensor, latents: Tensor) -> tuple[float, Tensor]:
     """Mean absolute pixel error, and the loss: that, edges, and unit latents per channel."""
-    pixels = (decoded - batch).abs().mean()
     difference = decoded - batch
+    pixels = difference.abs().mean()
+    # Squares beside absolute values: a missing star is a small error on average, and a large one of
+    # its own.
+    squares = difference.square().mean()
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+    sharp = difference.diff(dim=-1).square().mean() + difference.diff(dim=-2).square().mean()
     mean = latents.mean(dim=(0, 2, 3))
     deviation = latents.std(dim=(0, 2, 3))
     unit = mean.square().mean() + (deviation - 1).square().mean()
-    return pixels.item(), pixels + 0.5 * edges + 0.02 * unit
+    return pixels.item(), pixels + edges + 2 * squares + 2 * sharp + 0.02 * unit

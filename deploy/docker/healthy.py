@@ -1,22 +1,28 @@
-"""A container's health check: `python -m deploy.docker.healthy http://… | tcp://host:port`.
+"""A container's health check: `python -m deploy.docker.healthy http://… | tcp://… | file:///…`.
 
 The images hold neither curl nor a shell's tools that would do it. An address with `http` must
 answer 200; one with `tcp` must accept a connection, which is how a worker shows that it lives: its
-`/metrics` may ask for a token, and a probe carries none.
+`/metrics` may ask for a token, and a probe carries none. A file must have been written in the last
+two days: so a daily backup shows that it was made.
 """
 
+import os
 import socket
 import sys
+import time
 import urllib.request
 from urllib.parse import urlsplit
 
 _SECONDS = 3.0
+_NEW_SECONDS = 2 * 24 * 3600
 
 
 def is_healthy(address: str) -> bool:
     """Whether it answers within three seconds."""
     parts = urlsplit(address)
     try:
+        if parts.scheme == "file":
+            return time.time() - os.stat(parts.path).st_mtime < _NEW_SECONDS
         if parts.scheme == "tcp":
             socket.create_connection((parts.hostname or "", parts.port or 0), _SECONDS).close()
             return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_metadata(pyproject: Path, packages: Path) -> Path:
-    """Make the `.dist-info` folder of the project; gives it."""
+    """Make the `.dist-info` folder of the project; return it."""
     project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
     name, version = project["name"], project["version"]
     folder = packages / f"{name.replace('-', '_')}-{version}.dist-info"

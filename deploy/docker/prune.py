@@ -27,6 +27,7 @@ _UNUSED = (
     "distutils-precedence.pth",
     "pip*",
     "bin",
+    "c2pa/libs/*.rlib",
 )
 _SOURCES = (".c", ".cpp", ".h", ".pxd", ".pyi", ".pyx")
 

@@ -27,10 +27,10 @@ _MAKERS: Mapping[str, Callable[[Mapping[str, str]], str]] = {
     "redis_password": lambda _: _random(),
     "grafana_password": lambda _: _random(),
     # Named as the settings they are (`shared.core.settings` reads them from /run/secrets).
-    "darkroom_database_url": lambda made: (
-        f"postgresql://darkroom:{made['database_password']}@postgres:5432/darkroom"
+    "darkroom_database_url": lambda values: (
+        f"postgresql://darkroom:{values['database_password']}@postgres:5432/darkroom"
     ),
-    "darkroom_redis_url": lambda made: f"redis://:{made['redis_password']}@redis:6379/0",
+    "darkroom_redis_url": lambda values: f"redis://:{values['redis_password']}@redis:6379/0",
     "darkroom_s3_access_key": lambda _: secrets.token_hex(10),
     "darkroom_s3_secret_key": lambda _: _random(),
     "darkroom_metrics_token": lambda _: _random(),
@@ -41,11 +41,11 @@ NAMES = tuple(_MAKERS)
 
 
 def make_secrets(folder: Path) -> list[str]:
-    """Make those that are missing; gives their names."""
+    """Make those that are missing; return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     values: dict[str, str] = {}
-    made = []
+    new_names = []
     for name, maker in _MAKERS.items():
         path = folder / name
         if path.exists():
@@ -55,8 +55,8 @@ def make_secrets(folder: Path) -> list[str]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(values[name] + "\n")
-        made.append(name)
-    return made
+        new_names.append(name)
+    return new_names
 
 
 if __name__ == "__main__":

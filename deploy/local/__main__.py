@@ -1,24 +1,36 @@
-"""`python -m deploy.local run | smoke`: the whole of Darkroom on this machine."""
+"""`darkroom-server up | smoke`: the whole of Darkroom on this machine."""
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deploy.local.errors import StackError, StopRequestedError
-from deploy.local.ports import port_from_environment
-from deploy.local.smoke import PROMPT, SEED, smoke
-from deploy.local.stack import LocalStack
-from deploy.local.terminal import Terminal
+from deploy.local.host import StackError, StopRequestedError, port_from_environment
+
+if TYPE_CHECKING:
+    from deploy.local.stack import LocalStack, Terminal
 
 DEFAULT_PORT = 8000
+_OF_EXTRA = re.compile(
+    r"(?P<package>[\w.-]+)(?P<rest>[^;]*);.*extra\s*==\s*[\"'](api|worker|local)[\"'].*"
+)
 
 
 def main() -> None:
     """Runs one command; the exit status is 0 when it did what was asked, else 1."""
     arguments = _parse()
+    missing = _missing_packages()
+    if missing:
+        command = " ".join(f"'{requirement}'" for requirement in missing)
+        sys.exit(f"Some packages are not installed: {sys.executable} -m pip install {command}")
+    from deploy.local.smoke import smoke
+    from deploy.local.stack import Terminal
+
     terminal = Terminal()
     stop = _stop_on_signals()
     try:
@@ -26,10 +38,7 @@ def main() -> None:
             smoke(terminal, stop)
         else:
             _run(arguments, terminal, stop)
-    except StackError as error:
-        terminal.fail(str(error))
-        sys.exit(1)
-    except OSError as error:  # the disk is full, a folder is closed to us
+    except (StackError, OSError) as error:  # such as a full disk or a closed folder
         terminal.fail(str(error))
         sys.exit(1)
     except StopRequestedError:
@@ -39,31 +48,56 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.local",
+        prog="darkroom-server",
         description=__doc__,
         epilog="DARKROOM_HOME is the data folder (default .darkroom). DARKROOM_PORT, "
         "DARKROOM_PLAYGROUND_PORT, DARKROOM_POSTGRES_PORT, DARKROOM_REDIS_PORT and "
         "DARKROOM_S3_PORT choose ports.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="start everything and stay until Ctrl-C")
-    run.add_argument(
+    up = commands.add_parser("up", help="start everything and stay until Ctrl-C")
+    up.add_argument(
         "--port", type=int, help=f"port of the API (default DARKROOM_PORT or {DEFAULT_PORT})"
     )
-    commands.add_parser("smoke", help="make two pictures in a throw-away stack")
+    commands.add_parser("smoke", help="make two images in a throw-away stack")
     return parser.parse_args()
 
 
-def _run(arguments: argparse.Namespace, terminal: Terminal, stop: threading.Event) -> None:
+def _missing_packages() -> list[str]:
+    """The requirements of the extras `api`, `worker` and `local` that are not installed."""
+    try:
+        requirements = distribution("darkroom-server").requires or []
+    except PackageNotFoundError:  # run from a source tree
+        return []
+    wanted = filter(None, map(_OF_EXTRA.fullmatch, requirements))
+    return [
+        each["package"] + each["rest"].strip()
+        for each in wanted
+        if not _is_installed(each["package"])
+    ]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _run(arguments: argparse.Namespace, terminal: "Terminal", stop: threading.Event) -> None:
+    from deploy.local.smoke import PROMPT, SEED
+    from deploy.local.stack import LocalStack
+
     home = Path(os.environ.get("DARKROOM_HOME") or ".darkroom")
     port = arguments.port or port_from_environment("DARKROOM_PORT") or DEFAULT_PORT
     stack = LocalStack(home, port=port, terminal=terminal, stop=stop)
     try:
         terminal.say(f"Darkroom starts in {stack.home.path}", "bold")
         stack.start()
-        picture = stack.home.path / "first-image.png"
-        with terminal.step("first image", picture):
-            stack.generate({"prompt": PROMPT, "seed": SEED}, picture)
+        image = stack.home.path / "first-image.png"
+        with terminal.step("first image", image):
+            stack.generate({"prompt": PROMPT, "seed": SEED}, image)
         _introduce(stack, terminal)
         stack.watch()
     except StackError:
@@ -75,12 +109,13 @@ def _run(arguments: argparse.Namespace, terminal: Terminal, stop: threading.Even
             stack.close()
 
 
-def _introduce(stack: LocalStack, terminal: Terminal) -> None:
+def _introduce(stack: "LocalStack", terminal: "Terminal") -> None:
     terminal.say("Darkroom is ready", "bold green")
     if stack.playground is not None:
         terminal.fact("playground", stack.playground.url)
     else:
-        terminal.fact("playground", "not installed; pip install './client[playground]' brings it")
+        hint = "not installed; it comes with the package darkroom and its extra playground"
+        terminal.fact("playground", hint)
     terminal.fact("API", stack.url)
     terminal.fact("docs", f"{stack.url}/docs")
     terminal.fact("key", stack.key)

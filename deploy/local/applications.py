@@ -1,5 +1,6 @@
-"""Darkroom's own processes in the local stack: the API and the workers."""
+"""Darkroom's own processes in the local stack: the API, the workers and the playground."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -8,11 +9,14 @@ from pathlib import Path
 import httpx2
 
 from deploy.local.home import Home
+from deploy.local.host import LOOPBACK
 from deploy.local.process import Program
 from deploy.local.service import Service
 
 PROJECT = Path(__file__).resolve().parents[2]
 API = "api"
+PLAYGROUND = "playground"
+_PLAYGROUND_PORT = 8501
 
 
 class Application(Service):
@@ -69,11 +73,44 @@ class Api(Application):
 
     def answers(self) -> bool:
         """Whether ``/readyz`` says that Postgres, Redis and S3 are reachable."""
-        try:
-            answer = httpx2.get(f"{self._url}/readyz", timeout=5, trust_env=False)
-        except httpx2.TransportError:
-            return False
-        return answer.status_code == 200
+        return _is_ok(f"{self._url}/readyz")
+
+
+def playground_is_installed() -> bool:
+    """Whether this interpreter has the client with its playground extra."""
+    return all(importlib.util.find_spec(name) for name in ("darkroom", "streamlit"))
+
+
+class Playground(Application):
+    """The Streamlit server. It holds the stack's API key, so it listens on this machine alone."""
+
+    def __init__(self, api_url: str, api_key: str, home: Home, taken: set[int]) -> None:
+        """Chooses the port: that of ``DARKROOM_PLAYGROUND_PORT``, the default, or any free one.
+
+        Raises:
+            PortTakenError: the port that was asked for is taken.
+        """
+        port = home.choose_port(PLAYGROUND, _PLAYGROUND_PORT, taken)
+        self.url = self.where = f"http://{LOOPBACK}:{port}"
+        # Not the servers' secrets, also where the shell has them: it is a client like any other.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("DARKROOM_") or name.startswith("DARKROOM_PLAYGROUND_")
+        } | {"DARKROOM_URL": api_url, "DARKROOM_API_KEY": api_key}
+        arguments = ["-m", "darkroom.playground", f"--port={port}"]
+        super().__init__(PLAYGROUND, arguments, home=home, environment=environment)
+
+    def answers(self) -> bool:
+        """Whether Streamlit says that it is well."""
+        return _is_ok(f"{self.url}/_stcore/health")
+
+
+def _is_ok(url: str) -> bool:
+    try:
+        return httpx2.get(url, timeout=5, trust_env=False).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 def applications(url: str, home: Home, environment: Mapping[str, str]) -> list[Application]:
@@ -90,10 +127,14 @@ def applications(url: str, home: Home, environment: Mapping[str, str]) -> list[A
     return [Api(url, home, environment), worker("generate"), worker("cpu")]
 
 
-def application_environment(servers: Mapping[str, str], url: str) -> dict[str, str]:
+def application_environment(servers: Mapping[str, str], url: str, home: Home) -> dict[str, str]:
     """The user's environment with the stack's own settings over it."""
+    own = os.environ.keys() & {
+        f"DARKROOM_PROVENANCE_{name}" for name in ("CERTIFICATE_FILE", "KEY_FILE", "SIGNER_URL")
+    }
     return {
         **os.environ,
+        **({} if own else _signing(home)),
         # Overridable by the user's own variables.
         "DARKROOM_LOG_FORMAT": os.environ.get("DARKROOM_LOG_FORMAT", "console"),
         "DARKROOM_MODELS_FILE": os.environ.get(
@@ -107,13 +148,9 @@ def application_environment(servers: Mapping[str, str], url: str) -> dict[str, s
     }
 
 
-def migration(home: Home, environment: Mapping[str, str]) -> Program:
-    """The program that brings the tables to the newest form."""
-    return Program(
-        name="migrations",
-        command=[sys.executable, "-m", "migrations", "upgrade"],
-        environment=environment,
-        log=home.log("migrations"),
-        record=home.record("migrations"),
-        cwd=PROJECT,
-    )
+def _signing(home: Home) -> dict[str, str]:
+    key, certificate = home.certificate()
+    return {
+        "DARKROOM_PROVENANCE_KEY_FILE": str(key),
+        "DARKROOM_PROVENANCE_CERTIFICATE_FILE": str(certificate),
+    }

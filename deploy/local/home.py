@@ -5,13 +5,21 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
-from deploy.local.errors import ForeignFolderError, HomeInUseError, StackError
+from deploy.local.certificate import make_certificate
+from deploy.local.host import (
+    ForeignFolderError,
+    HomeInUseError,
+    StackError,
+    choose_port,
+    demand_port,
+    is_free,
+    port_from_environment,
+)
 from shared.core.keys import new_key
 
 # The layout of a home; a newer Darkroom that changes it raises this number and converts.
@@ -94,14 +102,33 @@ class Home:
         """The children that an earlier start has left on record."""
         return sorted(self._run.glob("*.json"))
 
-    def remembered_port(self, name: str) -> int | None:
-        """The port a server had at its last start; None for a new home."""
-        port = self._ports().get(name)
-        return port if isinstance(port, int) else None
+    def choose_port(self, name: str, default: int | None, taken: Container[int]) -> int:
+        """A part's port: the one that ``DARKROOM_<NAME>_PORT`` asks for, its last, or the default.
 
-    def remember_port(self, name: str, port: int) -> None:
-        """Keeps a server's port, so that addresses survive a restart."""
+        Where none of these is free, any other one. It is kept, so that addresses survive a restart.
+        Without a ``default`` nothing is asked for.
+
+        Raises:
+            PortTakenError: the port that was asked for is taken.
+        """
+        variable = f"DARKROOM_{name.upper()}_PORT"
+        port = port_from_environment(variable) if default is not None else None
+        if port is not None:
+            demand_port(port, variable=variable)
+        else:
+            wanted = (self._ports().get(name), default)
+            free = (each for each in wanted if isinstance(each, int) and each not in taken)
+            port = next(filter(is_free, free), None) or choose_port(taken)
         self._write("ports.json", {**self._ports(), name: port})
+        return port
+
+    def certificate(self) -> tuple[Path, Path]:
+        """The files of the development certificate: its key, and the certificate with its root."""
+        files = self.path / "signing-key.pem", self.path / "signing-certificate.pem"
+        if not all(file.exists() for file in files):
+            for file, text in zip(files, make_certificate(), strict=True):
+                self.write_private(file.name, text)
+        return files
 
     def write_private(self, name: str, text: str) -> Path:
         """Writes a file that only its owner can read, all of it or nothing."""
@@ -114,12 +141,7 @@ class Home:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ports(self) -> dict[str, object]:
@@ -135,21 +157,21 @@ class Home:
             self._write("home.json", {"format": FORMAT})
             return
         try:
-            found = int(json.loads(stamp.read_text())["format"])
+            version = int(json.loads(stamp.read_text())["format"])
         except (ValueError, KeyError, TypeError) as error:
             raise StackError(f"{stamp} is damaged; expected {{'format': {FORMAT}}}") from error
-        if found > FORMAT:
+        if version > FORMAT:
             raise StackError(
-                f"{self.path} was made by a newer Darkroom (format {found}, this one knows "
+                f"{self.path} was made by a newer Darkroom (format {version}, this one knows "
                 f"{FORMAT}); update, or choose another DARKROOM_HOME"
             )
 
     def _load_secrets(self) -> Secrets:
         file = self.path / "secrets.json"
         if not file.exists():
-            made = Secrets.generate()
-            self._write("secrets.json", asdict(made))
-            return made
+            generated = Secrets.generate()
+            self._write("secrets.json", asdict(generated))
+            return generated
         try:
             return Secrets(**json.loads(file.read_text()))
         except (ValueError, TypeError) as error:

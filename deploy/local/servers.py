@@ -2,11 +2,9 @@
 
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from deploy.local.home import Home
-from deploy.local.ports import choose_port, demand_port, is_free, port_from_environment
 from deploy.local.postgres_server import PostgresServer
 from deploy.local.process import stop_orphans
 from deploy.local.redis_server import RedisServer
@@ -24,9 +22,6 @@ class EmbeddedServers:
     the same data.
     """
 
-    postgres: PostgresServer
-    redis: RedisServer
-    s3: S3Server
     s3_bucket = BUCKET
     s3_region = REGION
 
@@ -45,7 +40,10 @@ class EmbeddedServers:
         try:
             # Before the ports: an orphan holds the ones that this home remembers.
             stop_orphans(self.home.records())
-            ports = _choose_ports(self.home, default_ports=default_ports)
+            ports: dict[str, int] = {}
+            for name, default in _DEFAULT_PORTS.items():
+                wanted = default if default_ports else None
+                ports[name] = self.home.choose_port(name, wanted, ports.values())
             self.postgres = PostgresServer(self.home, ports["postgres"], durable=durable)
             self.redis = RedisServer(self.home, ports["redis"])
             self.s3 = S3Server(self.home, ports["s3"])
@@ -132,25 +130,5 @@ class EmbeddedServers:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _choose_ports(home: Home, *, default_ports: bool) -> dict[str, int]:
-    chosen: dict[str, int] = {}
-    for name, default in _DEFAULT_PORTS.items():
-        variable = f"DARKROOM_{name.upper()}_PORT"
-        demanded = port_from_environment(variable) if default_ports else None
-        candidates = [home.remembered_port(name), default if default_ports else None]
-        free = [port for port in candidates if port and is_free(port)]
-        if demanded is not None:
-            chosen[name] = demand_port(demanded, variable=variable)
-        else:
-            chosen[name] = free[0] if free else choose_port(set(chosen.values()))
-        home.remember_port(name, chosen[name])
-    return chosen

@@ -1,28 +1,38 @@
 """The supervisor of `make run`: starts all parts in order, keeps them alive, stops them in time."""
 
+import contextlib
 import shlex
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy.local.api_client import ApiClient
+import httpx2
+from rich.console import Console
+from rich.text import Text
+
 from deploy.local.applications import (
     API,
     Application,
+    Playground,
     application_environment,
     applications,
-    migration,
+    playground_is_installed,
 )
-from deploy.local.errors import ServerFailedError, StackError
-from deploy.local.keeper import Keeper
-from deploy.local.playground import Playground, is_installed
-from deploy.local.ports import LOOPBACK, choose_port, demand_port
+from deploy.local.host import (
+    LOOPBACK,
+    ServerFailedError,
+    StackError,
+    StopRequestedError,
+    choose_port,
+    demand_port,
+    wait_until,
+)
 from deploy.local.process import ChildProcess, describe_failure
 from deploy.local.servers import EmbeddedServers
-from deploy.local.service import Service
-from deploy.local.terminal import Terminal
-from deploy.local.waiting import wait_until
+from deploy.local.service import Restarter, Service
 from deploy.tenants import register_key
 
 # Together below the 10 s in which the stack promises to be gone.
@@ -33,6 +43,123 @@ _MIGRATION_SECONDS = 120.0
 # A cold start loads the model and warms it up before the first job runs.
 _FIRST_JOB_SECONDS = 300.0
 _TICK_SECONDS = 0.2
+_POLL_SECONDS = 0.25
+_DONE = {"succeeded", "failed", "canceled", "expired"}
+
+
+class Terminal:
+    """Lines for the user. Losing the terminal is not a failure."""
+
+    def __init__(self) -> None:
+        """Writes to standard output."""
+        self._console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
+
+    def say(self, message: str, style: str = "") -> None:
+        """Prints a message as it is."""
+        with contextlib.suppress(OSError):
+            self._console.print(Text(message, style=style))
+            sys.stdout.flush()
+
+    def fail(self, message: str) -> None:
+        """Prints what went wrong; the first line is the sentence, the rest is evidence."""
+        sentence, _, evidence = message.partition("\n")
+        self.say(sentence, "bold red")
+        if evidence:
+            self.say(evidence, "dim")
+
+    def fact(self, name: str, value: object) -> None:
+        """Prints a name and a value, aligned with its neighbours."""
+        with contextlib.suppress(OSError):
+            self._console.print(Text(f"  {name:<16}", style="dim") + Text(str(value)))
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def step(self, name: str, detail: object = "") -> Iterator[None]:
+        """Prints what was done and how long it took, once it is done.
+
+        In a terminal it shows meanwhile that it is being done.
+        """
+        began = time.monotonic()
+        with self._console.status(name) if self._console.is_terminal else contextlib.nullcontext():
+            yield
+        self.fact(name, f"{detail!s:<42}{time.monotonic() - began:5.1f} s")
+
+
+class ApiClient:
+    """The few calls by which the stack proves itself: through the HTTP API and nothing else."""
+
+    def __init__(self, url: str, key: str, stop: threading.Event) -> None:
+        """``stop`` ends every wait."""
+        self._http = httpx2.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=30,
+            trust_env=False,  # this machine needs no proxy
+        )
+        self._stop = stop
+
+    def upload(self, image: Path) -> str:
+        """Sends an image; returns its upload id."""
+        answer = self._http.post("/v1/uploads", files={"file": (image.name, image.read_bytes())})
+        return str(_checked(answer)["id"])
+
+    def generate(
+        self, job: dict[str, Any], *, seconds: float, meanwhile: Callable[[], None]
+    ) -> dict[str, Any]:
+        """Submits a job and returns it when it has succeeded.
+
+        ``meanwhile`` is called between polls, and may raise to end the wait.
+
+        Raises:
+            StackError: it was refused, it failed, or it took longer than ``seconds``.
+            StopRequestedError: the user wants to stop.
+        """
+        submitted = _checked(self._http.post("/v1/jobs", json=job))
+        deadline = time.monotonic() + seconds
+        while True:
+            latest = _checked(self._http.get(f"/v1/jobs/{submitted['id']}"))
+            if latest["state"] in _DONE:
+                break
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"job {latest['id']} is still {latest['state']} after {seconds:.0f} s"
+                )
+            meanwhile()
+            if self._stop.wait(_POLL_SECONDS):
+                raise StopRequestedError
+        if latest["state"] != "succeeded":
+            reason = (latest.get("error") or {}).get("message", "no reason was given")
+            raise StackError(f"job {latest['id']} {latest['state']}: {reason}")
+        return latest
+
+    def save(self, job: dict[str, Any], path: Path) -> Path:
+        """Saves the first image of a job; returns ``path``."""
+        image = job["images"][0]["id"]
+        answer = self._http.get(
+            f"/v1/images/{image}/content", follow_redirects=False, params={"proxy": "1"}
+        )
+        if answer.status_code != 200:
+            raise StackError(f"GET {answer.request.url} answered {answer.status_code}")
+        path.write_bytes(answer.content)
+        return path
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._http.close()
+
+
+def _checked(answer: httpx2.Response) -> dict[str, Any]:
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if answer.is_success and isinstance(body, dict):
+        return body
+    problem = body if isinstance(body, dict) else {"detail": answer.text[:200]}
+    detail = problem.get("detail") or problem.get("title") or "no reason was given"
+    raise StackError(
+        f"{answer.request.method} {answer.request.url.path} answered {answer.status_code}: {detail}"
+    )
 
 
 class LocalStack:
@@ -62,7 +189,7 @@ class LocalStack:
         try:
             # After the orphans are gone, since one of them may be our own API.
             taken = {server.port for server in self.servers.all}
-            with_playground = port is not None and is_installed()
+            with_playground = port is not None and playground_is_installed()
             port = demand_port(port or choose_port(taken), variable="DARKROOM_PORT")
             self.url = f"http://{LOOPBACK}:{port}"
             if with_playground:
@@ -70,7 +197,7 @@ class LocalStack:
         except BaseException:
             self.home.close()
             raise
-        self._environment = application_environment(self.servers.environment(), self.url)
+        self._environment = application_environment(self.servers.environment(), self.url, self.home)
         self._applications = applications(self.url, self.home, self._environment)
         if self.playground is not None:
             self._applications.insert(0, self.playground)
@@ -99,25 +226,19 @@ class LocalStack:
                 part.start(self._stop)
         self._write_environment()
 
-    def generate(self, job: dict[str, Any], picture: Path) -> dict[str, Any]:
-        """Runs one job through the API and saves its first picture; returns the job."""
-        client = ApiClient(self.url, self.key, self._stop)
-        try:
+    def generate(self, job: dict[str, Any], image: Path) -> dict[str, Any]:
+        """Runs one job through the API and saves its first image; returns the job."""
+        with contextlib.closing(ApiClient(self.url, self.key, self._stop)) as client:
             done = client.generate(
                 job, seconds=_FIRST_JOB_SECONDS, meanwhile=self._require_all_running
             )
-            client.save(done, picture)
-        finally:
-            client.close()
+            client.save(done, image)
         return done
 
-    def upload(self, picture: Path) -> str:
-        """Sends a picture through the API; returns its upload id."""
-        client = ApiClient(self.url, self.key, self._stop)
-        try:
-            return client.upload(picture)
-        finally:
-            client.close()
+    def upload(self, image: Path) -> str:
+        """Sends an image through the API; returns its upload id."""
+        with contextlib.closing(ApiClient(self.url, self.key, self._stop)) as client:
+            return client.upload(image)
 
     def watch(self) -> None:
         """Keeps every part alive until a stop is wanted.
@@ -126,10 +247,10 @@ class LocalStack:
             StackError: a part can never start again as things are.
             StopRequestedError: a stop came in the middle of a restart.
         """
-        keepers = [Keeper(service) for service in self.services]
+        restarters = [Restarter(service) for service in self.services]
         while not self._stop.wait(_TICK_SECONDS):
-            for keeper in keepers:
-                message = keeper.check(self._stop)
+            for restarter in restarters:
+                message = restarter.check(self._stop)
                 if message:
                     self._terminal.fail(message)
 
@@ -145,7 +266,10 @@ class LocalStack:
             self.home.close()
 
     def _migrate(self) -> None:
-        program = migration(self.home, self._environment)
+        upgrade = ["-m", "migrations", "upgrade"]
+        program = Application(
+            "migrations", upgrade, home=self.home, environment=self._environment
+        ).program()
         child = ChildProcess(program)
         try:
             wait_until(

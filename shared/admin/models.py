@@ -1,4 +1,4 @@
-"""Table of drains: the workers that an operator has told to rest."""
+"""Table of drains: the workers that an operator is draining."""
 
 from sqlalchemy import Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -16,6 +16,6 @@ class WorkerDrain(Base):
     """The id of the API key."""
     requested_at: Mapped[CreatedAt]
     drained_at: Mapped[Instant | None]
-    """When the worker had nothing left in hand."""
+    """When the worker had nothing left in flight."""
     seen_at: Mapped[CreatedAt]
-    """When the worker last read this; an order that nobody reads is forgotten some day."""
+    """When the worker last read this; an order that nobody reads is purged some day."""

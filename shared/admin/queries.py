@@ -15,11 +15,12 @@ from shared.jobs.state import JobState
 from shared.webhooks.delivery_queries import is_held
 from shared.webhooks.models import DeliveryState, WebhookDelivery
 
-_NOW_OF_DRAINS = func.clock_timestamp()
+_NOW = func.clock_timestamp()
+_SCAN_TIME = func.statement_timestamp()
 
 
 def order_drain(worker: str, key_id: str | None) -> ReturningInsert[WorkerDrain]:
-    """Tell the worker to rest; where it was told already, nothing changes but the row comes."""
+    """Request draining; idempotent. Returns the row."""
     return (
         pg_insert(WorkerDrain)
         .values(worker=worker, requested_by=key_id)
@@ -29,7 +30,7 @@ def order_drain(worker: str, key_id: str | None) -> ReturningInsert[WorkerDrain]
 
 
 def lift_drain(worker: str) -> ReturningDelete[str]:
-    """Let the worker go on. No row: it was not told to rest."""
+    """Resume the worker. No row: it was not draining."""
     return delete(WorkerDrain).where(WorkerDrain.worker == worker).returning(WorkerDrain.worker)
 
 
@@ -44,13 +45,13 @@ def read_drain(worker: str) -> ReturningUpdate[WorkerDrain]:
     return (
         update(WorkerDrain)
         .where(WorkerDrain.worker == worker)
-        .values(seen_at=_NOW_OF_DRAINS)
+        .values(seen_at=_NOW)
         .returning(WorkerDrain)
     )
 
 
 def note_drained(worker: str, requested_at: datetime) -> Update:
-    """Nothing is in this worker's hands any more; of this order, not of a later one."""
+    """Nothing is in flight at this worker any more; of this order, not of a later one."""
     return (
         update(WorkerDrain)
         .where(
@@ -58,50 +59,49 @@ def note_drained(worker: str, requested_at: datetime) -> Update:
             WorkerDrain.requested_at == requested_at,
             WorkerDrain.drained_at.is_(None),
         )
-        .values(drained_at=_NOW_OF_DRAINS)
+        .values(drained_at=_NOW)
     )
 
 
-def forget_drains(unread_for: timedelta) -> Delete:
+def purge_drains(unread_for: timedelta) -> Delete:
     """Drop the orders to workers that have not been there for so long: nobody has that name now."""
-    limit = _NOW_OF_DRAINS - unread_for
+    limit = _NOW - unread_for
     return delete(WorkerDrain).where(WorkerDrain.seen_at < limit, WorkerDrain.requested_at < limit)
 
 
-_NOW = func.statement_timestamp()
-
-
 def count_waiting() -> Select[str, str, int, Any]:
-    """(model, lane, jobs that may run, seconds that the oldest has waited)."""
+    """(model, queue_class, jobs that may run, seconds that the oldest has waited)."""
     since = func.coalesce(Job.not_before, Job.created_at)
     paused = select(Batch.id).where(Batch.paused, Batch.finished_at.is_(None))
     may_run = and_(
         Job.state == JobState.QUEUED,
-        or_(Job.not_before.is_(None), Job.not_before <= _NOW),
+        or_(Job.not_before.is_(None), Job.not_before <= _SCAN_TIME),
         # The few paused batches are hashed once.
         or_(Job.batch_id.is_(None), ~Job.batch_id.in_(paused)),
     )
-    age = func.greatest(0, func.extract("epoch", _NOW - func.min(since)))
+    age = func.greatest(0, func.extract("epoch", _SCAN_TIME - func.min(since)))
     return (
-        select(Job.model, Job.lane, func.count(), age).where(may_run).group_by(Job.model, Job.lane)
+        select(Job.model, Job.queue_class, func.count(), age)
+        .where(may_run)
+        .group_by(Job.model, Job.queue_class)
     )
 
 
 def count_running() -> Select[str, str, int]:
-    """(model, lane, jobs in workers' hands)."""
+    """(model, queue_class, running jobs)."""
     return (
-        select(Job.model, Job.lane, func.count())
+        select(Job.model, Job.queue_class, func.count())
         .where(Job.state == JobState.RUNNING)
-        .group_by(Job.model, Job.lane)
+        .group_by(Job.model, Job.queue_class)
     )
 
 
 def count_deliveries() -> Select[int, Any]:
     """(webhook deliveries that could go out now, seconds since the oldest was due)."""
-    age = func.extract("epoch", _NOW - func.min(WebhookDelivery.due_at))
+    age = func.extract("epoch", _SCAN_TIME - func.min(WebhookDelivery.due_at))
     return select(func.count(), func.greatest(0, func.coalesce(age, 0))).where(
         WebhookDelivery.state == DeliveryState.PENDING,
-        WebhookDelivery.due_at <= _NOW,
-        or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _NOW),
+        WebhookDelivery.due_at <= _SCAN_TIME,
+        or_(WebhookDelivery.lease_until.is_(None), WebhookDelivery.lease_until < _SCAN_TIME),
         ~is_held(WebhookDelivery),
     )

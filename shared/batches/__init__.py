@@ -1,1 +1,2 @@
-"""Batches: up to 50,000 jobs that are accepted whole, fed fairly and counted by the ledger."""
+"""Batches: up to 50,000 jobs that are accepted whole, enqueued fairly and counted by the
+database."""

@@ -18,11 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.batches.state import TERMINAL_STATES, BatchState
-from shared.core.database import Base, CreatedAt, Id, Instant, Json
-
-
-def _sql_list(states: object) -> str:
-    return ", ".join(f"'{state}'" for state in sorted(states))  # type: ignore[call-overload]
+from shared.core.database import Base, CreatedAt, Id, Instant, Json, sql_list
 
 
 class Batch(Base):
@@ -30,9 +26,9 @@ class Batch(Base):
 
     __tablename__ = "batches"
     __table_args__ = (
-        CheckConstraint(f"state IN ({_sql_list(BatchState)})", name="state_is_known"),
+        CheckConstraint(f"state IN ({sql_list(BatchState)})", name="state_is_known"),
         CheckConstraint(
-            f"(state IN ({_sql_list(TERMINAL_STATES)})) = (finished_at IS NOT NULL)",
+            f"(state IN ({sql_list(TERMINAL_STATES)})) = (finished_at IS NOT NULL)",
             name="terminal_has_finished_at",
         ),
         CheckConstraint("(finished_at IS NULL) = (summary IS NULL)", name="finished_has_summary"),
@@ -44,7 +40,9 @@ class Batch(Base):
     id: Mapped[Id]
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     api_key_id: Mapped[str | None] = mapped_column(Text)
-    """Whose turn a job of this batch takes: the feeder goes round the keys."""
+    """Whose turn a job of this batch takes: the enqueuer goes round the keys."""
+    name: Mapped[str | None] = mapped_column(Text)
+    """As given, or its file's."""
     session_id: Mapped[str | None] = mapped_column(Text)
     """The session of all lines that name none."""
     source: Mapped[str] = mapped_column(Text)
@@ -67,7 +65,7 @@ class Batch(Base):
     """Sum of width × height × steps over all images."""
 
     priority: Mapped[int] = mapped_column(SmallInteger)
-    """0 … 9; among one key's batches a higher one is fed first."""
+    """0 … 9; among one key's batches a higher one is enqueued first."""
     paused: Mapped[bool] = mapped_column(server_default=text("false"))
     cancel_requested: Mapped[bool] = mapped_column(server_default=text("false"))
     state: Mapped[str] = mapped_column(Text)

@@ -10,46 +10,51 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
+    BigInteger,
     Insert,
+    Integer,
     Select,
-    Update,
+    Uuid,
     and_,
+    any_,
+    bindparam,
+    cast,
     delete,
     func,
     insert,
     literal,
-    null,
     select,
     tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
-from sqlalchemy.sql.elements import ColumnElement
 
 from shared.batches.models import Batch, BatchFile, BatchReport
 from shared.batches.state import BatchState
 from shared.images.models import Image, Session, Upload
 from shared.jobs.models import Job
+from shared.jobs.queries.client_requests import WAS_ACCEPTED
 from shared.jobs.state import JobState
-from shared.webhooks.events import EventType
+from shared.webhooks.models import WebhookEvent
 
 NOW = func.clock_timestamp()
-
 
 RATE_WINDOW = timedelta(seconds=60)
 """A batch's rate is what its jobs did in the last minute."""
 
-
 COPIED_COLUMNS = (
     *("id", "tenant_id", "api_key_id", "session_id", "batch_id", "custom_id", "line"),
-    *("kind", "model", "lane", "prompt", "negative_prompt", "seeds", "width", "height", "steps"),
-    *("guidance_scale", "scheduler", "strength", "resize_mode", "init_image", "output_format"),
+    *("kind", "model", "queue_class", "prompt", "negative_prompt", "seeds"),
+    *("width", "height", "steps"),
+    *("guidance_scale", "true_cfg_scale", "scheduler", "strength"),
+    *("resize_mode", "init_image", "loras", "options"),
+    "output_format",
     *("previews", "metadata", "cost", "estimated_gpu_seconds", "start_deadline"),
     *("finish_deadline", "webhook", "state", "max_attempts"),
 )
 """The columns of a batch's jobs that the ingest writes; the others have defaults."""
-
 
 COPY_JOBS = f"COPY jobs ({', '.join(COPIED_COLUMNS)}) FROM STDIN"
 """Accept all jobs of a batch, in COPY's text format."""
@@ -110,7 +115,7 @@ def get_file(tenant_id: UUID, file_id: UUID) -> Select[BatchFile]:
 
 
 def delete_file(tenant_id: UUID, file_id: UUID) -> ReturningDelete[str]:
-    """Forget a file; returns the key of its object."""
+    """Delete a file; returns the key of its object."""
     return (
         delete(BatchFile)
         .where(BatchFile.tenant_id == tenant_id, BatchFile.id == file_id)
@@ -118,7 +123,7 @@ def delete_file(tenant_id: UUID, file_id: UUID) -> ReturningDelete[str]:
     )
 
 
-def forget_files(older_than: timedelta, limit: int) -> ReturningDelete[str]:
+def purge_files(older_than: timedelta, limit: int) -> ReturningDelete[str]:
     """Retention: a file is of no use once its batches are made. Returns the objects' keys."""
     old = (
         select(BatchFile.id)
@@ -126,6 +131,38 @@ def forget_files(older_than: timedelta, limit: int) -> ReturningDelete[str]:
         .limit(limit)
     )
     return delete(BatchFile).where(BatchFile.id.in_(old)).returning(BatchFile.s3_key)
+
+
+def delete_emptied(tenant_id: UUID, session_id: str) -> Select[UUID]:
+    """Delete a session's batches that have ended and of whose jobs none is kept any more, with
+    their webhooks' events; their ids."""
+    jobs = select(Job.id).where(Job.batch_id == Batch.id)
+    gone = (
+        delete(Batch)
+        .where(
+            Batch.tenant_id == tenant_id,
+            Batch.session_id == session_id,
+            Batch.finished_at.is_not(None),
+            ~jobs.exists(),
+        )
+        .returning(Batch.id)
+        .cte("gone")
+    )
+    events = delete(WebhookEvent).where(
+        WebhookEvent.tenant_id == tenant_id, WebhookEvent.resource_id.in_(select(gone.c.id))
+    )
+    return select(gone.c.id).add_cte(events.cte("events"))
+
+
+def purge_emptied(older_than: timedelta, limit: int) -> ReturningDelete[UUID]:
+    """Retention: a batch goes with the last of its jobs, the report of a refused file as late."""
+    jobs = select(Job.id).where(Job.batch_id == Batch.id)
+    emptied = (
+        select(Batch.id)
+        .where(Batch.finished_at < func.statement_timestamp() - older_than, ~jobs.exists())
+        .limit(limit)
+    )
+    return delete(Batch).where(Batch.id.in_(emptied)).returning(Batch.id)
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -154,13 +191,13 @@ def list_batches(
 
 
 def count_jobs(batch_ids: Sequence[UUID]) -> Select[UUID | None, str, int, Any, int]:
-    """(batch, state, jobs, images, cost) of these batches' jobs: the exact counts, asked anew."""
+    """(batch, state, jobs, images, cost) of these batches' jobs: exact, counted now."""
     return (
         select(
             Job.batch_id,
             Job.state,
             func.count(),
-            func.sum(func.cardinality(Job.seeds)),
+            func.sum(func.cardinality(Job.seeds) - func.jsonb_array_length(Job.filtered)),
             func.sum(Job.cost),
         )
         .where(Job.batch_id.in_(batch_ids))
@@ -235,6 +272,18 @@ def list_start_images(
     )
 
 
+def read_ends(batch_ids: Sequence[UUID]) -> Select[UUID, int]:
+    """(id, when a job of it or the batch itself has last ended) of these batches, of whatever
+    tenant: in microseconds since 1970, 0 before any end."""
+    last = select(func.max(Job.finished_at)).where(
+        Job.batch_id == Batch.id, Job.finished_at.is_not(None)
+    )
+    newest = func.greatest(last.scalar_subquery(), Batch.finished_at)
+    microseconds = func.coalesce(func.extract("epoch", newest) * 1_000_000, 0)
+    wanted = bindparam("wanted", list(batch_ids), ARRAY(Uuid))
+    return select(Batch.id, cast(microseconds, BigInteger)).where(Batch.id == any_(wanted))
+
+
 def get_report(batch_id: UUID) -> Select[BatchReport]:
     """What was wrong with the file; no row where nothing was."""
     return select(BatchReport).where(BatchReport.batch_id == batch_id)
@@ -254,10 +303,15 @@ def recent_speed(tenant_id: UUID, models: Sequence[str]) -> Select[int, float, f
         func.coalesce(func.sum(latest.c.cost), 0),
         func.coalesce(func.sum(latest.c.gpu_seconds), 0.0),
     ).where(
-        latest.c.state == JobState.SUCCEEDED,
-        latest.c.model.in_(models),
-        latest.c.gpu_seconds > 0,
+        latest.c.state == JobState.SUCCEEDED, latest.c.model.in_(models), latest.c.gpu_seconds > 0
     )
+
+
+_FINAL_PIXELS = func.coalesce(
+    cast(Job.options["hires"]["width"].astext, Integer)
+    * cast(Job.options["hires"]["height"].astext, Integer),
+    Job.width * Job.height,
+)
 
 
 def sum_retryable(tenant_id: UUID, batch_id: UUID) -> Select[int, int, float, int, Sequence[str]]:
@@ -268,95 +322,11 @@ def sum_retryable(tenant_id: UUID, batch_id: UUID) -> Select[int, int, float, in
         func.count().label("jobs"),
         func.coalesce(func.sum(Job.cost), 0).label("cost"),
         func.coalesce(func.sum(Job.estimated_gpu_seconds), 0.0).label("gpu_seconds"),
-        func.coalesce(func.max(Job.width * Job.height), 0).label("pixels"),
+        func.coalesce(func.max(_FINAL_PIXELS), 0).label("pixels"),
         func.array_agg(Job.model.distinct()).label("models"),
     ).where(
         Job.tenant_id == tenant_id,
         Job.batch_id == batch_id,
         Job.state.in_((JobState.FAILED, JobState.EXPIRED)),
+        WAS_ACCEPTED,
     )
-
-
-# --- A client's changes ----------------------------------------------------------------------
-
-
-def set_paused(tenant_id: UUID, batch_id: UUID, paused: bool) -> ReturningUpdate[Batch]:
-    """Pause or resume feeding; no row: the batch has ended or is as wished already."""
-    return _change_active(tenant_id, batch_id, Batch.paused.is_not(paused), paused=paused)
-
-
-def set_priority(tenant_id: UUID, batch_id: UUID, priority: int) -> ReturningUpdate[Batch]:
-    """Let the batch go before or after others of its key; no row: it has ended."""
-    return _change_active(tenant_id, batch_id, literal(True), priority=priority)
-
-
-def request_cancel(tenant_id: UUID, batch_id: UUID) -> ReturningUpdate[Batch]:
-    """Mark the batch as canceled; its jobs are canceled in the same transaction."""
-    return _change_active(
-        tenant_id, batch_id, Batch.cancel_requested.is_(False), cancel_requested=True, paused=False
-    )
-
-
-def reopen(tenant_id: UUID, batch_id: UUID, api_key_id: str) -> Update:
-    """A key has a job of the batch tried again: what had ended runs again, in that key's turn."""
-    return (
-        update(Batch)
-        .where(Batch.tenant_id == tenant_id, Batch.id == batch_id, Batch.finished_at.is_not(None))
-        .values(
-            state=BatchState.RUNNING,
-            api_key_id=api_key_id,
-            finished_at=null(),
-            summary=null(),
-            cancel_requested=False,
-            paused=False,
-            sequence=Batch.sequence + 1,
-        )
-    )
-
-
-def _change_active(
-    tenant_id: UUID, batch_id: UUID, condition: ColumnElement[bool], **values: Any
-) -> ReturningUpdate[Batch]:
-    return (
-        update(Batch)
-        .where(
-            Batch.tenant_id == tenant_id,
-            Batch.id == batch_id,
-            Batch.finished_at.is_(None),
-            condition,
-        )
-        .values(**values, sequence=Batch.sequence + 1)
-        .returning(Batch)
-    )
-
-
-_END_EVENTS = {
-    BatchState.SUCCEEDED: EventType.BATCH_COMPLETED,
-    BatchState.PARTIAL: EventType.BATCH_COMPLETED,
-    BatchState.FAILED: EventType.BATCH_FAILED,
-    BatchState.EXPIRED: EventType.BATCH_FAILED,
-    BatchState.CANCELED: EventType.BATCH_CANCELED,
-}
-
-
-def end_event(state: BatchState) -> EventType:
-    """The event of a terminal state; the state itself is in its data."""
-    return _END_EVENTS[state]
-
-
-def snapshot(batch: Batch) -> dict[str, Any]:
-    """The batch as it is now, for an event's data."""
-    summary = batch.summary or {}
-    return {
-        "state": str(batch.state),
-        "session_id": batch.session_id,
-        "lines": batch.lines,
-        "invalid_lines": batch.invalid_lines,
-        "jobs": batch.jobs,
-        "images": batch.images,
-        "counts": {state: counted["jobs"] for state, counted in summary.items()},
-        "metadata": batch.batch_metadata,
-        "created_at": batch.created_at.isoformat(),
-        "started_at": batch.started_at and batch.started_at.isoformat(),
-        "finished_at": batch.finished_at and batch.finished_at.isoformat(),
-    }

@@ -21,29 +21,29 @@ class BatchState(StrEnum):
     transaction, so that nobody ever sees a batch without all of its jobs."""
 
     QUEUED = "queued"
-    """Entered when all lines were read and all jobs are in the ledger."""
+    """Entered when all lines were read and all jobs are in the database."""
 
     RUNNING = "running"
     """Entered when a job of it has started. A paused batch stays in the state it is in."""
 
     SUCCEEDED = "succeeded"
-    """Every line became a picture."""
+    """Every line became an image."""
 
     PARTIAL = "partial"
-    """Some lines became pictures; others failed, expired, or were skipped as invalid."""
+    """Some lines became images; others failed, expired, or were skipped as invalid."""
 
     FAILED = "failed"
     """The file was refused, or no job succeeded and at least one failed."""
 
     CANCELED = "canceled"
-    """A client canceled it before its last job had ended; the pictures made by then are kept."""
+    """A client canceled it before its last job had ended; the images made by then are kept."""
 
     EXPIRED = "expired"
     """Its deadlines passed before any job had succeeded or failed."""
 
 
 ACTIVE_STATES = frozenset({BatchState.QUEUED, BatchState.RUNNING})
-"""States in which jobs of the batch may still be fed."""
+"""States in which jobs of the batch may still be enqueued."""
 
 TERMINAL_STATES = frozenset(BatchState) - ACTIVE_STATES - {BatchState.VALIDATING}
 

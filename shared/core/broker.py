@@ -2,57 +2,55 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from celery import Celery
+from kombu.exceptions import KombuError
+from kombu.transport.redis import Channel, SentinelChannel, SentinelTransport, Transport
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
-from shared.core.ids import to_wire
+from shared.core.ids import encode_id
 from shared.core.logging import get_logger
 from shared.core.metrics import REDIS_UNREADABLE
+from shared.core.redis_clients import broker
 from shared.core.settings import Settings
 from shared.core.telemetry import message_headers
 
+REDIS_AWAY = (RedisError, KombuError, OSError)
+"""What uses of Redis, by redis-py or by Celery, raise while it is away or refuses."""
+
 GENERATE_TASK = "darkroom.generate"
-
-
 EMBED_TASK = "darkroom.embed"
-
-
-EMBED_PICTURE_TASK = "darkroom.embed_picture"
-
-
+EMBED_IMAGE_TASK = "darkroom.embed_image"
 DELIVER_TASK = "darkroom.deliver"
-
-
 EMBED_QUEUE = "embed"
-
-
 WEBHOOK_QUEUE = "webhooks"
 
-
 UNACKED = "unacked"
-"""kombu's hash of what is in workers' hands: tag -> JSON of [message, exchange, routing key]."""
-
+"""kombu's hash of what workers have in flight: tag -> JSON of [message, exchange, routing key]."""
 
 INTERACTIVE = "interactive"
-
-
 BULK = "bulk"
 
-
-LANES = (INTERACTIVE, BULK)
+QUEUE_CLASSES = (INTERACTIVE, BULK)
 """In the order in which a worker takes them."""
 
 
-def generate_queue(model: str, lane: str) -> str:
-    """The queue that workers of this model take jobs of this lane from."""
-    return f"generate.{model}.{lane}"
+def generate_queue(model: str, queue_class: str) -> str:
+    """The queue that workers of this model take jobs of this queue class from."""
+    return f"generate.{model}.{queue_class}"
 
 
 def events_key(job_id: UUID) -> str:
     """A job's event stream."""
-    return f"darkroom:events:{to_wire('job', job_id)}"
+    return f"darkroom:events:{encode_id('job', job_id)}"
+
+
+def batch_key(batch_id: UUID) -> str:
+    """A stream of one entry, which says that jobs of a batch have ended, or the batch itself."""
+    return f"darkroom:batch:{encode_id('batch', batch_id)}"
 
 
 def wake_key(process: str) -> str:
@@ -61,28 +59,25 @@ def wake_key(process: str) -> str:
 
 
 def worker_key(name: str) -> str:
-    """A live worker's announcement."""
+    """A live worker's heartbeat."""
     return f"darkroom:worker:{name}"
 
 
 STOP_CHANNEL = "darkroom:stop"
-"""Tells the worker that runs a job to look at the ledger now rather than at its next heartbeat."""
-
+"""Tells the worker that runs a job to look at the database now rather than at its next
+heartbeat."""
 
 WORKERS = "darkroom:workers"
 """The index of `worker_key`s."""
 
-
 DRAIN_CHANNEL = "darkroom:drain"
-"""Tells a worker to ask the ledger now whether it is to rest."""
-
+"""Tells a worker to ask the database now whether it is to drain."""
 
 NOTHING = "darkroom:nothing"
-"""A list that nobody fills. A worker that may take nothing waits here and looks again."""
-
+"""A list that nobody fills: a worker that may take nothing waits here before it polls again."""
 
 ETA = "darkroom:eta"
-"""What the leading dispatcher has measured; see `shared.eta`."""
+"""What the leading dispatcher has measured; see `shared.jobs.estimates`."""
 
 
 def loading_key(model: str) -> str:
@@ -95,9 +90,9 @@ def embedding_key(model: str, text_sha256: str) -> str:
     return f"darkroom:embedding:2:{model}:{text_sha256}"
 
 
-def picture_key(request: str) -> str:
-    """Where a picture lies that a CPU worker is asked to embed."""
-    return f"darkroom:picture:{request}"
+def image_key(request: str) -> str:
+    """Where an image lies that a CPU worker is asked to embed."""
+    return f"darkroom:image:{request}"
 
 
 def embedded_key(request: str) -> str:
@@ -132,18 +127,18 @@ class InteractiveFirst:
         return self.items[:n]
 
     def rotate(self, last_used: str) -> None:
-        """A queue that was served goes behind the others of its lane."""
+        """A queue that was served goes behind the others of its queue class."""
         if last_used in self.items:
             self.items.remove(last_used)
             self.items.append(last_used)
             self._sort()
 
     def _sort(self) -> None:
-        # Stable: within a lane the order is that of turns.
+        # Stable: within a queue class the order is that of turns.
         self.items.sort(key=lambda queue: not queue.endswith(f".{INTERACTIVE}"))
 
 
-# Whoever gets None goes on as if nothing had been there.
+# None: callers go on as if nothing had been there.
 
 _log = get_logger(__name__)
 
@@ -175,23 +170,51 @@ def read_id(what: str, value: object) -> UUID | None:
         return None
 
 
-def job_of(message: bytes | str, *, in_hand: bool = False) -> UUID | None:
+def job_of(message: bytes | str, *, in_flight: bool = False) -> UUID | None:
     """The job that a queued Celery message is about: its task id.
 
-    Not counted: the same messages are looked at again and again, and are dropped by who takes them.
+    Not counted: the same messages are read again and again, and dropped by their consumer.
     """
     try:
         value = json.loads(message)
-        return UUID((value[0] if in_hand else value)["headers"]["id"])
+        return UUID((value[0] if in_flight else value)["headers"]["id"])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
+class _KnowsItsEnd:
+    """Of a channel: that its connection is closed is told as the loss of one.
+
+    After a loss kombu gives back what is unacknowledged over a connection that it has closed
+    already. Its AttributeError would end the worker.
+    """
+
+    connection: Any
+
+    def _connparams(self, *given: Any, **named: Any) -> Any:
+        if self.connection.client is None:
+            raise RedisConnectionError("the connection is closed")
+        return super()._connparams(*given, **named)  # type: ignore[misc]
+
+
+class _Channel(_KnowsItsEnd, Channel):
+    pass
+
+
+class _SentinelChannel(_KnowsItsEnd, SentinelChannel):
+    pass
+
+
+Transport.Channel = _Channel
+SentinelTransport.Channel = _SentinelChannel
+
+
 def celery_app(settings: Settings) -> Celery:
-    """The Celery application, with the settings that the ledger's promises rest on."""
-    app = Celery("darkroom", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    """The Celery application, with the settings that the database's guarantees need."""
+    url, of_transport = broker(settings)
+    app = Celery("darkroom", broker=url, set_as_current=False)
     app.conf.update(
-        # A message is acknowledged when its job has reached the ledger again, not before.
+        # A message is acknowledged when its job has reached the database again, not before.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
@@ -217,6 +240,7 @@ def celery_app(settings: Settings) -> Celery:
             "max_retries": 1,
             "interval_start": 0,
             "interval_max": 0.2,
+            **of_transport,
         },
         task_create_missing_queues=True,
         task_serializer="json",
@@ -226,111 +250,80 @@ def celery_app(settings: Settings) -> Celery:
     return app
 
 
-def publish_job(app: Celery, job_id: UUID, model: str, lane: str, **headers: Any) -> None:
+def _send(app: Celery, task: str, queue: str, *args: object, **options: Any) -> None:
+    app.send_task(task, args=list(args), queue=queue, retry=False, ignore_result=True, **options)
+
+
+# Each of these raises `REDIS_AWAY` when Redis cannot be reached, and is safe to repeat.
+
+
+def publish_job(app: Celery, job_id: UUID, model: str, queue_class: str, **headers: Any) -> None:
     """Hand a queued job to the workers of its model, with the request and trace it belongs to.
 
-    Safe to repeat: a second message finds nothing to claim.
-
-    Raises:
-        kombu.exceptions.OperationalError: Redis cannot be reached.
+    A second message finds nothing to claim. The message's own id is the job's, so that a queue can
+    be compared with the database.
     """
-    app.send_task(
-        GENERATE_TASK,
-        args=[str(job_id)],
-        # The message's own id is the job's, so that a queue can be compared with the ledger.
-        task_id=str(job_id),
-        queue=generate_queue(model, lane),
-        headers=message_headers() | headers,
-        retry=False,
-        ignore_result=True,
-    )
+    queue, job = generate_queue(model, queue_class), str(job_id)
+    _send(app, GENERATE_TASK, queue, job, task_id=job, headers=message_headers() | headers)
 
 
-def publish_jobs(app: Celery, job_ids: Iterable[UUID], model: str, lane: str) -> None:
-    """Hand many queued jobs to the workers of their model, in one round trip to Redis.
+class JobMessage(NamedTuple):
+    """A message that hands a queued job to the workers of its model."""
 
-    Raises:
-        kombu.exceptions.OperationalError: Redis cannot be reached; some may be there.
-    """
-    queue = generate_queue(model, lane)
+    job: str
+    queue: str
+    headers: dict[str, Any]
+
+
+def job_message(job_id: UUID, model: str, queue_class: str) -> JobMessage:
+    """As `publish_job` sends it, with the request and trace that this code runs for."""
+    return JobMessage(str(job_id), generate_queue(model, queue_class), message_headers())
+
+
+def publish_jobs(app: Celery, messages: Iterable[JobMessage]) -> None:
+    """Send many in one round trip to Redis; when it fails, some may be there."""
     with app.producer_or_acquire() as producer, producer.batch():
-        for job_id in job_ids:
-            app.send_task(
-                GENERATE_TASK,
-                args=[str(job_id)],
-                task_id=str(job_id),
-                queue=queue,
-                producer=producer,
-                retry=False,
-                ignore_result=True,
-            )
+        for job, queue, headers in messages:
+            # Celery would go to some lengths to describe them for Flower.
+            described = {"argsrepr": f"['{job}']", "kwargsrepr": "{}"}
+            sent = {"task_id": job, "headers": headers, "producer": producer, **described}
+            _send(app, GENERATE_TASK, queue, job, **sent)
 
 
 def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
-    """Hint to the CPU workers that these webhook deliveries are due.
-
-    Safe to repeat and to leave out: the ledger knows what is due, and the dispatcher asks it.
-
-    Raises:
-        kombu.exceptions.OperationalError: Redis cannot be reached.
-    """
+    """Notify the CPU workers that these webhook deliveries are due. Safe to leave out, too: the
+    dispatcher asks the database what is due."""
     headers = message_headers()
     for delivery_id in delivery_ids:
-        app.send_task(
-            DELIVER_TASK,
-            args=[str(delivery_id)],
-            queue=WEBHOOK_QUEUE,
-            headers=headers,
-            retry=False,
-            ignore_result=True,
-        )
+        _send(app, DELIVER_TASK, WEBHOOK_QUEUE, str(delivery_id), headers=headers)
 
 
-def publish_picture(
-    app: Celery, model: str, picture_key: str, reply_key: str, seconds: float
+def publish_embedding(
+    app: Celery, task: str, model: str, subject: str, *, reply_key: str, seconds: float
 ) -> None:
-    """Ask a CPU worker for the embedding of the picture at `picture_key`; see `publish_embedding`.
-
-    Raises:
-        kombu.exceptions.OperationalError: Redis cannot be reached.
-    """
-    app.send_task(
-        EMBED_PICTURE_TASK,
-        args=[model, picture_key, reply_key],
-        queue=EMBED_QUEUE,
-        expires=seconds,
-        retry=False,
-        ignore_result=True,
-    )
-
-
-def publish_embedding(app: Celery, model: str, text: str, reply_key: str, seconds: float) -> None:
-    """Ask a CPU worker for a text's embedding; it pushes its answer to the list `reply_key`.
+    """Ask a CPU worker to embed; it pushes its answer to the list `reply_key`.
 
     After `seconds` nobody waits any more, and a worker that comes later drops the request.
 
-    Raises:
-        kombu.exceptions.OperationalError: Redis cannot be reached.
+    Args:
+        app: for the connection.
+        task: `EMBED_TASK`, whose subject is a text, or `EMBED_IMAGE_TASK`: an `image_key`.
+        model: which embeds it.
+        subject: what to embed.
+        reply_key: an `embedded_key`.
+        seconds: that the answer may take.
     """
-    app.send_task(
-        EMBED_TASK,
-        args=[model, text, reply_key],
-        queue=EMBED_QUEUE,
-        expires=seconds,
-        retry=False,
-        ignore_result=True,
-    )
+    _send(app, task, EMBED_QUEUE, model, subject, reply_key, expires=seconds)
 
 
-# Fields of an entry: ``type`` (``job`` | ``progress`` | ``preview`` | ``image``) and ``data``
-# (JSON). The stream is a convenience; the ledger is the truth, and a reader that finds no stream
-# falls back to it. Entry ids are Redis's own, so a reader that gives back the last one goes on
-# after it.
+# Fields of an entry: ``type`` (``job`` | ``progress`` | ``preview`` | ``image``; ``end`` in a
+# batch's stream) and ``data`` (JSON). The stream is a convenience; the database is the truth, and a
+# reader that finds no stream falls back to it. Entry ids are Redis's own, so a reader that gives
+# back the last one goes on after it.
 
 MAX_ENTRIES = 600
 """About 150 s of progress at 4 a second, half with previews; older entries only repeat what newer
 ones say."""
-
 
 TTL_SECONDS = 3600
 """After its last event a stream is kept for late readers, then Redis drops it."""
@@ -347,3 +340,9 @@ def append_event(pipeline: _Pipeline, job_id: UUID, kind: str, data: dict[str, A
     entry = {"type": kind, "data": json.dumps(data, separators=(",", ":"))}
     pipeline.xadd(key, entry, maxlen=MAX_ENTRIES, approximate=True)
     pipeline.expire(key, TTL_SECONDS)
+
+
+def append_end(pipeline: _Pipeline, batch_id: UUID) -> None:
+    """Queue the news that jobs of a batch have ended, or the batch; followers then look."""
+    pipeline.xadd(batch_key(batch_id), {"type": "end", "data": "{}"}, maxlen=1, approximate=False)
+    pipeline.expire(batch_key(batch_id), TTL_SECONDS)

@@ -1,7 +1,8 @@
 """Postgres: connections, the base of every table, and queries that are built once."""
 
+import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -18,12 +19,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     create_engine,
+    event,
     func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import (
@@ -33,11 +35,12 @@ from sqlalchemy.orm import (
     mapped_column,
     sessionmaker,
 )
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.selectable import Select
 
 from shared.core.ids import new_id
 from shared.core.metrics import watch_database
-from shared.core.settings import Settings
+from shared.core.settings import Settings, SettingsError
 
 _SESSION = {
     # A statement in this system takes milliseconds; one that takes 30 s is a fault.
@@ -51,7 +54,6 @@ _SESSION = {
     "client_connection_check_interval": "5s",
 }
 
-
 _CONNECT_ARGS = {
     "connect_timeout": 2,
     "application_name": "darkroom",
@@ -63,7 +65,6 @@ _CONNECT_ARGS = {
     "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
 }
 
-
 _READ_ONLY = "25006"
 """SQLSTATE of a write to a standby: what a failover looks like from a client that came early."""
 
@@ -74,8 +75,13 @@ def open_engine(
     """A pooled synchronous engine, for workers and commands.
 
     `pre_ping` asks at each transaction whether the connection still lives, at the price of a round
-    trip. Who tries again after an outage anyway can do without.
+    trip. Callers that retry after an outage can do without.
+
+    Raises:
+        SettingsError: the database is a pooler, which loses the locks of sessions.
     """
+    if settings.database_pooler:
+        raise SettingsError("workers need Postgres itself: unset DARKROOM_DATABASE_POOLER")
     engine = create_engine(
         settings.database_url.get_secret_value(),
         pool_size=pool_size or settings.database_pool_size,
@@ -84,22 +90,48 @@ def open_engine(
         pool_pre_ping=pre_ping,
         connect_args=_CONNECT_ARGS,
     )
+    event.listen(engine, "checkout", _renew_lost)
     watch_database(engine)
     return engine
 
 
 def open_async_engine(settings: Settings) -> AsyncEngine:
     """A pooled asynchronous engine, for the API."""
+    connect_args: dict[str, object] = dict(_CONNECT_ARGS)
+    if settings.database_pooler:
+        # The next transaction may find another session: nothing is prepared in one, and what
+        # `_SESSION` says is said by the role (docs/deploy.md).
+        del connect_args["options"]
+        connect_args["prepare_threshold"] = None
     engine = create_async_engine(
         settings.database_url.get_secret_value(),
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=settings.database_timeout.total_seconds(),
         pool_pre_ping=False,
-        connect_args=_CONNECT_ARGS,
+        connect_args=connect_args,
     )
+    event.listen(engine.sync_engine, "checkout", _renew_lost)
     watch_database(engine.sync_engine)
     return engine
+
+
+_HANGUP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the first is Linux's
+
+
+def _renew_lost(_: object, record: ConnectionPoolEntry, __: object) -> None:
+    """Have SQLAlchemy replace a connection whose other end hung up while it was idle: after an
+    outage each would fail a request. It costs a system call, where `pre_ping` costs a round trip.
+    """
+    if "was used" not in record.info:
+        record.info["was used"] = True  # It was made for this use.
+        return
+    driver: Any = record.driver_connection
+    poll = select.poll()
+    if not driver.closed:
+        poll.register(driver.fileno(), _HANGUP)
+    if driver.closed or poll.poll(0):
+        raise DisconnectionError
 
 
 def session_factory(engine: Engine) -> sessionmaker[Session]:
@@ -108,7 +140,7 @@ def session_factory(engine: Engine) -> sessionmaker[Session]:
 
 
 @contextmanager
-def one_statement(database: sessionmaker[Session]) -> Iterator[Session]:
+def autocommit(database: sessionmaker[Session]) -> Iterator[Session]:
     """A session whose every statement is a transaction of its own: one round trip, not three."""
     with database() as session:
         session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
@@ -116,7 +148,7 @@ def one_statement(database: sessionmaker[Session]) -> Iterator[Session]:
 
 
 @contextmanager
-def unhurried(engine: Engine) -> Iterator[Connection]:
+def no_statement_timeout(engine: Engine) -> Iterator[Connection]:
     """A connection in autocommit without the limit on a statement's time: to build an index takes
     minutes where there are many rows."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -132,7 +164,7 @@ def is_outage(error: BaseException) -> bool:
     """Whether trying again later can help: Postgres is away, restarting, full, or was cut off.
 
     A deadlock and a timeout count, too: the transaction was rolled back whole. After an outage the
-    outcome of a COMMIT is unknown; the statements of the ledger can all be asked again.
+    outcome of a COMMIT is unknown; the statements of the database can all be asked again.
     """
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True
@@ -156,17 +188,18 @@ class Base(DeclarativeBase):
 
 
 Id = Annotated[UUID, mapped_column(primary_key=True, default=new_id)]
-
-
 Instant = Annotated[datetime, mapped_column(DateTime(timezone=True))]
-
 
 CreatedAt = Annotated[
     datetime, mapped_column(DateTime(timezone=True), server_default=func.clock_timestamp())
 ]
 
-
 Json = Annotated[dict[str, Any], mapped_column(JSONB)]
+
+
+def sql_list(names: Iterable[str]) -> str:
+    """What stands in the brackets of SQL's ``IN (…)``, for a constraint."""
+    return ", ".join(f"'{name}'" for name in sorted(names))
 
 
 def only(
@@ -185,18 +218,12 @@ def only(
 # every search are kept, with names in place of their values.
 
 P = ParamSpec("P")
-
-
 S = TypeVar("S", bound=Select[*tuple[Any, ...]])
-
-
-_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
-
-
+DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 _ONE_AT_A_TIME = threading.RLock()
 
 
-class BuiltOnce(Generic[P, S]):
+class CachedQuery(Generic[P, S]):
     """A function that builds a statement, and what it has built for its latest arguments.
 
     A statement is compiled before any thread gets it. SQLAlchemy (2.1) fills some of a statement's
@@ -207,34 +234,34 @@ class BuiltOnce(Generic[P, S]):
     def __init__(self, build: Callable[P, S], at_most: int | None) -> None:
         def build_and_compile(*args: P.args, **kwargs: P.kwargs) -> S:
             statement = build(*args, **kwargs)
-            statement.compile(dialect=_DIALECT)
+            statement.compile(dialect=DIALECT)
             return statement
 
-        kept = lru_cache(at_most)(build_and_compile)
-        self._kept = cast("Callable[P, S]", kept)
-        self._forget = kept.cache_clear
+        cached = lru_cache(at_most)(build_and_compile)
+        self._cached = cast("Callable[P, S]", cached)
+        self._clear = cached.cache_clear
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> S:
         """The statement for these arguments, which must be hashable."""
         with _ONE_AT_A_TIME:
-            return self._kept(*args, **kwargs)
+            return self._cached(*args, **kwargs)
 
-    def forget(self) -> None:
-        """Build anew from now on."""
+    def clear(self) -> None:
+        """Rebuild from now on."""
         with _ONE_AT_A_TIME:
-            self._forget()
+            self._clear()
 
 
-def built_once(at_most: int | None = None) -> Callable[[Callable[P, S]], BuiltOnce[P, S]]:
+def cached_query(at_most: int | None = None) -> Callable[[Callable[P, S]], CachedQuery[P, S]]:
     """Keep what the function builds, for the latest `at_most` arguments where there may be many."""
-    return lambda build: BuiltOnce(build, at_most)
+    return lambda build: CachedQuery(build, at_most)
 
 
-def given(name: str, type_: Any) -> BindParameter[Any]:
-    """A value that comes with `with_given`."""
+def param(name: str, type_: Any) -> BindParameter[Any]:
+    """A value that comes with `with_params`."""
     return bindparam(f"given_{name}", type_=type_)
 
 
-def with_given(statement: S, **values: Any) -> S:
+def with_params(statement: S, **values: Any) -> S:
     """A statement that was built once, with the values of this time."""
     return statement.params({f"given_{name}": value for name, value in values.items()})

@@ -1,4 +1,4 @@
-"""Typed ids: a UUIDv7 in the ledger, `job_01jd…` on the wire.
+"""Typed ids: a UUIDv7 in the database, `job_01jd…` on the wire.
 
 The suffix is the 128-bit number in Crockford's base 32, lower case, 26 characters, as in the
 TypeID specification: sortable by creation, safe in URLs, selectable with a double click.
@@ -13,17 +13,9 @@ from uuid import UUID
 import uuid6
 
 Prefix = Literal["job", "img", "batch", "upl", "whe", "whd", "evt", "ten"]
-
-
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-
-
 _FROM_RFC_4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
-
-
 _VALUES = {character: value for value, character in enumerate(_ALPHABET)}
-
-
 _SUFFIX = re.compile(r"[0-7][0-9a-hjkmnp-tv-z]{25}")
 
 
@@ -41,14 +33,14 @@ def earliest_id_at(moment: datetime) -> UUID:
     return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
-def to_wire(prefix: Prefix, value: UUID) -> str:
+def encode_id(prefix: Prefix, value: UUID) -> str:
     """`job_` and the 26-character base-32 form of the UUID."""
     # 26 characters are 130 bits: two zeros before the 128 of the UUID, and six of padding behind.
     suffix = b32encode((value.int << 6).to_bytes(17, "big"))[:26].translate(_FROM_RFC_4648).decode()
     return f"{prefix}_{suffix}"
 
 
-def from_wire(prefix: Prefix, text: str) -> UUID:
+def decode_id(prefix: Prefix, text: str) -> UUID:
     """The UUID behind a wire id.
 
     Raises:

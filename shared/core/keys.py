@@ -6,7 +6,7 @@ A key is `drk_<id>_<secret><checksum>`, all base62 (0-9, A-Z, a-z):
 - `secret`, 27 characters, has log2(62^27) = 160.8 bits from the operating system.
 - `checksum`, 6 characters, is the CRC32 of all that stands before it. Typing errors are caught
   before the database is asked, and secret scanners can tell a key from a look-alike. (The idea is
-  that of GitHub's token format, 2021. A checksum is no protection: anybody can compute it.)
+  that of GitHub's token format, 2021. Anybody can compute it, so it protects nothing.)
 
 Only the SHA-256 of the whole key is stored. A slow hash would add nothing against guessing 160
 random bits, and would cost every request. Since the hash covers the id, a stored hash that is
@@ -21,24 +21,14 @@ import zlib
 from typing import NamedTuple
 
 PREFIX = "drk"
-
-
 ID_LENGTH = 12
-
-
 SECRET_LENGTH = 27
-
-
 CHECKSUM_LENGTH = 6
-
-
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
 
 _KEY = re.compile(
     rf"{PREFIX}_([0-9A-Za-z]{{{ID_LENGTH}}})_[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
 )
-
 
 # Wider than a key: what was cut off, mistyped or run together is masked as well. So are stream
 # tickets (`drt_…`), which are good for one job's events.
@@ -46,11 +36,10 @@ _LOOKS_LIKE_A_KEY = re.compile(
     rf"(dr[kt])_(?:([0-9A-Za-z]{{{ID_LENGTH}}})_[0-9A-Za-z_-]+|[0-9A-Za-z_-]{{20,}})", re.IGNORECASE
 )
 
-
 _NO_HASH = bytes(hashlib.sha256().digest_size)
 
 
-class NewKey(NamedTuple):
+class GeneratedKey(NamedTuple):
     """A key just made. `key` is shown to its owner once and never stored."""
 
     key: str
@@ -58,7 +47,7 @@ class NewKey(NamedTuple):
     secret_hash: bytes
 
     def __repr__(self) -> str:
-        return f"NewKey(id={self.id!r})"
+        return f"GeneratedKey(id={self.id!r})"
 
 
 class ParsedKey(NamedTuple):
@@ -71,12 +60,12 @@ class ParsedKey(NamedTuple):
         return f"ParsedKey(id={self.id!r})"
 
 
-def new_key() -> NewKey:
+def new_key() -> GeneratedKey:
     """A new key from the operating system's random source."""
     key_id = _random(ID_LENGTH)
     body = f"{PREFIX}_{key_id}_{_random(SECRET_LENGTH)}"
     key = body + _checksum(body)
-    return NewKey(key, key_id, _hash(key))
+    return GeneratedKey(key, key_id, _hash(key))
 
 
 def parse_key(text: str) -> ParsedKey | None:

@@ -17,7 +17,6 @@ _NOISY = (
     *("celery", "kombu", "sentence_transformers", "diffusers", "transformers"),
 )
 
-
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access")
 """What uvicorn has set up for itself before it asks for the application."""
 

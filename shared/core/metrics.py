@@ -5,10 +5,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from socketserver import TCPServer
+from types import MappingProxyType
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from botocore.exceptions import ClientError
@@ -37,19 +39,16 @@ DATABASE_ERRORS = Counter(
     ["kind"],
 )
 
-
 REDIS_ERRORS = Counter(
     "darkroom_redis_errors",
     "Calls that Redis did not answer; each makes the API leave it alone for a second.",
 )
 
-
 REDIS_UNREADABLE = Counter(
     "darkroom_redis_unreadable",
-    "What lay in Redis and could not be read, by what it should have been; it was dropped.",
+    "Unreadable entries in Redis, dropped, by what they should have been.",
     ["what"],
 )
-
 
 S3_SECONDS = Histogram(
     "darkroom_s3_request_seconds",
@@ -58,13 +57,11 @@ S3_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40),
 )
 
-
 S3_ERRORS = Counter(
     "darkroom_s3_errors",
     "Calls to S3 that failed: refused (an answer), missing (no such object), unreachable.",
     ["operation", "kind"],
 )
-
 
 _KIND_OF_SQLSTATE = {
     "08": "connection",
@@ -80,9 +77,18 @@ _KIND_OF_SQLSTATE = {
 }
 """By the class of a SQLSTATE: appendix A of PostgreSQL's manual."""
 
+KINDS_OF_S3_ERRORS = ("refused", "missing", "unreachable")
+
+
+def show_zeros(metric: Counter | Histogram, *labels: Iterable[str]) -> None:
+    """Begin these series now: `increase()` and `rate()` miss the event that a series is born at."""
+    for values in product(*labels):
+        metric.labels(*values)
+
 
 def watch_database(engine: Engine) -> None:
     """Count this engine's errors."""
+    show_zeros(DATABASE_ERRORS, sorted({*_KIND_OF_SQLSTATE.values(), "other"}))
     event.listen(engine, "handle_error", _count_database_error)
 
 
@@ -123,33 +129,24 @@ def _kind_of(error: Exception) -> str:
     return "missing" if code in ("NoSuchKey", "404") else "refused"
 
 
-# The listener has `/healthz`, too, for probes, which carry no token.
+# The listener answers probes, too, which carry no token.
 
 log = get_logger(__name__)
-
-
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
 
 PORTS = 16
 """How many ports a process tries, beginning with the one that was set."""
 
-
-_PATIENCE_SECONDS = 10.0
+_SOCKET_TIMEOUT_SECONDS = 10.0
 """For a scraper to send its request; one that says nothing gives its thread back."""
-
 
 _POLL_SECONDS = 0.2
 """How soon it notices that it is to stop."""
 
-
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 """The folder in which several processes of one uvicorn keep their numbers, if there are several."""
 
-
 Environ = dict[str, str]
-
-
 StartResponse = Callable[[str, list[tuple[str, str]]], object]
 
 
@@ -173,11 +170,17 @@ class MetricsListener:
     """`/metrics` on a port of its own. Whatever happens to it, the process goes on."""
 
     def __init__(
-        self, settings: Settings, *collectors: Collector, alive: Callable[[], bool] = lambda: True
+        self,
+        settings: Settings,
+        *collectors: Collector,
+        probes: Mapping[str, Callable[[], bool]] = MappingProxyType({}),
     ) -> None:
-        """`collectors` are asked at each scrape, beside the metrics that count by themselves."""
+        """`collectors` are asked at each scrape, beside the metrics that count by themselves.
+
+        `probes`: paths, and what must hold for each to answer 200 rather than 503.
+        """
         self._settings = settings
-        self._alive = alive
+        self._probes = {"/healthz": lambda: True, **probes}
         for collector in collectors:
             REGISTRY.register(collector)
         self._server: WSGIServer | None = None
@@ -194,7 +197,9 @@ class MetricsListener:
             return
         for port in range(first, first + PORTS):
             try:
-                self._server = self._open(port)
+                self._server = make_server(
+                    self._settings.metrics_host, port, self._answer, _Server, _Handler
+                )
             except OSError as error:
                 reason = error
                 continue
@@ -210,18 +215,10 @@ class MetricsListener:
             self._server.shutdown()
             self._server.server_close()
 
-    def _open(self, port: int) -> WSGIServer:
-        return make_server(
-            self._settings.metrics_host,
-            port,
-            self._answer,
-            server_class=_Server,
-            handler_class=_Handler,
-        )
-
     def _answer(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/healthz" and environ["REQUEST_METHOD"] == "GET":
-            return _plain(start_response, "200 OK" if self._alive() else "503 Service Unavailable")
+        probe = self._probes.get(environ["PATH_INFO"])
+        if probe is not None and environ["REQUEST_METHOD"] == "GET":
+            return _plain(start_response, "200 OK" if probe() else "503 Service Unavailable")
         token = self._settings.metrics_token
         if environ["PATH_INFO"] != "/metrics" or environ["REQUEST_METHOD"] != "GET":
             return _plain(start_response, "404 Not Found")
@@ -250,7 +247,7 @@ class _Server(ThreadingWSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _PATIENCE_SECONDS
+    timeout = _SOCKET_TIMEOUT_SECONDS
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name there
         """A scrape is no event."""

@@ -1,7 +1,7 @@
 """boto3's client of S3, as Darkroom needs it: lean, bounded in time, with cheap signed URLs.
 
 Whatever boto3 knows of configuration and credentials holds here, too: environment, profiles, SSO,
-role chains, `credential_process`, container and machine roles. See docs/adr/0017-object-storage.md.
+role chains, `credential_process`, container and machine roles. See docs/adr/0011-object-storage.md.
 """
 
 import base64
@@ -9,12 +9,10 @@ import gzip
 import hashlib
 import hmac
 import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,43 +22,22 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import boto3
 from botocore.auth import S3SigV4QueryAuth
-from botocore.awsrequest import (
-    AWSHTTPConnection,
-    AWSHTTPConnectionPool,
-    AWSHTTPSConnection,
-    AWSHTTPSConnectionPool,
-)
 from botocore.config import Config
 from botocore.credentials import Credentials, create_credential_resolver
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from botocore.loaders import JSONFileLoader, Loader
 from botocore.session import Session
 
+from shared.core.s3_limits import limit_client
 from shared.core.settings import Settings
 
 FAILURES = (BotoCoreError, ClientError)
 """What boto3 raises where S3 refuses, does not answer, or cannot be asked."""
 
-
 _CONNECT_SECONDS = 2
-
-
 _READ_SECONDS = 20
-
-
 _RENEWAL_WAIT = 2.0
-
-
 _RENEWAL_PAUSE = 30.0
-
-
-_WATCH_SECONDS = 0.5
-
-
-class TooSlow(BotoCoreError):  # type: ignore[misc]
-    """A call took longer than it may, its retry included."""
-
-    fmt = "S3 did not finish within {seconds} s"
 
 
 class LateCredentials(Credentials):  # type: ignore[misc]
@@ -176,15 +153,15 @@ class UrlSigner:
             ClientError: AWS refuses the role.
         """
         shared = self._shared(self._credentials.at_hand(), f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
-        asked = shared.query
+        query = shared.query
         if download_name:
             disposition = f'attachment; filename="{download_name}"'
-            asked += f"&response-content-disposition={quote(disposition, safe='~')}"
+            query += f"&response-content-disposition={quote(disposition, safe='~')}"
         path = self._folder + quote(key, safe="/~")
-        canonical = f"GET\n{path}\n{asked}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
+        canonical = f"GET\n{path}\n{query}\nhost:{self._host}\n\nhost\nUNSIGNED-PAYLOAD"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         signature = hmac.digest(shared.key, f"{shared.preamble}{digest}".encode(), "sha256").hex()
-        return f"{self._origin}{path}?{asked}&X-Amz-Signature={signature}"
+        return f"{self._origin}{path}?{query}&X-Amz-Signature={signature}"
 
     def _shared(self, credentials: Any, moment: str) -> "_Shared":
         kept = self._kept
@@ -248,14 +225,9 @@ def open_session(settings: Settings) -> tuple[boto3.Session, LateCredentials]:
 
 
 def open_client(session: boto3.Session, settings: Settings, max_connections: int) -> Any:
-    """boto3's client, with the limits of time that `limited` sets."""
+    """boto3's client, with the limits of time that `s3_limits.limited` sets."""
     client = _boto_client(session, settings.s3_endpoint, max_connections)
-    # botocore has no setting for it: the pools' connections must show their sockets.
-    client._endpoint.http_session._pool_classes_by_scheme.update(
-        http=_WatchedHTTPPool, https=_WatchedHTTPSPool
-    )
-    client.meta.events.register("before-call.s3", _begin)
-    client.meta.events.register("before-send.s3", _refuse_when_late)
+    limit_client(client)
     client.meta.events.register("before-sign.s3.DeleteObjects", _add_md5)
     return client
 
@@ -306,138 +278,3 @@ def _without_prose(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         name: "" if name == "documentation" and isinstance(value, str) else value
         for name, value in pairs
     }
-
-
-# Limits of time ------------------------------------------------------------------------------
-
-
-class _Call:
-    """One call to S3 and the socket it waits on."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.socket: socket.socket | None = None
-        self.late = False
-        self.renew()
-
-    def renew(self) -> None:
-        """Give it its time anew."""
-        self.ends = time.monotonic() + self.seconds
-
-    def left(self) -> float:
-        """Seconds; at least some, since a socket takes no less."""
-        return max(0.1, self.ends - time.monotonic())
-
-    def cut(self) -> None:
-        """Whoever reads or writes fails at once; under TLS, too."""
-        self.late = True
-        if self.socket is not None:
-            with suppress(OSError):
-                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
-
-
-class _Watch:
-    """Cuts calls whose time is up: timeouts of sockets end silence, not a trickle of bytes."""
-
-    def __init__(self) -> None:
-        self._calls: set[_Call] = set()
-        self._changed = threading.Condition()
-        self._idle = True
-        self._thread: threading.Thread | None = None
-
-    def add(self, call: _Call) -> None:
-        with self._changed:
-            self._calls.add(call)
-            if self._thread is None or not self._thread.is_alive():  # nor is it after a fork
-                self._thread = threading.Thread(target=self._run, name="s3-watch", daemon=True)
-                self._thread.start()
-            elif self._idle:
-                self._changed.notify()
-
-    def remove(self, call: _Call) -> None:
-        with self._changed:
-            self._calls.discard(call)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._calls:
-                    self._idle = True
-                    self._changed.wait()
-                self._idle = False
-                now = time.monotonic()
-                for call in self._calls:
-                    if call.ends <= now:
-                        call.cut()
-            time.sleep(_WATCH_SECONDS)
-
-
-_watch = _Watch()
-
-
-_here = threading.local()
-
-
-@contextmanager
-def limited(seconds: float) -> Iterator[_Call]:
-    """Each operation within may take so long, its retry and its answer's body included.
-
-    Raises:
-        TooSlow: it took longer.
-    """
-    call = _here.call = _Call(seconds)
-    _watch.add(call)
-    try:
-        yield call
-    finally:
-        _watch.remove(call)
-        _here.call = None
-    if call.late:  # an answer without a length ends where it is cut
-        raise TooSlow(seconds=seconds)
-
-
-def _begin(**_: Any) -> None:
-    _current().renew()
-
-
-def _refuse_when_late(**_: Any) -> None:
-    call = _current()
-    if call.late or call.ends <= time.monotonic():
-        raise TooSlow(seconds=call.seconds)
-
-
-def _current() -> _Call:
-    call: _Call = _here.call
-    return call
-
-
-class _Watched:
-    """A connection that shows its socket to the call that uses it."""
-
-    sock: Any
-    connect: Callable[[], None]
-
-    def send(self, data: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        call = _current()
-        call.socket = self.sock
-        # A body is sent in one piece, under the timeout for connecting if nothing else is said.
-        self.sock.settimeout(call.left())
-        super().send(data)  # type: ignore[misc]
-
-
-class _WatchedHTTP(_Watched, AWSHTTPConnection):  # type: ignore[misc]
-    pass
-
-
-class _WatchedHTTPS(_Watched, AWSHTTPSConnection):  # type: ignore[misc]
-    pass
-
-
-class _WatchedHTTPPool(AWSHTTPConnectionPool):  # type: ignore[misc]
-    ConnectionCls = _WatchedHTTP
-
-
-class _WatchedHTTPSPool(AWSHTTPSConnectionPool):  # type: ignore[misc]
-    ConnectionCls = _WatchedHTTPS

@@ -23,14 +23,26 @@ class SchedulerChoice:
     overrides: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """Config values that make the name mean what it says."""
     draws_noise: bool = False
-    """Whether its steps take fresh noise (so the picture depends on the seed at every step)."""
+    """Whether its steps take fresh noise (so the image depends on the seed at every step)."""
+    on_device: bool = False
+    """Whether its coefficients must be on the model's device: it multiplies half-precision tensors
+    by them, and CUDA rounds a scalar that lies there and takes one from the host as it is."""
+    shift: str | None = None
+    """Of flow matching: which of its config values holds the checkpoint's shift."""
 
 
-def _choice(class_name: str, *, draws_noise: bool = False, **overrides: object) -> SchedulerChoice:
-    return SchedulerChoice(class_name, MappingProxyType(overrides), draws_noise)
+def _choice(
+    class_name: str,
+    *,
+    draws_noise: bool = False,
+    on_device: bool = False,
+    shift: str | None = None,
+    **overrides: object,
+) -> SchedulerChoice:
+    return SchedulerChoice(class_name, MappingProxyType(overrides), draws_noise, on_device, shift)
 
 
-SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
+DIFFUSION_SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
     {
         "ddim": _choice("DDIMScheduler"),
         "ddpm": _choice("DDPMScheduler", draws_noise=True, variance_type="fixed_small"),
@@ -66,11 +78,38 @@ SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
             use_karras_sigmas=False,
         ),
         "unipc": _choice("UniPCMultistepScheduler", use_karras_sigmas=False),
-        "lcm": _choice("LCMScheduler", draws_noise=True),
+        "lcm": _choice("LCMScheduler", draws_noise=True, on_device=True),
     }
 )
-"""Wire name -> scheduler, in the order that documentation and clients show."""
+"""For models whose noise levels are a table of ᾱ: Stable Diffusion and its like."""
 
+FLOW_SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
+    {
+        "flow-euler": _choice("FlowMatchEulerDiscreteScheduler", on_device=True, shift="shift"),
+        "flow-heun": _choice("FlowMatchHeunDiscreteScheduler", on_device=True, shift="shift"),
+        "flow-dpmpp-2m": _choice(
+            "DPMSolverMultistepScheduler",
+            shift="flow_shift",
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+        ),
+        "flow-unipc": _choice(
+            "UniPCMultistepScheduler",
+            shift="flow_shift",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+        ),
+        "scm": _choice("SCMScheduler", draws_noise=True, on_device=True),
+    }
+)
+"""For models of flow matching."""
+
+SCHEDULERS: Mapping[str, SchedulerChoice] = MappingProxyType(
+    {**DIFFUSION_SCHEDULERS, **FLOW_SCHEDULERS}
+)
+"""Wire name -> scheduler, in the order that documentation and clients show."""
 
 StrengthRule = Literal["down", "up", "all"]
 """How many steps a strength leaves: `steps * strength` rounded down or up, or all of them."""
@@ -95,16 +134,3 @@ def steps_to_run(steps: int, strength: float | None, rule: StrengthRule) -> int:
     if rule == "up":
         return steps - int(max(steps - min(steps * strength, steps), 0))
     return min(int(steps * strength), steps)
-
-
-def strength_rule(scheduler: str, family: str | None) -> StrengthRule:
-    """The rule of a model, as far as its family tells.
-
-    Args:
-        scheduler: wire name.
-        family: as workers announce it. Stable Diffusion cuts its schedule even with the scheduler
-            `lcm`; where the family is None or says nothing of it, only the engine knows.
-    """
-    if family == "flow":
-        return "up"
-    return "all" if scheduler == "lcm" and family not in ("sd", "sdxl") else "down"

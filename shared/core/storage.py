@@ -12,20 +12,17 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, Inc
 from botocore.exceptions import ConnectionError as NotConnected
 
 from shared.core.errors import StorageUnavailable
-from shared.core.ids import to_wire
-from shared.core.metrics import s3_call, s3_code
-from shared.core.s3 import FAILURES, TooSlow, UrlSigner, limited, open_client, open_session
+from shared.core.ids import encode_id
+from shared.core.metrics import KINDS_OF_S3_ERRORS, S3_ERRORS, s3_call, s3_code, show_zeros
+from shared.core.s3 import FAILURES, UrlSigner, open_client, open_session
+from shared.core.s3_limits import TooSlow, limited
 from shared.core.settings import Settings
 
 EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
-
-
 _PART_BYTES = 8 * 1024 * 1024
-
 
 _DELETED_AT_ONCE = 1000
 """S3's own limit of a request."""
-
 
 _TRANSFER = TransferConfig(
     multipart_threshold=_PART_BYTES,
@@ -39,28 +36,35 @@ class ObjectMissing(Exception):
     """No object has that key."""
 
 
+def job_folder(session_id: str, job_id: UUID) -> str:
+    """What the keys of a job's objects begin with; the job's id carries 74 random bits, so that no
+    key can be guessed."""
+    return f"{session_id}/{encode_id('job', job_id)}/"
+
+
 def image_key(session_id: str, job_id: UUID, attempt: int, index: int, content_type: str) -> str:
-    """Where an attempt puts a picture: the session is the folder, the attempt keeps it unique.
-
-    The job's id carries 74 random bits, so a key cannot be guessed.
-    """
-    folder = f"{session_id}/{to_wire('job', job_id)}/{attempt}"
-    return f"{folder}/{index:02d}.{EXTENSIONS[content_type]}"
+    """Where an attempt puts an image: its number keeps the key unique."""
+    return f"{job_folder(session_id, job_id)}{attempt}/{index:02d}.{EXTENSIONS[content_type]}"
 
 
-def thumbnail_key(picture_key: str) -> str:
-    """Where the thumbnail of a picture lies: beside it."""
-    return f"{picture_key.rpartition('.')[0]}.thumb.webp"
+def thumbnail_key(image_key: str) -> str:
+    """Where the thumbnail of an image lies: beside it."""
+    return f"{image_key.rpartition('.')[0]}.thumb.webp"
 
 
 def batch_file_key(file_id: UUID) -> str:
     """Where a file of prompts lies, from which batches are made."""
-    return f"_batches/{to_wire('upl', file_id)}"
+    return f"_batches/{encode_id('upl', file_id)}"
+
+
+def lora_key(lora_id: UUID) -> str:
+    """Where a tenant's LoRA lies."""
+    return f"_loras/{encode_id('upl', lora_id)}.safetensors"
 
 
 def upload_key(upload_id: UUID) -> str:
-    """Where a client's picture lies; no session id begins with an underscore."""
-    return f"_uploads/{to_wire('upl', upload_id)}.png"
+    """Where a client's image lies; no session id begins with an underscore."""
+    return f"_uploads/{encode_id('upl', upload_id)}.png"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class StoredObject:
 
     body: bytes
     content_type: str
+
+
+_OPERATIONS = ("PutObject", "PutFile", "GetObject", "GetFile", "DeleteObjects", "ListObjects")
 
 
 class Storage:
@@ -95,6 +102,7 @@ class Storage:
         except BotoCoreError as error:  # read by operators alone
             raise StorageUnavailable(f"S3 is not set up right: {error}") from error
         credentials.renew()
+        show_zeros(S3_ERRORS, _OPERATIONS, KINDS_OF_S3_ERRORS)
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
         """Write an object."""
@@ -135,9 +143,9 @@ class Storage:
         Raises:
             ObjectMissing: there is none of that key.
         """
-        asked = {} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"}
+        options = {} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"}
         with self._call("GetObject", "reading from S3 failed", missing=key):
-            answer = self._client.get_object(Bucket=self.bucket, Key=key, **asked)
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, **options)
             body: bytes = answer["Body"].read()
         if span is not None and "ContentRange" not in answer:  # a store that knows no ranges
             body = body[span.start : span.stop]

@@ -9,7 +9,7 @@ Celery message, and in the job's row, which is there when a message is not.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
-
 Attributes = Mapping[str, str | int | float | bool]
 """Named by OpenTelemetry's semantic conventions, or `darkroom.…`. Ids may be in it, never texts of
 users."""
 
-
 TRACEPARENT = "traceparent"
-
-
 REQUEST_ID = "request_id"
 
 
-class Span(Protocol):
-    """What is known of a piece of work while it goes on."""
+class Span:
+    """A piece of work while it goes on. This one records nothing: there are no traces, or the work
+    belongs to none."""
+
+    def __enter__(self) -> "Span":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def rename(self, name: str) -> None:
         """Give it the name that was not known at its start."""
@@ -42,31 +45,10 @@ class Span(Protocol):
         """Add to what is known of it."""
 
     def fail(self, reason: str) -> None:
-        """It did not do what it should, though nothing was raised."""
+        """Mark it as failed, though nothing was raised."""
 
 
-class _Nothing:
-    """The span of a process without traces, or of work that belongs to none."""
-
-    def __enter__(self) -> Span:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def rename(self, name: str) -> None:
-        """Nothing."""
-
-    def set(self, attributes: Attributes) -> None:
-        """Nothing."""
-
-    def fail(self, reason: str) -> None:
-        """Nothing."""
-
-
-NOTHING = _Nothing()
-
-
+NOTHING = Span()
 _tracing: "Tracing | None" = None
 
 
@@ -98,7 +80,7 @@ def span(
     kind: Kind = "internal",
     *,
     parent: str | None = None,
-    begun: float | None = None,
+    started: float | None = None,
     attributes: Attributes | None = None,
 ) -> AbstractContextManager[Span]:
     """A piece of work, and the parent of all spans inside it on this thread or task.
@@ -111,24 +93,20 @@ def span(
         name: the same for all work of one sort.
         kind: its role, by OpenTelemetry's names.
         parent: the traceparent of work elsewhere.
-        begun: `time.monotonic()` of its start, if that was earlier.
+        started: `time.monotonic()` of its start, if that was earlier.
         attributes: what is known of it.
     """
     if _tracing is None:
         return NOTHING
-    return _tracing.span(name, kind, parent, begun, attributes)
+    return _tracing.span(name, kind, parent, started, attributes)
 
 
 def record(
-    name: str,
-    kind: Kind,
-    begun: float,
-    ended: float,
-    attributes: Attributes | None = None,
+    name: str, kind: Kind, started: float, ended: float, attributes: Attributes | None = None
 ) -> None:
     """A piece of work that is over, from one `time.monotonic()` to another, inside this span."""
     if _tracing is not None:
-        _tracing.record(name, kind, begun, ended, attributes)
+        _tracing.record(name, kind, started, ended, attributes)
 
 
 def traceparent() -> str | None:

@@ -6,7 +6,19 @@ from typing import Any, cast
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import ForeignKey, LargeBinary, Select, Text, Update, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    ForeignKey,
+    LargeBinary,
+    Select,
+    Text,
+    Update,
+    and_,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,13 +26,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from shared.core.database import Base, CreatedAt, Id, Instant
+from shared.core.keys import GeneratedKey, ParsedKey
 
-RESOURCES = ("jobs", "images", "search", "batches", "webhooks", "admin")
-
+RESOURCES = ("jobs", "images", "search", "batches", "webhooks", "loras", "admin")
 
 OPERATOR = "operator"
 """May make keys of any tenant. Not part of `admin`; the local stack's first key has it."""
-
 
 SCOPES = (*RESOURCES, *(f"{resource}:read" for resource in RESOURCES), OPERATOR)
 """A resource's name allows reading and writing it; `jobs:read` allows reading alone. `admin`
@@ -78,31 +89,25 @@ class ApiKey(Base):
     expires_at: Mapped[Instant | None]
     revoked_at: Mapped[Instant | None]
     quotas: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    """A `shared.quotas.Quotas`; null: none."""
+    """A `shared.core.quotas.Quotas`; null: none."""
+    a1111_model: Mapped[str | None] = mapped_column(Text)
+    """The model that the key has chosen with `POST /sdapi/v1/options`; null: the first."""
 
     def is_live(self, now: datetime) -> bool:
         """Neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
 
 
-# The first wall is that every statement takes the tenant. Should one forget it, this one holds:
+# Every statement takes the tenant. Should one omit it, row-level security holds:
 # the transaction runs as the role `darkroom_api`, for which every table of tenants has a row-
-# level policy (`migrations/walls.py`) that compares the row's tenant with the setting
+# level policy (`migrations/row_level_security.py`) that compares the row's tenant with the setting
 # `darkroom.tenant`. Both end with the transaction. Workers, migrations and the operator's
 # commands work for all tenants and as the tables' owner, to whom the policies do not apply.
 
 ROLE = "darkroom_api"
-
-
 TENANT = "darkroom.tenant"
-
-
 NOTHING_ELSE: Mapping[str, str] = {}
-
-
 _ENTER = f"SELECT set_config('{TENANT}', %s, true), set_config('role', '{ROLE}', true)"
-
-
 _SET = ", set_config(%s, %s, true)"
 
 
@@ -120,8 +125,7 @@ async def enable_rls(
     driver = cast("psycopg.AsyncConnection", held.driver_connection)
     try:
         async with driver.pipeline():
-            values = [text for setting in settings.items() for text in setting]
-            await driver.execute(_ENTER + len(settings) * _SET, (str(tenant_id), *values))
+            await enable_rls_of(driver, tenant_id, settings)
     except psycopg.Error:
         # Ask once more through SQLAlchemy, which knows a lost connection and renews its pool.
         await session.execute(select(1))
@@ -134,16 +138,33 @@ async def enable_rls(
         raise
 
 
+async def enable_rls_of(
+    driver: "psycopg.AsyncConnection",
+    tenant_id: UUID,
+    settings: Mapping[str, str] = NOTHING_ELSE,
+) -> None:
+    """As `enable_rls`, on the bare driver: in a pipeline, for the statements behind it. A
+    transaction may go on to the next tenant."""
+    values = [text for setting in settings.items() for text in setting]
+    await driver.execute(_ENTER + len(settings) * _SET, (str(tenant_id), *values), prepare=True)
+
+
 async def disable_rls(session: AsyncSession) -> None:
     """Be the owner again within the transaction: for COPY, which row-level security forbids.
 
-    What follows has no second wall, so every statement and every row must name the tenant.
+    What follows bypasses row-level security, so every statement and every row must name the tenant.
     """
     await session.execute(select(func.set_config("role", "none", True)))
 
 
 # Of one order on every server, whatever its collation.
 _KEY_ORDER = ApiKey.id.collate("C")
+
+
+def _is_live(now: datetime | ColumnElement[datetime]) -> ColumnElement[bool]:
+    return and_(
+        ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    )
 
 
 def find_key(key_id: str) -> Select[ApiKey]:
@@ -184,21 +205,32 @@ def get_tenant_name(tenant_id: UUID) -> Select[str]:
 
 def list_tenants() -> Select[Tenant, int]:
     """Every tenant with the number of its live keys; for the operator."""
-    live = (
-        select(func.count())
-        .where(
-            ApiKey.tenant_id == Tenant.id,
-            ApiKey.revoked_at.is_(None),
-            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
-        )
-        .scalar_subquery()
-    )
-    return select(Tenant, live).order_by(Tenant.name)
+    live = select(func.count()).where(ApiKey.tenant_id == Tenant.id, _is_live(func.now()))
+    return select(Tenant, live.scalar_subquery()).order_by(Tenant.name)
 
 
-def insert_key(key: dict[str, Any]) -> ReturningInsert[ApiKey]:
+def insert_key(
+    key: GeneratedKey | ParsedKey,
+    tenant_id: UUID,
+    name: str,
+    scopes: Sequence[str],
+    *,
+    expires_at: datetime | None,
+    quotas: dict[str, Any] | None,
+    a1111_model: str | None = None,
+) -> ReturningInsert[ApiKey]:
     """A new key; its secret is shown to its owner once and never stored."""
-    return pg_insert(ApiKey).values(**key).returning(ApiKey)
+    statement = pg_insert(ApiKey).values(
+        id=key.id,
+        secret_hash=key.secret_hash,
+        tenant_id=tenant_id,
+        name=name,
+        scopes=list(scopes),
+        expires_at=expires_at,
+        quotas=quotas,
+        a1111_model=a1111_model,
+    )
+    return statement.returning(ApiKey)
 
 
 def list_keys(tenant_id: UUID, limit: int, after: str | None = None) -> Select[ApiKey]:
@@ -219,19 +251,12 @@ def list_keys_of_all(tenant: str | None = None) -> Select[ApiKey, str]:
 
 def has_live_key(now: datetime) -> Select[bool]:
     """Whether anybody could call the API at all."""
-    live = select(ApiKey.id).where(
-        ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
-    )
-    return select(live.exists())
+    return select(select(ApiKey.id).where(_is_live(now)).exists())
 
 
 def find_live(key_ids: Sequence[str], now: datetime) -> Select[str]:
     """Which of these keys can be used."""
-    return select(ApiKey.id).where(
-        ApiKey.id.in_(key_ids),
-        ApiKey.revoked_at.is_(None),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now),
-    )
+    return select(ApiKey.id).where(ApiKey.id.in_(key_ids), _is_live(now))
 
 
 def revoke_key(tenant_id: UUID, key_id: str) -> ReturningUpdate[ApiKey]:
@@ -259,23 +284,18 @@ def set_quotas(key_id: str, quotas: dict[str, Any] | None) -> ReturningUpdate[Ap
     return update(ApiKey).where(ApiKey.id == key_id).values(quotas=quotas).returning(ApiKey)
 
 
-def key_columns(
-    *,
-    key_id: str,
-    secret_hash: bytes,
-    tenant_id: UUID,
-    name: str,
-    scopes: Sequence[str],
-    expires_at: datetime | None = None,
-    quotas: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The columns of a new key."""
-    return {
-        "id": key_id,
-        "secret_hash": secret_hash,
-        "tenant_id": tenant_id,
-        "name": name,
-        "scopes": list(scopes),
-        "expires_at": expires_at,
-        "quotas": quotas,
-    }
+def choose_a1111_model(tenant_id: UUID, key_id: str, model: str) -> Update:
+    """The model of a tenant's key for requests to `/sdapi/v1` that name none."""
+    return (
+        update(ApiKey)
+        .where(ApiKey.tenant_id == tenant_id, ApiKey.id == key_id)
+        .values(a1111_model=model)
+    )
+
+
+def take_turn(key_id: str) -> Select[None]:
+    """Wait for other submissions with this key: two must not both see the last free place.
+
+    The turn ends with the transaction.
+    """
+    return select(func.pg_advisory_xact_lock(func.hashtextextended(f"quota {key_id}", 0)))

@@ -18,37 +18,23 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from shared.core.telemetry import NOTHING, TRACEPARENT, Attributes, Kind, Span
 
-_KINDS = {
-    "internal": SpanKind.INTERNAL,
-    "server": SpanKind.SERVER,
-    "client": SpanKind.CLIENT,
-    "producer": SpanKind.PRODUCER,
-    "consumer": SpanKind.CONSUMER,
-}
-
-
 _BEGINS_TRACES = frozenset({"server", "consumer"})
-
-
 _CLOSE_SECONDS = 2.0
 
 
-class _Recorded:
+class _Recorded(Span):
     """A span that OpenTelemetry records."""
 
     def __init__(self, recorded: trace.Span) -> None:
         self._recorded = recorded
 
     def rename(self, name: str) -> None:
-        """Give it its name."""
         self._recorded.update_name(name)
 
     def set(self, attributes: Attributes) -> None:
-        """Add to what is known of it."""
         self._recorded.set_attributes(attributes)
 
     def fail(self, reason: str) -> None:
-        """It did not do what it should."""
         self._recorded.set_status(Status(StatusCode.ERROR, reason))
 
 
@@ -70,7 +56,7 @@ class Tracing:
         name: str,
         kind: Kind,
         parent: str | None,
-        begun: float | None,
+        started: float | None,
         attributes: Attributes | None,
     ) -> Iterator[Span]:
         """See `shared.core.telemetry.span`."""
@@ -78,28 +64,32 @@ class Tracing:
         if kind not in _BEGINS_TRACES and not _is_traced(around):
             yield NOTHING
             return
-        started = None if begun is None else _epoch(begun)
-        made = self._tracer.start_span(name, around, _KINDS[kind], attributes, start_time=started)
-        token = context_api.attach(trace.set_span_in_context(made, around))
+        started = None if started is None else _epoch(started)
+        span = self._tracer.start_span(
+            name, around, SpanKind[kind.upper()], attributes, start_time=started
+        )
+        token = context_api.attach(trace.set_span_in_context(span, around))
         try:
-            yield _Recorded(made)
+            yield _Recorded(span)
         except BaseException as error:
-            made.set_attribute("error.type", type(error).__name__)
-            made.set_status(Status(StatusCode.ERROR))
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(Status(StatusCode.ERROR))
             raise
         finally:
             context_api.detach(token)
-            made.end()
+            span.end()
 
     def record(
-        self, name: str, kind: Kind, begun: float, ended: float, attributes: Attributes | None
+        self, name: str, kind: Kind, started: float, ended: float, attributes: Attributes | None
     ) -> None:
         """See `shared.core.telemetry.record`."""
         around = context_api.get_current()
         if _is_traced(around):
-            begin, end = _epoch(begun), _epoch(ended)
-            made = self._tracer.start_span(name, around, _KINDS[kind], attributes, start_time=begin)
-            made.end(end)
+            begin, end = _epoch(started), _epoch(ended)
+            span = self._tracer.start_span(
+                name, around, SpanKind[kind.upper()], attributes, start_time=begin
+            )
+            span.end(end)
 
     def traceparent(self) -> str | None:
         """Of the current span."""

@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from redis import Redis
+from redis.client import Pipeline
 
 from shared.core import broker
 from shared.core.broker import unreadable
@@ -20,10 +22,10 @@ class WorkerState(StrEnum):
 
     STARTING = "starting"
     WARMING = "warming"
-    """It loads its first models and makes a picture with each."""
+    """It loads its first models and makes an image with each."""
     READY = "ready"
     BUSY = "busy"
-    """Ready, with jobs in hand."""
+    """Ready, with jobs in flight."""
     DRAINING = "draining"
     """It takes nothing more, because an operator said so or because it is about to end."""
     FAULTY = "faulty"
@@ -31,10 +33,10 @@ class WorkerState(StrEnum):
 
 
 class ModelState(StrEnum):
-    """How near a worker is to making a picture with a model."""
+    """How near a worker is to making an image with a model."""
 
     WARM = "warm"
-    """Loaded, and a picture was made with it; its jobs are taken."""
+    """Loaded, and an image was made with it; its jobs are taken."""
     WARMING = "warming"
     """Being loaded."""
     RETIRING = "retiring"
@@ -45,7 +47,7 @@ class ModelState(StrEnum):
     """It could not be loaded; not tried again before the worker is restarted."""
 
 
-class AnnouncedModel(BaseModel):
+class ModelStatus(BaseModel):
     """A model that a worker may serve."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -55,15 +57,17 @@ class AnnouncedModel(BaseModel):
     content_hash: str | None = None
     family: str | None = None
     """See `worker.engine.interface.ModelFacts`; None while it has never been loaded."""
-    rows: int | None = None
+    batch_size: int | None = None
     """The fixed batch shape; None while it has never been loaded."""
     sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) in pixels, as warmed."""
     memory_bytes: int | None = None
     """What its weights take; None while it has never been loaded."""
+    loras: dict[str, str] = {}
+    """Name -> SHA-256 of the file, of the LoRAs that are loaded with it."""
 
 
-class WorkerAnnouncement(BaseModel):
+class WorkerHeartbeat(BaseModel):
     """A live worker."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -72,11 +76,11 @@ class WorkerAnnouncement(BaseModel):
     kind: WorkerKind = "gpu"
     state: WorkerState
     device: str | None = None
-    models: tuple[AnnouncedModel, ...] = ()
+    models: tuple[ModelStatus, ...] = ()
     jobs: int = 0
-    """Jobs (of a CPU worker: tasks) in hand."""
+    """Jobs (of a CPU worker: tasks) in flight."""
     threads: int | None = None
-    """How many it can have in hand at once."""
+    """How many it can have in flight at once."""
     memory_bytes: int | None = None
     """What all of its models take together."""
     memory_limit: int | None = None
@@ -86,7 +90,7 @@ class WorkerAnnouncement(BaseModel):
     version: str | None = None
     started_at: datetime
     ttl_seconds: float = 0.0
-    """For how long the announcement stands, from the moment it was made."""
+    """The heartbeat's time to live."""
 
     @property
     def takes_work(self) -> bool:
@@ -99,7 +103,7 @@ class WorkerAnnouncement(BaseModel):
             return False
         return any(m.name == model and m.state is not ModelState.BROKEN for m in self.models)
 
-    def warm(self, model: str) -> AnnouncedModel | None:
+    def warm(self, model: str) -> ModelStatus | None:
         """The model, if it is warm here and the worker takes work."""
         if not self.takes_work:
             return None
@@ -108,64 +112,50 @@ class WorkerAnnouncement(BaseModel):
         )
 
 
-def parse(texts: Iterable[bytes | str | None]) -> list[WorkerAnnouncement]:
-    """Those announcements that stand and can be read."""
-    found = []
+def parse(texts: Iterable[bytes | str | None]) -> list[WorkerHeartbeat]:
+    """The heartbeats that are live and readable."""
+    heartbeats = []
     for text in texts:
-        if text is None:
-            continue
-        try:
-            found.append(WorkerAnnouncement.model_validate_json(text))
-        except ValidationError as error:
-            # Of a version that has another idea of an announcement, or nonsense.
-            unreadable("announcement", error)
-    return found
+        if text is not None:
+            try:
+                heartbeats.append(WorkerHeartbeat.model_validate_json(text))
+            except ValidationError as error:
+                # From a version with other fields, or nonsense.
+                unreadable("heartbeat", error)
+    return heartbeats
 
 
-# The index is a sorted set (scored by the time of the last announcement) that is read in one go;
+# The index is a sorted set (scored by the time of the last heartbeat) that is read in one go;
 # looking for the keys by pattern would walk through every key that Redis has.
 
-_FORGET_SECONDS = 3600
+_PURGE_AFTER_SECONDS = 3600
 """A name that was not heard of for so long leaves the index. Generous: clocks differ."""
 
 
-class _Pipeline(Protocol):
-    def set(self, name: str, value: str, *, px: int) -> Any: ...
-    def zadd(self, name: str, mapping: dict[str, float]) -> Any: ...
-    def zremrangebyscore(self, name: str, min: Any, max: Any) -> Any: ...  # noqa: A002 - redis-py's
-    def delete(self, name: str) -> Any: ...
-    def zrem(self, name: str, value: str) -> Any: ...
-
-
-class _Redis(Protocol):
-    def zrange(self, name: str, start: int, end: int) -> Any: ...
-    def mget(self, keys: list[str]) -> Any: ...
-
-
-def announce(pipeline: _Pipeline, said: WorkerAnnouncement) -> None:
-    """Queue the announcement on a pipeline; the caller executes it."""
+def store_heartbeat(pipeline: Pipeline, heartbeat: WorkerHeartbeat) -> None:
+    """Queue the heartbeat on a pipeline; the caller executes it."""
     now = time.time()
-    key = broker.worker_key(said.name)
-    pipeline.set(key, said.model_dump_json(), px=int(said.ttl_seconds * 1000))
-    pipeline.zadd(broker.WORKERS, {said.name: now})
-    pipeline.zremrangebyscore(broker.WORKERS, "-inf", now - _FORGET_SECONDS)
+    key = broker.worker_key(heartbeat.name)
+    pipeline.set(key, heartbeat.model_dump_json(), px=int(heartbeat.ttl_seconds * 1000))
+    pipeline.zadd(broker.WORKERS, {heartbeat.name: now})
+    pipeline.zremrangebyscore(broker.WORKERS, "-inf", now - _PURGE_AFTER_SECONDS)
 
 
-def withdraw(pipeline: _Pipeline, name: str) -> None:
-    """Queue the end of a worker's announcement."""
+def remove_worker(pipeline: Pipeline, name: str) -> None:
+    """Queue a worker's removal."""
     pipeline.delete(broker.worker_key(name))
     pipeline.zrem(broker.WORKERS, name)
 
 
-def read(client: _Redis) -> list[WorkerAnnouncement]:
-    """The live workers, for who may block: workers themselves.
+def list_workers(client: Redis) -> list[WorkerHeartbeat]:
+    """The live workers; blocks.
 
     Raises:
         redis.RedisError: Redis cannot be reached.
     """
-    found = [_text(name) for name in client.zrange(broker.WORKERS, 0, -1)]
-    return parse(client.mget([broker.worker_key(name) for name in found])) if found else []
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else name
+    names: Any = client.zrange(broker.WORKERS, 0, -1)
+    keys = [
+        broker.worker_key(name.decode(errors="replace") if isinstance(name, bytes) else name)
+        for name in names
+    ]
+    return parse(client.mget(keys)) if keys else []

@@ -1,9 +1,9 @@
-"""The decoder process: reads one untrusted image on stdin, writes a clean RGB PNG to stdout.
+"""The decoder process: reads one untrusted image on stdin, writes a clean PNG to stdout.
 
 `shared.images.intake` runs this file by its path in a fresh interpreter, one process per image
 (it says why), so it imports the standard library and Pillow only. Its one argument is a JSON
 object: `format`, `min_side`, `max_side`, `max_metadata_bytes`, `memory_bytes`, `cpu_seconds`,
-`output_bytes`, and `fit_side`: null, or the square in pixels that the picture is to fit into. Its
+`output_bytes`, and `fit_side`: null, or the square in pixels that the image is to fit into. Its
 answer is one line of JSON, `{"width": …, "height": …}`, followed by the PNG, or
 `{"refused": code, "detail": …}` alone. A process that ends without an answer was stopped by its own
 limits or by a crash in a decoder.
@@ -25,7 +25,7 @@ from PIL import Image, ImageChops, ImageCms, PngImagePlugin, WebPImagePlugin
 # TIFF 6.0: tag 0x0112, type SHORT (3), values 1 to 8.
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
-_TURNS = {
+_ROTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,6 +42,7 @@ _OTHER_PADDING = bytes((37 * n + 11) % 251 for n in range(256))  # never 0xFF: n
 _CUT = "The file ends before its image does."
 _ROWS_AT_ONCE = 256
 _ROUNDING = 2
+_OPAQUE = 255
 _GAMMA_NEAR = 0.03  # 1/2.2 and sRGB's own 0.45455 are no reason to change a pixel
 # Imported to be registered: without it Pillow would load all of its 43 formats to find WebP.
 assert WebPImagePlugin.SUPPORTED  # noqa: S101
@@ -57,8 +58,8 @@ class Refused(Exception):
 
 
 def confine(memory_bytes: int, cpu_seconds: int, output_bytes: int) -> None:
-    """Give up, for good, what decoding one image does not need."""
-    os.nice(5)  # A hostile picture must not slow the API beside it.
+    """Irreversibly cap memory, processor time and output size."""
+    os.nice(5)  # A hostile image must not slow the API beside it.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (output_bytes, output_bytes))
@@ -144,13 +145,16 @@ def check_png(data: bytes) -> None:
 
 
 def end_of_jpeg(data: bytes) -> int:
-    """Where the EOI marker of the image stands; a thumbnail's inside EXIF is not it (T.81, B)."""
+    """Where the EOI marker of the image stands, and the fill bytes before it (T.81, B.1.1.2).
+
+    A thumbnail's inside EXIF is not it.
+    """
     at = 2
-    while (found := _JPEG_MARKER.search(data, at)) is not None:
-        at, marker = found.end(), found[0][-1]
-        if marker == _EOI:
-            return found.end() - 2
-        if marker != _SOI:
+    while (marker := _JPEG_MARKER.search(data, at)) is not None:
+        at, kind = marker.end(), marker[0][-1]
+        if kind == _EOI:
+            return len(data[: marker.start()].rstrip(b"\xff"))
+        if kind != _SOI:
             at += int.from_bytes(data[at : at + 2], "big")
     raise Refused("image_truncated", _CUT)
 
@@ -171,18 +175,21 @@ def check_jpeg(image: Image.Image, data: bytes, limits: dict[str, Any]) -> None:
 
 def digest(image: Image.Image) -> bytes:
     """Of the pixels, some rows at a time: a copy of all of them would cost as much memory."""
-    found = hashlib.blake2b()
+    pixels = hashlib.blake2b()
     for top in range(0, image.height, _ROWS_AT_ONCE):
         bottom = min(top + _ROWS_AT_ONCE, image.height)
-        found.update(image.crop((0, top, image.width, bottom)).tobytes())
-    return found.digest()
+        pixels.update(image.crop((0, top, image.width, bottom)).tobytes())
+    return pixels.digest()
 
 
 # --- Colours ------------------------------------------------------------------------------------
 
 
-def to_srgb(image: Image.Image, rawmode: str) -> Image.Image:
-    """The pixels as 8-bit RGB in sRGB: 16-bit grey scaled, transparency laid over white."""
+def to_srgb(image: Image.Image, rawmode: str, keep_alpha: bool) -> Image.Image:
+    """The pixels as 8-bit RGB in sRGB: 16-bit grey scaled, transparency laid over white.
+
+    With `keep_alpha` it stands beside them, for masks; the colours are the same with and without.
+    """
     alpha = opacity(image, rawmode)
     image.info.pop("transparency", None)
     colours = image
@@ -197,6 +204,8 @@ def to_srgb(image: Image.Image, rawmode: str) -> Image.Image:
         rgb = with_gamma(colours.convert("RGB"), image.info)
     if alpha is not None:
         rgb.paste("white", mask=ImageChops.invert(alpha))
+        if keep_alpha and alpha.getextrema()[0] != _OPAQUE:
+            rgb.putalpha(alpha)
     return rgb
 
 
@@ -257,10 +266,10 @@ def changes_little(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 def applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     """A copy of the image, transformed."""
-    made = ImageCms.applyTransform(image, transform)
-    if made is None:  # only for a change in place
+    transformed = ImageCms.applyTransform(image, transform)
+    if transformed is None:  # only for a change in place
         raise TypeError
-    return made
+    return transformed
 
 
 def with_gamma(image: Image.Image, info: dict[Any, Any]) -> Image.Image:
@@ -294,7 +303,7 @@ def exif_of(image: Image.Image) -> bytes:
 
 
 def clean(source: BinaryIO, limits: dict[str, Any]) -> Image.Image:
-    """The picture in RGB, upright, with nothing of the file left but its pixels."""
+    """The image in RGB or RGBA, upright, with nothing of the file left but its pixels."""
     data = source.read()
     image = open_checked(io.BytesIO(data), limits)
     if limits["format"] == "PNG":
@@ -305,8 +314,8 @@ def clean(source: BinaryIO, limits: dict[str, Any]) -> Image.Image:
     refuse_large_metadata(image, limits["max_metadata_bytes"])  # PNG: also behind the pixels.
     if limits["format"] == "JPEG":
         check_jpeg(image, data, limits)
-    rgb = to_srgb(image, rawmode)
-    turn = _TURNS.get(exif_orientation(exif_of(image)))
+    rgb = to_srgb(image, rawmode, keep_alpha=limits["fit_side"] is None)
+    turn = _ROTATIONS.get(exif_orientation(exif_of(image)))
     if turn is not None:
         rgb = rgb.transpose(turn)
     if limits["fit_side"] is not None:

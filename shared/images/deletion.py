@@ -1,4 +1,4 @@
-"""SQL of throwing away: rows go at once; their objects are named in the same transaction.
+"""SQL of deletion: rows go at once; their objects are named in the same transaction.
 
 So nothing is left that nobody knows of: what S3 did not take then is swept later.
 """
@@ -13,20 +13,26 @@ from sqlalchemy import (
     Text,
     Update,
     Uuid,
+    and_,
+    cast,
     delete,
     exists,
     func,
     literal,
+    literal_column,
+    or_,
     select,
+    true,
     update,
 )
-from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, array
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
-from shared.images.models import DoomedObject, Image, Prompt, Session, Upload
-from shared.jobs.models import Job
-from shared.jobs.queries.accept import session_lock
+from shared.images.models import DeletedImage, Image, PendingDeletion, Prompt, Session, Upload
+from shared.images.queries import is_prompt_used, session_lock
+from shared.jobs.models import HAS_OPTION_IMAGES, MASK_KEY, OPTION_IMAGES, Job
 
 
 def star(tenant_id: UUID, image_id: UUID, starred: bool) -> ReturningUpdate[Image]:
@@ -39,12 +45,80 @@ def star(tenant_id: UUID, image_id: UUID, starred: bool) -> ReturningUpdate[Imag
     )
 
 
-def delete_image(tenant_id: UUID, image_id: UUID) -> ReturningDelete[UUID, str]:
-    """(prompt, key) of the image that was there."""
-    return (
+RESTORABLE = timedelta(seconds=60)
+"""For how long a deleted image can be restored."""
+
+_PURGED = RESTORABLE + timedelta(seconds=5)
+"""Longer, so that none is purged while it is being restored."""
+
+_COLUMNS = [column.name for column in Image.__table__.columns if column.computed is None]
+
+
+def delete_image(tenant_id: UUID, image_id: UUID) -> ReturningInsert[UUID, str, UUID]:
+    """(prompt, key, job) of the image that was there; it is put aside, see `restore_image`."""
+    again = aliased(Image)
+    reproductions = select(again.id).where(again.reproduces == Image.id).correlate(Image)
+    removed = (
         delete(Image)
         .where(Image.tenant_id == tenant_id, Image.id == image_id)
-        .returning(Image.prompt_id, Image.s3_key)
+        .returning(
+            *(Image.id, Image.tenant_id, Image.job_id, Image.prompt_id, Image.s3_key),
+            func.to_jsonb(literal_column("images")).label("row"),
+            func.array(reproductions.scalar_subquery()).label("reproductions"),
+        )
+        .cte("removed")
+    )
+    names = [column.name for column in removed.columns]
+    put_aside = pg_insert(DeletedImage).from_select(names, select(removed))
+    return put_aside.returning(DeletedImage.prompt_id, DeletedImage.s3_key, DeletedImage.job_id)
+
+
+def find_deleted_image(tenant_id: UUID, image_id: UUID) -> Select[DeletedImage]:
+    """The image, if it can still be restored; locked, so that it is restored once."""
+    return (
+        select(DeletedImage)
+        .where(
+            DeletedImage.tenant_id == tenant_id,
+            DeletedImage.id == image_id,
+            DeletedImage.deleted_at > func.statement_timestamp() - RESTORABLE,
+        )
+        .with_for_update()
+    )
+
+
+def restore_image(image_id: UUID) -> Insert:
+    """Insert the row that `find_deleted_image` locked."""
+    row = func.jsonb_populate_record(literal_column("NULL::images"), DeletedImage.row)
+    fields = row.table_valued(*_COLUMNS, name="fields")
+    original = select(Image.id).where(Image.id == cast(fields.c.reproduces, Uuid))
+    values = [
+        original.scalar_subquery() if name == "reproduces" else fields.c[name] for name in _COLUMNS
+    ]
+    found = select(*values).select_from(DeletedImage).join(fields, true())
+    return pg_insert(Image).from_select(_COLUMNS, found.where(DeletedImage.id == image_id))
+
+
+def relate_reproductions(tenant_id: UUID, image_id: UUID, reproductions: Sequence[UUID]) -> Update:
+    """Let the images that reproduced a restored one be reproductions again."""
+    return (
+        update(Image)
+        .where(Image.tenant_id == tenant_id, Image.id.in_(reproductions))
+        .values(reproduces=image_id)
+    )
+
+
+def forget_deleted_images(image_ids: Sequence[UUID]) -> Delete:
+    """They are restored, or gone for good."""
+    return delete(DeletedImage).where(DeletedImage.id.in_(image_ids))
+
+
+def list_purgeable_images(limit: int) -> Select[UUID, UUID, str]:
+    """(id, prompt, key) of deleted images that can no longer be restored; of all tenants."""
+    return (
+        select(DeletedImage.id, DeletedImage.prompt_id, DeletedImage.s3_key)
+        .where(DeletedImage.deleted_at < func.statement_timestamp() - _PURGED)
+        .order_by(DeletedImage.deleted_at)
+        .limit(limit)
     )
 
 
@@ -57,6 +131,12 @@ def delete_images_of_jobs(tenant_id: UUID, job_ids: Sequence[UUID]) -> Returning
     )
 
 
+def forget_images_of_jobs(tenant_id: UUID, job_ids: Sequence[UUID]) -> ReturningDelete[UUID]:
+    """The prompts of these jobs' deleted images, which nobody can restore any more."""
+    chosen = DeletedImage.tenant_id == tenant_id, DeletedImage.job_id.in_(job_ids)
+    return delete(DeletedImage).where(*chosen).returning(DeletedImage.prompt_id)
+
+
 def delete_upload(tenant_id: UUID, upload_id: UUID) -> ReturningDelete[str]:
     """The key of the upload that was there."""
     return (
@@ -67,27 +147,35 @@ def delete_upload(tenant_id: UUID, upload_id: UUID) -> ReturningDelete[str]:
 
 
 def has_unfinished_job_from(tenant_id: UUID, s3_keys: Sequence[str]) -> Select[bool]:
-    """Whether a job that starts from one of these pictures waits or runs."""
+    """Whether a job that names one of these images waits or runs."""
     return select(
         exists().where(
             Job.tenant_id == tenant_id,
             Job.finished_at.is_(None),
-            Job.init_image["s3_key"].astext.in_(s3_keys),
+            or_(
+                Job.init_image["s3_key"].astext.in_(s3_keys),
+                MASK_KEY.in_(s3_keys),
+                and_(HAS_OPTION_IMAGES, OPTION_IMAGES.has_any(cast(array(s3_keys), ARRAY(Text)))),
+            ),
         )
     )
 
 
 def has_unfinished_job_from_session(tenant_id: UUID, session_id: str) -> Select[bool]:
-    """Whether a job that starts from a picture of the session waits or runs."""
-    pictures = select(Image.s3_key).where(
+    """Whether a job that names an image of the session waits or runs."""
+    images = select(Image.s3_key).where(
         Image.tenant_id == tenant_id, Image.session_id == session_id
     )
+    listed = images.where(OPTION_IMAGES.contains(func.to_jsonb(Image.s3_key)))
     return select(
         exists().where(
             Job.tenant_id == tenant_id,
             Job.finished_at.is_(None),
-            Job.init_image.is_not(None),
-            Job.init_image["s3_key"].astext.in_(pictures),
+            or_(
+                Job.init_image["s3_key"].astext.in_(images),
+                MASK_KEY.in_(images),
+                and_(HAS_OPTION_IMAGES, listed.exists()),
+            ),
         )
     )
 
@@ -104,7 +192,7 @@ def lock_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[UUID]:
 
 def delete_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> ReturningDelete[UUID]:
     """Those of the prompts that no image names any more, vectors and all."""
-    used = select(Image.id).where(Image.prompt_id == Prompt.id).exists()
+    used = is_prompt_used()
     return (
         delete(Prompt)
         .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids), ~used)
@@ -113,7 +201,7 @@ def delete_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> ReturningDele
 
 
 def count_deleted(tenant_id: UUID, prompt_id: UUID, images: int) -> Update:
-    """Remember of a prompt that its pictures were thrown away: recommendations heed it."""
+    """Count a prompt's deleted images: recommendations heed it."""
     return (
         update(Prompt)
         .where(Prompt.tenant_id == tenant_id, Prompt.id == prompt_id)
@@ -144,9 +232,7 @@ def list_jobs(tenant_id: UUID, session_id: str, limit: int) -> Select[UUID, int]
     return (
         select(Job.id, Job.attempt)
         .where(
-            Job.tenant_id == tenant_id,
-            Job.session_id == session_id,
-            Job.finished_at.is_not(None),
+            Job.tenant_id == tenant_id, Job.session_id == session_id, Job.finished_at.is_not(None)
         )
         .order_by(Job.id)
         .limit(limit)
@@ -174,24 +260,27 @@ def delete_session(tenant_id: UUID, session_id: str) -> Delete:
     return delete(Session).where(Session.tenant_id == tenant_id, Session.id == session_id)
 
 
-def doom_objects(tenant_id: UUID, prefixes: Sequence[str]) -> Insert:
-    """Name what S3 is to forget."""
-    rows = [{"tenant_id": tenant_id, "prefix": prefix} for prefix in prefixes]
-    return pg_insert(DoomedObject).values(rows).on_conflict_do_nothing()
+def schedule_deletions(
+    tenant_id: UUID, prefixes: Sequence[str], after: timedelta = timedelta(0)
+) -> Insert:
+    """Name what S3 is to delete, now or later."""
+    at = func.statement_timestamp() + after
+    rows = [{"tenant_id": tenant_id, "prefix": prefix, "created_at": at} for prefix in prefixes]
+    return pg_insert(PendingDeletion).values(rows).on_conflict_do_nothing()
 
 
-def forget_doomed(tenant_id: UUID, prefixes: Sequence[str]) -> Delete:
-    """S3 has forgotten them."""
-    return delete(DoomedObject).where(
-        DoomedObject.tenant_id == tenant_id, DoomedObject.prefix.in_(prefixes)
+def delete_pending_deletions(tenant_id: UUID, prefixes: Sequence[str]) -> Delete:
+    """S3 has deleted them, or is not to."""
+    return delete(PendingDeletion).where(
+        PendingDeletion.tenant_id == tenant_id, PendingDeletion.prefix.in_(prefixes)
     )
 
 
-def list_doomed(older_than: timedelta, limit: int) -> Select[UUID, str]:
+def list_pending_deletions(older_than: timedelta, limit: int) -> Select[UUID, str]:
     """(tenant, prefix) of objects that should have gone by now; of all tenants."""
     return (
-        select(DoomedObject.tenant_id, DoomedObject.prefix)
-        .where(DoomedObject.created_at < func.statement_timestamp() - older_than)
-        .order_by(DoomedObject.created_at)
+        select(PendingDeletion.tenant_id, PendingDeletion.prefix)
+        .where(PendingDeletion.created_at < func.statement_timestamp() - older_than)
+        .order_by(PendingDeletion.created_at)
         .limit(limit)
     )

@@ -1,4 +1,4 @@
-"""One untrusted image in, a file or a data URL; one clean RGB PNG out, or a typed refusal."""
+"""One untrusted image in, a file or a data URL; one clean PNG out, or a typed refusal."""
 
 import base64
 import binascii
@@ -9,19 +9,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
-from shared.images.errors import (
+from shared.images.formats import (
     REFUSALS,
+    Header,
     ImageDecoderUnavailable,
     ImageDimensions,
     ImageNotRecognized,
     ImageTooLarge,
     ImageUndecodable,
+    read_header,
 )
-from shared.images.header import Header, read_header
+
+T = TypeVar("T")
 
 # The type is checked for form only: what the bytes are is for the bytes to say.
 _PREFIX = re.compile(r"data:image/(?:png|jpeg|webp);base64,", re.ASCII | re.IGNORECASE)
@@ -58,7 +63,7 @@ def parse_data_url(text: str, max_bytes: int) -> bytes:
 # a decoder that is inside a 10 MB "scan bomb" (a progressive JPEG with a million empty passes);
 # and a flaw in a C decoder would be the API's crash, or worse. A process costs about 0.1 s of one
 # core, which a starting image, some kilobytes of PNG against seconds of a GPU, can well bear. A
-# pool that keeps processes would save that, but would let one user's picture meet the next one's.
+# pool that keeps processes would save that, but would let one user's image meet the next one's.
 #
 # At most `DECODERS` run at once, so the memory they can take is bounded too; the parent holds the
 # file and its result, never pixels. The call blocks: async code calls it in a thread.
@@ -66,23 +71,13 @@ def parse_data_url(text: str, max_bytes: int) -> bytes:
 DECODERS = 2
 """How many images are decoded at once in this process; others wait."""
 
-
 _decoders = threading.BoundedSemaphore(DECODERS)
-
-
 _DECODER = Path(__file__).with_name("decoder.py")
-
-
 _CHUNK = 64 * 1024
-
 
 # A PNG of incompressible pixels is about 0.1 % larger than the pixels.
 _PNG_OVERHEAD = 1.01
-
-
 _ANSWER_LINE = 1024
-
-
 _LOG_BYTES = 2048
 
 
@@ -106,12 +101,15 @@ class ImageLimits:
     @property
     def max_output_bytes(self) -> int:
         """More than any clean image within these limits can have."""
-        return int(self.max_side * self.max_side * 3 * _PNG_OVERHEAD) + _CHUNK
+        return int(self.max_side * self.max_side * 4 * _PNG_OVERHEAD) + _CHUNK
 
 
 @dataclass(frozen=True, slots=True)
 class CleanImage:
     """A PNG made from pixels alone: 8-bit RGB, upright, no metadata.
+
+    One that was transparent somewhere is RGBA: its colours are laid over white already, and its
+    alpha may be a mask.
 
     `width` and `height` are in pixels, `sha256` is the lower-case hexadecimal hash of `data`.
     """
@@ -132,13 +130,13 @@ class ByteStream(Protocol):
 def sanitize_image(
     source: bytes | ByteStream, limits: ImageLimits | None = None, fit_side: int | None = None
 ) -> CleanImage:
-    """Decode one PNG, JPEG or WebP from a user and encode its pixels anew.
+    """Decode one PNG, JPEG or WebP from a user and re-encode its pixels.
 
-    EXIF orientation is applied; transparency is laid over white; grey, palette, CMYK and 16-bit
-    images become 8-bit RGB in sRGB, by their ICC profile or a PNG's gAMA. A file whose checksums
-    are wrong, or whose data end before the image, is refused. Everything else of the file is gone,
-    so what may hide behind or between the pixels (a second file, scripts, a place name) is never
-    stored or served. With `fit_side` a larger picture is scaled down to fit into a square of so
+    EXIF orientation is applied; transparency is laid over white, and kept; grey, palette, CMYK and
+    16-bit images become 8-bit RGB in sRGB, by their ICC profile or a PNG's gAMA. A file whose
+    checksums are wrong, or whose data end before the image, is refused. Everything else is gone, so
+    what may hide behind or between the pixels (a second file, scripts, a place name) is never
+    stored or served. With `fit_side` a larger image is scaled down to fit into a square of so
     many pixels.
 
     Raises a kind of `ImageRefused` when the file is at fault, and `ImageDecoderUnavailable` when
@@ -154,10 +152,20 @@ def sanitize_image(
         raise ImageDimensions(
             f"{width} × {height} pixels: a side must have {limits.min_side} to {limits.max_side}."
         )
+    with decoder_slot(limits):
+        return _decode(data, header, limits, fit_side)
+
+
+@contextmanager
+def decoder_slot(limits: ImageLimits) -> Iterator[None]:
+    """One of the `DECODERS`.
+
+    Raises `ImageDecoderUnavailable` when all stay busy.
+    """
     if not _decoders.acquire(timeout=limits.queue_s):
         raise ImageDecoderUnavailable("All image decoders are busy.")
     try:
-        return _decode(data, header, limits, fit_side)
+        yield
     finally:
         _decoders.release()
 
@@ -188,18 +196,28 @@ def _decode(data: bytes, header: Header, limits: ImageLimits, fit_side: int | No
         "output_bytes": limits.max_output_bytes,
         "fit_side": fit_side,
     }
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        return run_confined([str(_DECODER), json.dumps(request)], file, limits, _read_answer)
+
+
+def run_confined(
+    arguments: Sequence[str],
+    file: IO[bytes],
+    limits: ImageLimits,
+    read: Callable[[IO[bytes]], T],
+) -> T:
+    """Let a program of ours read a file in a process of its own, and read its answer.
+
+    Raises `ImageUndecodable` or `ImageDecoderUnavailable`.
+    """
+    file.seek(0)
     try:
         # Files rather than pipes: the decoder's limit on file size then bounds its answer, and a
         # decoder that stops reading or writing blocks nobody.
-        with (
-            tempfile.TemporaryFile() as file,
-            tempfile.TemporaryFile() as answer,
-            tempfile.TemporaryFile() as log,
-        ):
-            file.write(data)
-            file.seek(0)
+        with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as log:
             done = subprocess.run(
-                [sys.executable, "-I", str(_DECODER), json.dumps(request)],
+                [sys.executable, "-I", *arguments],
                 stdin=file,
                 stdout=answer,
                 stderr=log,
@@ -215,7 +233,7 @@ def _decode(data: bytes, header: Header, limits: ImageLimits, fit_side: int | No
             if done.returncode > 0:
                 reason = log.read(_LOG_BYTES).decode("utf-8", "replace").strip()
                 raise ImageDecoderUnavailable(f"The image decoder failed: {reason}")
-            return _read_answer(answer)
+            return read(answer)
     except subprocess.TimeoutExpired:
         raise ImageUndecodable("Decoding it takes longer than is allowed.") from None
     except OSError as error:

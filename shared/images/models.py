@@ -15,10 +15,11 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     UniqueConstraint,
+    Uuid,
     literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.core.database import Base, CreatedAt, Id, Instant, Json
@@ -40,6 +41,9 @@ class Session(Base):
 PUNCTUATION = "[!-/:-@[-`{-~]"
 """A regular expression: that of ASCII. It ends words, or Postgres' parser would take ``ART-73155``
 for a word and a negative number, and ``img_0042.png`` for one word."""
+
+MAX_PROMPT = 4000
+"""Characters of a prompt."""
 
 
 class Prompt(Base):
@@ -86,12 +90,12 @@ class Prompt(Base):
     )
     """What a half-typed prompt is compared with."""
     deleted_images: Mapped[int] = mapped_column(Integer, server_default=literal_column("0"))
-    """How many of its pictures people have thrown away."""
+    """How many of its images people have deleted."""
     created_at: Mapped[CreatedAt]
 
 
 class Image(Base):
-    """One committed picture. Its object's key names the attempt, so nothing is overwritten."""
+    """One committed image. Its object's key names the attempt, so nothing is overwritten."""
 
     __tablename__ = "images"
     __table_args__ = (
@@ -100,10 +104,13 @@ class Image(Base):
         Index(
             "ix_images_session",
             *("tenant_id", "session_id", "id"),
-            # A search within a session needs its prompts and nothing else of its pictures.
-            postgresql_include=["prompt_id"],
+            # A search within a session needs its prompts and nothing else of its images.
+            postgresql_include=["prompt_id", "reproduces"],
         ),
         Index("ix_images_prompt", "prompt_id", "id"),
+        Index(
+            "ix_images_reproduces", "reproduces", postgresql_where=text("reproduces IS NOT NULL")
+        ),
         Index("ix_images_seed", "tenant_id", "seed"),
         Index("ix_images_created_at", "tenant_id", "created_at"),
         Index("ix_images_starred", "tenant_id", "id", postgresql_where=text("starred")),
@@ -125,10 +132,15 @@ class Image(Base):
     content_type: Mapped[str] = mapped_column(Text)
     bytes: Mapped[int] = mapped_column(Integer)
     sha256: Mapped[str] = mapped_column(Text)
+    pixel_sha256: Mapped[str | None] = mapped_column(Text)
+    """Null: an earlier version made it."""
     s3_key: Mapped[str] = mapped_column(Text)
     thumbnail_s3_key: Mapped[str] = mapped_column(Text)
     receipt: Mapped[Json]
     gpu_seconds: Mapped[float]
+    reproduces: Mapped[UUID | None] = mapped_column(ForeignKey("images.id", ondelete="SET NULL"))
+    """The image that `reproduce` made again as this one, for as long as it is there. Lists,
+    searches and counts leave such images out; they are read by their id."""
     starred: Mapped[bool] = mapped_column(server_default=text("false"))
     kind: Mapped[str | None] = mapped_column(
         Text, Computed("receipt ->> 'kind'", persisted=True), deferred=True
@@ -140,8 +152,29 @@ class Image(Base):
     created_at: Mapped[CreatedAt]
 
 
+class DeletedImage(Base):
+    """An image that was deleted a moment ago, and may be restored for a minute."""
+
+    __tablename__ = "deleted_images"
+    __table_args__ = (
+        Index("ix_deleted_images_oldest", "deleted_at"),
+        Index("ix_deleted_images_prompt", "prompt_id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    job_id: Mapped[UUID]
+    prompt_id: Mapped[UUID]
+    s3_key: Mapped[str] = mapped_column(Text)
+    row: Mapped[Json]
+    """Its row in `images`."""
+    reproductions: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
+    """The images that reproduced it: ordinary ones now."""
+    deleted_at: Mapped[Instant] = mapped_column(server_default=text("statement_timestamp()"))
+
+
 class ImageVector(Base):
-    """What an image-text model sees in a picture; there where the operator configured one."""
+    """What an image-text model sees in an image; there where the operator configured one."""
 
     __tablename__ = "image_vectors"
     # One HNSW index for each model stands beside this one; see `shared.search.embeddings`.
@@ -152,12 +185,12 @@ class ImageVector(Base):
     )
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     embedding: Mapped[list[float] | None] = mapped_column(Vector)
-    """Unit vector; null: the picture's file is not there or cannot be read."""
+    """Unit vector; null: the image's file is not there or cannot be read."""
     embedding_model: Mapped[str] = mapped_column(Text)
 
 
 class Upload(Base):
-    """A picture that a client sent, cleaned and re-encoded, to start img2img from."""
+    """An image that a client sent, cleaned and re-encoded, to start img2img from."""
 
     __tablename__ = "uploads"
     __table_args__ = (
@@ -180,10 +213,10 @@ class Upload(Base):
     """When a submission last asked for it, to some minutes; null: none has."""
 
 
-class DoomedObject(Base):
+class PendingDeletion(Base):
     """Objects whose rows are deleted: named in the deletion's own transaction, gone soon after."""
 
-    __tablename__ = "doomed_objects"
+    __tablename__ = "pending_deletions"
 
     tenant_id: Mapped[UUID] = mapped_column(
         ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True

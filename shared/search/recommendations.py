@@ -5,7 +5,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
-    Row,
     Select,
     Text,
     and_,
@@ -26,28 +25,15 @@ from shared.search.embeddings import PROMPTS
 from shared.search.ranking import QueryVector
 
 NEAR = 60
-
-
 _COMPLETING = 60
-
-
 _STARRED = 200
-
-
 _LATEST = 20
 
-
 _SEEDS = 20
-"""Pictures of one prompt whose seeds are followed."""
-
+"""Images of one prompt whose seeds are followed."""
 
 _LAST_CHARACTER = "\U0010ffff"
-
-
 _FOLDED_LENGTH = 200
-
-
-Fate = Row[UUID, str, int, int, int, int, bool]
 
 
 def near(
@@ -76,7 +62,7 @@ def near(
 def completing(tenant_id: UUID, typed: str, session_id: str | None) -> Select[UUID]:
     """Prompts that begin with what was typed, whatever the case, and go on.
 
-    Without those that the session has made pictures of.
+    Without those that the session has made images of.
     """
     begin = typed.lower()[:_FOLDED_LENGTH]
     whole = func.lower(literal(typed, Text))
@@ -101,7 +87,7 @@ def doing_well(tenant_id: UUID) -> Select[UUID]:
     """Prompts of the latest stars, and the latest prompts."""
     starred = (
         select(Image.prompt_id)
-        .where(Image.tenant_id == tenant_id, Image.starred)
+        .where(Image.tenant_id == tenant_id, Image.starred, Image.reproduces.is_(None))
         .order_by(Image.id.desc())
         .limit(_STARRED)
         .subquery()
@@ -126,7 +112,7 @@ def list_used(tenant_id: UUID, session_id: str, texts: Sequence[str]) -> Select[
 
 
 def latest_of_session(tenant_id: UUID, session_id: str) -> Select[UUID]:
-    """The prompt of the session's newest picture."""
+    """The prompt of the session's newest image."""
     return (
         select(Image.prompt_id)
         .where(Image.tenant_id == tenant_id, only(Image.session_id, session_id))
@@ -138,10 +124,10 @@ def latest_of_session(tenant_id: UUID, session_id: str) -> Select[UUID]:
 def fates(
     tenant_id: UUID, prompt_ids: Sequence[UUID], session_id: str | None
 ) -> Select[UUID, str, int, int, int, int, bool]:
-    """(prompt, text, pictures, starred, seeds used again, deleted, used in the session)."""
-    own = Image.prompt_id == Prompt.id
-    made = select(func.count()).select_from(Image).where(own)
-    starred = made.where(Image.starred)
+    """(prompt, text, images, starred, seeds used again, deleted, used in the session)."""
+    own = and_(Image.prompt_id == Prompt.id, Image.reproduces.is_(None))
+    images = select(func.count()).select_from(Image).where(own)
+    starred = images.where(Image.starred)
     newest = (
         select(Image.id, Image.seed)
         .where(own)
@@ -170,7 +156,7 @@ def fates(
     return select(
         Prompt.id,
         Prompt.text,
-        made.scalar_subquery(),
+        images.scalar_subquery(),
         starred.scalar_subquery(),
         reused.scalar_subquery(),
         Prompt.deleted_images,
@@ -179,10 +165,12 @@ def fates(
 
 
 def best_images(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[Image]:
-    """One picture of each prompt: a starred one if there is one, the newest of them."""
+    """One image of each prompt: a starred one if there is one, the newest of them."""
     best = (
         select(Image)
-        .where(Image.tenant_id == tenant_id, Image.prompt_id == Prompt.id)
+        .where(
+            Image.tenant_id == tenant_id, Image.prompt_id == Prompt.id, Image.reproduces.is_(None)
+        )
         .order_by(Image.starred.desc(), Image.id.desc())
         .limit(1)
         .lateral("best")
@@ -197,7 +185,7 @@ def best_images(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[Image]:
 
 
 def _unused_in(tenant_id: UUID, session_id: str | None) -> ColumnElement[bool]:
-    """Whether the session has no picture of the prompt; asked of many, so it is read once."""
+    """Whether the session has no image of the prompt; asked of many, so it is read once."""
     if session_id is None:
         return true()
     used = select(Image.prompt_id).where(

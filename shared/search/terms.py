@@ -28,40 +28,38 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSQUERY, array
 
-from shared.core.database import built_once, given, with_given
+from shared.core.database import cached_query, param, with_params
 from shared.images.models import Prompt
 from shared.search.ranking import spaced
 
 SAMPLE = 1_000
 """The newest prompts, by which a word is judged to be common."""
 
-
 COMMON_IN_SAMPLE = 10
-
 
 MOST_COMMON = 1_000
 """Words that are taken for common at most: they travel with every search."""
 
 
-def take_census(tenant_id: UUID, up_to: int) -> Select[int, float, int, dict[str, int]]:
+def term_statistics(tenant_id: UUID, up_to: int) -> Select[int, float, int, dict[str, int]]:
     """(prompts of the tenant, of the system, in the sample, common words by how many hold them).
 
     The tenant's are counted up to `up_to`, the system's estimated (-1: not yet). Words are only
     looked at in a full sample: among fewer prompts each can be counted.
     """
-    return with_given(_take_census(), tenant=tenant_id, up_to=up_to, sample=SAMPLE)
+    return with_params(_term_statistics(), tenant=tenant_id, up_to=up_to, sample=SAMPLE)
 
 
-@built_once()
-def _take_census() -> Select[int, float, int, dict[str, int]]:
-    own = Prompt.tenant_id == given("tenant", Uuid)
-    mine = select(literal(1)).where(own).limit(given("up_to", Integer)).subquery()
+@cached_query()
+def _term_statistics() -> Select[int, float, int, dict[str, int]]:
+    own = Prompt.tenant_id == param("tenant", Uuid)
+    mine = select(literal(1)).where(own).limit(param("up_to", Integer)).subquery()
     size: Select[float] = (
         select(literal_column("reltuples", Float))
         .select_from(text("pg_class"))
         .where(text("oid = 'prompts'::regclass"))
     )
-    wanted = given("sample", Integer)
+    wanted = param("sample", Integer)
     newest = select(Prompt.words).where(own).order_by(Prompt.id.desc())
     sample = newest.limit(wanted).cte("sample")
     sampled = select(func.count()).select_from(sample).scalar_subquery()
@@ -104,8 +102,8 @@ def prompts_spelling(
 ) -> Any:
     """The ids of the tenant's prompts that have every one, or any, of an array of grams."""
     wanted = cast(grams, ARRAY(Text))
-    found = func.darkroom_prompts_spelling(wanted, every, cast(most, Integer))
-    return found.table_valued(column("id", Uuid), name="found").render_derived()
+    prompts = func.darkroom_prompts_spelling(wanted, every, cast(most, Integer))
+    return prompts.table_valued(column("id", Uuid), name="found").render_derived()
 
 
 def count_words(
@@ -128,8 +126,8 @@ def count_words(
 
 def prompts_with(wanted: ColumnElement[Any], most: int | ColumnElement[int]) -> Any:
     """The ids of the tenant's prompts that a tsquery finds, by the index of words."""
-    found = func.darkroom_prompts_with(wanted, cast(most, Integer))
-    return found.table_valued(column("id", Uuid), name="found").render_derived()
+    prompts = func.darkroom_prompts_with(wanted, cast(most, Integer))
+    return prompts.table_valued(column("id", Uuid), name="found").render_derived()
 
 
 def _tsquery_of(word: ColumnElement[str]) -> ColumnElement[str]:
@@ -148,22 +146,17 @@ def _tsquery_of(word: ColumnElement[str]) -> ColumnElement[str]:
 MAX_WORDS = 8
 """The weightiest words of a query; what comes after them hardly changes an order."""
 
-
 MAX_WORD_CHARACTERS = 512
-
 
 RARE_UP_TO = 2_000
 """Prompts that rare words may add to the candidates. Words are counted no further: what more
 prompts hold is not rare, however many there are."""
 
-
 GRAMS_UP_TO = 500
 """The same for grams, whose counting costs more."""
 
-
 MAX_GRAMS = 24
 """The first of a query that are counted."""
-
 
 SPACELESS = (
     # Thai, Lao, Tibetan, Burmese; Khmer; Tai Le to Khmer symbols; Tai Tham; Balinese; Javanese.
@@ -178,23 +171,15 @@ SPACELESS = (
 )  # fmt: skip
 """Ranges of characters that are written without spaces between words."""
 
-
 SPACELESS_CLASS = "[" + "".join(f"{first}-{last}" for first, last in SPACELESS) + "]"
 """The same as a regular expression, to Python and to Postgres."""
 
-
 _RUN = re.compile(SPACELESS_CLASS + "+")
-
-
 _RARE_SHARE = 0.002
-
-
 _RARE_COUNT = 2
-
 
 _JUDGED_FROM = 50
 """Prompts from which on it means something that a word is rare."""
-
 
 _SCALE = 255
 
@@ -231,18 +216,18 @@ class Lexical:
         return [(word, word.weight / self.whole) for word in self.words]
 
 
-def weigh(counts: Mapping[str, int], prompts: int) -> Lexical:
+def idf_weights(counts: Mapping[str, int], prompts: int) -> Lexical:
     """Weigh words by how many of `prompts` hold each, and choose among those that some hold."""
     held = {word: min(count, prompts) for word, count in counts.items()}
     idf = {
         word: math.log1p((prompts - count + 0.5) / (count + 0.5)) for word, count in held.items()
     }
-    found = [word for word in idf if held[word] and len(word) <= MAX_WORD_CHARACTERS]
-    if not found:
+    known = [word for word in idf if held[word] and len(word) <= MAX_WORD_CHARACTERS]
+    if not known:
         return Lexical()
     heaviest = max(idf.values())
     weights = {word: max(1, round(_SCALE * share / heaviest)) for word, share in idf.items()}
-    chosen = sorted(found, key=lambda word: (-idf[word], word))[:MAX_WORDS]
+    chosen = sorted(known, key=lambda word: (-idf[word], word))[:MAX_WORDS]
     unheard = (weight for word, weight in weights.items() if not held[word])
     return Lexical(
         tuple(Word(word, weights[word], _is_rare(word, held[word], prompts)) for word in chosen),
@@ -262,11 +247,10 @@ def grams(text: str) -> list[str]:
 
     What a search engine that knows no dictionary takes for the words of such scripts.
     """
-    found: dict[str, None] = {}
+    pairs: dict[str, None] = {}
     for run in _RUN.findall(text):
-        pairs = [run[place : place + 2] for place in range(len(run) - 1)] or [run]
-        found |= dict.fromkeys(pairs)
-    return list(found)[:MAX_GRAMS]
+        pairs |= dict.fromkeys([run[at : at + 2] for at in range(len(run) - 1)] or [run])
+    return list(pairs)[:MAX_GRAMS]
 
 
 def without_grams(text: str) -> str:

@@ -1,4 +1,4 @@
-"""SQL of delivering: who is due, who takes it, what came of it. For workers, across tenants.
+"""SQL of deliveries: which are due, claiming them, their outcome. For workers, across tenants.
 
 A delivery is claimed under a lease and fenced by its count of attempts, as jobs are. A lock on
 its destination lets one transaction at a time count what is on its way there, so that the limit
@@ -16,7 +16,6 @@ from sqlalchemy import (
     Delete,
     Select,
     Text,
-    Update,
     case,
     cast,
     delete,
@@ -43,14 +42,11 @@ from shared.webhooks.models import (
 
 NOW = func.clock_timestamp()
 
-
 AT_ONCE = 4
 """Requests to one destination at the same time."""
 
-
 AT_ONCE_WHILE_FAILING = 1
 """The same for an endpoint whose last attempt failed: a dead receiver takes up one thread."""
-
 
 _LOCK_CLASS = 0x0D3B
 """Namespace of destinations among the two-key advisory locks."""
@@ -120,9 +116,7 @@ def _limit(endpoint_id: Any) -> ColumnElement[int]:
     return case((failing, AT_ONCE_WHILE_FAILING), else_=AT_ONCE)
 
 
-def get_receiver(
-    delivery: WebhookDelivery,
-) -> Select[WebhookEvent, WebhookEndpoint | None, Any]:
+def get_receiver(delivery: WebhookDelivery) -> Select[WebhookEvent, WebhookEndpoint | None, Any]:
     """(event, endpoint or None for a job's own webhook, the database's time)."""
     return (
         select(WebhookEvent, WebhookEndpoint, NOW)
@@ -194,7 +188,7 @@ def hold(delivery_id: UUID, url: str, gap: timedelta) -> Insert:
 
     Unless its endpoint has left the `url` that has asked for it.
     """
-    asked = (
+    requested = (
         select(
             receiver_of(),
             WebhookDelivery.tenant_id,
@@ -206,7 +200,9 @@ def hold(delivery_id: UUID, url: str, gap: timedelta) -> Insert:
             func.coalesce(WebhookEndpoint.url, WebhookDelivery.url) == url,
         )
     )
-    statement = pg_insert(WebhookHold).from_select(["receiver", "tenant_id", "held_until"], asked)
+    statement = pg_insert(WebhookHold).from_select(
+        ["receiver", "tenant_id", "held_until"], requested
+    )
     later = func.greatest(WebhookHold.held_until, statement.excluded.held_until)
     return statement.on_conflict_do_update(
         index_elements=[WebhookHold.receiver], set_={"held_until": later}
@@ -214,7 +210,7 @@ def hold(delivery_id: UUID, url: str, gap: timedelta) -> Insert:
 
 
 def release_endpoint(tenant_id: UUID, endpoint_id: UUID) -> Delete:
-    """End the hold of an endpoint: somebody says that it is to be tried now."""
+    """End the hold of an endpoint: a client wants it tried now."""
     return delete(WebhookHold).where(
         WebhookHold.tenant_id == tenant_id, WebhookHold.receiver == str(endpoint_id)
     )
@@ -241,58 +237,9 @@ def is_held(delivery: Any) -> ColumnElement[bool]:
     )
 
 
-def forget_holds() -> Delete:
+def purge_holds() -> Delete:
     """Those that have ended."""
     return delete(WebhookHold).where(WebhookHold.held_until < func.statement_timestamp())
-
-
-# --- The health of endpoints -----------------------------------------------------------------
-
-
-def mark_well(endpoint_id: UUID) -> Update:
-    """The receiver has answered 2xx."""
-    return (
-        update(WebhookEndpoint)
-        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_not(None))
-        .values(failing_since=None)
-    )
-
-
-def mark_failing(endpoint_id: UUID) -> Update:
-    """An attempt has failed; the first since a success is remembered."""
-    return (
-        update(WebhookEndpoint)
-        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_(None))
-        .values(failing_since=NOW)
-    )
-
-
-def disable(
-    endpoint_id: UUID, reason: str, failing_for: timedelta = timedelta(0)
-) -> TypedReturnsRows[WebhookEndpoint]:
-    """Switch an enabled endpoint off, if it has been failing for so long; no row: it stays on."""
-    return (
-        update(WebhookEndpoint)
-        .where(
-            WebhookEndpoint.id == endpoint_id,
-            WebhookEndpoint.enabled,
-            WebhookEndpoint.failing_since <= NOW - failing_for,
-        )
-        .values(enabled=False, disabled_reason=reason)
-        .returning(WebhookEndpoint)
-    )
-
-
-def give_up(endpoint_id: UUID) -> Update:
-    """Fail what waits for an endpoint that was switched off; a redelivery can bring it back."""
-    return (
-        update(WebhookDelivery)
-        .where(
-            WebhookDelivery.endpoint_id == endpoint_id,
-            WebhookDelivery.state == DeliveryState.PENDING,
-        )
-        .values(state=DeliveryState.FAILED, finished_at=NOW, lease_until=None)
-    )
 
 
 # --- The dispatcher --------------------------------------------------------------------------
@@ -334,7 +281,7 @@ def list_due(limit: int) -> Select[UUID]:
     )
 
 
-def forget(older_than: timedelta, limit: int) -> Delete:
+def purge(older_than: timedelta, limit: int) -> Delete:
     """Retention: events of that age, with their deliveries and attempts, unless one is pending."""
     pending = (
         select(WebhookDelivery.id)

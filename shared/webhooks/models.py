@@ -1,4 +1,4 @@
-"""Tables of webhook endpoints, secrets, events, deliveries and their attempts."""
+"""Webhooks: their events, and the tables of endpoints, secrets and deliveries."""
 
 from enum import StrEnum
 from uuid import UUID
@@ -17,13 +17,66 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.core.database import Base, CreatedAt, Id, Instant, Json
+from shared.jobs.state import JobState
+
+
+class EventType(StrEnum):
+    """Every event's name on the wire. A name never changes its meaning."""
+
+    JOB_STARTED = "job.started"
+    """A worker has begun an attempt; a job that is tried again starts again."""
+    JOB_PROGRESS = "job.progress"
+    """Some steps are done. Only for those who ask; never repeated, and dropped when late."""
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELED = "job.canceled"
+    JOB_EXPIRED = "job.expired"
+    BATCH_VALIDATED = "batch.validated"
+    """All lines of the file were read; its jobs begin."""
+    BATCH_COMPLETED = "batch.completed"
+    BATCH_FAILED = "batch.failed"
+    BATCH_CANCELED = "batch.canceled"
+    ENDPOINT_TEST = "endpoint.test"
+    """Sent by POST /v1/webhook-endpoints/{id}/test to that endpoint alone, enabled or not."""
+    ENDPOINT_DISABLED = "endpoint.disabled"
+    """Darkroom has given up on an endpoint; told to all other endpoints of its tenant."""
+
+
+ENDS_OF_JOBS = {
+    JobState.SUCCEEDED: EventType.JOB_SUCCEEDED,
+    JobState.FAILED: EventType.JOB_FAILED,
+    JobState.CANCELED: EventType.JOB_CANCELED,
+    JobState.EXPIRED: EventType.JOB_EXPIRED,
+}
+"""State that a transition leads to -> its event. What leads elsewhere has none."""
+
+STARTS_OF_JOBS = {JobState.RUNNING: EventType.JOB_STARTED}
+"""The event of a claim. Only of a claim: a running job also changes when it is asked to stop."""
+
+JOB_EVENTS = (EventType.JOB_STARTED, EventType.JOB_PROGRESS, *ENDS_OF_JOBS.values())
+
+BATCH_EVENTS = (
+    EventType.BATCH_VALIDATED,
+    EventType.BATCH_COMPLETED,
+    EventType.BATCH_FAILED,
+    EventType.BATCH_CANCELED,
+)
+
+DEFAULT_JOB_EVENTS = tuple(ENDS_OF_JOBS.values())
+"""What a job's own webhook gets when it names no events; a batch's gets `BATCH_EVENTS`."""
+
+DEFAULT_EVENTS = (*DEFAULT_JOB_EVENTS, *BATCH_EVENTS)
+"""What an endpoint gets when it names no events: how things ended, not how they go."""
+
+SENT_ONCE = frozenset({EventType.JOB_PROGRESS})
+"""Best effort: one attempt, soon or never."""
 
 
 class DeliveryState(StrEnum):
     """Where a delivery is. A redelivery makes a finished one pending again."""
 
     PENDING = "pending"
-    """Due at `due_at`, or in a worker's hands until `lease_until`."""
+    """Due at `due_at`, or in flight until `lease_until`."""
     SUCCEEDED = "succeeded"
     """The receiver has answered 2xx."""
     FAILED = "failed"
@@ -87,10 +140,13 @@ class WebhookSecret(Base):
 
 
 class WebhookEvent(Base):
-    """Something that happened, as it was then; kept only if somebody is to be told."""
+    """Something that happened, as it was then; kept only if there is a receiver."""
 
     __tablename__ = "webhook_events"
-    __table_args__ = (Index("ix_webhook_events_created_at", "created_at"),)
+    __table_args__ = (
+        Index("ix_webhook_events_created_at", "created_at"),
+        Index("ix_webhook_events_resource_id", "resource_id"),
+    )
 
     id: Mapped[Id]
     """On the wire the `webhook-id`: the same to every receiver and on every attempt."""

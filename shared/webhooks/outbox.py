@@ -32,9 +32,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.jobs.state import JobState
-from shared.webhooks.events import EventType
+from shared.webhooks.models import EventType
 
-ASKED = "endpoint.enabled AND {kind} = ANY (endpoint.events)"
+SUBSCRIBERS = "endpoint.enabled AND {kind} = ANY (endpoint.events)"
 """Receivers: the endpoints that are enabled and have asked for this kind of event."""
 ITSELF = "endpoint.id = {subject}.id"
 """Receivers: the endpoint that the event is about, enabled or not."""
@@ -72,10 +72,10 @@ _DELIVERY = """
  FROM event JOIN receiver ON receiver.resource_id = event.resource_id
  RETURNING id, resource_id"""
 
-# The job as it is then; `shared.webhooks.payloads` makes the wire's form of it.
+# The job as it is then; `shared.webhooks.message` makes the wire's form of it.
 _JOB_SNAPSHOT = (
     *("kind", "state", "model", "session_id", "batch_id", "custom_id", "seeds", "width", "height"),
-    *("output_format", "metadata", "error_code", "error_message", "gpu_seconds"),
+    *("output_format", "metadata", "error_code", "error_message", "gpu_seconds", "filtered"),
     *("created_at", "started_at", "finished_at"),
 )
 
@@ -86,6 +86,8 @@ class Recorded(NamedTuple):
     ctes: tuple[CTE, ...]
     deliveries: ColumnElement[Any]
     """The ids of the deliveries of a subject; null for none."""
+    of_all: ColumnElement[Any]
+    """The ids of the deliveries of all subjects; null for none."""
 
 
 def record_jobs(changed: CTE, events: Mapping[JobState, EventType]) -> Recorded:
@@ -101,7 +103,7 @@ def _record_jobs(subject: str, events: tuple[tuple[JobState, EventType], ...]) -
 
 
 @cache
-def record(subject: str, kind: str, data: str, receivers: str = ASKED) -> Recorded:
+def record(subject: str, kind: str, data: str, receivers: str = SUBSCRIBERS) -> Recorded:
     """An event for each row of the CTE `subject` that somebody wants to hear of; its deliveries.
 
     The CTE has the columns `id`, `tenant_id`, `sequence` and `webhook`: jsonb, null or
@@ -118,8 +120,11 @@ def record(subject: str, kind: str, data: str, receivers: str = ASKED) -> Record
         return text(escaped).columns(column("id", Uuid)).cte(name)
 
     ctes = (part("receiver", _RECEIVER), part("event", _EVENT), part("delivery", _DELIVERY))
-    made = f"(SELECT array_agg(id) FROM delivery WHERE resource_id = {subject}.id)"  # noqa: S608
-    return Recorded(ctes, type_coerce(literal_column(made), ARRAY(Uuid)))
+    every = "SELECT array_agg(id) FROM delivery"
+    ids, all_ids = f"({every} WHERE resource_id = {subject}.id)", f"({every})"
+    return Recorded(
+        ctes, *(type_coerce(literal_column(sql), ARRAY(Uuid)) for sql in (ids, all_ids))
+    )
 
 
 def emit(
@@ -130,7 +135,7 @@ def emit(
     *,
     sequence: int = 0,
     webhook: Mapping[str, Any] | None = None,
-    receivers: str = ASKED,
+    receivers: str = SUBSCRIBERS,
 ) -> Select[list[UUID] | None]:
     """Write one event of one resource; answers the ids of its deliveries, null for none.
 

@@ -37,16 +37,12 @@ from shared.webhooks.models import (
 )
 
 NOW = func.clock_timestamp()
-
-
 EndpointRows = TypedReturnsRows[WebhookEndpoint]
-
-
 DeliveryRows = TypedReturnsRows[WebhookDelivery]
 
-
 LogRows = Select[WebhookDelivery, WebhookEvent, str, WebhookAttempt, datetime]
-"""(delivery, event, endpoint's URL or null, attempt or null, receiver's hold or null)."""
+LogRow = tuple[WebhookDelivery, WebhookEvent, str | None, WebhookAttempt | None, datetime | None]
+"""(delivery, event, endpoint's URL, attempt, until when the receiver holds it back)."""
 
 
 # --- Endpoints -------------------------------------------------------------------------------
@@ -135,7 +131,7 @@ def retire_secret(tenant_id: UUID, endpoint_id: UUID | None, after: timedelta) -
     )
 
 
-def forget_secrets(tenant_id: UUID, endpoint_id: UUID | None, keep: int) -> Delete:
+def delete_old_secrets(tenant_id: UUID, endpoint_id: UUID | None, keep: int) -> Delete:
     """Drop secrets that have ended, and all but the newest `keep`."""
     newest = (
         select(WebhookSecret.id)
@@ -151,29 +147,22 @@ def forget_secrets(tenant_id: UUID, endpoint_id: UUID | None, keep: int) -> Dele
 
 def list_secrets(tenant_id: UUID, endpoint_id: UUID | None) -> Select[WebhookSecret]:
     """The secrets to sign with now, the current one first."""
-    return (
-        select(WebhookSecret)
-        .where(
-            _owned(tenant_id, endpoint_id),
-            or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > NOW),
-        )
-        .order_by(WebhookSecret.expires_at.desc().nulls_first())
-    )
+    return _signing_now(_owned(tenant_id, endpoint_id))
 
 
 def list_secrets_of_endpoints(
     tenant_id: UUID, endpoint_ids: Sequence[UUID]
 ) -> Select[WebhookSecret]:
-    """The secrets of several endpoints that sign now, each endpoint's current one first."""
-    return (
-        select(WebhookSecret)
-        .where(
-            WebhookSecret.tenant_id == tenant_id,
-            WebhookSecret.endpoint_id.in_(endpoint_ids),
-            or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > NOW),
-        )
-        .order_by(WebhookSecret.expires_at.desc().nulls_first())
+    """The same of several endpoints."""
+    return _signing_now(
+        and_(WebhookSecret.tenant_id == tenant_id, WebhookSecret.endpoint_id.in_(endpoint_ids))
     )
+
+
+def _signing_now(whose: ColumnElement[bool]) -> Select[WebhookSecret]:
+    is_live = or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > NOW)
+    newest_first = WebhookSecret.expires_at.desc().nulls_first()
+    return select(WebhookSecret).where(whose, is_live).order_by(newest_first)
 
 
 def _owned(tenant_id: UUID, endpoint_id: UUID | None) -> ColumnElement[bool]:
@@ -224,14 +213,9 @@ def get_delivery(tenant_id: UUID, delivery_id: UUID) -> LogRows:
 
 
 def _with_attempts(chosen: Select[UUID]) -> LogRows:
+    columns = (WebhookDelivery, WebhookEvent, WebhookEndpoint.url, WebhookAttempt)
     return (
-        select(
-            WebhookDelivery,
-            WebhookEvent,
-            WebhookEndpoint.url,
-            WebhookAttempt,
-            WebhookHold.held_until,
-        )
+        select(*columns, WebhookHold.held_until)
         .join(WebhookEvent, WebhookEvent.id == WebhookDelivery.event_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
         .outerjoin(WebhookAttempt, WebhookAttempt.delivery_id == WebhookDelivery.id)
@@ -246,7 +230,7 @@ def redeliver(tenant_id: UUID, delivery_id: UUID) -> DeliveryRows:
     return (
         update(WebhookDelivery)
         .where(WebhookDelivery.tenant_id == tenant_id, WebhookDelivery.id == delivery_id)
-        .values(**_due_again())
+        .values(**_DUE_AGAIN)
         .returning(WebhookDelivery)
     )
 
@@ -267,14 +251,57 @@ def redeliver_range(
     )
     if until is not None:
         statement = statement.where(WebhookDelivery.created_at < until)
-    return statement.values(**_due_again()).returning(WebhookDelivery.id)
+    return statement.values(**_DUE_AGAIN).returning(WebhookDelivery.id)
 
 
-def _due_again() -> dict[str, Any]:
-    # A lease that is running stays: the attempt it covers may yet succeed.
-    return {
-        "state": DeliveryState.PENDING,
-        "failures": 0,
-        "due_at": NOW,
-        "finished_at": None,
-    }
+_DUE_AGAIN = {"state": DeliveryState.PENDING, "failures": 0, "due_at": NOW, "finished_at": None}
+"""A lease that is running stays: the attempt it covers may yet succeed."""
+
+
+# --- The health of endpoints -----------------------------------------------------------------
+
+
+def mark_healthy(endpoint_id: UUID) -> Update:
+    """The receiver has answered 2xx."""
+    return (
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_not(None))
+        .values(failing_since=None)
+    )
+
+
+def mark_failing(endpoint_id: UUID) -> Update:
+    """An attempt has failed; the first since a success is remembered."""
+    return (
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_(None))
+        .values(failing_since=NOW)
+    )
+
+
+def disable_endpoint(
+    endpoint_id: UUID, reason: str, failing_for: timedelta = timedelta(0)
+) -> TypedReturnsRows[WebhookEndpoint]:
+    """Switch an enabled endpoint off, if it has been failing for so long; no row: it stays on."""
+    return (
+        update(WebhookEndpoint)
+        .where(
+            WebhookEndpoint.id == endpoint_id,
+            WebhookEndpoint.enabled,
+            WebhookEndpoint.failing_since <= NOW - failing_for,
+        )
+        .values(enabled=False, disabled_reason=reason)
+        .returning(WebhookEndpoint)
+    )
+
+
+def give_up_deliveries(endpoint_id: UUID) -> Update:
+    """Fail what waits for an endpoint that was switched off; a redelivery can bring it back."""
+    return (
+        update(WebhookDelivery)
+        .where(
+            WebhookDelivery.endpoint_id == endpoint_id,
+            WebhookDelivery.state == DeliveryState.PENDING,
+        )
+        .values(state=DeliveryState.FAILED, finished_at=NOW, lease_until=None)
+    )

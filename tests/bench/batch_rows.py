@@ -16,10 +16,10 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import delete
 
-from api.batches.lines import LineChecker, RowWriter
-from api.batches.reading import read_file
+from api.batches.file_formats import read_file
+from api.batches.planning import LineChecker, RowWriter
 from shared.batches import queries as batch_queries
-from shared.core.ids import from_wire, new_id
+from shared.core.ids import decode_id, new_id
 from shared.core.model_catalog import load_catalog
 from shared.jobs.models import Job
 from tests.bench.http_load import prepare_post, saturate
@@ -36,7 +36,7 @@ _THREADS = 27
 _BESIDE = 10_000
 _WAITS = 40
 _BATCH_MS = 20 * 40.0
-"""20 ticks of 40 ms: a picture of the model `tenth`, and as many at once as it has rows."""
+"""20 ticks of 40 ms: an image of the model `tenth`, and as many at once as it has rows."""
 
 
 def rows() -> Iterator[Row]:
@@ -59,7 +59,7 @@ def rows() -> Iterator[Row]:
 
 def _ingest(system: System, api: ApiProcess) -> Iterator[Row]:
     content = b"".join(
-        json.dumps({"custom_id": f"c{n}", "prompt": f"a red house at dusk, picture {n}"}).encode()
+        json.dumps({"custom_id": f"c{n}", "prompt": f"a red house at dusk, image {n}"}).encode()
         + b"\n"
         for n in range(_LINES)
     )
@@ -72,7 +72,7 @@ def _ingest(system: System, api: ApiProcess) -> Iterator[Row]:
         memory.append(_megabytes(api, "VmHWM") - before)
         total.append(seconds)
         ratios.append(_copy_raw(system, content) / max(seconds - dry, 1e-3))
-        _remove(system, from_wire("batch", batch["id"]))
+        _remove(system, decode_id("batch", batch["id"]))
     yield make_row(
         "50,000 prompts accepted",
         total,
@@ -147,6 +147,7 @@ def _copy_raw(system: System, content: bytes) -> float:
         catalog=load_catalog(MODELS),
         settings=system.settings,
         families={},
+        uploaded={},
     )
     for line in read_file(io.BytesIO(content), "jsonl"):
         for job in checker.check(line):
@@ -217,7 +218,7 @@ def _run_batch(system: System, api: ApiProcess) -> float:
     """Jobs a second, submitted as one file."""
     started = time.monotonic()
     batch, _ = _post(api, b'"a benchmark"\n' * _NULL_JOBS)
-    first = from_wire("batch", batch["id"])
+    first = decode_id("batch", batch["id"])
     return _NULL_JOBS / (system.wait_succeeded(first, _NULL_JOBS) - started)
 
 

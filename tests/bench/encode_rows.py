@@ -15,7 +15,7 @@ _REPEATS = 9
 
 RECEIPT = {
     "receipt_version": 1,
-    "prompt": "a picture",
+    "prompt": "an image",
     "negative_prompt": None,
     "seed": 1,
     "width": _SIDE,
@@ -30,17 +30,17 @@ RECEIPT = {
 
 
 def rows() -> Iterator[Row]:
-    """Time and size on a photograph-like picture: smooth shapes under fine noise."""
-    picture = photograph()
+    """Time and size on a photograph-like image: smooth shapes under fine noise."""
+    image = photograph()
     sizes = {}
 
     def default() -> None:
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         sizes["default"] = buffer.tell()
 
     def ours() -> None:
-        sizes["ours"] = len(encode_image(picture, "png", RECEIPT).body)
+        sizes["ours"] = len(encode_image(image, "png", RECEIPT).body)
 
     time_ratios = [_cpu_seconds(ours) / _cpu_seconds(default) for _ in range(_REPEATS)]
     yield make_row(
@@ -62,7 +62,7 @@ def rows() -> Iterator[Row]:
 
 
 def photograph() -> Image.Image:
-    """A reproducible RGB picture with the entropy of a photograph."""
+    """A reproducible RGB image with the entropy of a photograph."""
     generator = np.random.default_rng(7)
     coarse = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import Float, cast, func, select
 
-from shared.core.ids import from_wire
-from shared.jobs.calibration import Estimate
+from shared.core.ids import decode_id
+from shared.jobs.calibration import DurationEstimate
 from shared.jobs.models import Job
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
@@ -63,7 +63,7 @@ def rows() -> Iterator[Row]:
         unit="of actual",
         goal=0.25,
         better="lower",
-        baseline="submission to end, by the ledger",
+        baseline="submission to end, by the database",
     )
 
 
@@ -93,13 +93,13 @@ def _job(chance: random.Random) -> dict[str, Any]:
     }
 
 
-def _outcomes(system: System, ids: list[str]) -> list[tuple[Estimate, float]]:
+def _outcomes(system: System, ids: list[str]) -> list[tuple[DurationEstimate, float]]:
     """(what was told, seconds it took) of these jobs, once all have ended."""
-    wanted = [from_wire("job", text) for text in ids]
+    wanted = [decode_id("job", text) for text in ids]
     system.wait_succeeded(wanted[0], len(wanted), 180)
     seconds = cast(func.extract("epoch", Job.finished_at - Job.created_at), Float)
     with system.database.begin() as session:
         found = session.execute(
             select(Job.estimate, seconds).where(Job.id.in_(wanted), Job.estimate.is_not(None))
         ).all()
-    return [(Estimate.from_json(told), float(took)) for told, took in found]
+    return [(DurationEstimate.from_json(told), float(took)) for told, took in found]

@@ -36,8 +36,8 @@ def table(measured: Mapping[str, Sequence[Row]]) -> str:
         lines += [
             f"**{topic}**",
             "",
-            "| what | measured | goal | | against |",
-            "|---|---|---|---|---|",
+            "| what | measured | goal | against |",
+            "|---|---|---|---|",
             *(_line(row) for module in modules for row in measured[module]),
             "",
         ]
@@ -49,7 +49,8 @@ def _line(row: Row) -> str:
     if row["min"] != row["max"]:
         spread = f" ({_short(row['min'])} … {_short(row['max'])})"
     value = f"{_short(row['value'])}{spread} {row['unit']}"
-    cells = (row["name"], value, row["goal"], "" if row["holds"] else "**missed**", row["baseline"])
+    goal = row["goal"] if row["holds"] else f"{row['goal']}, **missed**"
+    cells = (row["name"], value, goal, row["baseline"])
     return "| " + " | ".join(cells) + " |"
 
 

@@ -1,6 +1,6 @@
 """What the queue costs: a pipeline that takes no time, against a bare Celery no-op.
 
-Two figures. Overhead: from the POST to the committed picture, minus a bare Celery round trip.
+Two figures. Overhead: from the POST to the committed image, minus a bare Celery round trip.
 Rate: jobs drained by one worker, against no-op tasks drained by one Celery worker; both queues are
 filled while the worker is stopped (SIGSTOP), so that publishing is not measured.
 """
@@ -71,7 +71,7 @@ def _rate(system: System, worker: Process, noop: Process) -> Iterator[Row]:
     ours = []
     for _ in range(_REPEATS):
         noops = _NOOPS / _drain_noops(system, noop)
-        jobs = _DRAINED / _drain_jobs(system, worker)
+        jobs = drain_jobs(system, worker)
         ours.append(jobs)
         ratios.append(jobs / noops)
     yield make_row(
@@ -84,17 +84,18 @@ def _rate(system: System, worker: Process, noop: Process) -> Iterator[Row]:
     )
 
 
-def _drain_jobs(system: System, worker: Process) -> float:
+def drain_jobs(system: System, worker: Process) -> float:
+    """Null jobs a second of a worker that finds a full queue."""
     jobs = system.insert_jobs(_DRAINED)
     worker.send(signal.SIGSTOP)
     for job in jobs:
-        publish_job(system.celery, job.id, job.model, job.lane)
-    queue = broker.generate_queue(jobs[0].model, jobs[0].lane)
+        publish_job(system.celery, job.id, job.model, job.queue_class)
+    queue = broker.generate_queue(jobs[0].model, jobs[0].queue_class)
     started = time.monotonic()
     worker.send(signal.SIGCONT)
-    # As for the no-ops Redis is asked, until the ledger need not be asked for long.
+    # As for the no-ops Redis is asked, until the database need not be asked for long.
     wait_until(lambda: not system.redis.llen(queue), 120, "the jobs")
-    return system.wait_succeeded(jobs[0].id, _DRAINED) - started
+    return _DRAINED / (system.wait_succeeded(jobs[0].id, _DRAINED) - started)
 
 
 def _drain_noops(system: System, noop: Process) -> float:

@@ -51,7 +51,7 @@ def insert_prompts(
     vectors: "np.ndarray[Any, np.dtype[np.float32]]",
     session_of: Sequence[str],
 ) -> None:
-    """Prompts with one job and one picture each, by COPY; `vectors` is float32 [n, dimensions]."""
+    """Prompts with one job and one image each, by COPY; `vectors` is float32 [n, dimensions]."""
     jobs: list[tuple[Any, ...]] = []
     prompts: list[tuple[Any, ...]] = []
     images: list[tuple[Any, ...]] = []
@@ -81,7 +81,8 @@ def insert_prompts(
 
 
 _FILL = (
-    """INSERT INTO jobs (id, tenant_id, session_id, kind, model, lane, prompt, seeds, width, height,
+    """INSERT INTO jobs (id, tenant_id, session_id, kind, model, queue_class, prompt, seeds, width,
+    height,
            steps, guidance_scale, scheduler, output_format, metadata, cost, max_attempts, state,
            finished_at)
        SELECT id, tenant, session, 'txt2img', 'null', 'interactive', prompt, '{1}', 64, 64, 1, 5,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from sqlalchemy import Connection, Engine, Text, func, literal, select, text
 
-from shared.core.database import open_engine, unhurried
+from shared.core.database import no_statement_timeout, open_engine
 from shared.search import queries as search_queries
 from shared.search import ranking, terms
 from shared.search.embeddings import PROMPTS, to_text
-from shared.search.query import Question
+from shared.search.query import Phase, SearchQuery
 from shared.search.ranking import Filters, QueryVector
-from shared.search.terms import Lexical, weigh
+from shared.search.terms import Lexical, idf_weights
 from tests.bench.caption_vectors import embed_captions
 from tests.bench.row import Row, make_row, percentile
 from tests.bench.search_corpus import (
@@ -51,7 +51,7 @@ class Library:
         """What the API remembers of common words."""
         with self.as_tenant() as connection:
             taken = connection.execute(
-                terms.take_census(self.system.tenant, search_queries.EXACT_UP_TO + 1)
+                terms.term_statistics(self.system.tenant, search_queries.EXACT_UP_TO + 1)
             )
             _, _, sampled, hits = taken.one()
         return {word: round(count / sampled * self.prompts) for word, count in hits.items()}
@@ -94,7 +94,7 @@ def fill(system: System, count: int) -> Library:
         with engine.begin() as connection:
             insert_prompts(connection, system.tenant, portion, vectors, sessions)
     started = time.monotonic()
-    with unhurried(engine) as connection:
+    with no_statement_timeout(engine) as connection:
         connection.execute(text("SET maintenance_work_mem = '2GB'"))
         connection.execute(PROMPTS.create(MODEL, DIMENSIONS, concurrently=False))
         seconds = time.monotonic() - started
@@ -148,7 +148,7 @@ def measure_recall(library: Library) -> Row:
     shares = []
     for query in paraphrased_queries(_QUERIES, seed=2):
         vector = library.vector(query.text)
-        question = Question(library.system.tenant, Filters(), (vector,), query.text, Lexical())
+        question = SearchQuery(library.system.tenant, Filters(), (vector,), query.text, Lexical())
         with library.as_tenant() as connection:
             near = search_queries.nearest_by_model(question)
             distances = ranking.distance(literal(vector.text, Text))
@@ -207,18 +207,20 @@ def _weights(chosen: tuple[float, float, float] | None) -> Iterator[None]:
     ranking.MEANING, ranking.WORDS, ranking.EXACT = chosen or before
     try:
         # What was built with other weights would be run again.
-        search_queries.forget_built()
+        search_queries.clear_cached_queries()
         yield
     finally:
         ranking.MEANING, ranking.WORDS, ranking.EXACT = before
-        search_queries.forget_built()
+        search_queries.clear_cached_queries()
 
 
 def _order(connection: Connection, library: Library, asked: str, vector: QueryVector) -> list[str]:
     tenant = library.system.tenant
     lexical = _lexical(connection, library, asked)
-    question = Question(tenant, Filters(), (vector,), asked, lexical)
-    found = connection.execute(search_queries.page_of_few(question, 100, None)).mappings().all()
+    question = SearchQuery(tenant, Filters(), (vector,), asked, lexical)
+    found = (
+        connection.execute(search_queries.page(Phase.EXACT, question, 100, None)).mappings().all()
+    )
     return [row["text"] for row in found]
 
 
@@ -227,7 +229,7 @@ def _lexical(connection: Connection, library: Library, asked: str) -> Lexical:
     prepared = search_queries.prepare(library.system.tenant, Filters(), asked, list(common))
     _, counted = connection.execute(prepared).one()
     counts = {word: common[word] if count is None else count for word, count in counted.items()}
-    return weigh(counts, library.prompts)
+    return idf_weights(counts, library.prompts)
 
 
 def _by_ranks(*orders: Sequence[str], constant: int = 60) -> list[str]:
@@ -244,11 +246,9 @@ def _bare(library: Library, asked: str, vector: QueryVector) -> float:
     started = time.perf_counter()
     with library.as_tenant() as connection:
         lexical = _lexical(connection, library, asked)
-        question = Question(tenant, Filters(), (vector,), asked, lexical)
-        page = search_queries.page_of_many
-        if library.prompts <= search_queries.EXACT_UP_TO:
-            page = search_queries.page_of_few
-        connection.execute(page(question, 11, None)).all()
+        question = SearchQuery(tenant, Filters(), (vector,), asked, lexical)
+        phase = Phase.EXACT if library.prompts <= search_queries.EXACT_UP_TO else Phase.ANN
+        connection.execute(search_queries.page(phase, question, 11, None)).all()
     return (time.perf_counter() - started) * 1000
 
 

@@ -26,12 +26,18 @@ def rows() -> Iterator[Row]:
         submit = prepare_post(api.url, "/v1/jobs", system.key, _BODY)
         bare = prepare_post(api.url, "/noop", system.key, _BODY)
         checked = prepare_post(api.url, "/noop/checked", system.key, _BODY)
+        alone_api = _api(system, "create_ungrouped_app")
         for request in (submit, bare, checked):
             saturate(api.url, request, _CONNECTIONS, 100)
-        rates, to_bare, to_checked = [], [], []
+        saturate(alone_api.url, submit, _CONNECTIONS, 100)
+        rates, to_bare, to_checked, to_alone, cpu_to_alone = [], [], [], [], []
         for _ in range(_REPEATS):
             of_bare = saturate(api.url, bare, _CONNECTIONS, _REQUESTS).rate
+            began = api.cpu_seconds()
             ours = saturate(api.url, submit, _CONNECTIONS, _REQUESTS).rate
+            cpu, began = api.cpu_seconds() - began, alone_api.cpu_seconds()
+            to_alone.append(ours / saturate(alone_api.url, submit, _CONNECTIONS, _REQUESTS).rate)
+            cpu_to_alone.append(cpu / (alone_api.cpu_seconds() - began))
             of_checked = saturate(api.url, checked, _CONNECTIONS, _REQUESTS).rate
             rates.append(ours)
             to_bare.append(ours / of_bare)
@@ -48,6 +54,22 @@ def rows() -> Iterator[Row]:
                 better="higher",
                 baseline=f"{what}; ours {percentile(rates, 0.5):.0f}/s",
             )
+        yield make_row(
+            "submissions/s in groups",
+            to_alone,
+            unit="of baseline",
+            goal=1.2,
+            better="higher",
+            baseline="one transaction each, in a process of its own, interleaved",
+        )
+        yield make_row(
+            "CPU of the API for a submission in groups",
+            cpu_to_alone,
+            unit="of baseline",
+            goal=0.75,
+            better="lower",
+            baseline="one transaction each, in a process of its own, interleaved",
+        )
         alone = [
             percentile(saturate(api.url, submit, 1, 100).latencies, 0.5) * 1000
             for _ in range(_REPEATS)
@@ -84,13 +106,13 @@ def rows() -> Iterator[Row]:
         )
 
 
-def _api(system: System) -> ApiProcess:
+def _api(system: System, factory: str = "create_app") -> ApiProcess:
     api = ApiProcess(
         system.environment,
         free_port(),
         system.key,
-        system.folder / "api.log",
-        factory="tests.bench.noop_api:create_app",
+        system.folder / f"{factory}.log",
+        factory=f"tests.bench.noop_api:{factory}",
     )
     return system.stack.enter_context(api)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import redis
 from celery import Celery
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
@@ -35,6 +35,7 @@ class System:
     folder: Path
     environment: dict[str, str]
     settings: Settings
+    engine: Engine
     database: sessionmaker[Session]
     redis: "redis.Redis"
     celery: Celery
@@ -66,13 +67,13 @@ class System:
         return process
 
     def insert_jobs(self, count: int, **fields: Any) -> list[Job]:
-        """Accept jobs straight into the ledger, without publishing them."""
+        """Accept jobs straight into the database, without publishing them."""
         job = {
             "tenant_id": self.tenant,
             "session_id": "bench",
             "kind": "txt2img",
             "model": "null",
-            "lane": "interactive",
+            "queue_class": "interactive",
             "prompt": "a benchmark",
             "width": 64,
             "height": 64,
@@ -110,13 +111,16 @@ class System:
 
 
 @contextmanager
-def running_system() -> Iterator[System]:
-    """Servers with durable settings, a tenant and a key; processes are added by the caller."""
+def running_system(home: Path | None = None) -> Iterator[System]:
+    """Servers with durable settings, a tenant and a key; processes are added by the caller.
+
+    `home` keeps the data for a later run.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
-        servers = stack.enter_context(EmbeddedServers(folder / "home"))
+        servers = stack.enter_context(EmbeddedServers(home or folder / "home"))
         upgrade(servers.database_url)
-        environment = {
+        environment: dict[str, Any] = {
             **servers.environment(),
             "DARKROOM_MODELS_FILE": str(MODELS),
             "DARKROOM_LOG_LEVEL": "info",
@@ -136,6 +140,7 @@ def running_system() -> Iterator[System]:
             folder=folder,
             environment=environment,
             settings=settings,
+            engine=engine,
             database=database,
             redis=client,
             celery=celery_app(settings),

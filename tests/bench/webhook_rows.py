@@ -15,9 +15,8 @@ from shared.core.broker import publish_job
 from shared.core.ids import new_id
 from shared.webhooks import delivery_queries
 from shared.webhooks import queries as webhook_queries
-from shared.webhooks.events import DEFAULT_EVENTS
-from shared.webhooks.models import WebhookDelivery
-from shared.webhooks.signing import new_secret
+from shared.webhooks.message import new_secret
+from shared.webhooks.models import DEFAULT_EVENTS, WebhookDelivery
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
 from tests.receiver import Receiver, hang
@@ -69,7 +68,7 @@ def _seconds(system: System, model: str, count: int) -> float:
     )
     started = time.monotonic()
     for job in jobs:
-        publish_job(system.celery, job.id, job.model, job.lane)
+        publish_job(system.celery, job.id, job.model, job.queue_class)
     return system.wait_succeeded(jobs[0].id, count) - started
 
 

@@ -62,7 +62,7 @@ def _worker_seconds(system: System) -> float:
     )
     started = time.monotonic()
     for job in jobs:
-        publish_job(system.celery, job.id, job.model, job.lane)
+        publish_job(system.celery, job.id, job.model, job.queue_class)
     return system.wait_succeeded(jobs[0].id, _IMAGES) - started
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import broken, plain_celery, trials_ledger, trials_servers, trials_workers
+from tests.chaos import broken, plain_celery, trials_job_store, trials_servers, trials_workers
 from tests.chaos.report import table, write_report
 from tests.chaos.result import Result
 from tests.processes import PROJECT
@@ -34,8 +34,8 @@ def long_set(scale: float) -> dict[str, Trial]:
         return max(2, round(asked * scale))
 
     return {
-        "T12": lambda _: trials_ledger.t12_random_histories(_, n(2000)),
-        "T13": lambda _: trials_ledger.t13_races(_, n(3000)),
+        "T12": lambda _: trials_job_store.t12_random_histories(_, n(2000)),
+        "T13": lambda _: trials_job_store.t13_races(_, n(3000)),
         "T1a": lambda _: trials_workers.t1_killed_and_restarted(_, n(200)),
         "T1b": lambda _: trials_workers.t1_killed_for_good(_, n(100)),
         "T2": lambda _: trials_workers.t2_killed_with_the_message(_, n(100)),
@@ -53,6 +53,7 @@ def long_set(scale: float) -> dict[str, Trial]:
         "T7restart": lambda _: trials_servers.t7_restarts(_, n(100)),
         "T8": lambda _: trials_servers.t8_storage(_, 60 * min(1.0, max(scale, 0.25))),
         "T14": lambda _: trials_servers.t14_full_disk(_, n(10)),
+        "T15": lambda _: trials_servers.t15_two_hosts(_, n(5), 20),
         "T9": lambda _: trials_workers.t9_poison(_, n(500)),
         "T10": lambda _: trials_workers.t10_wrong_clocks(_, n(100)),
         "T11": lambda _: trials_workers.t11_rolling_restart(_, n(20)),

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sqlalchemy import select
 
 from shared.core.storage import ObjectMissing
@@ -23,7 +23,7 @@ from shared.images.models import Image
 from shared.jobs.models import Job, JobAttempt
 from tests.chaos.system import System
 from worker.engine.interface import ImageRequest
-from worker.engine.simulated import picture_of
+from worker.engine.simulated import image_of
 
 
 @dataclass
@@ -61,7 +61,7 @@ def check(system: System, *, expect: str | None = "succeeded") -> Report:
         job = jobs.get(job_id)
         if job is None:
             report.lost += 1
-            report.violations.append(f"I1 {job_id}: accepted, and the ledger does not know it")
+            report.violations.append(f"I1 {job_id}: accepted, and the database does not know it")
             continue
         report.states[job.state] += 1
         _check_end(system, report, job, expect)
@@ -115,15 +115,15 @@ def _check_image(
             problem = "its object is not what the row says"
         elif image.seed != promised["seeds"][image.index]:
             problem = "it has another seed than was promised"
-        elif not np.array_equal(_pixels(body), picture_of(_replay(promised, image.index))):
-            problem = "a replay of its seed gives another picture"
+        elif not np.array_equal(_pixels(body), image_of(_replay(promised, image.index))):
+            problem = "a replay of its seed gives another image"
     if problem is not None:
         report.wrong_images += 1
         report.violations.append(f"I3 {job.id}/{image.index}: {problem}")
 
 
 def _pixels(body: bytes) -> Any:
-    return np.asarray(Picture.open(io.BytesIO(body)).convert("RGB"))
+    return np.asarray(PILImage.open(io.BytesIO(body)).convert("RGB"))
 
 
 def _replay(promised: dict[str, Any], index: int) -> ImageRequest:

@@ -10,11 +10,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core import tenants
-from shared.core.ids import from_wire, new_id
+from shared.core.ids import decode_id, new_id
 from shared.webhooks import queries as webhook_queries
-from shared.webhooks.events import DEFAULT_JOB_EVENTS
-from shared.webhooks.models import WebhookDelivery
-from shared.webhooks.signing import new_secret
+from shared.webhooks.message import new_secret
+from shared.webhooks.models import DEFAULT_JOB_EVENTS, WebhookDelivery
 from tests.processes import wait_until
 from tests.receiver import Receiver
 
@@ -64,7 +63,7 @@ class Deliveries:
         return found
 
     def _is_quiet(self) -> bool:
-        """Whether the ledger has nothing to deliver any more."""
+        """Whether the database has nothing to deliver any more."""
         pending = select(WebhookDelivery.id).where(WebhookDelivery.state == "pending").limit(1)
         with self._database.begin() as session:
             return session.scalar(pending) is None
@@ -78,6 +77,6 @@ class Deliveries:
         told: dict[tuple[UUID, str, int], set[str]] = defaultdict(set)
         for request in list(self._receiver.received):
             job = request.message["data"]
-            end = from_wire("job", job["id"]), job["state"], job["sequence"]
+            end = decode_id("job", job["id"]), job["state"], job["sequence"]
             told[end].add(request.id)
         return told

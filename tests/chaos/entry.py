@@ -5,6 +5,7 @@ around its functions here, in a process that only a trial starts.
 """
 
 import hashlib
+import json
 import math
 import os
 import signal
@@ -21,6 +22,7 @@ from shared.core.settings import Settings, get_settings
 from shared.images.models import Image
 from shared.jobs.models import Job
 from shared.jobs.queries import endings
+from tests.chaos import two_hosts
 from worker.core import consumer
 from worker.jobs import claim, run
 
@@ -59,8 +61,10 @@ def run_process(role: str, options: dict[str, Any]) -> None:
     Options: `clock` (seconds by which the wall clock is wrong), `crash_at` (a crash point, where
     the process dies once for each job; `crashed` is the folder that remembers which), `poison` (a
     seed that kills whoever draws it), `broken` (names of `BROKEN_BUILDS`), `port` of the API,
-    `home` of the supervisor.
+    `home` of the supervisor, `namespace` of another host.
     """
+    if namespace := options.get("namespace"):
+        two_hosts.enter(namespace)
     if shift := options.get("clock"):
         _shift_clock(float(shift))
     if point := options.get("crash_at"):
@@ -84,25 +88,25 @@ def run_process(role: str, options: dict[str, Any]) -> None:
     elif role == "supervisor":
         _supervise(Path(options["home"]))
     else:
-        from worker import gpu
+        from worker import generate
 
-        gpu.Embedder = CheapEmbedder  # type: ignore[assignment,misc]
-        gpu.run_generate_worker(settings, [load_catalog(settings.models_file).default])
+        generate.Embedder = CheapEmbedder  # type: ignore[assignment,misc]
+        generate.run_generate_worker(settings, [load_catalog(settings.models_file).default])
 
 
 def _supervise(home: Path) -> None:
     """Keep a worker of the trials alive as `make run` keeps its own."""
     from deploy.local.applications import Application
     from deploy.local.home import Home
-    from deploy.local.keeper import Keeper
+    from deploy.local.service import Restarter
 
     code = "from tests.chaos.entry import run_process; run_process('generate', {})"
     with Home(home) as opened:
         part = Application("worker", ["-c", code], home=opened, environment=os.environ)
         part.start()
-        keeper, stop = Keeper(part), threading.Event()
+        restarter, stop = Restarter(part), threading.Event()
         while not stop.wait(0.1):
-            if message := keeper.check(stop):
+            if message := restarter.check(stop):
                 sys.stdout.write(f"{message}\n")
                 sys.stdout.flush()
 
@@ -125,11 +129,7 @@ class CrashPoint:
         from celery.worker.request import Request
 
         from api.core.publisher import JobPublisher
-
-        pass
         from worker.engine.simulated import SimulatedBackend
-
-        pass
 
         installers: dict[str, Callable[[], None]] = {
             "before_claim": lambda: self._before(claim, "_claim", lambda a: a[1]),
@@ -181,10 +181,10 @@ def _install_poison(seed: int) -> None:
 
     tick = SimulatedBackend.tick
 
-    def poisoned(self: Any, shape: Any, rows: Sequence[Any]) -> Any:
+    def poisoned(self: Any, shape: Any, rows: Sequence[Any], *args: Any) -> Any:
         if any(row.request.seed == seed and row.step for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
-        return tick(self, shape, rows)
+        return tick(self, shape, rows, *args)
 
     SimulatedBackend.tick = poisoned  # type: ignore[method-assign]
 
@@ -197,19 +197,23 @@ def _without_fencing() -> None:
     from sqlalchemy import update
     from sqlalchemy.dialects.postgresql import insert
 
-    from worker.jobs.lease import LeaseKeeper
+    from worker.jobs.lease import LeaseRenewer
 
-    LeaseKeeper.renew = lambda _: None  # type: ignore[method-assign]
+    LeaseRenewer.renew = lambda _: None  # type: ignore[method-assign]
     endings._held = lambda job_id, _: update(Job).where(Job.id == job_id)
 
-    def overwrite(columns: Sequence[str], rows: Any) -> Any:
-        statement = insert(Image).from_select(columns, rows)
-        return statement.on_conflict_do_update(
-            index_elements=[Image.job_id, Image.index],
-            set_={name: statement.excluded[name] for name in ("id", "attempt", "s3_key", "sha256")},
-        )
+    class Overwriting:
+        @staticmethod
+        def from_select(columns: Sequence[str], rows: Any) -> Any:
+            statement = insert(Image).from_select(columns, rows)
+            return statement.on_conflict_do_update(
+                index_elements=[Image.job_id, Image.index],
+                set_={
+                    name: statement.excluded[name] for name in ("id", "attempt", "s3_key", "sha256")
+                },
+            )
 
-    endings._insertion = overwrite
+    endings.insert = lambda _: Overwriting  # type: ignore[return-value]
 
 
 def _with_no_dispatcher() -> None:
@@ -220,8 +224,7 @@ def _with_no_dispatcher() -> None:
 
 
 def _with_early_acknowledgement() -> None:
-    """The job is called done before its pictures are where they belong."""
-    pass
+    """The job is called done before its images are where they belong."""
 
     later: list[Callable[[], None]] = []
     upload, commit = run.upload, run.commit
@@ -243,17 +246,15 @@ def _with_slots_held() -> None:
     """kombu's own acknowledgement: what Redis refuses keeps its slot."""
     from kombu.transport.redis import QoS
 
-    from worker.core.consumer import LedgerQoS
+    from worker.core.consumer import ResilientQoS
 
     for name in ("append", "ack", "reject"):
-        setattr(LedgerQoS, name, getattr(QoS, name))
+        setattr(ResilientQoS, name, getattr(QoS, name))
 
 
 def _with_fatal_refusals() -> None:
     """A refusal of Redis is no lost connection: Celery stops the worker."""
     from kombu.transport.redis import Transport
-
-    pass
 
     harden, errors = consumer.harden, Transport.connection_errors
 
@@ -287,3 +288,7 @@ BROKEN_BUILDS: dict[str, Callable[[], None]] = {
     "fatal refusals": _with_fatal_refusals,
     "fatal disk": _with_a_fatal_disk,
 }
+
+
+if __name__ == "__main__":
+    run_process(sys.argv[1], json.loads(sys.argv[2]))

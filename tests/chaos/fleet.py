@@ -1,41 +1,34 @@
-"""Workers of a trial: started in a blink by the zygote, killed in every way there is."""
+"""Workers of a trial: started in a blink by the fork server, killed in every way there is."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.processes import PROJECT, wait_until
+from tests import fork_server
+from tests.processes import wait_until
 
 
 class Worker:
     """One life of a worker process."""
 
-    def __init__(self, pid: int, log: Path, offset: int) -> None:
-        self.pid = pid
+    def __init__(self, process: fork_server.ForkedProcess, log: Path, offset: int) -> None:
+        self._process = process
+        self.pid = process.pid
         self.log = log
         self._offset = offset
 
     @property
     def alive(self) -> bool:
         """Whether the process exists (a stopped one does)."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        return self._process.poll() is None
 
     def send(self, which: signal.Signals) -> None:
         """Send a signal, if it still lives."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, which)
+        self._process.send_signal(which)
 
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
@@ -44,7 +37,7 @@ class Worker:
 
     def wait_gone(self, seconds: float) -> None:
         """Wait for its end."""
-        wait_until(lambda: not self.alive, seconds, f"the end of process {self.pid}")
+        self._process.wait(seconds)
 
     def said(self) -> str:
         """What it has logged in this life."""
@@ -74,22 +67,10 @@ class Fleet:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder = folder
         self._environment = dict(environment)
-        self._zygote: subprocess.Popen[str] | None = None
         self._workers: list[Worker] = []
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "zygote.log").open("ab") as log:
-            self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.zygote"],
-                cwd=PROJECT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
         return self
 
     def __exit__(
@@ -99,35 +80,24 @@ class Fleet:
         trace: TracebackType | None,
     ) -> None:
         self.kill_all()
-        assert self._zygote is not None
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.close()
-        self._zygote.wait(10)
 
     def start(
         self, name: str, role: str = "generate", *, wait: bool = True, **options: Any
     ) -> Worker:
         """Start a worker of this name; `environment` and the options of `tests.chaos.entry`."""
-        assert self._zygote is not None
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
         log = self._folder / f"{name}.log"
         log.touch()
-        order = {
-            "role": role,
-            "log": str(log),
-            "environment": {
-                **self._environment,
-                "DARKROOM_WORKER_NAME": name,
-                **options.pop("environment", {}),
-            },
-            "options": options,
+        environment = {
+            **os.environ,
+            **self._environment,
+            "DARKROOM_WORKER_NAME": name,
+            **options.pop("environment", {}),
         }
         offset = log.stat().st_size
-        with self._lock:
-            self._zygote.stdin.write(json.dumps(order) + "\n")
-            self._zygote.stdin.flush()
-            worker = Worker(int(self._zygote.stdout.readline()), log, offset)
+        process = fork_server.fork(
+            "light", ["tests.chaos.entry", role, json.dumps(options)], environment, log
+        )
+        worker = Worker(process, log, offset)
         self._workers.append(worker)
         if wait:
             worker.wait_ready()

@@ -1,6 +1,6 @@
 """Plain Celery with its best settings: late acknowledgements, rejection on loss, prefetch 1.
 
-The baseline of the trials: the same jobs (a sleep), the same Redis, no ledger.
+The baseline of the trials: the same jobs (a sleep), the same Redis, no job store.
 """
 
 import os

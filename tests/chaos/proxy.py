@@ -37,9 +37,11 @@ Judge = Callable[[bytes], Verdict | Answer]
 
 
 class Proxy:
-    """Listens on a free port of the loopback and forwards to another; a context manager."""
+    """Listens, by default on the loopback, and forwards to a port of it; a context manager."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, listener: socket.socket | None = None) -> None:
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.host, self.port = self._listener.getsockname()[:2]
         self._target_port = target_port
         self.refusing = False
         """New connections are reset at once."""
@@ -50,7 +52,6 @@ class Proxy:
         self.judge: Judge = lambda _: Verdict.FORWARD
         self.cuts = 0
         """How many connections `judge` has cut."""
-        self.port = 0
         self._loop = asyncio.new_event_loop()
         self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -79,8 +80,7 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, sock=self._listener)
 
     async def _close(self) -> None:
         assert self._server is not None

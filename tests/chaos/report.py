@@ -15,17 +15,17 @@ _HEAD = (
     "fault",
     "N (asked)",
     "jobs",
-    "lost",
-    "twice",
     "GPU runs wasted",
     "recovery p50 / p99 / max, s",
-    "holds",
+    "",
 )
+_CHECKER_HEAD = ("broken build", "defect", "checker", "holds without it")
+_BROKEN, _WHOLE = "broken: ", "whole: "
 
 
 def table(results: Sequence[Result]) -> str:
     """In Markdown."""
-    return "\n".join(_table(results))
+    return "\n".join([*_table(results), "", *_checker(results)])
 
 
 def write_report(results: Sequence[Result], page: Path) -> None:
@@ -35,7 +35,6 @@ def write_report(results: Sequence[Result], page: Path) -> None:
     _, _, after = rest.partition(_END)
     where = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     when = datetime.now(UTC).date().isoformat()
-    notes = [f"- **{r.trial}**: {'; '.join(r.notes)}." for r in results if r.notes]
     failed = [f"- **{r.trial}** VIOLATED: {v}" for r in results for v in r.violations[:5]]
     lines = [
         _BEGIN,
@@ -44,8 +43,9 @@ def write_report(results: Sequence[Result], page: Path) -> None:
         "",
         *_table(results),
         "",
-        *notes,
         *failed,
+        "",
+        *_checker(results),
         "",
         _END,
     ]
@@ -53,22 +53,67 @@ def write_report(results: Sequence[Result], page: Path) -> None:
 
 
 def _table(results: Sequence[Result]) -> list[str]:
-    rows = [_HEAD, tuple("---" for _ in _HEAD), *(_row(result) for result in results)]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    said = set[str]()
+    return _lines(
+        _HEAD,
+        [
+            (*_row(result), "; ".join(_losses(result) + _new(result.notes, said)))
+            for result in results
+            if not _of_checker(result)
+        ],
+    )
+
+
+def _new(notes: Sequence[str], said: set[str]) -> list[str]:
+    """What no row above has said."""
+    new = [note for note in notes if note not in said]
+    said.update(new)
+    return new
+
+
+def _losses(result: Result) -> list[str]:
+    """What a job queue must not do, where it did."""
+    counts = {"lost": result.lost, "done twice": result.duplicated}
+    return [f"**{count} {what}**" for what, count in counts.items() if count]
+
+
+def _checker(results: Sequence[Result]) -> list[str]:
+    """What the checker found in builds that are broken on purpose, and in the same ones mended."""
+    by_trial = {result.trial: result for result in results}
+    rows = []
+    for trial, found in by_trial.items():
+        build = trial.removeprefix(_BROKEN)
+        whole = by_trial.get(_WHOLE + build)
+        if trial.startswith(_BROKEN) and whole:
+            rows.append(
+                (
+                    build,
+                    found.fault,
+                    "; ".join(found.notes),
+                    "**no**" if whole.violations else "yes",
+                )
+            )
+    return _lines(_CHECKER_HEAD, rows) if rows else []
+
+
+def _of_checker(result: Result) -> bool:
+    return result.trial.startswith((_BROKEN, _WHOLE))
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] + [
+        f"| {' | '.join(row)} |" for row in rows
+    ]
 
 
 def _row(result: Result) -> tuple[str, ...]:
     recovery = result.recovery
-    times = " / ".join(f"{recovery[name]:g}" for name in ("p50", "p99", "max")) if recovery else ""
-    baseline = "plain" in result.trial
+    times = [f"{recovery[name]:g}" for name in ("p50", "p99", "max") if recovery]
     return (
-        result.trial,
+        result.trial + (" **VIOLATED**" if result.violations else ""),
         result.fault,
         f"{result.n}" if result.n >= result.asked else f"{result.n} ({result.asked})",
         str(result.jobs or ""),
-        str(result.lost),
-        str(result.duplicated),
         str(result.wasted_runs),
-        times,
-        "baseline" if baseline else "yes" if not result.violations else "**no**",
+        times[0] if len(set(times)) == 1 else " / ".join(times),
     )

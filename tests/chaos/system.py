@@ -1,9 +1,10 @@
 """The system under trial: real servers, the API, workers behind proxies, and what clients saw."""
 
 import random
+import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,11 @@ import redis
 from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.admin import create_key
 from deploy.local.servers import EmbeddedServers
+from deploy.tenants import create_key
 from migrations.commands import upgrade
 from shared.core.database import session_factory
-from shared.core.ids import from_wire
+from shared.core.ids import decode_id
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.jobs.models import Job, JobAttempt
@@ -27,7 +28,7 @@ from shared.jobs.state import TERMINAL_STATES
 from tests.chaos.deliveries import Deliveries
 from tests.chaos.fleet import Fleet
 from tests.chaos.proxy import Proxy
-from tests.processes import ApiProcess, free_port, wait_until
+from tests.processes import ApiProcess, free_port, slowness, wait_until
 
 MODELS = Path(__file__).with_name("models.toml")
 SHORT_LEASES = {"DARKROOM_LEASE": "PT3S", "DARKROOM_HEARTBEAT": "PT1S"}
@@ -43,18 +44,23 @@ class History:
 
 
 class System:
-    """A context manager. `behind` names the servers that workers reach through a proxy."""
+    """A context manager. `behind` names the servers that workers reach through a proxy.
+
+    `listen` makes the proxies' sockets.
+    """
 
     def __init__(
         self,
         folder: Path,
         *,
         behind: Iterable[str] = (),
+        listen: Callable[[], socket.socket] | None = None,
         environment: dict[str, str] | None = None,
         api: bool = True,
     ) -> None:
         self._folder = folder
         self._behind = tuple(behind)
+        self._listen = listen
         self._extra = {"DARKROOM_MODELS_FILE": str(MODELS), "DARKROOM_LOG_FORMAT": "console"}
         self._extra |= environment or {}
         self._with_api = api
@@ -120,9 +126,11 @@ class System:
         }
         for name in self._behind:
             variable, port = targets[name]
-            proxy = self._stack.enter_context(Proxy(port))
+            proxy = self._stack.enter_context(Proxy(port, self._listen and self._listen()))
             self.proxies[name] = proxy
-            changed[variable] = changed[variable].replace(f":{port}", f":{proxy.port}")
+            old, new = f"127.0.0.1:{port}", f"{proxy.host}:{proxy.port}"
+            assert old in changed[variable]
+            changed[variable] = changed[variable].replace(old, new)
         return changed
 
     # --- Clients ------------------------------------------------------------------------------
@@ -131,7 +139,7 @@ class System:
         """POST jobs; what is answered with 202 is a promise that the checker holds us to."""
         made = []
         for _ in range(count):
-            body = {"prompt": f"picture {random.random()}", "seed": random.randrange(2**40)}
+            body = {"prompt": f"image {random.random()}", "seed": random.randrange(2**40)}
             made.append(self.note(self._post({**body, **fields})))
         return made
 
@@ -149,11 +157,11 @@ class System:
 
     def note(self, job: dict[str, Any]) -> UUID:
         """Remember an accepted job."""
-        job_id = from_wire("job", job["id"])
+        job_id = decode_id("job", job["id"])
         self.history.accepted[job_id] = job
         return job_id
 
-    def forget(self) -> None:
+    def evict(self) -> None:
         """A new trial on the same servers: hold the system only to what it accepts from now on."""
         self.history.accepted.clear()
         self.history.ended.clear()
@@ -191,9 +199,9 @@ class System:
 
         The checker reports those; a trial does not fail here.
         """
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
         pause = threading.Event()
-        while (left := self.watch_ends()) and time.monotonic() < deadline:
+        while (left := self.watch_ends()) and time.monotonic() - began < seconds * slowness():
             pause.wait(0.1)
         return left
 

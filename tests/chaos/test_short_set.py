@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from shared.core import worker_registry
-from shared.core.ids import to_wire
-from tests.chaos import broken, trials_ledger
+from shared.core.ids import encode_id
+from tests.chaos import broken, trials_job_store
 from tests.chaos.checker import check
 from tests.chaos.entry import CRASH_POINTS
 from tests.chaos.proxy import Verdict
@@ -25,11 +25,15 @@ from tests.chaos.trials_servers import (
     full_disk,
     full_redis,
     read_only_redis,
+    t15_two_hosts,
 )
 from tests.chaos.trials_workers import kept_alive
+from tests.chaos.two_hosts import why_not
 from tests.processes import free_port, wait_until
 
 ON_LINUX = pytest.mark.skipif(not FULL_DEVICE.exists(), reason="no device that is always full")
+QUICK = ("mid_step", "after_commit")
+"""Enough of the crash points for `make test`."""
 LONG_JOB = 60
 """Steps; about 0.6 s."""
 
@@ -44,7 +48,7 @@ def shared_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture
 def system(shared_system: System) -> Iterator[System]:
     """The servers and the API with a dispatcher, no worker, and nothing promised yet."""
-    shared_system.forget()
+    shared_system.evict()
     shared_system.fleet.start("cpu", "cpu")
     yield shared_system
     for proxy in shared_system.proxies.values():
@@ -71,6 +75,7 @@ def test_a_killed_workers_job_runs_again_when_it_restarts(system: System) -> Non
     assert [attempt.outcome for attempt in system.attempts(job)] == ["lost", "succeeded"]
 
 
+@pytest.mark.long
 def test_a_message_that_died_with_an_idle_worker_is_published_again(system: System) -> None:
     worker = system.fleet.start("w1")
     worker.send(signal.SIGSTOP)
@@ -81,6 +86,7 @@ def test_a_message_that_died_with_an_idle_worker_is_published_again(system: Syst
     assert_holds(system, reruns=0)
 
 
+@pytest.mark.long
 def test_workers_that_start_before_a_full_queue_do_each_job_once(system: System) -> None:
     """Their first claims and successes come from many threads at once."""
     for name in ("w1", "w2", "w3"):
@@ -104,7 +110,10 @@ def test_a_zombie_cannot_overwrite_its_rival(system: System) -> None:
     assert system.job(job).attempt == 2
 
 
-@pytest.mark.parametrize("point", CRASH_POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [pytest.param(p, marks=() if p in QUICK else pytest.mark.long) for p in CRASH_POINTS],
+)
 def test_a_crash_at_each_point_loses_and_repeats_nothing(
     system: System, tmp_path: Path, point: str
 ) -> None:
@@ -115,6 +124,7 @@ def test_a_crash_at_each_point_loses_and_repeats_nothing(
     assert_holds(system)
 
 
+@pytest.mark.long
 def test_a_poisonous_job_is_quarantined_alone_and_can_be_retried(system: System) -> None:
     with kept_alive(system, "w1", poison=666):
         others = system.submit(6)
@@ -124,13 +134,13 @@ def test_a_poisonous_job_is_quarantined_alone_and_can_be_retried(system: System)
     assert {system.job(job).state for job in others} == {"succeeded"}
     row = system.job(poison)
     assert (row.state, row.error_code, row.attempt) == ("failed", "worker_lost", 2)
-    system.forget()
+    system.evict()
     system.fleet.start("w2")
-    answer = system.api.http.post(f"/v1/jobs/{to_wire('job', poison)}/retry")
+    answer = system.api.http.post(f"/v1/jobs/{encode_id('job', poison)}/retry")
     assert answer.status_code in (200, 202), answer.text
     system.note(answer.json())
     system.wait_all(30)
-    shown = system.api.http.get(f"/v1/jobs/{to_wire('job', poison)}").json()
+    shown = system.api.http.get(f"/v1/jobs/{encode_id('job', poison)}").json()
     assert shown["state"] == "succeeded"
     assert [a["outcome"] for a in shown["attempts"]] == ["lost", "lost", "succeeded"]
     assert_holds(system)
@@ -142,7 +152,7 @@ def test_sigterm_finishes_what_fits_into_the_grace_and_hands_back_the_rest(
     grace = {"DARKROOM_SHUTDOWN_GRACE": "PT2S"}
     leaving = system.fleet.start("w1", environment=grace)
     [short] = system.submit(steps=LONG_JOB)
-    [long] = system.submit(steps=450)
+    [long] = system.submit(steps=350)
     for job in (short, long):
         system.wait_running(job)
     leaving.send(signal.SIGTERM)
@@ -164,6 +174,7 @@ def test_a_flushed_redis_loses_no_job(system: System) -> None:
     assert_holds(system, reruns=0)
 
 
+@pytest.mark.long
 def test_a_killed_redis_costs_neither_the_job_in_hand_nor_the_worker(system: System) -> None:
     worker = system.fleet.start("w1")
     [in_hand] = system.submit(steps=LONG_JOB)
@@ -189,14 +200,15 @@ def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: Syst
         return Verdict.CUT_ANSWER if luck.random() < 1 / 3 else Verdict.FORWARD
 
     proxy.judge = a_third_of_commits
-    system.submit(8)
+    system.submit(4)
     system.wait_all(60)
     proxy.judge = lambda _: Verdict.FORWARD
     assert proxy.cuts > 0
     assert_holds(system)
 
 
-def test_finished_pictures_outlast_an_outage_of_postgres(system: System) -> None:
+@pytest.mark.long
+def test_finished_images_outlast_an_outage_of_postgres(system: System) -> None:
     system.fleet.start("w1")
     [job] = system.submit(steps=LONG_JOB)
     system.wait_running(job)
@@ -208,7 +220,8 @@ def test_finished_pictures_outlast_an_outage_of_postgres(system: System) -> None
     assert_holds(system, reruns=0)
 
 
-def test_finished_pictures_outlast_an_outage_of_s3(system: System) -> None:
+@pytest.mark.long
+def test_finished_images_outlast_an_outage_of_s3(system: System) -> None:
     system.fleet.start("w1")
     proxy = system.proxies["s3"]
     proxy.refusing = True
@@ -221,6 +234,7 @@ def test_finished_pictures_outlast_an_outage_of_s3(system: System) -> None:
     assert_holds(system, reruns=0)
 
 
+@pytest.mark.long
 def test_a_redis_out_of_memory_stops_no_worker(system: System) -> None:
     worker = system.fleet.start("w1", environment=FEW_THREADS)
     assert full_redis(system) is not None
@@ -229,6 +243,7 @@ def test_a_redis_out_of_memory_stops_no_worker(system: System) -> None:
     assert_holds(system, reruns=0)
 
 
+@pytest.mark.long
 def test_a_read_only_redis_costs_no_warm_model(system: System) -> None:
     worker = system.fleet.start("w1")
     read_only_redis(system, 3)
@@ -238,12 +253,14 @@ def test_a_read_only_redis_costs_no_warm_model(system: System) -> None:
 
 
 @ON_LINUX
+@pytest.mark.long
 def test_a_full_disk_ends_no_supervisor(system: System, tmp_path: Path) -> None:
     full_disk(system, tmp_path / "kept")
     system.wait_all(60)
     assert_holds(system)
 
 
+@pytest.mark.long
 def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> None:
     """Its slots were lost, by kombu's own acknowledgements: no cause that we know of now."""
     port = free_port()
@@ -254,7 +271,7 @@ def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> N
     assert full_redis(system, patience=0) is None
 
     def faulty() -> bool:
-        shown = worker_registry.read(system.redis)
+        shown = worker_registry.list_workers(system.redis)
         return [said.state for said in shown if said.name == "w1"] == ["faulty"]
 
     wait_until(faulty, 30, "the worker's word that it takes nothing")
@@ -265,22 +282,32 @@ def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> N
     assert_holds(system, reruns=0)
 
 
+@pytest.mark.long
 def test_races_over_bad_connections_commit_once(tmp_path: Path) -> None:
-    for result in trials_ledger.t13_races(tmp_path / "races", 30):
+    for result in trials_job_store.t13_races(tmp_path / "races", 30):
         assert result.violations == []
 
 
 @pytest.mark.parametrize(
     ("build", "invariant"),
     [
-        (broken.no_fencing, "I2"),
-        (broken.no_dispatcher, "I1"),
-        (broken.early_ack, "I3"),
-        (broken.held_slots, "I1"),
-        (broken.fatal_refusals, "I1"),
-        pytest.param(broken.fatal_disk, "I1", marks=ON_LINUX),
+        pytest.param(broken.no_fencing, "I2", marks=pytest.mark.long),
+        pytest.param(broken.no_dispatcher, "I1", marks=pytest.mark.long),
+        pytest.param(broken.early_ack, "I3", marks=pytest.mark.long),
+        pytest.param(broken.held_slots, "I1", marks=pytest.mark.long),
+        pytest.param(broken.fatal_refusals, "I1", marks=pytest.mark.long),
+        pytest.param(broken.fatal_disk, "I1", marks=[ON_LINUX, pytest.mark.long]),
     ],
 )
 def test_the_checker_bites(shared_system: System, build: broken.Build, invariant: str) -> None:
     report = build(shared_system, broken=True)
     assert any(violation.startswith(invariant) for violation in report.violations)
+
+
+@pytest.mark.long
+def test_workers_on_another_host_finish_each_job_once_over_a_bad_line(tmp_path: Path) -> None:
+    """200 ms, 5 % of all packets lost, and a partition longer than a lease."""
+    if reason := why_not():
+        pytest.skip(f"no second host: {reason}")
+    result = t15_two_hosts(tmp_path / "run", n=1, seconds=12)
+    assert result.violations == []

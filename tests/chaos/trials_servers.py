@@ -17,9 +17,11 @@ from sqlalchemy import select
 
 from shared.jobs.models import Job
 from tests.chaos.checker import check
+from tests.chaos.fleet import Worker
 from tests.chaos.proxy import Answer, Judge, Verdict
 from tests.chaos.result import Result, quantiles
 from tests.chaos.system import System
+from tests.chaos.two_hosts import TwoHosts
 from tests.processes import free_port, wait_until
 
 COMMITS = (b"COMMIT", b"simulated GPU", b"image/png")
@@ -27,6 +29,8 @@ COMMITS = (b"COMMIT", b"simulated GPU", b"image/png")
 themselves, and these values are theirs alone."""
 FULL_DEVICE = Path("/dev/full")
 """Linux's disk that is always full."""
+ALL = ("postgres", "redis", "s3")
+LEASE = {"DARKROOM_LEASE": "PT10S", "DARKROOM_HEARTBEAT": "PT2S"}
 FEW_THREADS = {"DARKROOM_WORKER_THREADS": "2"}
 
 
@@ -54,7 +58,7 @@ def t5_api_killed(folder: Path, n: int) -> Result:
                 )
                 wait_until(lambda: _answers(http), 60, "the API")
                 key = {"Idempotency-Key": str(uuid4())}
-                body = {"prompt": f"picture {random.random()}", "steps": 5}
+                body = {"prompt": f"image {random.random()}", "steps": 5}
                 try:
                     http.post("/v1/jobs", json=body, headers=key)
                 except httpx2.TransportError:
@@ -248,7 +252,7 @@ def t7_restarts(folder: Path, n: int) -> Result:
             nonlocal slowest
             while not over.wait(0.15):
                 began = time.monotonic()
-                body = {"prompt": f"picture {random.random()}", "steps": 20, "seed": 7}
+                body = {"prompt": f"image {random.random()}", "steps": 20, "seed": 7}
                 answer = system.api.http.post("/v1/jobs", json=body)
                 slowest = max(slowest, time.monotonic() - began)
                 answers[answer.status_code] += 1
@@ -292,7 +296,7 @@ def t8_storage(folder: Path, seconds: float) -> list[Result]:
 
         def trial(name: str, fault: str, jobs: int, how: str) -> None:
             result = Result(name, fault, 1, 1)
-            system.forget()
+            system.evict()
             system.submit(jobs, steps=20)
             if how == "down":
                 proxy.refusing = True
@@ -324,19 +328,61 @@ def t14_full_disk(folder: Path, n: int) -> Result:
         system.fleet.start("cpu", "cpu")
         resumed = []
         for turn in range(n):
-            system.forget()
-            full_disk(system, folder / f"kept-{turn}")
+            system.evict()
+            supervisor = full_disk(system, folder / f"kept-{turn}")
             began = time.monotonic()
             system.wait_all(90)
             resumed.append(time.monotonic() - began)
             result.judge(check(system))
+            result.demand(supervisor.alive, "the supervisor ended")
+            supervisor.kill()  # Its worker dies with it: the next turn's jobs are not for this one.
     result.recovery = quantiles(resumed)
     result.notes.append("recovery is from room on the disk to the end of the jobs that waited")
     return result
 
 
-def full_disk(system: System, home: Path, defects: Sequence[str] = ()) -> None:
-    """A kept worker dies on a full disk, with jobs to come; then there is room again."""
+def t15_two_hosts(folder: Path, n: int, seconds: float) -> Result:
+    """Workers on another host, behind a bad line that is cut while they run jobs."""
+    fault = f"workers on another host: 200 ms, 5 % loss, partitions of {seconds:.0f} s"
+    result = Result("T15", fault, n, 5)
+    with (
+        TwoHosts() as hosts,
+        System(folder, behind=ALL, listen=hosts.listen, environment=LEASE) as system,
+    ):
+        system.fleet.start("cpu", "cpu", environment=system.environment)
+        there = [system.fleet.start(f"w{k}", namespace=hosts.there) for k in (1, 2)]
+        hosts.delay, hosts.loss = 0.1, 0.05
+        resumed = []
+        for _ in range(n):
+            [before] = system.submit(1, steps=300)
+            system.submit(7, steps=20)
+            system.wait_running(before)
+            hosts.partitioned = True
+            # A worker on this side takes over what the others cannot renew.
+            rival = system.fleet.start("rival", environment=system.environment)
+            _sleep(seconds)
+            hosts.partitioned = False
+            began = time.monotonic()
+            rival.send(signal.SIGTERM)
+            rival.wait_gone(60)
+            [after] = system.submit(1, steps=20)
+            wait_until(lambda after=after: system.job(after).finished_at, 120, "a job over there")
+            resumed.append(time.monotonic() - began)
+        system.wait_all(120)
+        result.judge(check(system))
+        workers = {each.worker for job in system.history.accepted for each in system.attempts(job)}
+        result.demand(any(worker.alive for worker in there), "the workers died")
+        result.demand(len(workers) > 1, f"only {workers} ran jobs")
+    result.recovery = quantiles(resumed)
+    result.notes.append(f"{hosts.dropped} of {hosts.dropped + hosts.carried} packets lost")
+    return result
+
+
+def full_disk(system: System, home: Path, defects: Sequence[str] = ()) -> Worker:
+    """A kept worker dies on a full disk, with jobs to come; then there is room again.
+
+    Returns its supervisor.
+    """
     name = home.name
     kept = system.fleet.start(name, "supervisor", wait=False, home=str(home), broken=list(defects))
     system.submit(1, steps=5)
@@ -348,6 +394,7 @@ def full_disk(system: System, home: Path, defects: Sequence[str] = ()) -> None:
     system.submit(2, steps=5)
     wait_until(lambda: "No space left on device" in kept.said(), 30, "a full disk")
     half.unlink()
+    return kept
 
 
 def _sometimes(markers: Sequence[bytes], share: float, verdict: Verdict | Answer) -> Judge:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -161,7 +162,7 @@ def t4_crash_points(folder: Path, n: int) -> list[Result]:
             result = Result(f"T4 {point}", f"crash {point.replace('_', ' ')}", n, 50)
             crashed = folder / "crashed"
             crashed.mkdir(exist_ok=True)
-            system.forget()
+            system.evict()
             with kept_alive(system, "w1", crash_at=point, crashed=str(crashed)) as deaths:
                 times = []
                 for _ in range(n):
@@ -272,7 +273,7 @@ def t11_rolling_restart(folder: Path, n: int) -> Result:
 
 
 @contextmanager
-def kept_alive(system: System, name: str, **options: object) -> Iterator[list[float]]:
+def kept_alive(system: System, name: str, **options: Any) -> Iterator[list[float]]:
     """A worker that is started again whenever it dies; gives the times of its deaths."""
     deaths: list[float] = []
     over = threading.Event()

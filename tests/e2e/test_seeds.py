@@ -53,8 +53,8 @@ def content(studio: ApiProcess, image: dict[str, Any]) -> bytes:
 
 
 def pixels(studio: ApiProcess, image: dict[str, Any]) -> NDArray[np.float64]:
-    with Image.open(io.BytesIO(content(studio, image))) as picture:
-        return np.asarray(picture.convert("RGB"), dtype=np.float64)
+    with Image.open(io.BytesIO(content(studio, image))) as decoded:
+        return np.asarray(decoded.convert("RGB"), dtype=np.float64)
 
 
 def hashes(job: dict[str, Any]) -> list[str]:
@@ -68,16 +68,16 @@ def test_the_same_seed_gives_the_same_bytes(studio: ApiProcess) -> None:
     assert content(studio, first["images"][0]) == content(studio, second["images"][0])
 
 
-def test_another_seed_another_prompt_or_negative_prompt_gives_another_picture(
+def test_another_seed_another_prompt_or_negative_prompt_gives_another_image(
     studio: ApiProcess,
 ) -> None:
-    pictures = [
+    images = [
         generate(studio, seed=11),
         generate(studio, seed=12),
         generate(studio, seed=11, prompt="a desert at night, a red house"),
         generate(studio, seed=11, negative_prompt="a lake"),
     ]
-    assert len({job["images"][0]["sha256"] for job in pictures}) == len(pictures)
+    assert len({job["images"][0]["sha256"] for job in images}) == len(images)
 
 
 def test_one_seed_counts_up_and_each_image_can_be_made_again_alone(studio: ApiProcess) -> None:
@@ -88,7 +88,7 @@ def test_one_seed_counts_up_and_each_image_can_be_made_again_alone(studio: ApiPr
     assert hashes(alone) == [hashes(job)[2]]
 
 
-def test_seeds_are_known_before_the_picture_exists(studio: ApiProcess) -> None:
+def test_seeds_are_known_before_the_image_exists(studio: ApiProcess) -> None:
     body = {"prompt": PROMPT, "model": "demo", "steps": 4, "num_images": 2}
     accepted = studio.http.post("/v1/jobs", json=body)
     assert accepted.status_code == 202
@@ -127,7 +127,7 @@ def test_a_model_that_cuts_its_schedule_does_so_with_the_scheduler_lcm(studio: A
     assert [error["code"] for error in refused["errors"]] == ["strength_too_low"]
 
 
-def test_an_upload_a_data_url_and_an_image_start_the_same_picture(studio: ApiProcess) -> None:
+def test_an_upload_a_data_url_and_an_image_start_the_same_image(studio: ApiProcess) -> None:
     start = generate(studio, seed=21)["images"][0]
     body = content(studio, start)
     uploaded = studio.http.post("/v1/uploads", files={"file": ("start.png", body, "image/png")})
@@ -137,12 +137,12 @@ def test_an_upload_a_data_url_and_an_image_start_the_same_picture(studio: ApiPro
         generate(studio, seed=5, init_image=reference, strength=0.5)
         for reference in (start["id"], uploaded.json()["id"], data_url)
     ]
-    # Pixels, not files: the receipt inside names the file that the picture started from.
+    # Pixels, not files: the receipt inside names the file that the image started from.
     first, *others = [pixels(studio, job["images"][0]) for job in made]
     assert all(np.array_equal(first, other) for other in others)
 
 
-def test_a_picture_can_be_reproduced_from_its_receipt(studio: ApiProcess) -> None:
+def test_an_image_can_be_reproduced_from_its_receipt(studio: ApiProcess) -> None:
     image = generate(studio, seed=31)["images"][0]
     answer = studio.http.post(f"/v1/images/{image['id']}/reproduce", headers={"Prefer": "wait=60"})
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Fuzz a running API against its own OpenAPI document with schemathesis, as two tenants."""
+"""Fuzz a running API against its own documents with schemathesis, as two tenants."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.processes import PROJECT, ApiProcess
 
@@ -62,7 +63,7 @@ def fuzz(
     users = folder / "users.json"
     users.write_text(json.dumps({"auth": [_user("one", keys[0]), _user("two", keys[1])]}))
     document = folder / "openapi.json"
-    document.write_text(api.http.get("/openapi.json").text)
+    document.write_text(json.dumps(_with_mcp(api.http.get("/openapi.json").json(), api)))
     config = folder / "schemathesis.toml"
     config.write_text(_CONFIG.format(users=users))
     done = subprocess.run(
@@ -85,6 +86,65 @@ def fuzz(
     counted = re.search(r"(\d[\d,]*) generated", report)
     cases = int(counted[1].replace(",", "")) if counted else 0
     return Findings(cases, done.returncode == 0, report)
+
+
+def _with_mcp(document: dict[str, Any], api: ApiProcess) -> dict[str, Any]:
+    """The document with `/mcp`, whose messages MCP describes in its own way: a call of each tool
+    with arguments as its schema has them, and what reads resources and tasks by name."""
+    kinds = "application/json, text/event-stream"
+    header = {"name": "Accept", "in": "header", "required": True, "schema": {"const": kinds}}
+    listed = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    answer = api.http.post("/mcp", json=listed, headers={"Accept": kinds})
+    messages = []
+    for tool in answer.json()["result"]["tools"]:
+        name, schema = tool["name"], dict(tool["inputSchema"])
+        for part, described in _moved(schema.pop("$defs", {}), name).items():
+            document["components"]["schemas"][f"mcp.{name}.{part}"] = described
+        schema = _moved(schema, name)
+        if "wait_seconds" in schema["properties"]:
+            schema["properties"]["wait_seconds"] = {"const": 0}
+        messages.append(_message("tools/call", name={"const": name}, arguments=schema))
+    text = {"type": "string"}
+    uri = {"type": "string", "pattern": r"^darkroom://(images|jobs|models)/[\s\S]{0,60}$"}
+    messages += [
+        *(_message("resources/read", uri=described) for described in (text, uri)),
+        *(_message(f"tasks/{verb}", taskId=text) for verb in ("get", "update", "cancel")),
+        _message("resources/list", cursor=text),
+    ]
+    body = {"application/json": {"schema": {"anyOf": messages}}}
+    document["paths"]["/mcp"] = {
+        "post": {
+            "operationId": "mcp",
+            "parameters": [header],
+            "requestBody": {"required": True, "content": body},
+            "responses": {
+                "default": {
+                    "description": "An answer.",
+                    "content": {"application/json": {}, "text/event-stream": {}},
+                }
+            },
+            "security": document["paths"]["/v1/jobs"]["post"]["security"],
+        }
+    }
+    return document
+
+
+def _moved(schema: dict[str, Any], tool: str) -> dict[str, Any]:
+    """With references to where the document has what a tool's schema defines."""
+    text = json.dumps(schema).replace("#/$defs/", f"#/components/schemas/mcp.{tool}.")
+    moved: dict[str, Any] = json.loads(text)
+    return moved
+
+
+def _message(method: str, **params: Any) -> dict[str, Any]:
+    needed = {"type": "object", "required": [*params], "properties": params}
+    properties = {
+        "jsonrpc": {"const": "2.0"},
+        "id": {"type": "integer"},
+        "method": {"const": method},
+        "params": needed,
+    }
+    return {"type": "object", "required": [*properties], "properties": properties}
 
 
 def _user(name: str, key: str) -> dict[str, object]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import deploy
 from shared.core.model_catalog import ModelSpec
-from tests.unit.engine.toys import toy_backend, toy_folder
+from tests.unit.engine.toys import scheduler_of, toy_backend, toy_folder
+from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
+from worker.engine.families import family_of
 from worker.engine.loaded import load
-from worker.engine.unet_backend import UnetBackend, family_of
 
 _DEMO = Path(deploy.__file__).parent / "demo_model" / "checkpoint"
 
@@ -21,11 +22,34 @@ def folder_of(family: str) -> Path:
 
 
 @lru_cache
-def backend_of(family: str, rows: int) -> UnetBackend:
+def warmed(family: str) -> BatchedBackend:
+    """The model after its warm-up, in batches of up to eight where sizes agree."""
+    side = 128 if family == "demo" else 64
+    size = {"default_width": side, "default_height": side}
+    spec = ModelSpec(
+        name=family,
+        source=str(folder_of(family)),
+        max_batch_size=8,
+        cpu_threads=1,
+        scheduler=scheduler_of(family),
+        **size,
+    )
+    loaded = load(spec, open_device("cpu"))
+    found = family_of(loaded.pipeline)
+    assert found is not None
+    backend = BatchedBackend(loaded, found)
+    backend.warm_up()
+    return backend
+
+
+@lru_cache
+def backend_of(family: str, rows: int) -> BatchedBackend:
     """The model at so many rows, loaded once."""
     if family != "demo":
         return toy_backend(family, rows)
-    loaded = load(ModelSpec(name="demo", source=str(_DEMO), rows=rows), open_device("cpu"))
+    loaded = load(
+        ModelSpec(name="demo", source=str(_DEMO), max_batch_size=rows), open_device("cpu")
+    )
     found = family_of(loaded.pipeline)
     assert found is not None
-    return UnetBackend(loaded, found)
+    return BatchedBackend(loaded, found)

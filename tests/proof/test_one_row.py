@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.core.schedulers import SCHEDULERS
+from shared.core.schedulers import DIFFUSION_SCHEDULERS
 from tests.proof.models import FAMILIES, backend_of, folder_of
-from tests.unit.engine.crowds import make_alone
+from tests.unit.engine.concurrency import make_alone
 from tests.unit.engine.reference import reference
 from tests.unit.engine.toys import request
+
+pytestmark = pytest.mark.long
 
 START = Image.fromarray(np.random.default_rng(5).integers(0, 255, (90, 70, 3), dtype=np.uint8))
 KINDS: tuple[dict[str, Any], ...] = (
@@ -23,7 +25,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 CASES = [
     (family, scheduler)
     for family in FAMILIES
-    for scheduler in (SCHEDULERS if family != "lcm" else ("lcm",))
+    for scheduler in (DIFFUSION_SCHEDULERS if family != "lcm" else ("lcm",))
 ]
 
 
@@ -32,16 +34,24 @@ def test_it_equals_diffusers(family: str, scheduler: str) -> None:
     backend, expected = backend_of(family, 1), reference(folder_of(family))
     texts = ((None, 7.5), ("blurry, dark", 7.5), (None, 1.0))
     for kind, (negative, guidance) in itertools.product(KINDS, texts):
-        asked = request(
+        image_request = request(
             scheduler=scheduler, negative_prompt=negative, guidance_scale=guidance, steps=6, **kind
         )
-        made = make_alone(backend, asked)
-        assert torch.equal(made.latents, expected.latents(asked)), (kind, negative, guidance)
-        assert np.array_equal(made.pixels, expected.pixels(asked)), (kind, negative, guidance)
+        made = make_alone(backend, image_request)
+        assert torch.equal(made.latents, expected.latents(image_request)), (
+            kind,
+            negative,
+            guidance,
+        )
+        assert np.array_equal(made.pixels, expected.pixels(image_request)), (
+            kind,
+            negative,
+            guidance,
+        )
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", DIFFUSION_SCHEDULERS)
 def test_many_steps(scheduler: str) -> None:
-    asked = request(scheduler=scheduler, steps=50)
-    made = make_alone(backend_of("sd15", 1), asked)
-    assert np.array_equal(made.pixels, reference(folder_of("sd15")).pixels(asked))
+    image_request = request(scheduler=scheduler, steps=50)
+    made = make_alone(backend_of("sd15", 1), image_request)
+    assert np.array_equal(made.pixels, reference(folder_of("sd15")).pixels(image_request))

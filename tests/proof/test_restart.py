@@ -6,11 +6,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from tests.unit.engine.toys import request, toy_engine, toy_folder
 from worker.engine.diffusion import DiffusionEngine
 from worker.engine.interface import ImageRequest
+
+pytestmark = pytest.mark.long
 
 LIMIT = 300.0
 SEEDS = range(12)
@@ -21,7 +24,8 @@ from tests.proof.test_restart import digests_when_idle
 from shared.core.model_catalog import ModelSpec
 from worker.engine.diffusion import DiffusionEngine
 
-spec = ModelSpec(name="toy-sd15", source=sys.argv[1], rows=4, default_width=64, default_height=64)
+size = {"default_width": 64, "default_height": 64}
+spec = ModelSpec(name="toy-sd15", source=sys.argv[1], max_batch_size=4, **size)
 engine = DiffusionEngine(spec, "cpu")
 engine.load()
 print("\\n".join(digests_when_idle(engine)))
@@ -35,7 +39,7 @@ def digests_when_idle(engine: DiffusionEngine) -> list[str]:
 
 
 def test_idle_loaded_and_restarted_give_the_same_bytes() -> None:
-    engine = toy_engine("sd15", rows=4)
+    engine = toy_engine("sd15", max_batch_size=4)
     idle = digests_when_idle(engine)
     with ThreadPoolExecutor(len(SEEDS)) as pool:
         loaded = list(

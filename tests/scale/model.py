@@ -12,8 +12,8 @@ HEARTBEAT_SECONDS = 10.0
 ROUND_SECONDS = 2.0
 PROGRESS_COMMANDS_PER_SECOND = 8.0
 """Of a running job: four events a second at most, two commands each (`worker.jobs.progress`)."""
-MEASURED_PICTURE_SECONDS = 1.0
-"""How long a picture of the paced GPU takes; its progress is among a job's measured commands."""
+MEASURED_IMAGE_SECONDS = 1.0
+"""How long an image of the paced GPU takes; its progress is among a job's measured commands."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class Fleet:
     """What is asked of the servers."""
 
     gpus: int
-    pictures_per_second: float
-    """Of one GPU; a job has one picture here, the dearest case for the queue."""
+    images_per_second: float
+    """Of one GPU; a job has one image here, the dearest case for the queue."""
     queued_jobs: int = 20_000
 
 
 def loads(costs: Costs, fleet: Fleet) -> dict[str, float]:
     """How busy each part is. A share above 1 cannot be; above 0.7 it is no longer quick."""
-    jobs = fleet.gpus * fleet.pictures_per_second
+    jobs = fleet.gpus * fleet.images_per_second
     heartbeats = fleet.gpus / HEARTBEAT_SECONDS
-    longer = max(0.0, 1 / fleet.pictures_per_second - MEASURED_PICTURE_SECONDS)
+    longer = max(0.0, 1 / fleet.images_per_second - MEASURED_IMAGE_SECONDS)
     progress = jobs * longer * PROGRESS_COMMANDS_PER_SECOND
     # A worker announces itself with one SET at each heartbeat.
     commands = jobs * costs.redis_commands_per_job + progress + heartbeats
@@ -93,11 +93,11 @@ class Budget:
     dispatcher_share_of_a_round: float = 0.7
 
 
-def largest_fleet(costs: Costs, pictures_per_second: float, budget: Budget) -> tuple[int, str]:
+def largest_fleet(costs: Costs, images_per_second: float, budget: Budget) -> tuple[int, str]:
     """The most GPUs that every part bears, and the part that bears no more (at most 1,000,000)."""
 
     def overloaded(gpus: int) -> str | None:
-        found = loads(costs, Fleet(gpus, pictures_per_second))
+        found = loads(costs, Fleet(gpus, images_per_second))
         for part, most in vars(budget).items():
             if found[part] > most:
                 return str(part)

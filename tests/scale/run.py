@@ -1,4 +1,4 @@
-"""One measurement: N simulated GPU workers against one Postgres, one Redis and one S3 store."""
+"""One measurement: N simulated generate workers against one Postgres, one Redis and one S3."""
 
 import tempfile
 import time
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from deploy.local.servers import EmbeddedServers
 from migrations.commands import upgrade
 from shared.core import tenants
-from shared.core.broker import celery_app, publish_jobs
+from shared.core.broker import celery_app, job_message, publish_jobs
 from shared.core.database import open_engine, session_factory
 from shared.core.logging import configure_logging
 from shared.core.settings import Settings
@@ -26,8 +26,8 @@ from tests.chaos.fleet import Fleet, Worker
 from tests.jobs import job_columns
 from tests.processes import wait_until
 from tests.scale.counters import LockWatch, Meter, Reading
-from worker.maintenance.leader import Dispatcher
-from worker.maintenance.periodic import JobDuties
+from worker.maintenance.leader import Dispatcher, periodic_tasks
+from worker.maintenance.recovery import Recovery
 
 _THREADS = 2
 """Jobs in hand per worker: one on its way to S3 and Postgres while the device makes the next."""
@@ -109,8 +109,8 @@ class Bed:
         database = session_factory(self.engine)
         with database.begin() as session:
             self.tenant = session.scalars(tenants.ensure_tenant("scale")).one()
-        duties = JobDuties(self.settings, database, self.redis, self.celery).duties
-        dispatcher = Dispatcher(self.settings, self.engine, duties)
+        tasks = periodic_tasks(Recovery(self.settings, database, self.redis, self.celery))
+        dispatcher = Dispatcher(self.settings, self.engine, tasks)
         dispatcher.start()
         stack.callback(dispatcher.close)
 
@@ -141,11 +141,11 @@ class Bed:
             session.execute(job_acceptance.ensure_session(self.tenant, "s1"))
             # Prompts of their own: a shared one is a row that every commit would wait for.
             columns = [
-                job_columns(self.tenant, model=model, steps=4, prompt=f"picture number {n}")
+                job_columns(self.tenant, model=model, steps=4, prompt=f"image number {n}")
                 for n in range(count)
             ]
             session.execute(insert(Job), [{**row, "state": "queued"} for row in columns])
-        publish_jobs(self.celery, (row["id"] for row in columns), model, "interactive")
+        publish_jobs(self.celery, (job_message(row["id"], model, "interactive") for row in columns))
         self._accepted = count
 
     def _clear(self) -> None:
@@ -222,7 +222,9 @@ def _missed_claims(workers: list[Worker]) -> int:
 
 
 def _settings(environment: dict[str, str], catalog: Path) -> Settings:
-    values = {name.removeprefix("DARKROOM_").lower(): each for name, each in environment.items()}
+    values: dict[str, Any] = {
+        name.removeprefix("DARKROOM_").lower(): each for name, each in environment.items()
+    }
     return Settings(**values, models_file=catalog)
 
 

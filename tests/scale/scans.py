@@ -8,14 +8,15 @@ from uuid import UUID
 from sqlalchemy import insert, text, update
 from sqlalchemy.orm import Session
 
-from shared.core.broker import publish_jobs
+from shared.core.broker import job_message, publish_jobs
 from shared.core.database import session_factory
 from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.queries import claims
 from tests.jobs import job_columns
 from tests.scale.counters import cpu_of_tree
-from worker.maintenance.periodic import JobDuties
+from worker.maintenance.leader import periodic_tasks
+from worker.maintenance.recovery import Recovery
 
 if TYPE_CHECKING:
     from tests.scale.run import Bed
@@ -43,17 +44,17 @@ def scan_costs(bed: "Bed") -> dict[str, float]:
 
 def _round_ms(bed: "Bed") -> float:
     database = session_factory(bed.engine)
-    duties = JobDuties(bed.settings, database, bed.redis, bed.celery)
+    tasks = Recovery(bed.settings, database, bed.redis, bed.celery)
 
     def a_round() -> None:
-        for duty in duties.duties:
-            duty.perform()
+        for task in periodic_tasks(tasks):
+            task.perform()
 
     return _median_ms(a_round)
 
 
 def _fill(bed: "Bed") -> list[UUID]:
-    """So many jobs wait, in the ledger and in Redis, and so many run under living leases."""
+    """So many jobs wait, in the database and in Redis, and so many run under living leases."""
     columns = [job_columns(bed.tenant, model="paced") for _ in range(QUEUED + RUNNING)]
     running = [row["id"] for row in columns[QUEUED:]]
     with Session(bed.engine) as session, session.begin():
@@ -62,7 +63,9 @@ def _fill(bed: "Bed") -> list[UUID]:
         lease = text("clock_timestamp() + interval '1 hour'")
         values = {"state": "running", "attempt": 1, "worker": "w", "lease_until": lease}
         session.execute(update(Job).where(Job.id.in_(running)).values(**values))
-    publish_jobs(bed.celery, (row["id"] for row in columns[:QUEUED]), "paced", "interactive")
+    publish_jobs(
+        bed.celery, (job_message(row["id"], "paced", "interactive") for row in columns[:QUEUED])
+    )
     with bed.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE jobs"))
     return running

@@ -43,9 +43,9 @@ def tables(rows: Sequence[Mapping[str, Any]], scans: Mapping[str, float]) -> dic
 def _model(costs: Costs) -> str:
     rows = []
     for gpus, rate in _FLEETS:
-        found = loads(costs, Fleet(gpus=gpus, pictures_per_second=rate))
+        found = loads(costs, Fleet(gpus=gpus, images_per_second=rate))
         rows.append([gpus, rate, *(found[name] for name in _LOADS)])
-    return _table(["GPUs", "pictures/s each", *_LOADS.values()], rows)
+    return _table(["GPUs", "images/s each", *_LOADS.values()], rows)
 
 
 def _stops(costs: Costs) -> str:
@@ -57,7 +57,7 @@ def _stops(costs: Costs) -> str:
         ):
             gpus, part = largest_fleet(costs, rate, budget)
             rows.append([rate, kind, gpus, gpus * rate, part.replace("_", " ")])
-    return _table(["pictures/s of a GPU", "", "GPUs", "jobs/s", "what gives way first"], rows)
+    return _table(["images/s of a GPU", "", "GPUs", "jobs/s", "what gives way first"], rows)
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-PACKAGES = ("api", "worker", "shared", "migrations", "deploy")
+PACKAGES = ("api", "worker", "shared", "migrations", "deploy", "darkroom_server")
 
 
 def sources() -> list[Path]:
     return [path for package in PACKAGES for path in (PROJECT / package).rglob("*.py")]
 
 
-def test_only_the_ledger_changes_jobs() -> None:
+def test_only_the_database_changes_jobs() -> None:
     changes_jobs = re.compile(
         r"\b(?:update|delete)\(\s*Job\s*\)|\bUPDATE\s+jobs\b|\bDELETE\s+FROM\s+jobs\b"
     )
@@ -37,10 +37,10 @@ def test_few_modules_reach_past_the_wall_between_tenants() -> None:
         "api/core/auth.py",  # whose key is it?
         "api/admin/keys.py",  # an operator makes a key for another tenant
         "api/search/embedding.py",  # which models have embedded prompts
-        "api/jobs/following.py",  # every job that is waited for, whether it has ended
+        "api/jobs/followers.py",  # every job that is waited for, whether it has ended
         "api/admin/service.py",  # the operator's: all tenants' jobs
         "api/admin/workers.py",  # the operator's: drains
-        "api/core/quotas.py",  # all tenants' work that waits
+        "api/jobs/admission.py",  # all tenants' work that waits
         "api/core/health.py",  # is Postgres there?
     }
 
@@ -55,11 +55,11 @@ def test_kept_statements_are_compiled_before_threads_share_them() -> None:
         if keeps.search(text := path.read_text("utf-8")) and builds.search(text)
     }
     # Pieces of SQL text, which nothing is worked out of.
-    assert places == {"shared/webhooks/outbox.py"}
+    assert places == {"shared/webhooks/outbox.py", "shared/jobs/queries/accept.py"}
 
 
 def test_the_api_starts_without_model_code() -> None:
-    heavy = ("torch", "diffusers", "transformers", "sentence_transformers", "numpy")
+    heavy = ("torch", "diffusers", "transformers", "sentence_transformers", "numpy", "mcp")
     program = f"import sys, api.app; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PROJECT

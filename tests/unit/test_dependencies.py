@@ -15,7 +15,7 @@ from packaging.version import Version
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 
-INSTALLED = ("darkroom-server[api,worker,local,dev]", "darkroom[cli,playground]")
+INSTALLED = ("darkroom-server[api,mcp,worker,local,dev]", "darkroom-client[cli,playground]")
 """What `make run` and `make test` install."""
 
 FLOORS = {
@@ -43,7 +43,7 @@ FLOORS = {
 
 def pinned() -> dict[str, Version]:
     """What constraints.txt fixes."""
-    versions = {}
+    versions: dict[str, Version] = {}
     for line in CONSTRAINTS.read_text().splitlines():
         if line and not line.startswith("#"):
             requirement = Requirement(line)

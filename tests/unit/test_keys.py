@@ -1,11 +1,13 @@
 """API keys: form, checksum, comparison, redaction."""
 
 import re
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.core.ids import MalformedId, decode_id, encode_id, new_id
 from shared.core.keys import matches, new_key, parse_key, redact
 
 # Fixed for all time: keys already handed out must keep their meaning.
@@ -104,3 +106,41 @@ def test_neither_a_key_nor_its_hash_shows_in_a_repr() -> None:
     for shown in (repr(key), repr(parsed), f"{key}", f"{parsed}"):
         assert key.key.rsplit("_", 1)[1] not in shown
         assert repr(key.secret_hash) not in shown
+
+
+# --- Typed ids: round trips, order, and what is refused ---
+
+
+@given(st.uuids())
+def test_an_id_survives_the_wire(value: UUID) -> None:
+    text = encode_id("job", value)
+    assert len(text) == len("job_") + 26
+    assert decode_id("job", text) == value
+
+
+@given(st.uuids(), st.uuids())
+def test_wire_ids_sort_as_their_uuids(first: UUID, second: UUID) -> None:
+    assert (encode_id("img", first) < encode_id("img", second)) == (first < second)
+
+
+def test_ids_are_uuid_version_7() -> None:
+    assert new_id().version == 7
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "job_",
+        "img_01jd0000000000000000000000",
+        "job_01JD0000000000000000000000",
+        "job_81jd0000000000000000000000",
+        "job_01jd000000000000000000000",
+        "job_01jd0000000000000000000000\n",
+        "job_01jd00000000000000000000il",
+        "job_01jd000000000000000000000é",
+    ],
+)
+def test_what_is_no_id_is_refused(text: str) -> None:
+    with pytest.raises(MalformedId):
+        decode_id("job", text)

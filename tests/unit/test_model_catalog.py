@@ -4,9 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from shared.core.model_catalog import CatalogError, load_catalog
+from shared.core import model_catalog
+from shared.core.model_catalog import CatalogError, ModelSpec, families_of, load_catalog
+from tests import earlier_version
 
+MODEL = '[[model]]\nname = "a"\nsource = "s"\n'
 PROJECT = Path(__file__).resolve().parents[2]
+NET = '[[controlnet]]\nname = "n"\nsource = "s"\nfamily = "sd"\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -39,6 +43,13 @@ def test_the_first_model_is_the_default_and_folders_are_absolute(tmp_path: Path)
         ('[[model]]\nname = "a"\nsource = "s"\ndefault_width = 100\n', "default_width"),
         ('[[model]]\nname = "a"\nsource = "s"\ndefault_width = 2048\n', "default size is larger"),
         (2 * '[[model]]\nname = "a"\nsource = "s"\n', "two models have the same name"),
+        (MODEL + 'aliases = ["x"]\n' + MODEL.replace('"a"', '"x"'), "an alias is another's name"),
+        (MODEL + 'aliases = ["x", "x"]\n', "an alias is another's name or alias"),
+        (MODEL + "quality_steps = { max = 200 }\n", "quality_steps.max is larger than max_steps"),
+        (MODEL + '[[lora]]\nname = "l"\nsource = "s"\nfamily = "sd9"\n', "family is one of sd"),
+        (MODEL + 2 * '[[lora]]\nname = "l"\nsource = "s"\nfamily = "sd"\n', "two LoRAs have"),
+        (MODEL + NET.replace("sd", "lcm"), "family is one of sd, sdxl, sd3, flux"),
+        (MODEL + 2 * NET, "two ControlNets have"),
     ],
 )
 def test_a_mistake_is_one_clear_sentence(tmp_path: Path, text: str, says: str) -> None:
@@ -48,6 +59,37 @@ def test_a_mistake_is_one_clear_sentence(tmp_path: Path, text: str, says: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_an_old_key_stops_the_start_and_names_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_catalog, "RENAMED_KEYS", {"fast": "compile"})
+    path = write(tmp_path, '[[model]]\nname = "a"\nsource = "s"\nfast = true\n')
+    with pytest.raises(CatalogError, match=r"model\.0\.fast: it is now called compile\."):
+        load_catalog(path)
+
+
+def test_renamed_keys_name_keys() -> None:
+    known = set(ModelSpec.model_fields)
+    assert set(model_catalog.RENAMED_KEYS.values()) <= known
+    assert not set(model_catalog.RENAMED_KEYS) & known
+
+
+def test_families_are_read_from_checkpoints_that_are_here(tmp_path: Path) -> None:
+    sources = {"a": "xl", "b": "org/repo", "c": "broken", "d": "other", "e": "simulated:tick=1"}
+    for name, text in {
+        "xl": '{"_class_name": "StableDiffusionXLPipeline"}',
+        "broken": "[",
+        "other": '{"_class_name": "KandinskyPipeline"}',
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(text, "utf-8")
+    tables = (f'[[model]]\nname = "{n}"\nsource = "{s}"\n' for n, s in sources.items())
+    catalog = load_catalog(write(tmp_path, "\n".join(tables)))
+    assert families_of(catalog) == {"a": "sdxl", "e": "simulated"}
+    shipped = load_catalog(PROJECT / "deploy" / "models.toml")
+    assert families_of(shipped) == {"demo": "sd"}
+
+
 def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match=r"models\.toml cannot be read"):
         load_catalog(tmp_path / "models.toml")
@@ -55,3 +97,8 @@ def test_a_missing_catalogue_is_named(tmp_path: Path) -> None:
 
 def test_the_shipped_catalogue_is_sound() -> None:
     assert load_catalog(PROJECT / "deploy" / "models.toml").default.name == "demo"
+
+
+def test_a_catalogue_of_an_earlier_version_is_told_what_its_keys_are_called_now() -> None:
+    with pytest.raises(CatalogError, match="rows: it is now called max_batch_size"):
+        load_catalog(earlier_version.MODELS)

@@ -4,7 +4,7 @@ from shared.core.broker import InteractiveFirst, generate_queue
 
 
 def queues(*pairs: tuple[str, str]) -> list[str]:
-    return [generate_queue(model, lane) for model, lane in pairs]
+    return [generate_queue(model, queue_class) for model, queue_class in pairs]
 
 
 def test_interactive_comes_before_bulk_whatever_the_names() -> None:
@@ -13,7 +13,7 @@ def test_interactive_comes_before_bulk_whatever_the_names() -> None:
     assert cycle.consume(3) == queues(("z", "interactive"), ("a", "bulk"), ("m", "bulk"))
 
 
-def test_a_model_that_was_served_goes_behind_the_others_of_its_lane() -> None:
+def test_a_model_that_was_served_goes_behind_the_others_of_its_queue_class() -> None:
     cycle = InteractiveFirst()
     cycle.update(queues(("a", "interactive"), ("b", "interactive"), ("a", "bulk")))
     cycle.rotate(generate_queue("a", "interactive"))

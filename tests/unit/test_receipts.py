@@ -1,4 +1,4 @@
-"""Receipts in pictures: written and read back in each format, and nonsense ignored."""
+"""Receipts in images: written and read back in each format, and nonsense ignored."""
 
 import io
 from typing import Any
@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from shared.images.receipts import RECEIPT_VERSION, exif_block, read_receipt
+from shared.images.receipts import RECEIPT_VERSION, exif_block, read_receipt, upgrade
+from tests import earlier_version
 from worker.jobs.commit import encode_image
 
 
@@ -31,16 +32,16 @@ def receipt() -> dict[str, Any]:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
 def test_a_receipt_is_read_back(
-    receipt: dict[str, Any], picture: Image.Image, output_format: str
+    receipt: dict[str, Any], image: Image.Image, output_format: str
 ) -> None:
-    encoded = encode_image(picture, output_format, receipt)
+    encoded = encode_image(image, output_format, receipt)
     opened = Image.open(io.BytesIO(encoded.body))
     assert encoded.content_type == f"image/{output_format}"
     assert read_receipt(opened) == receipt
@@ -48,24 +49,24 @@ def test_a_receipt_is_read_back(
 
 @pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
 def test_the_longest_prompts_fit(
-    receipt: dict[str, Any], picture: Image.Image, output_format: str
+    receipt: dict[str, Any], image: Image.Image, output_format: str
 ) -> None:
     longest = {**receipt, "prompt": "🌙" * 4000, "negative_prompt": "🏠" * 4000}
-    encoded = encode_image(picture, output_format, longest)
+    encoded = encode_image(image, output_format, longest)
     assert read_receipt(Image.open(io.BytesIO(encoded.body))) == longest
 
 
 @pytest.mark.parametrize("output_format", ["png", "webp"])
 def test_lossless_formats_keep_every_pixel(
-    receipt: dict[str, Any], picture: Image.Image, output_format: str
+    receipt: dict[str, Any], image: Image.Image, output_format: str
 ) -> None:
-    encoded = encode_image(picture, output_format, receipt)
+    encoded = encode_image(image, output_format, receipt)
     opened = Image.open(io.BytesIO(encoded.body)).convert("RGB")
-    assert np.array_equal(np.asarray(opened), np.asarray(picture))
+    assert np.array_equal(np.asarray(opened), np.asarray(image))
 
 
-def test_other_tools_see_the_settings(receipt: dict[str, Any], picture: Image.Image) -> None:
-    text = Image.open(io.BytesIO(encode_image(picture, "png", receipt).body)).info["parameters"]
+def test_other_tools_see_the_settings(receipt: dict[str, Any], image: Image.Image) -> None:
+    text = Image.open(io.BytesIO(encode_image(image, "png", receipt).body)).info["parameters"]
     assert text.splitlines()[0] == receipt["prompt"]
     assert text.splitlines()[1] == "Negative prompt: houses"
     assert "Steps: 20, Sampler: ddim, CFG scale: 5.0, Seed: 9007199254740991" in text
@@ -91,21 +92,41 @@ def test_other_tools_see_the_settings(receipt: dict[str, Any], picture: Image.Im
         r'{"receipt_version": 1, "init_image_sha256": "\u0000"}',
     ],
 )
-def test_what_is_no_receipt_is_none(picture: Image.Image, text: str) -> None:
+def test_what_is_no_receipt_is_none(image: Image.Image, text: str) -> None:
     chunks = PngInfo()
     chunks.add_itxt("darkroom", text)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=chunks)
+    image.save(buffer, "PNG", pnginfo=chunks)
     assert read_receipt(Image.open(buffer)) is None
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Tag data larger")
 @pytest.mark.parametrize("length", range(0, 40, 3))
 def test_exif_that_is_cut_off_is_no_receipt(
-    receipt: dict[str, Any], picture: Image.Image, length: int
+    receipt: dict[str, Any], image: Image.Image, length: int
 ) -> None:
-    """And the picture is still one."""
+    """And the image is still one."""
     written = io.BytesIO()
-    picture.save(written, "WEBP", exif=exif_block(receipt).tobytes()[:length])
+    image.save(written, "WEBP", exif=exif_block(receipt).tobytes()[:length])
     with Image.open(written) as again:
         assert read_receipt(again) is None
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+def test_a_receipt_of_version_1_is_read_and_its_rows_are_the_batch_size(
+    receipt: dict[str, Any], image: Image.Image, output_format: str
+) -> None:
+    old = receipt | {"receipt_version": 1, "rows": 4}
+    encoded = encode_image(image, output_format, old)
+    found = read_receipt(Image.open(io.BytesIO(encoded.body)))
+    assert found == old
+    assert upgrade(old) == receipt | {"receipt_version": 2, "batch_size": 4}
+    assert upgrade(receipt) == receipt
+
+
+def test_an_image_of_an_earlier_version_carries_a_receipt_that_is_understood() -> None:
+    with Image.open(earlier_version.IMAGE) as opened:
+        found = read_receipt(opened)
+    assert found is not None
+    assert found["receipt_version"] == 1
+    assert upgrade(found)["batch_size"] == found["rows"]

@@ -1,11 +1,19 @@
 """Settings: what is refused outside the local stack, and what is understood."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
-from shared.core.settings import Settings
+from shared.core import settings as module
+from shared.core.settings import Settings, SettingsError, get_settings
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "environment": "production",
     "database_url": "postgresql://u:Kf93jd2kQ@db/darkroom",
     "redis_url": "redis://:Kf93jd2kQ@redis:6379/0",
@@ -17,6 +25,10 @@ GOOD = {
 def test_the_driver_is_named() -> None:
     url = Settings(**GOOD).database_url.get_secret_value()
     assert url == "postgresql+psycopg://u:Kf93jd2kQ@db/darkroom"
+
+
+def test_links_have_one_slash() -> None:
+    assert Settings(**GOOD, public_url="https://api.example/").public_url == "https://api.example"
 
 
 @pytest.mark.parametrize(
@@ -40,3 +52,81 @@ def test_weak_or_impossible_values_are_refused(field: str, value: str) -> None:
 
 def test_secrets_do_not_show() -> None:
     assert "Kf93jd2kQ" not in repr(Settings(**GOOD))
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Good variables in the environment, read anew."""
+    for name, value in GOOD.items():
+        monkeypatch.setenv(f"DARKROOM_{name.upper()}", value)
+    get_settings.cache_clear()
+    yield monkeypatch
+    get_settings.cache_clear()
+
+
+def test_every_mistake_is_a_line_without_its_value(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("DARKROOM_LEASE", "Kf93jd2kQ")
+    variables.delenv("DARKROOM_REDIS_URL")
+    with pytest.raises(SettingsError) as caught:
+        get_settings()
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["DARKROOM_REDIS_URL", "DARKROOM_LEASE"]
+    assert "Kf93jd2kQ" not in str(caught.value)
+
+
+def test_a_rule_over_several_variables_shows_none_of_them(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("DARKROOM_REDIS_URL", "redis://redis:6379/0")
+    with pytest.raises(SettingsError) as caught:
+        get_settings()
+    assert str(caught.value) == "DARKROOM_REDIS_URL has no password"
+
+
+@pytest.mark.parametrize("spelling", ["DARKROOM_OLD_NAME", "darkroom_old_name"])
+def test_an_old_variable_stops_the_start_and_names_the_new_one(
+    variables: pytest.MonkeyPatch, spelling: str
+) -> None:
+    """Ignored, it would change what the service does without a word."""
+    variables.setattr(module, "RENAMED", {"DARKROOM_OLD_NAME": "DARKROOM_LEASE"})
+    get_settings()
+    get_settings.cache_clear()
+    variables.setenv(spelling, "PT20S")
+    with pytest.raises(SettingsError) as caught:
+        get_settings()
+    assert str(caught.value) == "DARKROOM_OLD_NAME is now called DARKROOM_LEASE"
+
+
+def test_an_old_secret_file_stops_the_start_too(
+    variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    variables.setattr(module, "RENAMED", {"DARKROOM_OLD_NAME": "DARKROOM_LEASE"})
+    variables.setattr(module, "_SECRETS_DIR", tmp_path)
+    (tmp_path / "darkroom_old_name").write_text("PT20S")
+    with pytest.raises(SettingsError, match="DARKROOM_OLD_NAME is now called DARKROOM_LEASE"):
+        get_settings()
+
+
+def test_renamed_variables_have_a_setting() -> None:
+    known = {f"DARKROOM_{name.upper()}" for name in Settings.model_fields}
+    assert set(module.RENAMED.values()) <= known
+    assert not set(module.RENAMED) & known
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("-m", "worker", "cpu"),
+        ("-m", "uvicorn", "api.app:create_app", "--factory", "--port=0"),
+        ("-m", "migrations", "upgrade"),
+        ("-m", "deploy.admin", "tenants", "list"),
+    ],
+    ids=lambda command: command[1],
+)
+def test_every_process_says_in_a_sentence_what_is_missing(command: tuple[str, ...]) -> None:
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("DARKROOM_")}
+    ended = subprocess.run(
+        [sys.executable, *command], check=False, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode != 0
+    assert "DARKROOM_DATABASE_URL: Field required" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,6 +1,6 @@
 """Celery's worker inside this process, kept alive whatever Redis does or holds.
 
-What Redis holds is a hint. A message that can be neither acknowledged nor given back does no harm:
+Redis is not the truth. A message that can be neither acknowledged nor given back does no harm:
 it is delivered again some day, and finds nothing to claim. One that cannot be read is dropped and
 counted. And a Redis that answers with a refusal (READONLY after a failover, MISCONF on a full
 disk, OOM) is away like one that does not answer: kombu and Celery 5.7 tell the two apart, and stop
@@ -17,7 +17,7 @@ from functools import partial
 from queue import Empty
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.apps import worker as celery_worker
 from celery.platforms import SecurityWarning
 from celery.worker.consumer import Consumer
@@ -31,12 +31,11 @@ from shared.core.logging import get_logger
 
 log = get_logger(__name__)
 
-
 _PAUSE_SECONDS = 1.0
 """Between two questions to a Redis that can be reached and refuses."""
 
 
-class LedgerConsumer(Consumer):  # type: ignore[misc]
+class ResilientConsumer(Consumer):  # type: ignore[misc]
     """Asks a Redis that refuses once a second."""
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
@@ -50,7 +49,7 @@ class LedgerConsumer(Consumer):  # type: ignore[misc]
         super().on_decode_error(message, exc)
 
 
-class LedgerRequest(Request):  # type: ignore[misc]
+class ResilientRequest(Request):  # type: ignore[misc]
     """A request whose acknowledgement may fail for whatever reason; it is logged.
 
     Celery's thread pool hears no error of these callbacks: the slot would be taken for ever.
@@ -61,7 +60,7 @@ class LedgerRequest(Request):  # type: ignore[misc]
         self._connection_errors = (Exception,)
 
     def on_accepted(self, *args: Any, **options: Any) -> None:
-        """A thread takes it; Celery's statistics of it are not worth failing for."""
+        """A thread takes it; an error in Celery's statistics must not fail it."""
         try:
             super().on_accepted(*args, **options)
         except Exception as error:
@@ -76,8 +75,8 @@ class LedgerRequest(Request):  # type: ignore[misc]
             return self.acknowledge()
 
 
-class LedgerQoS(QoS):
-    """Counts what is in hand by itself: no answer of Redis can keep a slot taken."""
+class ResilientQoS(QoS):
+    """Counts what is in flight by itself: no answer of Redis can keep a slot taken."""
 
     def append(self, message: Any, delivery_tag: Any) -> None:
         """A message was received. A full Redis has given it out, and cannot note to whom."""
@@ -88,28 +87,28 @@ class LedgerQoS(QoS):
             virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: Any) -> None:
-        """Free the slot, whether or not Redis can forget the message now."""
-        self._free(delivery_tag, self._forget)
+        """Free the slot, whether or not Redis can delete the message now."""
+        self._free(delivery_tag, self._drop)
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Free the slot, whether or not Redis can take the message back now."""
         back = partial(self.restore_by_tag, leftmost=True)
-        self._free(delivery_tag, back if requeue else self._forget)
+        self._free(delivery_tag, back if requeue else self._drop)
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """As kombu's; an entry of the hash that is no message is removed."""
+        """As kombu's; an invalid entry of the hash is removed."""
         try:
             super().restore_by_tag(tag, client, leftmost)  # type: ignore[no-untyped-call]
         except (RedisError, OSError):
             raise
         except Exception as error:
             unreadable("message", error)
-            self._forget(tag)
+            self._drop(tag)
 
     def restore_unacked_once(self, *args: Any, **options: Any) -> None:
         """As kombu's, but it never raises.
 
-        When Redis goes away while jobs are in hand, their messages are nobody's, and kombu's
+        When Redis goes away while jobs are in flight, their messages have no owner, and kombu's
         collected connection raises an AttributeError.
         """
         try:
@@ -125,7 +124,7 @@ class LedgerQoS(QoS):
         finally:
             virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
 
-    def _forget(self, delivery_tag: Any) -> None:
+    def _drop(self, delivery_tag: Any) -> None:
         """Without MULTI, in which a full Redis refuses even what gives memory back.
 
         In this order: kombu clears up an entry of the index without a message, not the reverse.
@@ -139,10 +138,10 @@ class LedgerQoS(QoS):
             pipeline.execute()
 
 
-class LedgerChannel(Channel):
-    """Reads messages, and drops what is none."""
+class ResilientChannel(Channel):
+    """Reads messages, and drops what is not one."""
 
-    QoS = LedgerQoS
+    QoS = ResilientQoS
 
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callable[[Any], Any], *args: Any, **options: Any
@@ -184,15 +183,15 @@ def _dropping_the_unreadable() -> Iterator[None]:
 @signals.task_rejected.connect
 @signals.task_unknown.connect
 def _count(exc: Exception | None = None, **_: Any) -> None:
-    """Celery has dropped a message that is none, of no task of ours, or not as its task's are."""
+    """Celery has dropped a message: invalid, of an unknown task, or with wrong arguments."""
     unreadable("message", exc or ValueError())
 
 
 def harden(app: Celery) -> None:
     """Let this process's consumers outlive a Redis that is lost, refuses or holds nonsense."""
-    app.conf.worker_consumer = f"{__name__}:{LedgerConsumer.__name__}"
-    app.Task.Request = f"{__name__}:{LedgerRequest.__name__}"
-    Transport.Channel = LedgerChannel
+    app.conf.worker_consumer = f"{__name__}:{ResilientConsumer.__name__}"
+    app.Task.Request = f"{__name__}:{ResilientRequest.__name__}"
+    Transport.Channel = ResilientChannel
     Transport.connection_errors = (*Transport.connection_errors, RedisError)
 
 
@@ -202,7 +201,7 @@ _say = celery_worker.safe_say
 def consume(app: Celery, name: str, queues: Sequence[str], threads: int) -> None:
     """Take messages from these queues, in this order, until SIGTERM or SIGINT.
 
-    Blocks. On a signal no more is taken; the call returns when the tasks in hand have ended.
+    Blocks. On a signal no more is taken; the call returns when the tasks in flight have ended.
     """
     harden(app)
     celery_worker.safe_say = _say_no_farewell
@@ -234,3 +233,9 @@ def _say_no_farewell(message: str, stream: Any = sys.__stderr__) -> None:
 @signals.setup_logging.connect
 def _keep_our_logging(**_: object) -> None:
     """Being connected is enough: Celery then leaves the logging as it is."""
+
+
+def header_of(task: Task, name: str) -> str | None:
+    """A header of the message that a task was called by."""
+    value = task.request.get(name)
+    return value if isinstance(value, str) else None

@@ -11,36 +11,34 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from shared.core.logging import get_logger
+from shared.core.metrics import show_zeros
+from shared.core.worker_registry import WorkerState
 from worker.engine.interface import Engine
 
-DUTY_SECONDS = Histogram(
-    "darkroom_duty_seconds",
-    "How long the leading dispatcher took for a duty.",
-    ["duty"],
+PERIODIC_TASK_SECONDS = Histogram(
+    "darkroom_periodic_task_seconds",
+    "How long the leading dispatcher took for a periodic task.",
+    ["task"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 
-
-DUTY_LAST_SUCCESS = Gauge(
-    "darkroom_duty_last_success_timestamp_seconds",
-    "When a duty was last done without an error, in seconds since 1970.",
-    ["duty"],
+PERIODIC_TASK_LAST_SUCCESS = Gauge(
+    "darkroom_periodic_task_last_success_timestamp_seconds",
+    "When a periodic task last ran without an error, in seconds since 1970.",
+    ["task"],
 )
 
-
-DUTY_ROWS = Counter(
-    "darkroom_duty_rows",
-    "Rows that a duty has changed, published or removed.",
-    ["duty"],
+PERIODIC_TASK_ROWS = Counter(
+    "darkroom_periodic_task_rows",
+    "Rows that a periodic task has changed, published or removed.",
+    ["task"],
 )
 
-
-DUTY_FAILURES = Counter(
-    "darkroom_duty_failures",
-    "Duties that ended with an error; the next round tries again.",
-    ["duty"],
+PERIODIC_TASK_FAILURES = Counter(
+    "darkroom_periodic_task_failures",
+    "Periodic tasks that ended with an error; the next round tries again.",
+    ["task"],
 )
-
 
 WEBHOOK_ATTEMPTS = Counter(
     "darkroom_webhook_attempts",
@@ -49,14 +47,12 @@ WEBHOOK_ATTEMPTS = Counter(
     ["outcome", "code"],
 )
 
-
 WEBHOOK_SECONDS = Histogram(
     "darkroom_webhook_attempt_seconds",
     "From the beginning of a request to a receiver to its answer or error.",
     ["outcome"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60),
 )
-
 
 MODEL_LOAD_SECONDS = Histogram(
     "darkroom_model_load_seconds",
@@ -66,20 +62,27 @@ MODEL_LOAD_SECONDS = Histogram(
 )
 
 
+def watch_tasks(names: Iterable[str]) -> None:
+    """Show the failures and rows of these periodic tasks from now on."""
+    tasks = tuple(names)
+    show_zeros(PERIODIC_TASK_FAILURES, tasks)
+    show_zeros(PERIODIC_TASK_ROWS, tasks)
+
+
 @contextmanager
-def measured_duty(duty: str) -> Iterator[Callable[[object], None]]:
-    """Measure a duty; give what comes into the block what the duty returned."""
-    rows = DUTY_ROWS.labels(duty)
+def measured_task(name: str) -> Iterator[Callable[[object], None]]:
+    """Measure a periodic task; give what comes into the block what the task returned."""
+    rows = PERIODIC_TASK_ROWS.labels(name)
     begun = time.perf_counter()
     try:
         yield lambda result: rows.inc(_rows_of(result))
     except BaseException:
-        DUTY_FAILURES.labels(duty).inc()
+        PERIODIC_TASK_FAILURES.labels(name).inc()
         raise
     else:
-        DUTY_LAST_SUCCESS.labels(duty).set_to_current_time()
+        PERIODIC_TASK_LAST_SUCCESS.labels(name).set_to_current_time()
     finally:
-        DUTY_SECONDS.labels(duty).observe(time.perf_counter() - begun)
+        PERIODIC_TASK_SECONDS.labels(name).observe(time.perf_counter() - begun)
 
 
 def _rows_of(result: object) -> int:
@@ -90,9 +93,23 @@ def _rows_of(result: object) -> int:
 
 log = get_logger(__name__)
 
-
 Facts = Callable[[], Mapping[str, Any]]
-"""What the worker announces of itself (see `worker.core.heartbeat`)."""
+"""What the heartbeat says (see `worker.core.registration`)."""
+
+
+def probes(facts: Facts) -> dict[str, Callable[[], bool]]:
+    """What an orchestrator asks of a worker, by path.
+
+    `/healthz`: a new process could do no better. `/startupz`: its models are loaded and warm.
+    `/readyz`: it takes work; one that drains does not.
+    """
+    cold = (WorkerState.STARTING, WorkerState.WARMING)
+    working = (WorkerState.READY, WorkerState.BUSY)
+    return {
+        "/healthz": lambda: facts()["state"] is not WorkerState.FAULTY,
+        "/startupz": lambda: facts()["state"] not in cold,
+        "/readyz": lambda: facts()["state"] in working,
+    }
 
 
 Engines = Callable[[], Mapping[str, Engine]]
@@ -117,7 +134,8 @@ class WorkerMetrics(Collector):
         """Every family with the numbers of now."""
         facts = self._facts()
         worker = _Worker()
-        worker.state.add_metric([str(facts["state"])], 1)
+        for state in WorkerState:
+            worker.state.add_metric([state], int(facts["state"] == state))
         worker.jobs.add_metric([], facts["jobs"])
         if "dispatches" in facts:
             worker.leads.add_metric([], int(facts["dispatches"]))
@@ -133,22 +151,20 @@ class _Worker:
     def __init__(self) -> None:
         self.state = GaugeMetricFamily(
             "darkroom_worker_state",
-            "1 for the state that the worker is in: starting, warming, ready, busy, draining, "
-            "faulty (it is about to end, to be started again).",
+            "1 for the state that the worker is in, 0 for the others: starting, warming, ready, "
+            "busy, draining, faulty (it is about to end, to be started again).",
             labels=["state"],
         )
-        self.jobs = GaugeMetricFamily(
-            "darkroom_worker_jobs", "Jobs in the worker's hands.", labels=[]
-        )
+        self.jobs = GaugeMetricFamily("darkroom_worker_jobs", "Jobs in flight.", labels=[])
         self.leads = GaugeMetricFamily(
             "darkroom_dispatcher_leads",
-            "1 where this process is the one that dispatches; one in the whole system should be.",
+            "1 in the process that leads; exactly one in the whole system should.",
             labels=[],
         )
 
     @property
     def all(self) -> list[Metric]:
-        return [self.state, self.jobs, self.leads]
+        return list(vars(self).values())
 
 
 class _Engines:
@@ -170,12 +186,14 @@ class _Engines:
             labels=["model", "kind"],
         )
         self.shape = GaugeMetricFamily(
-            "darkroom_engine_batch_rows",
+            "darkroom_engine_batch_size",
             "Rows of a full batch at the model's default size.",
             labels=["model"],
         )
         self.steps = CounterMetricFamily(
-            "darkroom_engine_steps", "Denoising steps of images, by lane.", labels=["model", "lane"]
+            "darkroom_engine_steps",
+            "Denoising steps of images, by queue class.",
+            labels=["model", "queue_class"],
         )
         self.pauses = CounterMetricFamily(
             "darkroom_engine_pauses",
@@ -184,19 +202,18 @@ class _Engines:
         )
         self.shrinks = CounterMetricFamily(
             "darkroom_engine_memory_shrinks",
-            "How often a batch was made smaller because the device's memory did not suffice.",
+            "How often the largest batch was made smaller for lack of device memory.",
             labels=["model"],
         )
         self.canceled = CounterMetricFamily(
-            "darkroom_engine_images_canceled", "Images taken back half made.", labels=["model"]
+            "darkroom_engine_images_canceled",
+            "Images canceled before they were finished.",
+            labels=["model"],
         )
 
     @property
     def all(self) -> list[Metric]:
-        return [
-            *(self.gpu_seconds, self.ticks, self.rows, self.shape),
-            *(self.steps, self.pauses, self.shrinks, self.canceled),
-        ]
+        return list(vars(self).values())
 
     def add(self, model: str, engine: Engine) -> None:
         counters = engine.counters
@@ -204,9 +221,9 @@ class _Engines:
         self.ticks.add_metric([model], counters.ticks)
         self.rows.add_metric([model, "live"], counters.live_rows)
         self.rows.add_metric([model, "padding"], counters.padded_rows)
-        self.shape.add_metric([model], engine.model.rows)
-        for lane, steps in counters.steps_by_lane.items():
-            self.steps.add_metric([model, lane], steps)
+        self.shape.add_metric([model], engine.model.batch_size)
+        for queue_class, steps in counters.steps_by_queue_class.items():
+            self.steps.add_metric([model, queue_class], steps)
         self.pauses.add_metric([model], counters.pauses)
         self.shrinks.add_metric([model], counters.out_of_memory_shrinks)
         self.canceled.add_metric([model], counters.canceled)

@@ -1,45 +1,48 @@
-"""Which queues a worker takes its next message from, and how many threads bulk jobs may hold."""
+"""Which queues a worker consumes; a consumer that takes nothing ends the process."""
 
+import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import redis
 from celery import Celery, signals
 
 from shared.core import broker
 from shared.core.broker import InteractiveFirst
+from shared.core.logging import get_logger
+from worker.core.loop import BackgroundLoop
 
-Gate = Callable[[str], bool]
+ConsumeFilter = Callable[[str], bool]
 """Whether messages of this queue may be taken now. Asked often, so it must be quick."""
 
-
 _SOON_SECONDS = 0.02
-"""While a gate that opens within a picture's time is closed: a BRPOP that the messages behind it
+"""While a filter that opens within an image's time is closed: a BRPOP that the messages behind it
 cannot wake ends this soon, so that they are taken soon after it has opened."""
 
-
 _LATER_SECONDS = 0.2
-"""The same for gates that open at an operator's wish or when a model has been loaded."""
+"""The same for filters that open at an operator's wish or when a model has been loaded."""
 
 
-class QueueGates:
-    """The gates of a process's consumer."""
+class ConsumeFilters:
+    """What must hold for a queue before this process's consumer takes from it."""
 
     def __init__(self) -> None:
-        self._gates: list[tuple[Gate, float]] = []
-        self._asked: list[str] = []
+        self._filters: list[tuple[ConsumeFilter, float]] = []
+        self._requested: list[str] = []
 
-    def add(self, gate: Gate, *, opens_soon: bool = False) -> None:
-        """Ask this gate, too."""
-        self._gates.append((gate, _SOON_SECONDS if opens_soon else _LATER_SECONDS))
+    def add(self, consumes: ConsumeFilter, *, opens_soon: bool = False) -> None:
+        """Add a filter."""
+        self._filters.append((consumes, _SOON_SECONDS if opens_soon else _LATER_SECONDS))
 
     def attach(self, app: Celery) -> None:
-        """Govern what this process's consumer takes. Call before it starts, after all gates."""
-        gates = self
+        """Govern what this process's consumer takes. Call before it starts, after all filters."""
+        filters = self
         pace = _Pace()
 
-        class ThroughGates(InteractiveFirst):
-            """`InteractiveFirst` without the queues whose gates are closed."""
+        class FilteredOrder(InteractiveFirst):
+            """`InteractiveFirst` without the queues whose filters are closed."""
 
             @classmethod
             def __json__(cls) -> str:
@@ -48,36 +51,36 @@ class QueueGates:
 
             def consume(self, n: int) -> list[str]:
                 chosen = super().consume(n)
-                open_ones, pause = gates._let_through(chosen)
+                open_ones, pause = filters._let_through(chosen)
                 pace.choose(pause)
                 # With no key at all kombu would not ask again before something else woke it.
                 return open_ones or [broker.NOTHING]
 
         # kombu takes a class here as well as its name.
-        app.conf.broker_transport_options["queue_order_strategy"] = ThroughGates
+        app.conf.broker_transport_options["queue_order_strategy"] = FilteredOrder
 
         @signals.worker_ready.connect(weak=False)
         @signals.task_received.connect(weak=False)
         def at_hand(sender: Any, **_: Any) -> None:
             pace.follow(sender.task_consumer.channel)
-            # What was just received may have closed a gate, and the next BRPOP takes its time
+            # What was just received may have closed a filter, and the next BRPOP takes its time
             # before it asks for its queues.
-            pace.choose(gates._let_through(gates._asked)[1])
+            pace.choose(filters._let_through(filters._requested)[1])
 
     def lasting(self, queues: Sequence[str]) -> list[str]:
-        """Those that are open but for what is in hand: that gates which open soon may be wrong."""
+        """Those that are open but for what is in flight: a filter that opens soon may be wrong."""
         return [
             queue
             for queue in queues
-            if all(gate(queue) for gate, pause in self._gates if pause != _SOON_SECONDS)
+            if all(consumes(queue) for consumes, pause in self._filters if pause != _SOON_SECONDS)
         ]
 
     def _let_through(self, queues: list[str]) -> tuple[list[str], float | None]:
         """The queues to name, and how soon to look again; None: as kombu does."""
-        self._asked = queues
+        self._requested = queues
         pause: float | None = None
-        for gate, seconds in self._gates:
-            left = [queue for queue in queues if gate(queue)]
+        for consumes, seconds in self._filters:
+            left = [queue for queue in queues if consumes(queue)]
             if len(left) < len(queues):
                 pause = seconds if pause is None else min(pause, seconds)
                 queues = left
@@ -103,8 +106,7 @@ class _Pace:
             self._channel.brpop_timeout = self._usual if pause is None else pause
 
 
-# The worker takes no message from its bulk queues while all bulk slots are taken: a gate of
-# `worker.core.queues`.
+# The worker takes no message from its bulk queues while all bulk slots are taken.
 
 
 class _Request(Protocol):
@@ -113,7 +115,7 @@ class _Request(Protocol):
 
 
 class BulkSlots:
-    """The bulk jobs in a worker's hands, from the receipt of their messages to their end."""
+    """The bulk jobs in flight, from the receipt of their messages to their end."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -135,10 +137,10 @@ class BulkSlots:
         with self._lock:
             self._taken.discard(task_id)
 
-    def attach(self, gates: QueueGates) -> None:
+    def attach(self, filters: ConsumeFilters) -> None:
         """Govern what this process's consumer takes from its bulk queues."""
         slots = self
-        gates.add(lambda queue: slots.is_open or not is_bulk(queue), opens_soon=True)
+        filters.add(lambda queue: slots.is_open or not is_bulk(queue), opens_soon=True)
 
         @signals.task_received.connect(weak=False)
         def received(request: _Request, **_: Any) -> None:
@@ -164,5 +166,91 @@ def bulk_limit(threads: int, rows: int) -> int:
 
 
 def is_bulk(queue: str) -> bool:
-    """Whether this is the queue of a bulk lane."""
+    """Whether this is the queue of a bulk queue class."""
     return queue.endswith(f".{broker.BULK}")
+
+
+# Whatever the cause, a new process starts clean. A Redis that is away, a drain and a model that
+# is not loaded are no such cause.
+
+log = get_logger(__name__)
+
+EXIT_STALLED = 70
+"""EX_SOFTWARE of sysexits.h: whoever keeps the process starts it again."""
+
+_CHECKS = 10
+"""Within the time that it may be quiet."""
+
+_SHOWN_SECONDS = 5.0
+"""Between the word of it, to the worker registry and to probes, and the end."""
+
+
+class ConsumerWatch(BackgroundLoop):
+    """Checks on a thread of its own: the consumer's may be what hangs."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        filters: ConsumeFilters,
+        queues: Sequence[str],
+        idle: Callable[[], bool],
+        limit: float,
+    ) -> None:
+        """`limit`: seconds that work may wait for an idle consumer. `idle`: it holds nothing."""
+        super().__init__("consumer-watch", limit / _CHECKS, waits_first=True, join=0)
+        self._redis = client
+        self._filters = filters
+        self._queues = queues
+        self._idle = idle
+        self._limit = limit
+        self._quiet_since: float | None = None
+        self._changed: Callable[[], None] = lambda: None
+        self.stalled = False
+
+    def attach(self, changed: Callable[[], None]) -> None:
+        """Check from when the consumer is ready until it must end; `changed` reports the stall."""
+        self._changed = changed
+
+        @signals.task_received.connect(weak=False)
+        def took(**_: Any) -> None:
+            self._quiet_since = None
+
+        @signals.worker_ready.connect(weak=False)
+        def ready(**_: Any) -> None:
+            self.start()  # again after each lost connection
+
+        @signals.worker_shutting_down.connect(weak=False)
+        def leaving(**_: Any) -> None:
+            self.close()
+
+    def step(self) -> float | None:
+        """End the process if work has waited too long for an idle consumer."""
+        try:
+            self._check()
+        except (redis.RedisError, OSError):
+            self._quiet_since = None
+        if not self.stalled:
+            return self._interval
+        log.error("consumer_stalled", seconds=self._limit)
+        self._changed()
+        self.pause(_SHOWN_SECONDS)
+        # It holds nothing, and an orderly way out may hang on what hangs already.
+        os._exit(EXIT_STALLED)
+
+    def _check(self) -> None:
+        if not self._idle() or not self._work_waits():
+            self._quiet_since = None
+            return
+        now = time.monotonic()
+        since = self._quiet_since
+        if since is None:
+            self._quiet_since = now
+        elif now - since >= self._limit:
+            self.stalled = True
+
+    def _work_waits(self) -> bool:
+        queues = self._filters.lasting(self._queues)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for queue in queues:
+                pipeline.llen(queue)
+            return any(pipeline.execute()) if queues else False

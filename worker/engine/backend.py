@@ -4,13 +4,14 @@ Two kinds exist: real ones (torch) and the simulated one. All methods are called
 own thread, except where noted.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.core.prompt_weights import PromptSyntax
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpReport
 
 
@@ -22,10 +23,25 @@ class Shape:
     """Pixels."""
     height: int
     """Pixels."""
-    guided: bool
-    """Whether the UNet runs two halves per row (classifier-free guidance)."""
-    rows: int
-    """Rows of the batch, padded ones included."""
+    batch_size: int
+    """Rows of the batch whose bits these rows have: they are computed at this size, padded if need
+    be, or at one that is known to agree with it."""
+    variant: Hashable = None
+    """Whatever else changes the model's call (halves of guidance, length of the texts, …): the
+    backend's own affair."""
+    eager: bool = False
+    """Its network is not compiled, although the model's is: rows with LoRAs, ControlNets or
+    references."""
+    alone: bool = False
+    """Its rows are computed at the shape's own size, whatever agrees with that: no one has proven
+    it of their ControlNets."""
+    cpu_threads: int | None = None
+    """Threads of a CPU kernel, where a request names them; None: the model's own."""
+
+
+def fewer_rows(rows: int) -> int:
+    """What to try where so many do not fit: the next smaller power of two; 0 below one row."""
+    return 1 << (rows - 1).bit_length() - 1 if rows > 1 else 0
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -34,7 +50,7 @@ T_co = TypeVar("T_co", covariant=True)
 class Work(Protocol[T_co]):
     """Something handed to the device, perhaps not yet done."""
 
-    def settle(self) -> tuple[T_co, float]:
+    def finish(self) -> tuple[T_co, float]:
         """Wait for it; return its value and the device seconds it took."""
 
 
@@ -45,23 +61,23 @@ class Done(Generic[T_co]):
     value: T_co
     seconds: float
 
-    def settle(self) -> tuple[T_co, float]:
+    def finish(self) -> tuple[T_co, float]:
         """The value and the seconds, at once."""
         return self.value, self.seconds
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image on the host."""
 
     pixels: NDArray[np.uint8]
     """(height, width, 3), RGB; meaningless unless `sound`."""
     sound: bool
-    """False if the picture holds NaN or infinities, or is black throughout."""
+    """False if the image holds NaN or infinities, or is black throughout."""
 
 
 class Preview(Protocol):
-    """A small picture on its way from the device; read on the notifier's thread."""
+    """A small image on its way from the device; read on the notifier's thread."""
 
     def rgb(self) -> NDArray[np.uint8]:
         """Wait for it: (h, w, 3)."""
@@ -86,6 +102,10 @@ class RowState(Protocol):
     def error(self) -> Exception | None:
         """What its own part of the last tick failed with; its neighbours went on."""
 
+    @property
+    def rescued(self) -> bool:
+        """Whether all of its image was made again alone, in full precision (`Backend.rescue`)."""
+
 
 R = TypeVar("R", bound=RowState)
 
@@ -105,31 +125,65 @@ class Backend(Protocol[R]):
     def exclusive(self) -> bool:
         """Whether a started row must end before another may start."""
 
+    @property
+    def variant_per_text(self) -> bool:
+        """Whether each text may have a variant of its own: then all variants take turns as one."""
+
     def warm_up(self) -> WarmUpReport:
         """Run every configured size once, fit the previews, choose the rows."""
 
     def check(self, request: ImageRequest) -> None:
         """Raise `InvalidInput` for what this model cannot do. Any thread."""
 
+    def load_weights(self, request: ImageRequest) -> object:
+        """Load what the request's image needs besides the model; it stays while the result does.
+
+        On the submitting thread, so that rows go on while files are read.
+
+        Raises:
+            LoraUnavailable: a file cannot be read or does not fit the model.
+            ControlNetUnavailable: likewise.
+        """
+
+    @property
+    def loras(self) -> dict[str, str]:
+        """Name -> SHA-256 of the file, of the LoRAs that are loaded. Any thread."""
+
     def shape_of(self, request: ImageRequest) -> Shape:
         """The shape that the request runs at. Any thread."""
+
+    def most(self, shape: Shape) -> int:
+        """How many rows of a shape share a tick."""
+
+    def steps_of(self, request: ImageRequest) -> int:
+        """Inference steps that this pass of the request takes; 0 where none is left. Any thread."""
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[R, Work[None]]:
         """Encode the prompt and draw the first latents; the state may be used at once."""
 
-    def tick(self, shape: Shape, rows: Sequence[R]) -> Work[None]:
-        """Advance each row by one call of the UNet."""
+    def tick(
+        self, shape: Shape, rows: Sequence[R], alive: Callable[[], None] = lambda: None
+    ) -> Work[int]:
+        """Advance each row by one timestep; gives how many rows were computed, padding included.
+
+        Once in a while it proves something first, and calls `alive` after each piece of that.
+        """
 
     def preview(self, row: R) -> Preview | None:
         """A look at the row as the last tick left it."""
 
-    def decode(self, row: R) -> Work[Picture]:
+    def decode(self, row: R) -> Work[DecodedImage]:
         """Turn a finished row into pixels."""
+
+    def upscale(self, row: R, width: int, height: int) -> Work[object]:
+        """The latents of a finished row at another size in pixels, as `init_latents`."""
 
     def rescue(
         self, request: ImageRequest, row: R, alive: Callable[[], None]
-    ) -> tuple[Picture, str]:
-        """Make an unsound image in higher precision: the picture, and a note for the receipt.
+    ) -> tuple[DecodedImage, str]:
+        """Make an unsound image in higher precision: the image, and a note for the receipt.
+
+        `row` is of the request's last pass; where all is made again, so are both passes.
 
         It may last as long as a whole image does, so it calls `alive` after each piece of work;
         what that raises ends it.
@@ -160,7 +214,9 @@ class Backend(Protocol[R]):
     def shrink(self, shape: Shape) -> Shape | None:
         """The shape to use from now on where `shape` did not fit, or None at one row."""
 
-    def truncated_part(self, prompt: str) -> str | None:
+    def truncated_part(
+        self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
+    ) -> str | None:
         """What the text encoders cut off. Any thread."""
 
     def close(self) -> None:

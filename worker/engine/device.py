@@ -9,11 +9,15 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
 
-WorkKind = Literal["encode", "tick", "decode"]
+from worker.engine.backend import DecodedImage
+
+WorkKind = Literal["encode", "tick", "decode", "prove"]
 
 T = TypeVar("T")
 
@@ -37,7 +41,7 @@ class Measured(Generic[T]):
     begin: Mark
     end: Mark
 
-    def settle(self) -> tuple[T, float]:
+    def finish(self) -> tuple[T, float]:
         """Wait for the work; return its value and its device seconds."""
         self.end.wait()
         return self.value(), self.end.seconds_since(self.begin)
@@ -62,17 +66,35 @@ class Device:
         """Threads of one kernel, where they are part of how sums are split."""
         return torch.get_num_threads()
 
+    def use_threads(self, count: int | None) -> None:
+        """Let kernels of this thread have so many; None: as before."""
+        if count is not None and count != torch.get_num_threads():
+            torch.set_num_threads(count)
+
+    @property
+    def graph_pool(self) -> Any:
+        """The memory that captured graphs share; None where none are captured."""
+        return None
+
     def run(self, kind: WorkKind, work: Callable[[], T]) -> T:
         """Do one piece of work. `kind` says which, for tests that make some of it fail."""
         del kind
         return work()
+
+    def clock(self) -> float:
+        """Seconds to compare work by: of this thread on its processor, so that neither a busy
+        machine nor another model in this process counts."""
+        return time.thread_time()
 
     def mark(self) -> Mark:
         """A point in the device's queue, now."""
         return _HostMark()
 
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Start copying to the host; the copy may be read after the next mark has passed."""
+        """Start copying to the host; the copy may be read after the next mark has passed.
+
+        It is for the engine alone, which copies what it hands out: page-locked memory is scarce.
+        """
         return tensor.cpu()
 
     def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -81,19 +103,14 @@ class Device:
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether the error says that memory did not suffice."""
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        text = str(error)
-        return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+        return is_out_of_memory(error)
 
     def is_fatal(self, error: BaseException) -> bool:
         """Whether nothing will work on this device in this process any more."""
         if self.is_out_of_memory(error):
             return False
         text = str(error)
-        return isinstance(error, torch.AcceleratorError) or any(
-            sign in text for sign in ("CUDA error:", "CUBLAS_STATUS", "CUDNN_STATUS")
-        )
+        return isinstance(error, torch.AcceleratorError) or any(sign in text for sign in _LOST)
 
     @property
     def allocated_bytes(self) -> int | None:
@@ -133,6 +150,18 @@ class CudaDevice(Device):
         """Not part of the bits."""
         return None
 
+    def use_threads(self, count: int | None) -> None:
+        """Nothing depends on them."""
+
+    def clock(self) -> float:
+        """Of the wall."""
+        return time.perf_counter()
+
+    @cached_property
+    def graph_pool(self) -> Any:
+        """Of this device, for all shapes: each of its own would keep its largest moment forever."""
+        return torch.cuda.graph_pool_handle()
+
     def mark(self) -> Mark:
         """An event on the current stream."""
         return _CudaMark()
@@ -157,6 +186,14 @@ class CudaDevice(Device):
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory did not suffice, on a device or on the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+
+
 def open_device(name: str | None) -> Device:
     """The device called `name`, or the best one there is."""
     if name is None:
@@ -168,8 +205,26 @@ def open_device(name: str | None) -> Device:
     return CudaDevice(torch_device) if torch_device.type == "cuda" else Device(torch_device)
 
 
-_NO_MEMORY = ("not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
-"""How torch's CPU allocator, the CUDA runtime and its libraries put it."""
+_NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "GET was unable to find an engine to execute this computation",
+)
+"""How torch's CPU allocator, the CUDA runtime and its libraries put it. The last is cuDNN's: it
+tries its plans in turn, and where no workspace fits it says no more than that none worked."""
+
+_LOST = (
+    "CUDA error:",
+    *(
+        f"{library}_STATUS_{status}"
+        for library in ("CUBLAS", "CUDNN")
+        for status in ("EXECUTION_FAILED", "INTERNAL_ERROR", "MAPPING_ERROR", "NOT_INITIALIZED")
+    ),
+)
+"""What a broken context says. A status such as `BAD_PARAM` or `NOT_SUPPORTED` is of one call only:
+that fails its image, and not the process again and again."""
 
 
 class _HostMark:
@@ -186,7 +241,10 @@ class _HostMark:
 
 class _CudaMark:
     def __init__(self) -> None:
-        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        # Blocking: whoever waits sleeps, and does not spin on a core that encodes images.
+        self._event = torch.cuda.Event(  # type: ignore[no-untyped-call]
+            enable_timing=True, blocking=True
+        )
         self._event.record()
 
     def wait(self) -> None:
@@ -207,3 +265,29 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def start_download(image: torch.Tensor, device: Device) -> "Download":
+    """Round a decoded image to bytes on the device and start copying it to the host.
+
+    Args:
+        image: (1, 3, height, width) in about -1 … 1. The rounding is that of diffusers: halved
+            and shifted in the image's own dtype, scaled to 255 in float32, half to even.
+    """
+    unit = (image * 0.5 + 0.5).clamp(0, 1)
+    pixels = (unit.permute(0, 2, 3, 1).float() * 255).round()
+    sound = torch.isfinite(image).all() & (pixels.amax() > 0)
+    return Download(device.to_host(pixels.to(torch.uint8)), device.to_host(sound))
+
+
+class Download:
+    """Pixels on their way to the host."""
+
+    def __init__(self, pixels: torch.Tensor, sound: torch.Tensor) -> None:
+        self._pixels = pixels
+        self._sound = sound
+
+    def image(self) -> DecodedImage:
+        """The image, once the device has passed the mark set after this download."""
+        pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = self._pixels[0].numpy()
+        return DecodedImage(pixels.copy(), bool(self._sound))  # what is downloaded is page-locked

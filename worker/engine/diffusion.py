@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from shared.core.errors import ModelUnavailable
 from shared.core.model_catalog import ModelSpec
+from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import Device, open_device
+from worker.engine.families import family_of
 from worker.engine.interface import FaultCallback
 from worker.engine.loaded import load
 from worker.engine.loop import StepLoop
-from worker.engine.unet_backend import UnetBackend, family_of
 
 
 class DiffusionEngine(StepLoop[Any]):
@@ -27,7 +29,9 @@ def _open_backend(spec: ModelSpec, device: str | Device | None) -> Any:  # one o
     loaded = load(spec, opened)
     family = family_of(loaded.pipeline)
     if family is None:
+        if spec.ip_adapter is not None:
+            raise ModelUnavailable(f"Model {spec.name!r} takes no IP-Adapter.")
         from worker.engine.pipeline_backend import PipelineBackend
 
         return PipelineBackend(loaded)
-    return UnetBackend(loaded, family)
+    return BatchedBackend(loaded, family)

@@ -1,6 +1,8 @@
 """A checkpoint that was opened: the pipeline on its device, and the facts that receipts record."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,10 @@ from shared.core.errors import ModelUnavailable
 from shared.core.model_catalog import ModelSpec
 from worker.engine import checkpoint
 from worker.engine.device import Device
+from worker.engine.families import family_named
 from worker.engine.interface import ModelFacts, RunFacts
+from worker.engine.network import Compile
 from worker.engine.schedules import config_of
-from worker.engine.unet import Compile
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,17 @@ class LoadedModel:
     memory_bytes: int
     """Of the weights of all components."""
 
-    def facts(self, family: str, rows: int) -> ModelFacts:
-        """The model as it is announced."""
+    def _declared(self) -> dict[str, Any]:
+        """Settings that few models have, where `models.toml` names them."""
+        names = ("text_tokens", "true_guidance_scale", "text_encoder", "offload", "quantization")
+        declared = {
+            name: getattr(self.spec, name) for name in names if name in self.spec.model_fields_set
+        }
+        gguf = {"gguf": Path(self.spec.gguf).name} if self.spec.gguf else {}
+        return declared | gguf
+
+    def facts(self, family: str, batch_size: int, cpu_threads: int | None = None) -> ModelFacts:
+        """The model, for heartbeats."""
         return ModelFacts(
             name=self.spec.name,
             content_hash=self.content_hash,
@@ -35,19 +47,20 @@ class LoadedModel:
             family=family,
             dtype=self.dtype,
             device=self.device.name,
-            rows=rows,
+            batch_size=batch_size,
+            cpu_threads=cpu_threads,
             memory_bytes=self.memory_bytes,
         )
 
     def run_facts(
         self,
         scheduler: Any,
-        rows: int,
+        batch_size: int,
         notes: tuple[str, ...],
         dtype: str | None = None,
         compiled: Compile = "off",
     ) -> RunFacts:
-        """What a receipt records about one image; `compiled` is how the UNet ran for it."""
+        """What a receipt records about one image; `compiled` is how the network ran for it."""
         import diffusers
 
         return RunFacts(
@@ -61,16 +74,24 @@ class LoadedModel:
             torch_version=str(torch.__version__),
             diffusers_version=str(diffusers.__version__),
             cuda_version=torch.version.cuda,
-            rows=rows,
+            batch_size=batch_size,
             cpu_threads=self.device.cpu_threads,
             speed={
                 "channels_last": self.spec.channels_last,
                 "fuse_qkv": self.spec.fuse_qkv,
                 "compile": compiled,
                 "vae_tiling": self.spec.vae_tiling,
+                **self._declared(),
+                **_matrix_products(self.device.torch_device),
             },
             notes=notes,
         )
+
+
+def _matrix_products(device: torch.device) -> dict[str, str]:
+    """Which of MKL's ways of computing them, which is part of the bits on a CPU."""
+    uses_mkl = device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return {"mkl_cbwr": os.environ.get("MKL_CBWR", "")} if uses_mkl else {}
 
 
 def load(spec: ModelSpec, device: Device) -> LoadedModel:
@@ -80,12 +101,13 @@ def load(spec: ModelSpec, device: Device) -> LoadedModel:
         ModelUnavailable: with one sentence that says why.
     """
     folder = checkpoint.locate(spec)
-    index = checkpoint.verify(folder)
-    content_hash = checkpoint.content_hash(folder)
-    dtype = _dtype(spec, device)
+    gguf = Path(spec.gguf) if spec.gguf else None
+    index = checkpoint.verify(folder, gguf)
+    content_hash = checkpoint.content_hash(folder, gguf)
+    dtype = _dtype(spec, device, str(index["_class_name"]))
     pipeline = checkpoint.load_pipeline(spec, folder, index, dtype)
     try:
-        pipeline.to(device.torch_device)
+        _place(spec, pipeline, device.torch_device)
     except Exception as error:
         if not device.is_out_of_memory(error):
             raise
@@ -99,28 +121,53 @@ def load(spec: ModelSpec, device: Device) -> LoadedModel:
         device,
         content_hash,
         str(dtype).removeprefix("torch."),
-        _memory_bytes(pipeline),
+        _memory_bytes(pipeline, device.torch_device),
     )
 
 
-def _memory_bytes(pipeline: Any) -> int:
+def is_text_encoder(name: str) -> bool:
+    """Whether this component of a pipeline encodes texts."""
+    return name.startswith("text_encoder")
+
+
+def _place(spec: ModelSpec, pipeline: Any, device: torch.device) -> None:
+    """Move the weights to where the model's settings want them while it waits."""
+    if spec.offload == "group":
+        pipeline.enable_group_offload(onload_device=device, offload_type="leaf_level")
+    elif spec.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif spec.offload == "none" and spec.text_encoder == "device":
+        pipeline.to(device)
+    elif spec.offload == "none":
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module) and not is_text_encoder(name):
+                part.to(device)
+
+
+def _memory_bytes(pipeline: Any, device: torch.device) -> int:
+    """What the weights take on the device while no image is made."""
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     return sum(
         tensor.numel() * tensor.element_size()
         for module in modules
         for tensor in (*module.parameters(), *module.buffers())
+        if tensor.device.type == device.type
     )
 
 
-def _dtype(spec: ModelSpec, device: Device) -> torch.dtype:
-    if spec.dtype == "auto":
-        return torch.float32 if device.torch_device.type == "cpu" else torch.float16
-    dtype: torch.dtype = getattr(torch, spec.dtype)
+def _dtype(spec: ModelSpec, device: Device, pipeline_class: str) -> torch.dtype:
+    """As declared; `auto` is float32 on a CPU, and on a GPU what suits the family."""
+    name: str = spec.dtype
+    if name == "auto":
+        family = family_named(pipeline_class)
+        half = family.half_precision if family else "float16"
+        name = "float32" if device.torch_device.type == "cpu" else half
+    dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
 def _tune(spec: ModelSpec, pipeline: Any) -> None:
-    """The model's speed switches, apart from `compile` (see `unet`)."""
+    """The model's speed switches, apart from `compile` (see `network`)."""
     vae, unet = getattr(pipeline, "vae", None), getattr(pipeline, "unet", None)
     if spec.channels_last:
         for part in (unet, vae):

@@ -1,11 +1,12 @@
-"""The step loop: many threads submit, one thread owns the device and takes turn after turn.
+"""The step loop: many threads submit, one thread owns the device and runs tick after tick.
 
-What happens in a turn is in `turns`, whose turn it is in `admission`, what computes it in the
-backend. Here is the traffic with other threads: submissions, commands, faults, the end.
+`ticks` says what happens in a tick, `batch_composer` which rows take part, and the backend computes
+it. Here is the traffic with other threads: submissions, commands, faults, the end.
 """
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from shared.core.errors import DeviceLost, JobError
+from shared.core.prompt_weights import PromptSyntax
 from worker.engine.backend import Backend, R
-from worker.engine.errors import Canceled, EngineClosed
-from worker.engine.flight import Flight
+from worker.engine.in_flight import InFlightRequest
 from worker.engine.interface import (
+    Canceled,
+    EngineClosed,
     EngineCounters,
     FaultCallback,
     GeneratedImage,
@@ -26,12 +29,14 @@ from worker.engine.interface import (
     WarmUpReport,
 )
 from worker.engine.notifier import Notifier
-from worker.engine.turns import Turns
-from worker.engine.watchdog import Watchdog
+from worker.engine.ticks import TickRunner
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_TO_COME = object()
+"""Of the first pass, when a second one is checked before there is any."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,13 @@ class StepLoop(Generic[R]):
         self._on_fault = on_fault
         self._tick_budget = tick_budget
         self._condition = threading.Condition()
-        self._inbox: deque[Flight[R]] = deque()
+        self._inbox: deque[InFlightRequest[R]] = deque()
         self._commands: deque[_Command] = deque()
-        self._open: dict[Future[GeneratedImage], Flight[R]] = {}
+        self._open: dict[Future[GeneratedImage], InFlightRequest[R]] = {}
         self._awake = False
         self._closed = False
         self._fault: JobError | None = None
-        self._loaded: tuple[Backend[R], Turns[R]] | None = None
+        self._loaded: tuple[Backend[R], TickRunner[R]] | None = None
         self._notifier = Notifier()
         self._watchdog = Watchdog(tick_budget, self._hung)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -86,24 +91,32 @@ class StepLoop(Generic[R]):
         """Run every configured size once, between turns."""
         return self._on_engine_thread(self._backend.warm_up)
 
-    def submit(self, request: ImageRequest, on_step: StepCallback | None = None) -> Flight[R]:
+    def submit(
+        self, request: ImageRequest, on_step: StepCallback | None = None
+    ) -> InFlightRequest[R]:
         """Queue one image."""
         backend = self._backend
         backend.check(request)
-        flight: Flight[R] = Flight(request, on_step, self._wake)
+        if request.hires is not None:
+            backend.check(request.second_pass(latents=_TO_COME))
+        entry: InFlightRequest[R] = InFlightRequest(
+            request, on_step, self._wake, backend.load_weights(request)
+        )
         # Of the future alone: a ticket that refers to itself would keep its pixels for a while.
-        flight.future.add_done_callback(self._forget)
+        entry.future.add_done_callback(self._remove)
         with self._condition:
             self._refuse_if_over()
-            self._open[flight.future] = flight
-            self._inbox.append(flight)
+            self._open[entry.future] = entry
+            self._inbox.append(entry)
             self._awake = True
             self._condition.notify()
-        return flight
+        return entry
 
-    def truncated_part(self, prompt: str) -> str | None:
+    def truncated_part(
+        self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
+    ) -> str | None:
         """What the text encoders cut off."""
-        return self._backend.truncated_part(prompt)
+        return self._backend.truncated_part(prompt, prompt_syntax, long_prompt)
 
     @property
     def model(self) -> ModelFacts:
@@ -116,15 +129,20 @@ class StepLoop(Generic[R]):
         return self._backend.allocated_bytes
 
     @property
+    def loras(self) -> dict[str, str]:
+        """Name -> SHA-256 of the file, of the LoRAs that are loaded."""
+        return self._backend.loras
+
+    @property
     def busy_seconds(self) -> float:
         """Device seconds so far."""
-        return self._turns.account.busy_seconds
+        return self._ticks.usage.busy_seconds
 
     @property
     def counters(self) -> EngineCounters:
         """Totals so far."""
-        turns = self._turns
-        return turns.account.counters(turns.admission.pauses)
+        ticks = self._ticks
+        return ticks.usage.counters(ticks.composer.pauses)
 
     def close(self) -> None:
         """Stop the thread; unfinished images raise `Canceled`."""
@@ -155,32 +173,32 @@ class StepLoop(Generic[R]):
             if self._loaded is not None:
                 self._let_go(*self._loaded)
 
-    def _let_go(self, backend: Backend[R], turns: Turns[R]) -> None:
+    def _let_go(self, backend: Backend[R], ticks: TickRunner[R]) -> None:
         """Free what images in flight hold, unless the device is gone and any call may hang."""
         if self._fault is None:
             try:
-                turns.stop()
+                ticks.stop()
             except Exception:
                 logger.exception("The last images could not be let go")
         backend.close()
 
     def _once(self) -> bool:
         """Take in what other threads want, then one turn; False when it is over."""
-        commands, flights = self._take_in()
+        commands, entries = self._take_in()
         if self._over:
             self._refuse(commands)
             return False
         for command in commands:
             command.run()
         if self._loaded is not None:
-            turns = self._loaded[1]
+            ticks = self._loaded[1]
             with self._watchdog:
-                for flight in flights:
-                    turns.admit(flight)
-                turns.turn()
+                for entry in entries:
+                    ticks.add(entry)
+                ticks.advance()
         return True
 
-    def _take_in(self) -> "tuple[deque[_Command], deque[Flight[R]]]":
+    def _take_in(self) -> "tuple[deque[_Command], deque[InFlightRequest[R]]]":
         """Everything that was asked for since the last turn; waits if there is nothing to do."""
         with self._condition:
             if self._loaded is None or self._loaded[1].idle:
@@ -192,7 +210,7 @@ class StepLoop(Generic[R]):
 
     def _load(self) -> None:
         backend = self._open_backend()
-        self._loaded = backend, Turns(backend, self._notifier, self._watchdog.restart)
+        self._loaded = backend, TickRunner(backend, self._notifier, self._watchdog.restart)
 
     @property
     def _backend(self) -> Backend[R]:
@@ -201,7 +219,7 @@ class StepLoop(Generic[R]):
         return self._loaded[0]
 
     @property
-    def _turns(self) -> Turns[R]:
+    def _ticks(self) -> TickRunner[R]:
         if self._loaded is None:
             raise EngineClosed("The engine is not loaded.")
         return self._loaded[1]
@@ -252,8 +270,45 @@ class StepLoop(Generic[R]):
             self._on_fault(fault)
 
     def _fail_open(self, error: Exception) -> None:
-        for flight in list(self._open.values()):
-            flight.fail(error)
+        for entry in list(self._open.values()):
+            entry.fail(error)
 
-    def _forget(self, future: "Future[GeneratedImage]") -> None:
+    def _remove(self, future: "Future[GeneratedImage]") -> None:
         self._open.pop(future, None)
+
+
+class Watchdog:
+    """Calls `on_hang` from its own thread if a piece of work lasts longer than its budget.
+
+    A hung kernel cannot be interrupted from Python, so the only cure is another process; the
+    watchdog merely says so, once.
+    """
+
+    def __init__(self, budget: float, on_hang: Callable[[float], None]) -> None:
+        self._budget = budget
+        self._on_hang = on_hang
+        self._since: float | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine-watchdog", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def restart(self) -> None:
+        """The work at hand consists of pieces, and one has ended: the budget is for each."""
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._since = None
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(min(1.0, self._budget / 4)):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._budget:
+                self._stopped.set()
+                self._on_hang(time.monotonic() - since)

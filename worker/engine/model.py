@@ -1,25 +1,33 @@
-"""A loaded Stable Diffusion pipeline as rows see it: prepare, tick, decode.
+"""A loaded model as rows see it: prepare, tick, decode, over the buffers of many shapes."""
 
-Built from the pipeline's own public parts, in the order in which its `__call__` uses them, so
-that one row alone gives the bits that diffusers gives.
-"""
-
+import logging
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
-from shared.core.errors import InvalidInput
+from worker.engine.adapters import Adapters, applied_to_encoders
+from worker.engine.agreement import Agreement, Chunking, affordable, prove
 from worker.engine.backend import Shape
 from worker.engine.batch import TickBatch
-from worker.engine.device import Device
-from worker.engine.interface import ImageRequest
-from worker.engine.prompts import PromptEncoder
+from worker.engine.controls import ControlNet, RowControl, scales_of
+from worker.engine.families.base import Family
+from worker.engine.interface import Control, ImageRequest
+from worker.engine.network import Compile
 from worker.engine.row import Row
-from worker.engine.schedules import Schedules
-from worker.engine.unet import Compile, UnetInputs, UnetOverBuffers
+from worker.engine.schedules import tables_on_host
+
+logger = logging.getLogger(__name__)
+
+_LIVE_PROOF = 5.0
+"""Seconds for which other images may have to wait,"""
+_BETWEEN_PROOFS = 60.0
+"""and how long none has to wait after that, whatever shapes clients ask for."""
+
+_KNOWN_SHAPES = 64
+"""Shapes of which it stays known what agrees, beside those of the warm-up."""
 
 _IDLE_SHAPES = 8
 """Shapes whose buffers stay for the next image of their size."""
@@ -28,97 +36,261 @@ _IDLE_SHAPES = 8
 class Model:
     """One pipeline on one device, in one precision."""
 
-    def __init__(
-        self,
-        pipeline: Any,
-        family: str,
-        device: Device,
-        compile_: Compile = "off",
-        schedules: Schedules | None = None,
-    ) -> None:
-        """`schedules` are those of the checkpoint, where the pipeline has had other schedulers."""
-        from diffusers import AutoPipelineForImage2Image
-
-        self.pipeline = pipeline
+    def __init__(self, family: Family, compile_: Compile = "off") -> None:
         self.family = family
-        self.device = device
-        self._compile = compile_
-        self._image_pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
-        self._image_pipeline.set_progress_bar_config(disable=True)
-        self.schedules = schedules or Schedules(pipeline.scheduler.config)
-        self._encoder = PromptEncoder(pipeline, device.torch_device)
+        self.device = family.device
+        self.dtype = str(family.dtype).removeprefix("torch.")
+        self._compile: Compile = compile_
         self._batches: OrderedDict[Shape, TickBatch] = OrderedDict()
+        self._agreements: OrderedDict[tuple[Shape, bool], Agreement] = OrderedDict()
+        """By shape, and by whether images are laid out channels-last; the latest last."""
+        self._next_proof = 0.0
+        """When jobs may be held up by a proof again."""
+        self.alive: Callable[[], None] = lambda: None
+        """Called when a piece of a long tick has ended."""
+        self._chunking = Chunking()
+        self.base: int | None = None
+        """The batch size whose bits rows have at any size that agrees with it; None: not proven."""
+        self.largest = 1
+        """Rows of the largest batch at that base."""
+        self._kept: frozenset[tuple[Shape, bool]] = frozenset()
         self._warmed: set[Shape] = set()
-        self.dtype = str(pipeline.unet.dtype).removeprefix("torch.")
-        self._vae_upcast = family == "sdxl" and bool(pipeline.vae.config.force_upcast)
-        self._restore_vae()
 
-    @property
-    def guidance_is_embedded(self) -> bool:
-        """Whether the UNet takes the guidance scale as an input, and so runs one half only."""
-        return self.pipeline.unet.config.time_cond_proj_dim is not None
+    def shape(self, request: ImageRequest, rows: int) -> Shape:
+        """The shape at so many rows."""
+        variant = self.family.variant(request, rows)
+        weights = request.loras or request.controls or request.references
+        eager = bool(weights) and self._compile != "off"
+        alone = rows == self.base and bool(request.controls)
+        return Shape(request.width, request.height, rows, variant, eager, alone)
 
-    def guided(self, request: ImageRequest) -> bool:
-        """Whether the request needs both halves."""
-        return request.guidance_scale > 1 and not self.guidance_is_embedded
+    def prepare(
+        self,
+        request: ImageRequest,
+        shape: Shape,
+        adapters: Adapters = (),
+        nets: Sequence[ControlNet] = (),
+    ) -> Row:
+        """Encode the texts, set the timesteps, draw the latents: all before the first tick.
 
-    def prepare(self, request: ImageRequest) -> Row:
-        """Encode the texts, set the timesteps, draw the latents: all before the first tick."""
+        `nets` are those of the request's controls.
+        """
+        if request.upscaler == "latent" and request.init_image is not None:
+            latents = self.family.upscaled_image(request)
+            request = replace(request, init_image=None, init_latents=latents)
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        prompt = self._encoder.encode(request.prompt)
-        negative = None
-        if self.guided(request):
-            negative = self._encoder.encode_negative(request.negative_prompt, prompt)
-        strength = request.strength if self.family == "lcm" else None
-        scheduler = self.schedules.make(request.scheduler, request.steps, strength)
-        if request.init_image is None:
-            steps, timesteps, latents = self._from_noise(request, scheduler, generator)
-        else:
-            steps, timesteps, latents = self._from_image(request, scheduler, generator)
-        self.pipeline.scheduler = scheduler
+        passes = self.family.passes(shape)
+        halves = [half for call in passes for half in call]
+        for adapter, _ in adapters:
+            adapter.move(self.device.torch_device, self.family.encode_device)
+        with applied_to_encoders(self.family, request.loras, adapters):
+            conditions = {half: self.family.conditions(request, half, shape) for half in halves}
+        # Before the latents: some nets want their image encoded, which draws noise.
+        encoding = self.family.control_generator(request, generator)
+        seen = [
+            self._condition(net, control, request, encoding, len(passes[0]))
+            for net, control in zip(nets, request.controls, strict=True)
+        ]
+        start = self.family.start(request, generator)
+        kept = start.kept and replace(start.kept, tables=tables_on_host(start.scheduler))
+        conditions = {half: {**known, **start.conditions} for half, known in conditions.items()}
         return Row(
             request=request,
-            scheduler=scheduler,
-            step_options=self.pipeline.prepare_extra_step_kwargs(generator, 0.0),
-            timesteps=timesteps,
-            steps=steps,
-            latents=latents,
-            prompt=prompt,
-            negative=negative,
-            time_condition=self._time_condition(request),
+            scheduler=start.scheduler,
+            step_options=start.step_options,
+            timesteps=start.timesteps,
+            steps=start.steps,
+            latents=start.latents,
+            conditions=conditions,
+            adapters=adapters,
+            references=self.family.attended(request, halves=len(halves)),
+            controls=tuple(
+                RowControl(net, condition, scales_of(control, len(start.timesteps)))
+                for net, condition, control in zip(nets, seen, request.controls, strict=True)
+            ),
+            kept=kept,
             dtype=self.dtype,
         )
 
-    def tick(self, shape: Shape, rows: Sequence[Row]) -> None:
-        """Advance each row by one UNet call."""
+    def _condition(
+        self,
+        net: ControlNet,
+        control: Control,
+        request: ImageRequest,
+        generator: torch.Generator,
+        halves: int,
+    ) -> torch.Tensor:
+        """What a net sees, for each half of a call."""
+        net.network.to(self.device.torch_device)
+        seen = self.family.control_condition(net.network, control.image, request, generator)
+        return torch.cat([seen] * halves) if len(seen) < halves else seen
+
+    def tick(self, shape: Shape, rows: Sequence[Row]) -> int:
+        """Advance each row by one timestep; returns how many rows were computed for that."""
+        return self._batch(shape).tick(rows)
+
+    def _batch(self, shape: Shape) -> TickBatch:
         batch = self._batches.get(shape)
         if batch is None:
-            self._forget_idle(_IDLE_SHAPES)
-            # Not a method: a cycle would keep the weights until the garbage collector comes.
-            allocate = partial(_buffers, self.pipeline, shape, self.compiled(shape))
-            batch = TickBatch(shape, allocate, self.device)
+            self._drop_idle(_IDLE_SHAPES)
+            batch = TickBatch(
+                shape,
+                self.family,
+                self.compiled(shape),
+                capacity=self._most(shape),
+                chunking=self._chunking,
+                agree=lambda channels_last, row, rows: self._agree(shape, channels_last, row, rows),
+            )
             self._batches[shape] = batch
         self._batches.move_to_end(shape)
-        batch.tick(rows)
+        return batch
+
+    def took(self, shape: Shape, computed: int, seconds: float) -> None:
+        """Take note of how long a tick of so many rows was."""
+        if shape in self._batches and computed:
+            self._batches[shape].row_seconds = seconds / computed
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        """The batch sizes to hope for: those that are proven, or may be proven now."""
+        known = self._agreements.get((shape, False))
+        return known.sizes if known else self._to_prove(shape)
+
+    def is_known(self, shape: Shape) -> bool:
+        """Whether it was found out which sizes agree."""
+        return (shape, False) in self._agreements
+
+    def proven_sizes(self, shape: Shape) -> tuple[int, ...]:
+        """The batch sizes at which rows are known to have the bits that they have at its own."""
+        known = self._agreements.get((shape, False))
+        return known.sizes if known else (shape.batch_size,)
+
+    def _most(self, shape: Shape) -> int:
+        shares = shape.batch_size == self.base and not shape.alone
+        return max(self.largest, shape.batch_size) if shares else 0
+
+    def _candidates(self, shape: Shape) -> tuple[int, ...]:
+        """On a GPU only those that double: each may have a graph of its own."""
+        on_cpu = self.device.torch_device.type == "cpu"
+        return tuple(
+            size
+            for size in range(shape.batch_size, self._most(shape) + 1)
+            if on_cpu or size in (shape.batch_size, self.largest) or size.bit_count() == 1
+        ) or (shape.batch_size,)
+
+    def _to_prove(self, shape: Shape) -> tuple[int, ...]:
+        """What there is time to prove between two ticks: the shape's own size alone until one of
+        its ticks has been measured, and for a while after any proof."""
+        batch = self._batches.get(shape)
+        if batch is None or batch.row_seconds is None or time.monotonic() < self._next_proof:
+            return (shape.batch_size,)
+        candidates = self._candidates(shape)
+        return affordable(candidates, shape.batch_size, batch.row_seconds, _LIVE_PROOF)
+
+    def _agree(self, shape: Shape, channels_last: bool, row: Row, rows: int) -> Agreement:
+        """What is known, or is proven now that rows want to share a batch: that takes as long as
+        some ticks, once."""
+        key = (shape, channels_last)
+        if key in self._agreements:
+            self._agreements.move_to_end(key)
+            return self._agreements[key]
+        if rows > 1 and len(self._to_prove(shape)) > 1:
+            seconds = self._batches[shape].row_seconds
+            try:
+                return self.prove(shape, row, channels_last=channels_last, row_seconds=seconds)
+            finally:
+                self._next_proof = time.monotonic() + _BETWEEN_PROOFS
+        return Agreement((shape.batch_size,))
+
+    @torch.no_grad()
+    def prove(
+        self,
+        shape: Shape,
+        row: Row,
+        seconds: float = _LIVE_PROOF,
+        *,
+        channels_last: bool = False,
+        row_seconds: float | None = None,
+    ) -> Agreement:
+        """Compare batch sizes with the shape's own, on rows like this one, for about so long.
+
+        What fails for whatever reason is not tried again, and costs no row its image.
+        """
+        calls = self._batch(shape).calls(channels_last)
+        may_chunk = shape.batch_size == 1 and self._may_chunk
+        chunking = self._chunking if may_chunk else None
+        sizes = self._candidates(shape)
+        try:
+            known = self.device.run(
+                "prove",
+                lambda: prove(
+                    calls,
+                    row,
+                    base=shape.batch_size,
+                    sizes=sizes,
+                    chunking=chunking,
+                    seconds=seconds,
+                    row_seconds=row_seconds,
+                    alive=self.alive,
+                ),
+            )
+        except Exception as error:
+            if self.device.is_fatal(error):
+                raise
+            logger.warning("%s: no batch size was proven", shape, exc_info=error)
+            self.device.release_memory()
+            known = Agreement((shape.batch_size,))
+        self._remember((shape, channels_last), known)
+        logger.info("%s: batch sizes %s agree", shape, known.sizes)
+        return known
+
+    def _remember(self, key: tuple[Shape, bool], known: Agreement) -> None:
+        self._agreements[key] = known
+        self._agreements.move_to_end(key)
+        asked = [key for key in self._agreements if key not in self._kept]
+        for old in asked[: max(0, len(asked) - _KNOWN_SHAPES)]:
+            del self._agreements[old]
+
+    def keep_agreements(self) -> None:
+        """What is known by now stays known, whatever clients ask for."""
+        self._kept = frozenset(self._agreements)
+
+    @property
+    def _may_chunk(self) -> bool:
+        """Compilers and offloading have their own ways through a module."""
+        return self._compile != "inductor" and self.family.spec.offload == "none"
 
     def compiled(self, shape: Shape) -> Compile:
-        """How the UNet runs at this shape: eagerly unless the shape was warmed."""
+        """How the network runs at this shape: eagerly unless the shape was warmed."""
         return self._compile if shape in self._warmed else "off"
 
     def will_warm(self, shape: Shape) -> None:
         """Let this shape use graphs or compiled kernels: its first tick may take minutes."""
         self._warmed.add(shape)
 
-    def forget(self, shape: Shape) -> None:
-        """Free a shape's buffers."""
+    def free_buffers(self, shape: Shape) -> None:
+        """Free a shape's buffers, and with them its graphs."""
         self._batches.pop(shape, None)
+        self._warmed.discard(shape)
 
     def release_memory(self) -> None:
         """Free the buffers of shapes that nobody uses, and what torch keeps at hand."""
-        self._forget_idle(0)
+        self._drop_idle(0)
         self.device.release_memory()
 
-    def _forget_idle(self, kept: int) -> None:
+    def close(self) -> None:
+        """Free all buffers, which refer to the model, so that it is gone when its user lets go."""
+        self._batches.clear()
+
+    def leave(self, row: Row) -> None:
+        """Free the row's slot."""
+        for batch in self._batches.values():
+            batch.leave(row)
+
+    def decode(self, row: Row) -> torch.Tensor:
+        """(1, 3, height, width) in about -1 … 1, in the VAE's dtype."""
+        return self.family.decode(row)
+
+    def _drop_idle(self, kept: int) -> None:
         """All but the latest; clients may ask for any size. Warmed shapes stay."""
         idle = [
             shape
@@ -126,86 +298,4 @@ class Model:
             if batch.idle and shape not in self._warmed
         ]
         for shape in idle[: max(0, len(idle) - kept)]:
-            self.forget(shape)
-
-    def leave(self, row: Row) -> None:
-        """Free the row's slot."""
-        for batch in self._batches.values():
-            batch.leave(row)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents of one image -> (1, 3, height, width) in about -1 … 1, in the VAE's dtype."""
-        vae = self.pipeline.vae
-        latents = latents.to(vae.dtype)
-        config = vae.config
-        mean, deviation = config.get("latents_mean"), config.get("latents_std")
-        if self.family == "sdxl" and mean is not None and deviation is not None:
-            mean, deviation = (
-                torch.tensor(values).view(1, -1, 1, 1).to(latents.device, latents.dtype)
-                for values in (mean, deviation)
-            )
-            latents = latents * deviation / config.scaling_factor + mean
-        else:
-            latents = latents / config.scaling_factor
-        image: torch.Tensor = vae.decode(latents, return_dict=False)[0]
-        return image
-
-    def _from_noise(
-        self, request: ImageRequest, scheduler: Any, generator: torch.Generator
-    ) -> tuple[int, torch.Tensor, torch.Tensor]:
-        pipeline = self.pipeline
-        pipeline.scheduler = scheduler
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-        latents: torch.Tensor = pipeline.prepare_latents(
-            1,
-            pipeline.unet.config.in_channels,
-            request.height,
-            request.width,
-            pipeline.unet.dtype,
-            self.device.torch_device,
-            generator,
-            None,
-        )
-        return request.steps, scheduler.timesteps, latents
-
-    def _from_image(
-        self, request: ImageRequest, scheduler: Any, generator: torch.Generator
-    ) -> tuple[int, torch.Tensor, torch.Tensor]:
-        pipeline = self._image_pipeline
-        pipeline.scheduler = scheduler
-        device = self.device.torch_device
-        image = pipeline.image_processor.preprocess(
-            request.init_image, height=request.height, width=request.width
-        )
-        if self.family == "lcm":  # this family's schedule already knows the strength
-            timesteps, steps = scheduler.timesteps, len(scheduler.timesteps)
-        else:
-            timesteps, steps = pipeline.get_timesteps(request.steps, request.strength, device)
-        if len(timesteps) == 0:
-            raise InvalidInput("strength times steps leaves no step to run.")
-        latents: torch.Tensor = pipeline.prepare_latents(
-            image, timesteps[:1], 1, 1, pipeline.unet.dtype, device, generator
-        )
-        self._restore_vae()
-        return steps, timesteps, latents
-
-    def _time_condition(self, request: ImageRequest) -> torch.Tensor | None:
-        unet = self.pipeline.unet
-        if not self.guidance_is_embedded:
-            return None
-        scale = torch.tensor(request.guidance_scale - 1).repeat(1)
-        embedding: torch.Tensor = self.pipeline.get_guidance_scale_embedding(
-            scale, embedding_dim=unet.config.time_cond_proj_dim
-        )
-        return embedding.to(device=unet.device, dtype=unet.dtype)
-
-    def _restore_vae(self) -> None:
-        """Keep SDXL's VAE in float32, where its activations fit; img2img casts it back."""
-        if self._vae_upcast:
-            self.pipeline.vae.to(dtype=torch.float32)
-
-
-def _buffers(pipeline: Any, shape: Shape, how: Compile, channels_last: bool) -> UnetOverBuffers:
-    inputs = UnetInputs.allocate(shape, pipeline, channels_last)
-    return UnetOverBuffers(pipeline.unet, inputs, how)
+            self.free_buffers(shape)

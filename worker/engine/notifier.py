@@ -30,6 +30,7 @@ class _Progress:
     step: int
     steps: int
     preview: Preview | None
+    work_done: float | None
 
 
 class Listener:
@@ -38,7 +39,7 @@ class Listener:
     def __init__(self, callback: StepCallback, future: "Future[Any]") -> None:
         self.callback = callback
         self.future = future
-        self.told_at = float("-inf")
+        self.updated_at = float("-inf")
 
     @property
     def over(self) -> bool:
@@ -47,7 +48,7 @@ class Listener:
 
     def due(self, step: int, steps: int) -> bool:
         """Whether an update for this step would be let through now."""
-        return step >= steps or time.monotonic() - self.told_at >= MIN_INTERVAL
+        return step >= steps or time.monotonic() - self.updated_at >= MIN_INTERVAL
 
 
 class Notifier:
@@ -60,11 +61,18 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name="engine-notifier", daemon=True)
         self._thread.start()
 
-    def tell(self, listener: Listener, step: int, steps: int, preview: Preview | None) -> None:
+    def tell(
+        self,
+        listener: Listener,
+        step: int,
+        steps: int,
+        preview: Preview | None,
+        work_done: float | None = None,
+    ) -> None:
         """Leave the newest state of an image. Returns at once."""
-        listener.told_at = time.monotonic()
+        listener.updated_at = time.monotonic()
         with self._condition:
-            self._latest[listener] = _Progress(step, steps, preview)
+            self._latest[listener] = _Progress(step, steps, preview, work_done)
             self._condition.notify()
 
     def close(self) -> None:
@@ -89,7 +97,9 @@ class Notifier:
     def _call(listener: Listener, progress: _Progress) -> None:
         try:
             preview = _webp(progress.preview) if progress.preview is not None else None
-            listener.callback(StepUpdate(progress.step, progress.steps, preview))
+            listener.callback(
+                StepUpdate(progress.step, progress.steps, preview, progress.work_done)
+            )
         except Exception:  # a callback's failure is its own: the image goes on
             logger.exception("A step callback failed")
 

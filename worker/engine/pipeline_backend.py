@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,19 +14,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.core.errors import InvalidInput, ModelUnavailable, NanOutput
+from shared.core.prompt_weights import PromptSyntax
 from shared.core.schedulers import SCHEDULERS, StrengthRule, steps_to_run
-from worker.engine.backend import Done, Picture, Preview, Shape, Work
+from worker.engine.backend import DecodedImage, Done, Preview, Shape, Work
 from worker.engine.device import Device, Measured
-from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, TickTime, WarmUpReport
+from worker.engine.interface import (
+    ImageRequest,
+    ModelFacts,
+    RunFacts,
+    TickTime,
+    WarmUpReport,
+    check_mask,
+)
 from worker.engine.loaded import LoadedModel
 from worker.engine.pipeline_run import PipelineRun
-from worker.engine.prompts import Truncation
+from worker.engine.prompts import Truncation, clip_reader
 
 
 class PipelineBackend:
     """A pipeline whose inside the engine does not know. A started image ends before the next."""
 
     exclusive = True
+    variant_per_text = False
     runs_ahead = 0
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -35,7 +44,7 @@ class PipelineBackend:
         self._pipeline = loaded.pipeline
         self._scheduler = loaded.pipeline.scheduler
         self._image_pipeline = _image_pipeline(loaded.pipeline)
-        self._truncation = Truncation(_clip_tokenizers(loaded.pipeline))
+        self._truncation = Truncation(map(clip_reader, _clip_tokenizers(loaded.pipeline)))
         self._parameters = inspect.signature(self._pipeline.__call__).parameters
         self._factor = _size_factor(loaded.pipeline)
         self._is_lcm = type(loaded.pipeline).__name__ == "LatentConsistencyModelPipeline"
@@ -44,7 +53,8 @@ class PipelineBackend:
     @property
     def model(self) -> ModelFacts:
         """The loaded model."""
-        return self._loaded.facts("flow" if self._rule == "up" else "pipeline", rows=1)
+        family = {"up": "flow", "down": "pipeline", "all": "lcm"}[self._rule]
+        return self._loaded.facts(family, batch_size=1)
 
     def warm_up(self) -> WarmUpReport:
         """Make a short image at every configured size."""
@@ -65,7 +75,7 @@ class PipelineBackend:
             pixels = self._call(self._pipeline, request).finish()
             if pixels.shape != (height, width, 3):
                 raise ModelUnavailable(
-                    f"Model {spec.name!r} made a picture of {pixels.shape} for {width}x{height}."
+                    f"Model {spec.name!r} made an image of {pixels.shape} for {width}x{height}."
                 )
             table.append(TickTime(width, height, 1, (time.perf_counter() - begun) / 2))
         return WarmUpReport(time.monotonic() - started, spec.sizes_to_warm, 1, tuple(table))
@@ -78,30 +88,55 @@ class PipelineBackend:
             raise InvalidInput("A latent consistency model runs with the scheduler lcm only.")
         if request.width % self._factor or request.height % self._factor:
             raise InvalidInput(f"Width and height must be multiples of {self._factor} pixels.")
-        if request.negative_prompt and "negative_prompt" not in self._parameters:
-            raise InvalidInput(f"Model {self.model.name!r} takes no negative prompt.")
-        if (request.init_image is None) != (request.strength is None):
+        takes_no_negative = request.negative_prompt and "negative_prompt" not in self._parameters
+        for name, asked in (
+            ("LoRAs", request.loras),
+            ("ControlNets", request.controls),
+            ("reference images", request.references),
+            ("weighted prompts", request.prompt_syntax == "weighted"),
+            ("long prompts", request.long_prompt),
+            ("negative prompt", takes_no_negative),
+        ):
+            if asked:
+                raise InvalidInput(f"Model {self.model.name!r} takes no {name}.")
+        if request.from_image != (request.strength is not None):
             raise InvalidInput("An initial image and a strength go together.")
-        if request.init_image is not None and self._image_pipeline is None:
-            raise InvalidInput(f"Model {self.model.name!r} makes no pictures from pictures.")
-        if self._steps(request) < 1:
+        if request.from_image and self._image_pipeline is None:
+            raise InvalidInput(f"Model {self.model.name!r} makes no images from images.")
+        check_mask(request, False, self.model.name)
+        upscalers = {request.upscaler, request.hires.upscaler if request.hires else "lanczos"}
+        if "latent" in upscalers:
+            raise InvalidInput(f"Model {self.model.name!r} upscales pixels only, with lanczos.")
+        if self.steps_of(request) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
+
+    loras: ClassVar[dict[str, str]] = {}
+
+    def load_weights(self, request: ImageRequest) -> object:
+        """There are none."""
 
     def shape_of(self, request: ImageRequest) -> Shape:
         """One row, whatever was asked for."""
-        return Shape(request.width, request.height, request.guidance_scale > 1, rows=1)
+        return Shape(request.width, request.height, batch_size=1)
+
+    def most(self, shape: Shape) -> int:
+        """One row."""
+        return shape.batch_size
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[PipelineRun, Work[None]]:
         """Nothing runs before the first tick."""
         del shape
         return self._call(self._pipeline, request), Done(None, 0.0)
 
-    def tick(self, shape: Shape, rows: Sequence[PipelineRun]) -> Work[None]:
+    def tick(
+        self, shape: Shape, rows: Sequence[PipelineRun], alive: Callable[[], None] = lambda: None
+    ) -> Work[int]:
         """Let the pipeline run to the end of its next step.
 
         Raises:
             InvalidInput: it refuses the request by a rule of its own, before its first step.
         """
+        del alive
         del shape
         (run,) = rows
         begin = self._device.mark()
@@ -111,18 +146,18 @@ class PipelineBackend:
             if run.step:
                 raise
             raise InvalidInput(f"Model {self.model.name!r} refuses this: {error}") from None
-        return Measured(lambda: None, begin, self._device.mark())
+        return Measured(lambda: 1, begin, self._device.mark())
 
     def preview(self, row: PipelineRun) -> Preview | None:
         """Latents of unknown kinds cannot be shown."""
         del row
         return None
 
-    def decode(self, row: PipelineRun) -> Work[Picture]:
+    def decode(self, row: PipelineRun) -> Work[DecodedImage]:
         """Let the pipeline run to its end.
 
         Raises:
-            InvalidInput: it made a picture of another size than was asked for.
+            InvalidInput: it made an image of another size than was asked for.
         """
         begin = self._device.mark()
         image = self._device.run("decode", row.finish)
@@ -132,35 +167,34 @@ class PipelineBackend:
             raise InvalidInput(
                 f"Model {self.model.name!r} makes {made} of {width}x{height} pixels."
             )
-        return Measured(lambda: _picture(image), begin, self._device.mark())
+        return Measured(lambda: _image(image), begin, self._device.mark())
+
+    def upscale(self, row: PipelineRun, width: int, height: int) -> Work[object]:
+        """Refused by `check`."""
+        raise NotImplementedError("Latents of unknown kinds cannot be upscaled.")
 
     def rescue(
         self, request: ImageRequest, row: PipelineRun, alive: Callable[[], None]
-    ) -> tuple[Picture, str]:
+    ) -> tuple[DecodedImage, str]:
         """The whole pipeline once more, in float32."""
         if self._loaded.dtype == "float32":
-            raise NanOutput("The model gave NaN or an all-black picture, in full precision.")
+            raise NanOutput("The model gave NaN or an all-black image, in full precision.")
         upcast = copy.copy(self._pipeline)
         for name, part in self._pipeline.components.items():
             if isinstance(part, torch.nn.Module):
                 setattr(upcast, name, copy.deepcopy(part).float())
-        run = self._call(upcast, request)
-        try:
-            while not run.finished:
-                run.advance()
-                alive()
-        except BaseException:
-            run.abandon()
-            raise
-        picture = _picture(run.finish())
-        if not picture.sound:
-            raise NanOutput("The model gave NaN or an all-black picture, in full precision too.")
-        row.dtype = "float32"
-        return picture, "unsound: made again in float32 throughout"
+        image = _image(_run(self._call(upcast, request), alive))
+        if request.hires is not None:
+            second = request.second_pass(image=Image.fromarray(image.pixels))
+            image = _image(_run(self._call(upcast, second), alive))
+        if not image.sound:
+            raise NanOutput("The model gave NaN or an all-black image, in full precision too.")
+        row.rescued, row.dtype = True, "float32"
+        return image, "unsound: made again in float32 throughout"
 
     def facts(self, row: PipelineRun, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
         """What the receipt says."""
-        return self._loaded.run_facts(row.scheduler, shape.rows, notes + row.notes, row.dtype)
+        return self._loaded.run_facts(row.scheduler, shape.batch_size, notes + row.notes, row.dtype)
 
     def discard(self, row: PipelineRun) -> None:
         """End the pipeline's call if it is still under way."""
@@ -188,8 +222,11 @@ class PipelineBackend:
         del shape
         return None
 
-    def truncated_part(self, prompt: str) -> str | None:
+    def truncated_part(
+        self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
+    ) -> str | None:
         """What CLIP tokenizers cut off; encoders of other kinds are not looked at."""
+        del prompt_syntax, long_prompt
         return self._truncation.of(prompt)
 
     def close(self) -> None:
@@ -221,13 +258,14 @@ class PipelineBackend:
             pipeline,
             arguments,
             size=(request.width, request.height),
-            steps=self._steps(request),
+            steps=self.steps_of(request),
             scheduler=scheduler,
             notes=notes,
             dtype=self._loaded.dtype,
         )
 
-    def _steps(self, request: ImageRequest) -> int:
+    def steps_of(self, request: ImageRequest) -> int:
+        """By the rule of its image-to-image pipeline."""
         return steps_to_run(request.steps, request.strength, self._rule)
 
     def _with_parts_of(self, pipeline: Any) -> Any:
@@ -288,8 +326,20 @@ def _clip_tokenizers(pipeline: Any) -> list[Any]:
     return [part for part in parts if type(part).__name__.startswith("CLIPTokenizer")]
 
 
-def _picture(image: NDArray[np.float32]) -> Picture:
+def _run(run: PipelineRun, alive: Callable[[], None]) -> NDArray[np.float32]:
+    """All of a call at once."""
+    try:
+        while not run.finished:
+            run.advance()
+            alive()
+    except BaseException:
+        run.abandon()
+        raise
+    return run.finish()
+
+
+def _image(image: NDArray[np.float32]) -> DecodedImage:
     """(height, width, 3) in 0 … 1, rounded to bytes as diffusers does it."""
     sound = bool(np.isfinite(image).all())
     pixels = (np.nan_to_num(image) * 255).round().astype(np.uint8)
-    return Picture(pixels, sound and bool(pixels.any()))
+    return DecodedImage(pixels, sound and bool(pixels.any()))

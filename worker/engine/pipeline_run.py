@@ -38,6 +38,7 @@ class PipelineRun:
         self.scheduler = scheduler
         self.notes = notes
         self.dtype = dtype
+        self.rescued = False
         self.error: Exception | None = None
         self._pipeline = pipeline
         self._arguments = dict(arguments)
@@ -75,11 +76,11 @@ class PipelineRun:
                 del failure  # or its frames would keep what the call had on the device
 
     def finish(self) -> NDArray[np.float32]:
-        """Run to the end; the picture is (height, width, 3) in 0 … 1."""
+        """Run to the end; the image is (height, width, 3) in 0 … 1."""
         while not self._ended:
             self.advance()
         if self._image is None:
-            raise RuntimeError("The pipeline's call ended without a picture.")
+            raise RuntimeError("The pipeline's call ended without an image.")
         return self._image
 
     def abandon(self) -> None:

@@ -1,14 +1,14 @@
-"""Small pictures from latents through a linear map that is fitted to the model's own VAE.
+"""Small images from latents through a linear map that is fitted to the model's own VAE.
 
 A VAE's latent channels are, to a good part, linear in the colours below them. The map from the
 latent channels (and a constant) to RGB is fitted once, by least squares, between latents of
-synthetic pictures and the same pictures at latent resolution; so it works for any VAE.
+synthetic images and the same images at latent resolution; so it works for any VAE.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from worker.engine.device import Device, Mark
 from worker.engine.row import Prediction
 
 _SIZE = 256
-"""Side of the synthetic pictures in pixels."""
-_PICTURES = 8
+"""Side of the synthetic images in pixels."""
+_IMAGES = 8
 _RIDGE = 1e-4
 """Regularisation, relative to the latents' power: dead channels must not get huge weights."""
 
@@ -34,25 +34,23 @@ class PreviewMap:
     """Root mean square error of the fit, in 0 … 1 of full scale."""
 
     @classmethod
-    def fit(cls, vae: Any, factor: int, device: Device, *, standardized: bool) -> "PreviewMap":
+    def fit(cls, encode: Callable[[torch.Tensor], torch.Tensor], device: Device) -> "PreviewMap":
         """Fit the map.
 
         Args:
-            vae: of the model.
-            factor: the side of a latent in pixels.
-            device: where the VAE is.
-            standardized: whether the model's UNet sees latents less their mean and over their
-                deviation, where the VAE's config has both, as SDXL's does.
+            encode: images (1, 3, height, width) in -1 … 1 to latents (1, channels, h, w), scaled
+                as `draw` will get them.
+            device: where `encode` works.
         """
-        pictures = _synthetic_pictures()
+        images = _synthetic_images()
         samples: list[torch.Tensor] = []
         colours: list[torch.Tensor] = []
-        for picture in pictures:
-            latents = device.run("encode", partial(_encode, vae, picture, device))
-            small = torch.nn.functional.avg_pool2d(picture[None], factor)[0]
-            if standardized:
-                latents = _standardize(latents, vae.config)
-            samples.append((latents * vae.config.scaling_factor).flatten(1).T)
+        for sample in images:
+            image = device.from_host(sample[None] * 2 - 1)
+            latents = device.run("encode", partial(encode, image))[0].float().cpu()
+            height, width = latents.shape[-2:]
+            small = torch.nn.functional.adaptive_avg_pool2d(sample[None], (height, width))[0]
+            samples.append(latents.flatten(1).T)
             colours.append(small.flatten(1).T)
         known = torch.cat(samples).double()
         known = torch.cat([known, torch.ones(len(known), 1, dtype=torch.float64)], dim=1)
@@ -64,7 +62,7 @@ class PreviewMap:
         return cls(device.from_host(weights.float()), error)
 
     def draw(self, latents: torch.Tensor, device: Device) -> "LatentPreview":
-        """Start drawing clean latents (1, channels, h, w), scaled as the UNet has them."""
+        """Start drawing clean latents (1, channels, h, w), scaled as the map was fitted to."""
         flat = latents[0].float().permute(1, 2, 0)
         rgb = flat @ self.weights[:-1] + self.weights[-1]
         pixels = (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -88,7 +86,7 @@ class LatentPreview:
 def predicted_latents(
     seen: Prediction, alphas_cumprod: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
-    """The clean latents that a UNet call points to.
+    """The clean latents that a call of Stable Diffusion's UNet points to.
 
     The UNet's input is x = √ᾱ·x₀ + √(1-ᾱ)·ε for every scheduler on offer (`scale_model_input`
     makes it so), hence x₀ = (x - √(1-ᾱ)·ε) / √ᾱ, and with v-prediction √ᾱ·x - √(1-ᾱ)·v
@@ -107,31 +105,15 @@ def predicted_latents(
     return (seen.sample - noise * seen.output) / signal
 
 
-def _encode(vae: Any, picture: torch.Tensor, device: Device) -> torch.Tensor:
-    image = device.from_host(picture[None] * 2 - 1).to(vae.dtype)
-    encoded = vae.encode(image)
-    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    first: torch.Tensor = latents[0].float().cpu()
-    return first
-
-
-def _standardize(latents: torch.Tensor, config: Any) -> torch.Tensor:
-    """(channels, h, w), as they are or with a mean of 0 and a deviation of 1 in each channel."""
-    mean, deviation = config.get("latents_mean"), config.get("latents_std")
-    if mean is None or deviation is None:
-        return latents
-    return (latents - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
-
-
-def _synthetic_pictures() -> list[torch.Tensor]:
+def _synthetic_images() -> list[torch.Tensor]:
     """Soft colour fields from coarse to fine, (3, 256, 256) in 0 … 1: always the same ones."""
     generator = torch.Generator().manual_seed(0)
-    pictures = []
-    for index in range(_PICTURES):
+    images = []
+    for index in range(_IMAGES):
         cells = 2 ** (1 + index % 4)
         field = torch.rand(1, 3, cells + 1, cells + 1, generator=generator)
-        picture = torch.nn.functional.interpolate(
+        image = torch.nn.functional.interpolate(
             field, size=(_SIZE, _SIZE), mode="bilinear", align_corners=True
         )
-        pictures.append(picture[0])
-    return pictures
+        images.append(image[0])
+    return images

@@ -3,7 +3,11 @@
 import copy
 import math
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from typing import Any
+
+import numpy as np
+import torch
 
 from shared.core.errors import InvalidInput
 from shared.core.schedulers import SCHEDULERS
@@ -14,46 +18,88 @@ _KEPT = 64
 class Schedules:
     """Fresh schedulers, quickly: each is a copy of one whose timesteps are already set.
 
-    Timesteps and coefficients stay on the CPU. Schedulers look them up by value and call
-    `.item()`; on the device each such look would stop the host until the device is idle.
+    Timesteps stay on the CPU, and coefficients, too. Schedulers look them up by value and call
+    `.item()`; on the device each such look would stop the host until the device is idle. Those of
+    flow matching find theirs by index, and must have them where the model is (see `on_device`).
     """
 
-    def __init__(self, base_config: Any) -> None:
-        self._base_config = base_config
-        self._templates: OrderedDict[tuple[str, int, float | None], Any] = OrderedDict()
+    def __init__(self, base_config: Any, device: torch.device) -> None:
+        self._device = device
+        self.base_config = base_config
+        """The checkpoint's own."""
+        self._templates: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def make(self, name: str, steps: int, strength: float | None) -> Any:
+    def make(
+        self, name: str, steps: int, sigmas: Sequence[float] | None = None, **options: Any
+    ) -> Any:
         """A scheduler with `steps` timesteps set, in its initial state.
 
-        `strength` is given only where the schedule itself depends on it, as in latent consistency
-        models.
+        Args:
+            name: on the wire.
+            steps: of the whole schedule.
+            sigmas: the schedule's noise levels, where the family gives them itself.
+            options: what else `set_timesteps` takes: `mu` of flow matching; `strength` where the
+                schedule itself depends on it, as in latent consistency models.
 
         Raises:
             InvalidInput: the scheduler does not know how to take that many steps.
         """
-        key = (name, steps, strength)
+        levels = None if sigmas is None else tuple(float(sigma) for sigma in sigmas)
+        key = (name, steps, levels, tuple(sorted(options.items())))
         template = self._templates.get(key)
         if template is None:
-            template = self._build(*key)
+            template = self._build(name, steps, levels, options)
             self._templates[key] = template
             if len(self._templates) > _KEPT:
                 self._templates.popitem(last=False)
         self._templates.move_to_end(key)
         return copy.deepcopy(template)
 
-    def _build(self, name: str, steps: int, strength: float | None) -> Any:
+    def _build(
+        self, name: str, steps: int, sigmas: tuple[float, ...] | None, options: dict[str, Any]
+    ) -> Any:
         import diffusers
 
         choice = SCHEDULERS[name]
-        scheduler = getattr(diffusers, choice.class_name).from_config(
-            self._base_config, **choice.overrides
-        )
-        options = {"strength": strength} if strength is not None else {}
+        overrides = dict(choice.overrides)
+        if choice.shift is not None:
+            overrides[choice.shift] = flow_shift(self.base_config)
+        scheduler = getattr(diffusers, choice.class_name).from_config(self.base_config, **overrides)
         try:
-            scheduler.set_timesteps(steps, device="cpu", **options)
+            if sigmas is None:
+                scheduler.set_timesteps(steps, device="cpu", **options)
+            else:
+                scheduler.set_timesteps(sigmas=np.array(sigmas), device="cpu", **options)
         except ValueError as error:
             raise InvalidInput(f"Scheduler {name} cannot take {steps} steps: {error}") from error
+        if choice.on_device:
+            _move_coefficients(scheduler, self._device)
         return scheduler
+
+
+def _move_coefficients(scheduler: Any, device: torch.device) -> None:
+    """To where diffusers has them."""
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = scheduler.sigmas.to(device)
+    elif hasattr(scheduler, "get_scalings_for_boundary_condition_discrete"):  # LCM: from timesteps
+        scalings = scheduler.get_scalings_for_boundary_condition_discrete
+        scheduler.get_scalings_for_boundary_condition_discrete = lambda timestep: scalings(
+            timestep.to(device)
+        )
+    else:  # SCM: the timesteps are the coefficients, and found by index
+        scheduler.timesteps = scheduler.timesteps.to(device)
+
+
+def tables_on_host(scheduler: Any) -> dict[str, torch.Tensor]:
+    """Its noise levels, by the names of its attributes."""
+    names = ("alphas_cumprod", "sigmas", "timesteps")
+    found = {name: getattr(scheduler, name, None) for name in names}
+    return {name: table.cpu() for name, table in found.items() if isinstance(table, torch.Tensor)}
+
+
+def flow_shift(config: Any) -> float:
+    """The shift of a flow-matching schedule, whichever kind of scheduler says it."""
+    return float(config.get("shift", config.get("flow_shift", 1.0)))
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A simulated GPU behind the real step loop: benchmarks and chaos tests need speed, not pictures.
+"""A simulated GPU behind the real step loop: benchmarks and chaos tests need speed, not images.
 
 A tick sleeps `tick_seconds + row_seconds * rows`, whatever the rows do, as a batch on a GPU does;
-a picture is a real array that follows from the prompt, the seed and the settings alone, so that
+an image is a real array that follows from the prompt, the seed and the settings alone, so that
 two runs of the same request give the same bytes. Nothing here is ever chosen unasked: a model is
 simulated only if its `source` says `simulated:`.
 """
@@ -9,8 +9,9 @@ simulated only if its `source` says `simulated:`.
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import ClassVar
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.core.errors import InvalidInput, ModelUnavailable, NanOutput
+from shared.core.families import possible_steps
 from shared.core.model_catalog import ModelSpec
-from shared.core.schedulers import SCHEDULERS, steps_to_run, strength_rule
-from worker.engine.backend import Done, Picture, Preview, Shape
+from shared.core.prompt_weights import PromptSyntax
+from shared.core.schedulers import SCHEDULERS
+from worker.engine.backend import DecodedImage, Done, Preview, Shape
 from worker.engine.interface import (
     FaultCallback,
     ImageRequest,
@@ -28,6 +31,7 @@ from worker.engine.interface import (
     RunFacts,
     TickTime,
     WarmUpReport,
+    check_mask,
 )
 from worker.engine.loop import StepLoop
 
@@ -81,6 +85,7 @@ class SimulatedRow:
     steps: int
     step: int = 0
     error: Exception | None = field(default=None)
+    rescued: bool = False
 
     @property
     def finished(self) -> bool:
@@ -93,11 +98,12 @@ class SimulatedBackend:
 
     runs_ahead = 0
     exclusive = False
+    variant_per_text = False
 
     def __init__(self, spec: ModelSpec, speed: SimulatedSpeed) -> None:
         self._spec = spec
         self._speed = speed
-        self._rows = spec.rows or 1
+        self._batch_size = spec.max_batch_size or 1
         identity = f"simulated {spec.name} {spec.source}"
         self.model = ModelFacts(
             name=spec.name,
@@ -106,7 +112,7 @@ class SimulatedBackend:
             family="simulated",
             dtype="float32",
             device="simulated GPU",
-            rows=self._rows,
+            batch_size=self._batch_size,
             memory_bytes=int(speed.memory_bytes),
         )
         _sleep(speed.load_seconds)
@@ -117,52 +123,77 @@ class SimulatedBackend:
         sizes = self._spec.sizes_to_warm
         times = []
         for width, height in sizes:
-            work = self.tick(Shape(width, height, True, self._rows), ())
-            times.append(TickTime(width, height, self._rows, work.settle()[1]))
-        return WarmUpReport(time.monotonic() - started, sizes, self._rows, tuple(times))
+            work = self.tick(Shape(width, height, self._batch_size, True), ())
+            times.append(TickTime(width, height, self._batch_size, work.finish()[1]))
+        return WarmUpReport(time.monotonic() - started, sizes, self._batch_size, tuple(times))
 
     def check(self, request: ImageRequest) -> None:
         """Refuse what real models refuse, too."""
         if request.scheduler not in SCHEDULERS:
             raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
-        if _steps(request) < 1:
+        if self.steps_of(request) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
+        if request.references and self._spec.ip_adapter is None:
+            raise InvalidInput(f"Model {self._spec.name!r} takes no reference images.")
+        check_mask(request, True, self._spec.name)
+
+    def steps_of(self, request: ImageRequest) -> int:
+        """With the scheduler lcm, a simulated model plays a latent consistency model."""
+        (steps,) = possible_steps(request.steps, request.strength, request.scheduler, "simulated")
+        return steps
+
+    loras: ClassVar[dict[str, str]] = {}
+
+    def load_weights(self, request: ImageRequest) -> object:
+        """There is nothing to load."""
 
     def shape_of(self, request: ImageRequest) -> Shape:
         """As for real models."""
-        rows = request.rows or self._rows
-        return Shape(request.width, request.height, request.guidance_scale > 1, rows)
+        rows = request.batch_size or self._batch_size
+        return Shape(request.width, request.height, rows, request.guidance_scale > 1)
+
+    def most(self, shape: Shape) -> int:
+        """As a GPU whose batch sizes do not agree."""
+        return shape.batch_size
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[SimulatedRow, Done[None]]:
         """Pretend to encode the prompt."""
         del shape
         seconds = _sleep(self._speed.encode_seconds)
-        return SimulatedRow(request, _steps(request)), Done(None, seconds)
+        return SimulatedRow(request, self.steps_of(request)), Done(None, seconds)
 
-    def tick(self, shape: Shape, rows: Sequence[SimulatedRow]) -> Done[None]:
+    def tick(
+        self, shape: Shape, rows: Sequence[SimulatedRow], alive: Callable[[], None] = lambda: None
+    ) -> Done[int]:
         """Sleep as long as a batch of this shape takes."""
-        seconds = _sleep(self._speed.tick_seconds + self._speed.row_seconds * shape.rows)
+        del alive
+        seconds = _sleep(self._speed.tick_seconds + self._speed.row_seconds * shape.batch_size)
         for row in rows:
             row.step += 1
-        return Done(None, seconds)
+        return Done(shape.batch_size, seconds)
 
     def preview(self, row: SimulatedRow) -> Preview | None:
-        """The picture in small."""
+        """The image in small."""
         return _Small(row.request)
 
-    def decode(self, row: SimulatedRow) -> Done[Picture]:
-        """Draw the picture; the time that takes is part of the decode."""
+    def decode(self, row: SimulatedRow) -> Done[DecodedImage]:
+        """Draw the image; the time that takes is part of the decode."""
         started = time.perf_counter()
-        pixels = picture_of(row.request)
+        pixels = image_of(row.request)
         _sleep(self._speed.decode_seconds - (time.perf_counter() - started))
-        return Done(Picture(pixels, sound=True), time.perf_counter() - started)
+        return Done(DecodedImage(pixels, sound=True), time.perf_counter() - started)
+
+    def upscale(self, row: SimulatedRow, width: int, height: int) -> Done[object]:
+        """The image of the first pass stands for its latents."""
+        del width, height
+        return Done(image_of(row.request), 0.0)
 
     def rescue(
         self, request: ImageRequest, row: SimulatedRow, alive: Callable[[], None]
-    ) -> tuple[Picture, str]:
-        """Simulated pictures are always sound."""
+    ) -> tuple[DecodedImage, str]:
+        """Simulated images are always sound."""
         del request, row, alive
-        raise NanOutput("A simulated picture cannot be unsound.")
+        raise NanOutput("A simulated image cannot be unsound.")
 
     def facts(self, row: SimulatedRow, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
         """Honest facts: nothing here claims to be a diffusion model."""
@@ -178,7 +209,11 @@ class SimulatedBackend:
             torch_version="none",
             diffusers_version="none",
             cuda_version=None,
-            rows=shape.rows,
+            batch_size=shape.batch_size,
+            loras=row.request.loras,
+            references=row.request.references,
+            ip_adapter="0" * 64 if row.request.references else None,
+            controls=row.request.controls,
             notes=notes,
         )
 
@@ -204,14 +239,17 @@ class SimulatedBackend:
 
     def shrink(self, shape: Shape) -> Shape | None:
         """Half the rows."""
-        if shape.rows == 1:
+        if shape.batch_size == 1:
             return None
-        self._rows = max(1, shape.rows // 2)
-        return Shape(shape.width, shape.height, shape.guided, self._rows)
+        self._batch_size = max(1, shape.batch_size // 2)
+        return replace(shape, batch_size=self._batch_size)
 
-    def truncated_part(self, prompt: str) -> str | None:
+    def truncated_part(
+        self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
+    ) -> str | None:
         """What lies behind the first 75 words: real encoders read 75 tokens."""
-        words = prompt.split()
+        del prompt_syntax
+        words = [] if long_prompt else prompt.split()
         return " ".join(words[75:]) or None
 
     def close(self) -> None:
@@ -234,11 +272,12 @@ class SimulatedEngine(StepLoop[SimulatedRow]):
         )
 
 
-def picture_of(request: ImageRequest) -> NDArray[np.uint8]:
-    """The picture of a request: soft colours with film grain, (height, width, 3).
+def image_of(request: ImageRequest) -> NDArray[np.uint8]:
+    """The image of a request: soft colours with film grain, (height, width, 3).
 
     Smooth at large and noisy at small, so that encoding it costs about what a photograph costs.
     """
+    mask = request.mask
     key = repr(
         (
             request.prompt,
@@ -250,7 +289,18 @@ def picture_of(request: ImageRequest) -> NDArray[np.uint8]:
             request.guidance_scale,
             request.scheduler,
             request.strength,
+            [(lora.sha256, lora.scale) for lora in request.loras],
             request.init_image.tobytes() if request.init_image is not None else None,
+            *([request.init_latents.tobytes()] if request.init_latents is not None else []),
+            (mask.image.tobytes(), mask.padding, mask.preserve) if mask is not None else None,
+            *([mask.start.tobytes()] if mask is not None and mask.start is not None else []),
+            *([request.prompt_syntax] if request.prompt_syntax != "plain" else []),
+            *([request.long_prompt] if request.long_prompt else []),
+            *((reference.sha256, reference.scale) for reference in request.references),
+            *(
+                (control.sha256, control.image.tobytes(), control.scale, control.start, control.end)
+                for control in request.controls
+            ),
         )
     )
     digest = hashlib.sha256(key.encode()).digest()
@@ -258,7 +308,10 @@ def picture_of(request: ImageRequest) -> NDArray[np.uint8]:
     blocks = Image.fromarray(random.integers(40, 210, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(blocks.resize((request.width, request.height), Image.Resampling.BICUBIC))
     offset = int(random.integers(_GRAIN_OFFSETS))
-    return smooth + _grain(smooth.size)[offset : offset + smooth.size].reshape(smooth.shape)
+    drawn = smooth + _grain(smooth.size)[offset : offset + smooth.size].reshape(smooth.shape)
+    if mask is None or request.init_image is None or not mask.preserve:
+        return drawn
+    return np.asarray(Image.composite(Image.fromarray(drawn), request.init_image, mask.image))
 
 
 _GRAIN_OFFSETS = 1 << 16
@@ -266,7 +319,7 @@ _GRAIN_OFFSETS = 1 << 16
 
 @lru_cache(maxsize=8)
 def _grain(size: int) -> NDArray[np.uint8]:
-    """Noise to cut a picture's grain from: drawing it anew would cost more than the picture."""
+    """Noise to cut an image's grain from: drawing it anew would cost more than the image."""
     return np.random.Generator(np.random.PCG64(0)).integers(
         0, 8, size + _GRAIN_OFFSETS, dtype=np.uint8
     )
@@ -278,13 +331,7 @@ class _Small:
 
     def rgb(self) -> NDArray[np.uint8]:
         """(height / 8, width / 8, 3)."""
-        return np.ascontiguousarray(picture_of(self._request)[::8, ::8])
-
-
-def _steps(request: ImageRequest) -> int:
-    """With the scheduler lcm, a simulated model plays a latent consistency model."""
-    rule = strength_rule(request.scheduler, "simulated")
-    return steps_to_run(request.steps, request.strength, rule)
+        return np.ascontiguousarray(image_of(self._request)[::8, ::8])
 
 
 def _sleep(seconds: float) -> float:

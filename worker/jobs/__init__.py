@@ -1,1 +1,1 @@
-"""The parts of running one job: its claim, its lease, its progress, its encoded pictures."""
+"""The parts of running one job: its claim, its lease, its progress, its encoded images."""

@@ -1,19 +1,19 @@
-"""Claim the job of a message: once per process, through outages, and suspects one at a time.
+"""Claim the job of a message: once per process, through outages, and poison jobs one at a time.
 
-A job that was in the hands of a worker that vanished is a suspect: it, or one of the jobs beside
-it, may be what kills workers. A worker runs at most one suspect at a time, among jobs that are
-none, so that a poisonous job is found out by its second kill and its former neighbours are not
-quarantined with it.
+A job whose worker vanished is treated as poison: it, or one of the jobs beside it, may be what
+kills workers. A worker runs at most one of them at a time, among jobs that are none, so that the
+one that kills is found out by its second kill, and its former neighbours do not fail with it.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
-from shared.core.database import is_outage, one_statement
+from shared.core.database import autocommit, is_outage
 from shared.core.logging import get_logger
 from shared.jobs.models import Job
 from shared.jobs.queries import claims
@@ -21,14 +21,10 @@ from worker.process import WorkerProcess
 
 log = get_logger(__name__)
 
-
-_TURN_SECONDS = 1.0
-"""How long a thread waits for the suspects' turn before it sends the message to the queue's end."""
-
+_LOCK_WAIT_SECONDS = 1.0
+"""How long a thread waits for the slot before it sends the message to the queue's end."""
 
 _FIRST_PAUSE_SECONDS = 0.1
-
-
 _LONGEST_PAUSE_SECONDS = 1.0
 
 
@@ -37,7 +33,7 @@ class WorkerLeaving(Exception):
 
 
 @contextmanager
-def claimed(worker: WorkerProcess, job_id: UUID) -> Iterator[Job | None]:
+def claim_job(worker: WorkerProcess, job_id: UUID) -> Iterator[Job | None]:
     """The job, claimed; None when the message is stale, early, a repetition, or put off.
 
     Raises:
@@ -47,57 +43,61 @@ def claimed(worker: WorkerProcess, job_id: UUID) -> Iterator[Job | None]:
         if not alone:
             yield None
             return
-        job = _claim(worker, job_id, suspect=False)
-        suspect = None if job is not None else _find_suspect(worker, job_id)
-        if suspect is None:
+        job = _claim(worker, job_id, poison=False)
+        poison = None if job is not None else _find_poison(worker, job_id)
+        if poison is None:
             yield job
             return
-        if not worker.suspects.acquire(timeout=_TURN_SECONDS):
-            worker.publish(suspect)
+        if not worker.poison_slot.acquire(timeout=_LOCK_WAIT_SECONDS):
+            worker.publish(poison)
             yield None
             return
         try:
-            yield _claim(worker, job_id, suspect=True)
+            yield _claim(worker, job_id, poison=True)
         finally:
-            worker.suspects.release()
+            worker.poison_slot.release()
 
 
-def _claim(worker: WorkerProcess, job_id: UUID, *, suspect: bool) -> Job | None:
+def _claim(worker: WorkerProcess, job_id: UUID, *, poison: bool) -> Job | None:
     lease = worker.settings.lease
-    pauses = _pauses()
     unanswered = False
-    while worker.claims:
-        statement = claims.claim(job_id, worker.name, worker.device, lease, suspect=suspect)
+
+    def claim(session: Session) -> Job | None:
+        nonlocal unanswered
+        was_unanswered, unanswered = unanswered, True
+        statement = claims.claim(job_id, worker.name, worker.device, lease, poison=poison)
+        job = session.scalars(statement).one_or_none()
+        if job is None and was_unanswered:
+            job = session.scalars(claims.find_own_claim(job_id, worker.name)).one_or_none()
+        return job
+
+    return _ask(worker, claim)
+
+
+def _find_poison(worker: WorkerProcess, job_id: UUID) -> Job | None:
+    statement = claims.find_poison_job(job_id)
+    return _ask(worker, lambda session: session.scalars(statement).one_or_none())
+
+
+def _ask(worker: WorkerProcess, statement: Callable[[Session], Job | None]) -> Job | None:
+    """Ask the database, through outages: a worker that failed all messages would only empty the
+    queue.
+
+    Raises:
+        WorkerLeaving: the worker was told to leave first.
+    """
+    for pause in _pauses():
+        if not worker.claims:
+            break
         try:
-            with one_statement(worker.database) as session:
-                job = session.scalars(statement).one_or_none()
-                if job is None and unanswered:
-                    own = claims.find_own_claim(job_id, worker.name)
-                    job = session.scalars(own).one_or_none()
-            return job
+            with autocommit(worker.database) as session:
+                return statement(session)
         except SQLAlchemyError as error:
-            _wait_out(error, next(pauses))
-            unanswered = True
+            if not is_outage(error):
+                raise
+            log.warning("database_unreachable", error=type(error).__name__)
+        threading.Event().wait(pause)
     raise WorkerLeaving
-
-
-def _find_suspect(worker: WorkerProcess, job_id: UUID) -> Job | None:
-    pauses = _pauses()
-    while worker.claims:
-        try:
-            with one_statement(worker.database) as session:
-                return session.scalars(claims.find_suspect(job_id)).one_or_none()
-        except SQLAlchemyError as error:
-            _wait_out(error, next(pauses))
-    raise WorkerLeaving
-
-
-def _wait_out(error: SQLAlchemyError, seconds: float) -> None:
-    """Keep the message in hand: a worker that failed them all would only empty the queue."""
-    if not is_outage(error):
-        raise error
-    log.warning("ledger_unreachable", error=type(error).__name__)
-    threading.Event().wait(seconds)
 
 
 def _pauses() -> Iterator[float]:

@@ -1,30 +1,33 @@
-"""The jobs in this process's hands: the thread that renews their leases, and cancellation.
+"""The jobs that this process has in flight: the thread that renews their leases, and cancellation.
 
 A lease that cannot be renewed is not given up at once: Postgres may be restarting. It is lost when
-the ledger says so, and then the job stops at its next step.
+the database says so, and then the job stops at its next step.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
+from typing import TypeVar
 from uuid import UUID
 
 import redis
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core.broker import STOP_CHANNEL, read_id
+from shared.core.database import is_outage
+from shared.core.errors import FilterUnavailable, SignerUnavailable, StorageUnavailable
 from shared.core.logging import get_logger
 from shared.core.settings import Settings
 from shared.jobs.models import Job
 from shared.jobs.queries import claims
-
-log = get_logger(__name__)
+from worker.core.loop import BackgroundLoop, ChannelListener
 
 
 class StopReason(StrEnum):
-    """Why a job in hand must not go on."""
+    """Why a job in flight must not go on."""
 
     CANCELED = "canceled"
     EXPIRED = "expired"
@@ -33,7 +36,7 @@ class StopReason(StrEnum):
 
 
 class Lease:
-    """One attempt in this process's hands."""
+    """One attempt that this process has in flight."""
 
     def __init__(self, job: Job) -> None:
         self.job_id: UUID = job.id
@@ -72,49 +75,35 @@ class Lease:
         self._stopped.wait(seconds)
 
 
-class LeaseKeeper:
+class LeaseRenewer(BackgroundLoop):
     """Holds the leases of a process and renews them all in one statement.
 
     `database` should be a connection of its own: a heartbeat must not queue behind commits.
-    `name` is asked at every heartbeat (see `worker.core.identity`).
+    `name` is asked at every heartbeat (see `worker.core.registration`).
     """
 
     def __init__(
         self, settings: Settings, database: sessionmaker[Session], name: Callable[[], str]
     ) -> None:
+        super().__init__("lease-renewer", settings.heartbeat.total_seconds(), waits_first=True)
         self._lease = settings.lease
-        self._interval = settings.heartbeat.total_seconds()
         self._database = database
         self._name = name
         self._held: dict[UUID, Lease] = {}
-        self._in_hand: set[UUID] = set()
+        self._in_flight: set[UUID] = set()
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Begin to beat."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop beating; what is still held will be taken for lost."""
-        self._closed = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
 
     @property
     def held(self) -> list[Lease]:
-        """The attempts in hand now."""
+        """The attempts in flight now."""
         with self._lock:
             return list(self._held.values())
 
     @property
-    def idle(self) -> bool:
-        """Whether no job is in hand or about to be."""
+    def is_idle(self) -> bool:
+        """Whether no job is in flight or about to be."""
         with self._lock:
-            return not self._held and not self._in_hand
+            return not self._held and not self._in_flight
 
     @contextmanager
     def only_thread(self, job_id: UUID) -> Iterator[bool]:
@@ -124,14 +113,14 @@ class LeaseKeeper:
         of unknown outcome that turns out to be this worker's is this thread's.
         """
         with self._lock:
-            first = job_id not in self._in_hand
-            self._in_hand.add(job_id)
+            first = job_id not in self._in_flight
+            self._in_flight.add(job_id)
         try:
             yield first
         finally:
             if first:
                 with self._lock:
-                    self._in_hand.discard(job_id)
+                    self._in_flight.discard(job_id)
 
     @contextmanager
     def hold(self, job: Job) -> Iterator[Lease]:
@@ -146,22 +135,22 @@ class LeaseKeeper:
                 del self._held[lease.job_id]
 
     def stop_all(self, reason: StopReason) -> None:
-        """Stop everything in hand, for a shutdown or a lost device."""
+        """Stop everything in flight, for a shutdown or a lost device."""
         for lease in self.held:
             lease.stop(reason)
 
-    def look_now(self, job_id: UUID) -> None:
-        """Somebody changed this job: if it is in hand, ask the ledger without waiting."""
+    def job_changed(self, job_id: UUID) -> None:
+        """Somebody changed this job: if it is in flight, ask the database without waiting."""
         with self._lock:
             if job_id not in self._held:
                 return
-        self._wake.set()
+        self.wake()
 
     def renew(self) -> None:
-        """Renew every lease in hand and stop those that are lost, canceled or out of time.
+        """Renew every lease in flight and stop those that are lost, canceled or out of time.
 
         Raises:
-            SQLAlchemyError: the ledger cannot be reached.
+            SQLAlchemyError: the database cannot be reached.
         """
         held = {(lease.job_id, lease.attempt): lease for lease in self.held}
         if not held:
@@ -190,71 +179,124 @@ class LeaseKeeper:
         return job.lease_until - self._lease >= job.finish_deadline
 
     def _stop_if_still_held(self, lease: Lease) -> None:
-        """A job that ended while the statement ran is not lost; it has left the hands."""
+        """A job that ended while the statement ran is not lost; it is no longer in flight."""
         with self._lock:
             still_held = self._held.get(lease.job_id) is lease
         if still_held:
             lease.stop(StopReason.LOST)
 
-    def _run(self) -> None:
-        wait = self._interval
-        while not self._closed:
-            self._wake.wait(wait)
-            self._wake.clear()
-            if self._closed:
-                return
-            try:
-                self.renew()
-                wait = self._interval
-            except Exception as error:
-                # Whatever it is, a thread that ended here would cost every job in hand its lease.
-                log.warning(
-                    "heartbeat_failed",
-                    error=type(error).__name__,
-                    held=len(self.held),
-                    exc_info=not isinstance(error, SQLAlchemyError),
-                )
-                # Soon again: whoever is first when Postgres is back keeps its jobs.
-                wait = min(1.0, self._interval)
+    def step(self) -> float | None:
+        """Renew, and learn what must stop."""
+        self.renew()
+        return self._interval
+
+    def failed(self, error: Exception) -> float | None:
+        """Try again soon: whoever is first when Postgres is back keeps its jobs."""
+        return min(1.0, super().failed(error) or 0.0)
 
 
-_POLL_SECONDS = 0.5
+class StopListener(ChannelListener):
+    """Listens on the stop channel. What it misses while Redis is away, the next renewal finds."""
 
-
-class StopSignals:
-    """Listens on the stop channel. What it misses while Redis is away, the heartbeat finds."""
-
-    def __init__(self, client: "redis.Redis", leases: LeaseKeeper) -> None:
-        self._redis = client
+    def __init__(self, client: "redis.Redis", leases: LeaseRenewer) -> None:
+        super().__init__("stop-listener", client, STOP_CHANNEL)
         self._leases = leases
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stop-signals", daemon=True)
 
-    def start(self) -> None:
-        """Begin to listen."""
-        self._thread.start()
+    def heard(self, data: bytes | None) -> None:
+        """A job was canceled or has run out of time."""
+        job_id = data and read_id("stop_signal", data)
+        if job_id:
+            self._leases.job_changed(job_id)
 
-    def close(self) -> None:
-        """Stop listening."""
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * _POLL_SECONDS)
 
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            try:
-                self._listen()
-            except (redis.RedisError, OSError) as error:
-                log.warning("stop_channel_lost", error=type(error).__name__)
-                self._closing.wait(_POLL_SECONDS)
+# A loop of its own rather than a library's, because a pause must end when the lease does.
 
-    def _listen(self) -> None:
-        with self._redis.pubsub(  # type: ignore[no-untyped-call]
-            ignore_subscribe_messages=True
-        ) as pubsub:
-            pubsub.subscribe(STOP_CHANNEL)
-            while not self._closing.is_set():
-                message = pubsub.get_message(timeout=_POLL_SECONDS)
-                job_id = message and read_id("stop_signal", message["data"])
-                if job_id:
-                    self._leases.look_now(job_id)
+log = get_logger(__name__)
+
+OUTAGE_LIMIT = timedelta(minutes=10)
+"""How long a job waits for S3, the filters, the signer or Postgres before it gives up."""
+
+RELEASE_LIMIT = timedelta(seconds=3)
+"""How long a job that must stop waits to have that recorded; its lease would end it as well."""
+
+_OUTAGES = (StorageUnavailable, SignerUnavailable, FilterUnavailable)
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 2.0
+T = TypeVar("T")
+
+
+class LeaseLost(Exception):
+    """The job was stopped, or somebody else has it now; what this attempt made is discarded."""
+
+
+def retry_outage(action: Callable[[], T], lease: Lease) -> T:
+    """Do something with S3, the signer or the filters.
+
+    Raises:
+        LeaseLost: the job was stopped first.
+        StorageUnavailable: S3 stayed away.
+        SignerUnavailable: the signer did.
+        FilterUnavailable: the filters did.
+    """
+
+    def one_try() -> T:
+        if lease.stop_reason is not None:
+            raise LeaseLost
+        return action()
+
+    return _retry(one_try, lambda error: isinstance(error, _OUTAGES), lease, OUTAGE_LIMIT)
+
+
+def retry_database(action: Callable[[], T], lease: Lease) -> T:
+    """Do something with Postgres for a job that continues.
+
+    Once the action was tried, its COMMIT may have gone through unanswered, so that it is tried
+    again even when the lease seems lost: only the database knows whether it was lost or used.
+
+    Raises:
+        LeaseLost: the job was stopped before the first try, or must be handed back now.
+        SQLAlchemyError: Postgres stayed away, or refuses the statement.
+    """
+    tried = False
+
+    def one_try() -> T:
+        nonlocal tried
+        reason = lease.stop_reason
+        if reason is StopReason.RELEASED or (reason is not None and not tried):
+            raise LeaseLost
+        tried = True
+        return action()
+
+    return _retry(one_try, is_outage, lease, OUTAGE_LIMIT)
+
+
+def record_stop(action: Callable[[], T], lease: Lease) -> T:
+    """Tell Postgres how a stopped job ended, within a few seconds or not at all.
+
+    Raises:
+        SQLAlchemyError: Postgres stayed away; the lease will run out instead.
+    """
+    return _retry(action, is_outage, lease, RELEASE_LIMIT)
+
+
+def _retry(
+    action: Callable[[], T],
+    passes: Callable[[Exception], bool],
+    lease: Lease,
+    limit: timedelta,
+) -> T:
+    deadline = time.monotonic() + limit.total_seconds()
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not passes(error) or time.monotonic() + pause >= deadline:
+                raise
+            reason = getattr(error, "message", None)
+            log.warning("waiting_out", error=type(error).__name__, reason=reason, seconds=pause)
+        if lease.stop_reason is None:
+            lease.wait(pause)
+        else:
+            time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)

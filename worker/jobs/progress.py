@@ -15,11 +15,12 @@ from uuid import UUID
 
 import redis
 
-from shared.core.broker import append_event
+from shared.core.broker import append_end, append_event
 from shared.core.logging import get_logger
 from shared.jobs.models import Job
+from worker.core.loop import BackgroundLoop
 from worker.engine.interface import StepUpdate
-from worker.webhooks.progress import ProgressWebhooks, WebhookHints
+from worker.webhooks.progress import ProgressWebhooks, WebhookNotifier
 
 log = get_logger(__name__)
 
@@ -32,32 +33,29 @@ _GATHER_SECONDS = 0.03
 _QUIET_SECONDS = 2.0
 """How long events are dropped unseen after Redis failed to take one."""
 
-
 _NOBODYS: tuple[int, dict[int, float]] = (-1, {})
 
 
-class ProgressReporter:
+class ProgressReporter(BackgroundLoop):
     """Writes jobs' events. Redis being away loses events, never work."""
 
     def __init__(
-        self, client: "redis.Redis", hints: WebhookHints, webhooks: ProgressWebhooks
+        self, client: "redis.Redis", notifier: WebhookNotifier, webhooks: ProgressWebhooks
     ) -> None:
+        super().__init__("progress", None, join=2)
         self._redis = client
-        self._hints = hints
+        self._notifier = notifier
         self._webhooks = webhooks
         self._lock = threading.Lock()
         self._started: dict[UUID, _Event] = {}
         self._latest: dict[tuple[UUID, int], StepUpdate] = {}
         """Of each image, what is not written yet; longest waiting first."""
         self._done: dict[UUID, tuple[int, dict[int, float]]] = {}
-        """Of each job in hand: its attempt, and how far its images are, 0 to 1."""
+        """Of each job in flight: its attempt, and how far its images are, 0 to 1."""
         self._writing = threading.Lock()
         """From taking notes to having written them, so that no event overtakes a job's earlier."""
-        self._wake = threading.Event()
         self._quiet_until = 0.0
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-        self._thread.start()
+        self.start()
 
     def on_step(self, job: Job, index: int) -> Callable[[StepUpdate], None]:
         """A callback for the engine: notes the newest step of image `index`, returns at once."""
@@ -65,23 +63,27 @@ class ProgressReporter:
         def note(update: StepUpdate) -> None:
             with self._lock:
                 attempt, done = self._done.get(job.id, _NOBODYS)
-                if attempt != job.attempt:
-                    return  # A late step of an attempt that has ended.
-                done[index] = update.step / update.steps
+                if attempt != job.attempt or done[index] == 1:
+                    return  # A late step of an attempt that has ended, or of an image that is made.
+                done[index] = update.fraction
                 self._latest[(job.id, index)] = update
-            self._wake.set()
+            self.wake()
             self._webhooks.note(job, index, update)
 
         return note
+
+    def image_made(self, job: Job, index: int, steps: int) -> None:
+        """Note that image `index` has had its last step: the engine's callbacks may lag behind."""
+        self.on_step(job, index)(StepUpdate(steps, steps, None))
 
     def job_started(self, job: Job) -> None:
         """Announce soon that a worker has begun the job; returns at once."""
         with self._lock:
             self._started[job.id] = _transition(job)
             self._done[job.id] = job.attempt, dict.fromkeys(range(len(job.seeds)), 0.0)
-        self._wake.set()
-        self._webhooks.forget(job.id)
-        self._hints.jobs_changed([job])
+        self.wake()
+        self._webhooks.discard(job.id)
+        self._notifier.jobs_changed([job])
 
     def job_changed(self, job: Job, images: Sequence[dict[str, Any]] = ()) -> None:
         """Announce a transition, after what was noted of the job before it, and the committed
@@ -89,9 +91,9 @@ class ProgressReporter:
         with self._writing:
             events = self._take(job.id)
             events += [(job.id, "image", image) for image in images]
-            self._write([*events, _transition(job)])
-        self._webhooks.forget(job.id)
-        self._hints.jobs_changed([job])
+            self._write([*events, _transition(job)], job.batch_id if job.finished_at else None)
+        self._webhooks.discard(job.id)
+        self._notifier.jobs_changed([job])
 
     def attempt_over(self, job: Job) -> None:
         """Forget what was noted of an attempt that brought no transition: others go on with it."""
@@ -105,22 +107,20 @@ class ProgressReporter:
 
     def close(self) -> None:
         """Write what is noted and stop."""
-        self._closed = True
-        self._wake.set()
-        self._thread.join(timeout=2)
+        super().close()
+        with self._writing:
+            self._write(self._take())
         self._webhooks.close()
 
-    def _run(self) -> None:
-        pause = threading.Event()
-        while not self._closed:
-            self._wake.wait()
-            pause.wait(_GATHER_SECONDS)
-            self._wake.clear()
-            with self._writing:
-                self._write(self._take())
-            if self._latest:
-                self._wake.set()
-            pause.wait(INTERVAL_SECONDS - _GATHER_SECONDS)
+    def step(self) -> float | None:
+        """Write what is noted, at most one step of each job."""
+        self.pause(_GATHER_SECONDS)
+        with self._writing:
+            self._write(self._take())
+        if self._latest:
+            self.wake()
+        self.pause(INTERVAL_SECONDS - _GATHER_SECONDS)
+        return self._interval
 
     def _take(self, only: UUID | None = None) -> list[_Event]:
         """What was noted, and is so no more: all of one job, which ends, or one step of each."""
@@ -142,13 +142,16 @@ class ProgressReporter:
                 events.append((job_id, "preview", _preview(index, update.preview_webp)))
         return events
 
-    def _write(self, events: Sequence[_Event]) -> None:
+    def _write(self, events: Sequence[_Event], ended_of: UUID | None = None) -> None:
+        """Append events, and that a job of the batch `ended_of` has ended."""
         if not events or time.monotonic() < self._quiet_until:
             return
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id, kind, data in events:
                     append_event(pipeline, job_id, kind, data)
+                if ended_of is not None:
+                    append_end(pipeline, ended_of)
                 pipeline.execute()
         except redis.RedisError as error:
             # A job's thread must not wait for a dead Redis at every event.
@@ -165,7 +168,7 @@ def _progress(index: int, update: StepUpdate, whole: float) -> dict[str, Any]:
         "image_index": index,
         "step": update.step,
         "steps": update.steps,
-        "fraction": round(update.step / update.steps, 4),
+        "fraction": round(update.fraction, 4),
         "job_fraction": round(whole, 4),
     }
 

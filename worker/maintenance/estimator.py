@@ -1,12 +1,11 @@
 """Keep what estimates rest on up to date, in the process that leads the dispatcher.
 
 Rates and calibration are learnt from the attempts that ended since the last look; the queue is
-measured. Both go to Redis as one snapshot, which every API process reads: the ledger is asked once
-for all of them.
+measured. Both go to Redis as one snapshot, which every API process reads: the database is asked
+once for all of them.
 """
 
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,53 +15,42 @@ from uuid import UUID
 
 import redis
 from prometheus_client import Gauge, Histogram
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core import worker_registry
 from shared.core.broker import ETA
-from shared.core.logging import get_logger
 from shared.jobs.calibration import (
     Calibration,
-    Estimate,
+    DurationEstimate,
+    EstimateOutcome,
     Finished,
-    Outcome,
     RateBook,
-    Work,
+    Workload,
     work_of,
 )
 from shared.jobs.estimates import Load, Snapshot, ThroughputMeter
-from shared.jobs.queries import estimates as job_estimates
+from shared.jobs.queries import lookups
 from shared.jobs.state import JobState
-
-log = get_logger(__name__)
-
+from worker.core.loop import LeaderLoop
 
 _PAUSE_SECONDS = 1.0
-
 
 _SHARE = 0.05
 """Of the time spent measuring, at most: a queue of a million jobs takes a while to add up."""
 
-
 _FIRST_LOOK = timedelta(days=7)
 """How far a new leader looks back for its first evidence…"""
-
 
 _FIRST_ATTEMPTS = 2_000
 """…and how much of it it takes."""
 
-
 _OVERLAP = timedelta(seconds=30)
 """An image's id is older than its commit, and of another clock: what was seen is seen again."""
-
 
 _A_SECOND = 1_000
 """Attempts taken into account for each second since the last look, at most."""
 
-
 _TTL_SECONDS = 15.0
-
 
 RATIO = Histogram(
     "darkroom_eta_actual_to_estimated_ratio",
@@ -70,13 +58,11 @@ RATIO = Histogram(
     buckets=(0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
 )
 
-
 COVERAGE = Gauge(
     "darkroom_eta_coverage_ratio",
-    "Share of recent jobs that were done by their estimate; perfect is the quantile itself.",
-    ["quantile"],
+    "Share of recent jobs done by their p50 and p90 estimates; 0.5 and 0.9 are perfect.",
+    ["estimate"],
 )
-
 
 RELATIVE_ERROR = Gauge(
     "darkroom_eta_relative_error_ratio",
@@ -84,32 +70,21 @@ RELATIVE_ERROR = Gauge(
 )
 
 
-class EtaKeeper:
-    """The thread that measures while its process leads."""
+class Estimator(LeaderLoop):
+    """Measures while its process leads."""
 
     def __init__(
         self,
         database: sessionmaker[Session],
         client: "redis.Redis",
-        leads: Callable[[], bool],
+        is_leader: Callable[[], bool],
     ) -> None:
+        super().__init__("estimator", _PAUSE_SECONDS, is_leader, waits_first=True, join=10)
         self._database = database
         self._redis = client
-        self._leads = leads
-        self._forget()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="eta", daemon=True)
+        self.reset()
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the look in progress."""
-        self._closing.set()
-        self._thread.join(timeout=10)
-
-    def _forget(self) -> None:
+    def reset(self) -> None:
         """Another process may have led meanwhile; what this one has measured is not shown on."""
         COVERAGE.clear()
         RELATIVE_ERROR.set(math.nan)
@@ -117,46 +92,37 @@ class EtaKeeper:
         self._calibration = Calibration()
         self._meter = ThroughputMeter()
         self._seen: dict[UUID, datetime] = {}
-        self._looked: datetime | None = None
+        self._polled_at: datetime | None = None
+        self._pause = _PAUSE_SECONDS
 
-    def _run(self) -> None:
-        pause = _PAUSE_SECONDS
-        while not self._closing.wait(pause):
-            pause = _PAUSE_SECONDS
-            try:
-                if not self._leads():
-                    self._forget()
-                    continue
-                started = time.monotonic()
-                self.look(pause)
-                pause = max(_PAUSE_SECONDS, (time.monotonic() - started) / _SHARE)
-            except (SQLAlchemyError, redis.RedisError, OSError) as error:
-                log.warning("eta_not_measured", error=type(error).__name__)
-            except Exception:
-                log.exception("eta_failed")
+    def lead(self) -> float:
+        """Measure, and spend a small share of the time on it."""
+        started = time.monotonic()
+        self.measure()
+        self._pause = max(_PAUSE_SECONDS, (time.monotonic() - started) / _SHARE)
+        return self._pause
 
-    def look(self, pause: float = _PAUSE_SECONDS) -> Snapshot:
+    def measure(self) -> Snapshot:
         """Learn from what has ended, measure what has not, and publish both.
 
         Raises:
-            SQLAlchemyError: the ledger cannot be reached.
+            SQLAlchemyError: the database cannot be reached.
             redis.RedisError: Redis cannot be reached.
         """
-        before, done = self._looked, self._learn()
+        before, done = self._polled_at, self._learn()
         started = time.monotonic()
         loads = self._measure()
         spent = time.monotonic() - started
-        if before is not None and self._looked is not None:
-            self._meter.looked(
-                (self._looked - before).total_seconds(), done, _waiting(loads), self._rows()
+        if before is not None and self._polled_at is not None:
+            self._meter.observe(
+                (self._polled_at - before).total_seconds(), done, _waiting(loads), self._rows()
             )
         snapshot = Snapshot(
             rates=self._book.rates(),
-            paces=self._book.paces(),
             factors=self._calibration.factors(),
             throughputs=self._meter.throughputs(),
             loads=loads,
-            ttl_seconds=max(_TTL_SECONDS, 5 * pause, 5 * spent / _SHARE),
+            ttl_seconds=max(_TTL_SECONDS, 5 * self._pause, 5 * spent / _SHARE),
         )
         ttl = int(snapshot.ttl_seconds * 1000)
         self._redis.set(ETA, snapshot.model_dump_json(), px=ttl)
@@ -165,25 +131,25 @@ class EtaKeeper:
     def _rows(self) -> dict[str, int]:
         """Of the live workers, by the models that are warm there."""
         rows: Counter[str] = Counter()
-        for worker in worker_registry.read(self._redis):
+        for worker in worker_registry.list_workers(self._redis):
             for model in worker.models:
                 if worker.warm(model.name) is not None:
-                    rows[model.name] += model.rows or 1
+                    rows[model.name] += model.batch_size or 1
         return rows
 
     def _learn(self) -> dict[str, tuple[int, float]]:
         """Learn from the attempts that ended since the last time: (jobs, cost) by model."""
         now = datetime.now(UTC)
-        first = self._looked is None
-        if self._looked is None:
+        first = self._polled_at is None
+        if self._polled_at is None:
             since, limit = now - _FIRST_LOOK, _FIRST_ATTEMPTS
         else:
-            since = self._looked - _OVERLAP
-            limit = math.ceil(_A_SECOND * max(1.0, (now - self._looked).total_seconds()))
+            since = self._polled_at - _OVERLAP
+            limit = math.ceil(_A_SECOND * max(1.0, (now - self._polled_at).total_seconds()))
         with self._database.begin() as session:
-            rows = session.execute(job_estimates.list_finished(since, limit)).all()
+            rows = session.execute(lookups.list_finished(since, limit)).all()
         fresh = [row for row in reversed(rows) if row.image_id not in self._seen]
-        self._looked = now
+        self._polled_at = now
         self._seen = {
             image: at for image, at in self._seen.items() if at > now - 2 * _OVERLAP
         } | dict.fromkeys((row.image_id for row in fresh), now)
@@ -195,8 +161,8 @@ class EtaKeeper:
                 RATIO.observe(outcome.seconds / max(outcome.estimate.p50, 1e-6))
         quality = self._calibration.quality()
         if quality is not None:
-            COVERAGE.labels("0.5").set(quality.covered_p50)
-            COVERAGE.labels("0.9").set(quality.covered_p90)
+            COVERAGE.labels("p50").set(quality.covered_p50)
+            COVERAGE.labels("p90").set(quality.covered_p90)
             RELATIVE_ERROR.set(quality.relative_error)
         done: dict[str, tuple[int, float]] = {}
         for row in fresh:
@@ -207,15 +173,17 @@ class EtaKeeper:
 
     def _measure(self) -> tuple[Load, ...]:
         with self._database.begin() as session:
-            rows = session.execute(job_estimates.measure_loads()).all()
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        for model, lane, state, jobs, images, cost in rows:
-            load = found.setdefault((model, lane), {"model": model, "lane": lane})
+            rows = session.execute(lookups.measure_loads()).all()
+        loads: dict[tuple[str, str], dict[str, Any]] = {}
+        for model, queue_class, state, jobs, images, cost in rows:
+            load = loads.setdefault(
+                (model, queue_class), {"model": model, "queue_class": queue_class}
+            )
             if state == JobState.RUNNING:
                 load.update(running_images=images, running_cost=cost)
             else:
                 load.update(queued_jobs=jobs, queued_images=images, queued_cost=cost)
-        return tuple(Load(**load) for load in found.values())
+        return tuple(Load(**load) for load in loads.values())
 
 
 def _finished(row: Any) -> Finished:
@@ -228,8 +196,8 @@ def _finished(row: Any) -> Finished:
     )
 
 
-def _outcome(row: Any) -> Outcome:
-    return Outcome(row.model, Estimate.from_json(row.estimate), row.total_seconds)
+def _outcome(row: Any) -> EstimateOutcome:
+    return EstimateOutcome(row.model, DurationEstimate.from_json(row.estimate), row.total_seconds)
 
 
 def _waiting(loads: tuple[Load, ...]) -> Counter[str]:
@@ -240,7 +208,7 @@ def _waiting(loads: tuple[Load, ...]) -> Counter[str]:
     return waiting
 
 
-def _work(row: Any) -> Work:
+def _work(row: Any) -> Workload:
     return work_of(
         model=row.model,
         width=row.width,

@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ from shared.core import broker
 from shared.core.errors import JobError, ModelUnavailable
 from shared.core.logging import get_logger
 from shared.core.model_catalog import ModelSpec
-from shared.core.worker_registry import AnnouncedModel, ModelState
+from shared.core.worker_registry import ModelState, ModelStatus
+from worker.engine.checkpoint import NOT_LOADED
 from worker.engine.interface import Engine, ModelFacts
 from worker.engine.simulated import SOURCE_PREFIX, SimulatedSpeed
 
 
-def expected_bytes(spec: ModelSpec) -> int:
-    """Bytes of the checkpoint's weights on disk; 0 where they are not on this machine yet.
+def estimate_memory(spec: ModelSpec) -> int:
+    """Bytes on disk of the weights that are to lie on the device; 0 where they are not here yet.
 
     A guess: weights may be converted on loading. Once loaded, what was measured counts.
     """
@@ -27,32 +29,60 @@ def expected_bytes(spec: ModelSpec) -> int:
     folder = Path(spec.source)
     if not folder.is_dir():
         return 0
-    found = list(folder.glob(f"*/*.{spec.variant}.safetensors")) if spec.variant else []
-    return sum(path.stat().st_size for path in found or folder.glob("*/*.safetensors"))
+    parts = {
+        part.name: sum(file.stat().st_size for file in _weights(part, spec.variant))
+        for part in folder.iterdir()
+        if part.name not in NOT_LOADED
+        and (spec.text_encoder == "device" or not part.name.startswith("text_encoder"))
+    }
+    if spec.gguf is not None:
+        parts["transformer"] = Path(spec.gguf).stat().st_size if Path(spec.gguf).exists() else 0
+    adapter = _estimate_ip_adapter(spec)
+    if spec.offload == "group":
+        return adapter
+    sizes = parts.values()
+    return adapter + (max(sizes, default=0) if spec.offload == "model" else sum(sizes))
 
 
-# A model is unloaded when another is needed, it was used least recently, and no job in hand needs
-# it any more; nothing waits for that but the jobs of these two: engines have threads of their
-# own. Messages of a model that is not warm stay in its queue (`admits` is a gate of
+def _weights(part: Path, variant: str | None) -> list[Path]:
+    """The files of a component that are loaded, as diffusers chooses them, without their twins in
+    other precisions: `model.fp16-00001-of-00002.safetensors` is of the variant `fp16`."""
+    kinds = defaultdict[str, list[Path]](list)
+    for file in part.glob("*.safetensors"):
+        kinds[file.name.split(".")[1].split("-")[0]].append(file)
+    return kinds[variant or "safetensors"] or kinds["safetensors"]
+
+
+def _estimate_ip_adapter(spec: ModelSpec) -> int:
+    """Its weights are on the device whatever is offloaded, its image encoder as text encoders."""
+    if spec.ip_adapter is None:
+        return 0
+    folder = Path(spec.ip_adapter.source)
+    files = [folder / spec.ip_adapter.file]
+    if spec.text_encoder == "device" and spec.offload == "none":
+        files += (folder / spec.ip_adapter.image_encoder).glob("*.safetensors")
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+# A model is unloaded when another is needed, it was used least recently, and no job in flight needs
+# it any more; only jobs of these two models wait for that: engines have threads of their own.
+# Messages of a model that is not warm stay in its queue (`accepts` is a filter of
 # `worker.core.queues`).
 
 log = get_logger(__name__)
-
 
 _SHARE_OF_LOADING = 2
 """A model stays for at least so many times as long as it took to load, so that a worker that is
 asked for everything at once spends a third of its time on loading at most."""
 
-
 _FIRST_RETRY_SECONDS = 60.0
-
 
 _LAST_RETRY_SECONDS = 3600.0
 """A model that could not be loaded is tried again after a minute, then two, up to an hour: the
 cause may pass, and each try may unload another model."""
 
 
-class NotResident(Exception):
+class ModelNotWarm(Exception):
     """The model is not loaded here now."""
 
 
@@ -64,7 +94,7 @@ class _Model:
     facts: ModelFacts | None = None
     """Kept when it is unloaded."""
     users: int = 0
-    """Jobs in hand that need it."""
+    """Jobs in flight that need it."""
     warm_since: float = 0.0
     last_used: float = 0.0
     load_seconds: float = 0.0
@@ -74,19 +104,23 @@ class _Model:
 
     @property
     def memory(self) -> int:
-        return self.facts.memory_bytes if self.facts else expected_bytes(self.spec)
+        return self.facts.memory_bytes if self.facts else estimate_memory(self.spec)
 
     @property
     def spec_to_load(self) -> ModelSpec:
-        """With the rows of the first time: a warm-up that measured anew might choose others, and
-        the rows are part of what fixes a picture's bytes."""
+        """With the rows and threads of the first time: a warm-up that measured anew might choose
+        others, and both may be part of what fixes an image's bytes."""
         if self.facts is None:
             return self.spec
-        return self.spec.model_copy(update={"rows": self.facts.rows})
+        measured = (
+            ("max_batch_size", self.facts.batch_size),
+            ("cpu_threads", self.facts.cpu_threads),
+        )
+        return self.spec.model_copy(update=dict(measured))
 
 
 @dataclass
-class Residency:
+class ModelCache:
     """The models of one worker process."""
 
     specs: Sequence[ModelSpec]
@@ -109,9 +143,9 @@ class Residency:
     def __post_init__(self) -> None:
         self._models = {spec.name: _Model(spec) for spec in self.specs}
         self._by_queue = {
-            broker.generate_queue(name, lane): model
+            broker.generate_queue(name, queue_class): model
             for name, model in self._models.items()
-            for lane in broker.LANES
+            for queue_class in broker.QUEUE_CLASSES
         }
 
     # --- for those who use models ---------------------------------------------------------------
@@ -122,7 +156,7 @@ class Residency:
         held = [(name, model.engine) for name, model in self._models.items()]
         return {name: engine for name, engine in held if engine is not None}
 
-    def admits(self, queue: str) -> bool:
+    def accepts(self, queue: str) -> bool:
         """Whether messages of this queue may be taken: its model is warm."""
         model = self._by_queue.get(queue)
         return model is not None and model.state is ModelState.WARM
@@ -132,7 +166,7 @@ class Residency:
         """The engine of a model, which stays loaded for the length of the block.
 
         Raises:
-            NotResident: it is not loaded; the job is for another worker, or for later.
+            ModelNotWarm: it is not loaded; the job is for another worker, or for later.
             ModelUnavailable: this worker does not serve it at all.
         """
         model = self._models.get(name)
@@ -140,7 +174,7 @@ class Residency:
             raise ModelUnavailable(f"this worker does not serve the model {name}")
         with self._condition:
             if model.engine is None or model.state is ModelState.WARMING:
-                raise NotResident(name)
+                raise ModelNotWarm(name)
             model.users += 1
             engine = model.engine
         try:
@@ -151,17 +185,18 @@ class Residency:
                 model.last_used = self.clock()
                 self._condition.notify_all()
 
-    def announced(self) -> tuple[AnnouncedModel, ...]:
+    def status(self) -> tuple[ModelStatus, ...]:
         """As the API shows them."""
         return tuple(
-            AnnouncedModel(
+            ModelStatus(
                 name=model.spec.name,
                 state=model.state,
                 content_hash=model.facts.content_hash if model.facts else None,
                 family=model.facts.family if model.facts else None,
-                rows=model.facts.rows if model.facts else None,
+                batch_size=model.facts.batch_size if model.facts else None,
                 sizes=model.spec.sizes_to_warm,
                 memory_bytes=model.facts.memory_bytes if model.facts else None,
+                loras=engine.loras if (engine := model.engine) is not None else {},
             )
             for model in self._models.values()
         )
@@ -193,7 +228,7 @@ class Residency:
                 continue
             self._load(model)
 
-    def victims_for(self, name: str, wanted: Collection[str] = ()) -> list[str] | None:
+    def eviction_candidates(self, name: str, wanted: Collection[str] = ()) -> list[str] | None:
         """The models to unload before this one can be loaded; None: they must stay for now.
 
         Args:
@@ -217,14 +252,14 @@ class Residency:
         # One that is larger than the limit has the worker to itself.
         return chosen if len(chosen) == len(warm) else None
 
-    def load(self, name: str, victims: Sequence[str]) -> bool:
-        """Unload the victims as their last jobs end, then load and warm the model. Blocks.
+    def load(self, name: str, evicted: Sequence[str]) -> bool:
+        """Unload the evicted as their last jobs end, then load and warm the model. Blocks.
 
         Returns:
             Whether it is warm now. One that cannot be loaded is broken, and tried again later.
         """
-        for victim in victims:
-            self._retire(self._models[victim])
+        for model_name in evicted:
+            self._retire(self._models[model_name])
         if self._closed:
             return False
         model = self._models[name]

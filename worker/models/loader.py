@@ -1,4 +1,4 @@
-"""Load the models that jobs wait for and nobody has warm; leave the others to who has.
+"""Load models that jobs wait for and no worker has warm.
 
 A worker takes messages of its warm models only (`worker.core.queues`), so a job goes to a worker
 that holds its model, as long as there is one that keeps up. This thread looks at the queues of
@@ -6,7 +6,6 @@ the cold models: it loads one when jobs wait there and no live worker takes them
 waited too long in spite of it.
 """
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -15,64 +14,53 @@ import redis
 from shared.core import broker, worker_registry
 from shared.core.logging import get_logger
 from shared.core.worker_registry import ModelState, WorkerState
-from worker.models.cache import Residency
+from worker.core.loop import BackgroundLoop
+from worker.models.cache import ModelCache
 
 log = get_logger(__name__)
-
-
-_LOOK_SECONDS = 0.25
-
+_POLL_SECONDS = 0.25
 
 _COURTESY_SECONDS = 1.0
-"""For so long a worker that would have to unload something leaves a model to those with room."""
-
+"""A worker that would have to unload something first gives others with room this long."""
 
 _CLAIM_MS = 10_000
-"""Until the roster shows that the model is being loaded."""
+"""Until the worker registry shows that the model is being loaded."""
 
 
-class ModelKeeper:
-    """The thread that looks, and loads."""
+class ModelLoader(BackgroundLoop):
+    """Looks at the queues of cold models, and loads those that are needed."""
 
     def __init__(
         self,
-        models: Residency,
+        models: ModelCache,
         client: "redis.Redis",
         name: Callable[[], str],
         may_load: Callable[[], bool],
-        patience: float,
+        max_wait: float,
     ) -> None:
-        """`patience`: seconds that jobs may wait for workers that have their model warm."""
+        """`max_wait`: seconds that jobs may wait for workers that have their model warm."""
+        # A load in progress ends with the process.
+        super().__init__("model-loader", _POLL_SECONDS, waits_first=True, join=0)
         self._models = models
         self._redis = client
         self._name = name
         self._may_load = may_load
-        self._patience = patience
+        self._max_wait = max_wait
         self._waiting_since: dict[str, float] = {}
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
 
     def start(self) -> None:
-        """Begin to look; a worker that has all of its models loaded has nothing to look for."""
+        """Begin, unless all of its models are loaded."""
         if self._models.cold:
-            self._thread.start()
+            super().start()
 
-    def close(self) -> None:
-        """Stop looking. A load in progress ends with the process."""
-        self._closing.set()
+    def step(self) -> float | None:
+        """Poll, unless the worker is about to leave."""
+        if self._may_load():
+            self.poll()
+        return self._interval
 
-    def _run(self) -> None:
-        while not self._closing.wait(_LOOK_SECONDS):
-            try:
-                if self._may_load():
-                    self.look()
-            except (redis.RedisError, OSError) as error:
-                log.warning("queues_not_seen", error=type(error).__name__)
-            except Exception:
-                log.exception("model_keeper_failed")
-
-    def look(self) -> str | None:
-        """One look at the queues; the model that was loaded, if any.
+    def poll(self) -> str | None:
+        """Look at the queues once; the model that was loaded, if any.
 
         Raises:
             redis.RedisError: Redis cannot be reached.
@@ -88,24 +76,24 @@ class ModelKeeper:
         served = self._served_elsewhere()
         for name, since in sorted(self._waiting_since.items(), key=lambda entry: entry[1]):
             waited = now - since
-            if name in served and waited < self._patience:
+            if name in served and waited < self._max_wait:
                 continue
-            victims = self._models.victims_for(name, wanted)
-            if victims is None or (victims and waited < _COURTESY_SECONDS):
+            evicted = self._models.eviction_candidates(name, wanted)
+            if evicted is None or (evicted and waited < _COURTESY_SECONDS):
                 continue
             if not self._claim(name):
                 continue
-            log.info("model_needed", model=name, unloads=victims)
-            self._models.load(name, victims)
+            log.info("model_needed", model=name, unloads=evicted)
+            self._models.load(name, evicted)
             return name
         return None
 
     def _wanted(self) -> set[str]:
         """Models of this worker for which messages wait."""
         queues = [
-            (spec.name, broker.generate_queue(spec.name, lane))
+            (spec.name, broker.generate_queue(spec.name, queue_class))
             for spec in self._models.specs
-            for lane in broker.LANES
+            for queue_class in broker.QUEUE_CLASSES
         ]
         with self._redis.pipeline(transaction=False) as pipeline:
             for _, queue in queues:
@@ -117,7 +105,7 @@ class ModelKeeper:
         """Models that another worker takes, or is about to."""
         return {
             model.name
-            for worker in worker_registry.read(self._redis)
+            for worker in worker_registry.list_workers(self._redis)
             if (worker.takes_work or worker.state is WorkerState.WARMING)
             and worker.name != self._name()
             for model in worker.models

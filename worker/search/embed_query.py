@@ -14,16 +14,11 @@ from shared.core import broker
 from shared.core.broker import unreadable
 from shared.core.logging import get_logger
 from shared.core.settings import Settings
-from worker.search.embedders import Embedder, Loading, ModelNotLoaded, PictureEmbedder, open_small
+from worker.search.embedders import Embedder, ImageEmbedder, Loading, ModelNotLoaded, open_small
 
 log = get_logger(__name__)
-
-
 _KEPT_SECONDS = 7 * 24 * 3600
-
-
 _REPLY_SECONDS = 30
-
 
 _WAIT_FOR_MODEL = 1.5
 """Shorter than the API waits, so that it learns why there is no vector."""
@@ -73,10 +68,10 @@ class EmbeddingModels:
 def register_embed(
     app: Celery,
     models: EmbeddingModels,
-    picture_model: Loading[PictureEmbedder] | None,
+    image_embedding_model: Loading[ImageEmbedder] | None,
     client: "redis.Redis",
 ) -> None:
-    """The tasks of CPU workers: embed one text, or one picture, for one waiting request."""
+    """The tasks of CPU workers: embed one text, or one image, for one waiting request."""
 
     @app.task(name=broker.EMBED_TASK)
     def embed(model: str, text: str, reply_key: str) -> None:
@@ -88,21 +83,21 @@ def register_embed(
 
         answer_request(client, model, digest, reply_key, make)
 
-    @app.task(name=broker.EMBED_PICTURE_TASK)
-    def embed_picture(model: str, picture_key: str, reply_key: str) -> None:
-        packed = client.get(picture_key)
-        if packed is None:  # nobody waits any more
+    @app.task(name=broker.EMBED_IMAGE_TASK)
+    def embed_image(model: str, image_key: str, reply_key: str) -> None:
+        packed = client.get(image_key)
+        if packed is None:  # the request has given up
             return
         try:
             data = base64.b64decode(packed, validate=True)
         except ValueError as error:
-            unreadable("picture", error)
+            unreadable("image", error)
             return
 
         def make() -> list[float]:
-            if picture_model is None:
-                raise ModelNotLoaded("The CPU worker has no model for pictures.")
-            [vector] = picture_model.wait(_WAIT_FOR_MODEL).embed([open_small(data)])
+            if image_embedding_model is None:
+                raise ModelNotLoaded("The CPU worker has no model for images.")
+            [vector] = image_embedding_model.wait(_WAIT_FOR_MODEL).embed([open_small(data)])
             return vector
 
         answer_request(client, model, hashlib.sha256(data).hexdigest(), reply_key, make)

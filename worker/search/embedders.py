@@ -13,10 +13,7 @@ from shared.core.settings import Settings
 from shared.search.embeddings import embedding_source
 
 log = get_logger(__name__)
-
-
 M = TypeVar("M")
-
 
 _PAUSE_SECONDS = 10.0
 """After a load that failed: to try takes seconds of a core."""
@@ -74,6 +71,17 @@ class Loading(Generic[M]):
             self._done.set()
 
 
+def _load(source: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        source,
+        device="cpu",
+        trust_remote_code=False,
+        model_kwargs={"use_safetensors": True},  # a pickle would run what it holds
+    )
+
+
 class Embedder:
     """The embedding model of this process. Thread-safe: one call at a time."""
 
@@ -82,15 +90,19 @@ class Embedder:
         if former is not None:
             settings = settings.model_copy(update={"embedding_model": former})
         self.model_name = settings.embedding_model
-        self._dimensions = settings.embedding_dimensions if former is None else None
-        self._source = embedding_source(settings)
         self._lock = threading.Lock()
-        self._model = self._load()
+        self._model = _load(embedding_source(settings))
+        size = self._model.get_embedding_dimension()
+        if former is None and size != settings.embedding_dimensions:
+            raise ValueError(
+                f"{self.model_name} gives vectors of {size} numbers, "
+                f"but DARKROOM_EMBEDDING_DIMENSIONS is {settings.embedding_dimensions}"
+            )
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector for each text, float32, in order; zeros where it knows no part of it.
 
-        All that is unknown to a model looks the same to it, so that would be alike.
+        A vector for unknown parts would make all unknown texts match each other.
         """
         with self._lock:
             known = [self._known_parts(text) for text in texts]
@@ -116,25 +128,8 @@ class Embedder:
             text = f"{text[:start]} {text[end:]}"
         return text
 
-    def _load(self) -> Any:
-        from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(
-            self._source,
-            device="cpu",
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},  # a pickle would run what it holds
-        )
-        size = model.get_embedding_dimension()
-        if self._dimensions is not None and size != self._dimensions:
-            raise ValueError(
-                f"{self.model_name} gives vectors of {size} numbers, "
-                f"but DARKROOM_EMBEDDING_DIMENSIONS is {self._dimensions}"
-            )
-        return model
-
-
-class PictureEmbedder:
+class ImageEmbedder:
     """The image-text model of this process. Thread-safe: one call at a time."""
 
     def __init__(self, model_name: str, dimensions: int) -> None:
@@ -145,44 +140,33 @@ class PictureEmbedder:
         """
         self.model_name = model_name
         self._lock = threading.Lock()
-        self._model = self._load(dimensions)
-
-    def embed(self, pictures: Sequence[Image.Image]) -> list[list[float]]:
-        """One unit vector for each RGB picture of any size, float32, in order."""
-        with self._lock:
-            vectors = self._model.encode(
-                list(pictures), normalize_embeddings=True, show_progress_bar=False
-            )
-        return [[float(number) for number in vector] for vector in vectors]
-
-    def _load(self, dimensions: int) -> Any:
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(
-            self.model_name,
-            device="cpu",
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},  # a pickle would run what it holds
-        )
-        [vector] = model.encode([Image.new("RGB", (64, 64))], show_progress_bar=False)
+        self._model = _load(model_name)
+        [vector] = self.embed([Image.new("RGB", (64, 64))])
         if len(vector) != dimensions:
             raise ValueError(
                 f"{self.model_name} gives vectors of {len(vector)} numbers, "
-                f"but DARKROOM_PICTURE_DIMENSIONS is {dimensions}"
+                f"but DARKROOM_IMAGE_EMBEDDING_DIMENSIONS is {dimensions}"
             )
-        return model
+
+    def embed(self, images: Sequence[Image.Image]) -> list[list[float]]:
+        """One unit vector for each RGB image of any size, float32, in order."""
+        with self._lock:
+            vectors = self._model.encode(
+                list(images), normalize_embeddings=True, show_progress_bar=False
+            )
+        return [[float(number) for number in vector] for vector in vectors]
 
 
-def load_picture_model(settings: Settings) -> Loading[PictureEmbedder] | None:
+def load_image_embedding_model(settings: Settings) -> Loading[ImageEmbedder] | None:
     """Begin to load the configured model; None without one."""
-    name, dimensions = settings.picture_model, settings.picture_dimensions
+    name, dimensions = settings.image_embedding_model, settings.image_embedding_dimensions
     if name is None:
         return None
-    return Loading(name, lambda: PictureEmbedder(name, dimensions))
+    return Loading(name, lambda: ImageEmbedder(name, dimensions))
 
 
 def open_small(data: bytes) -> Image.Image:
-    """A thumbnail or a cleaned picture as RGB.
+    """A thumbnail or a cleaned image as RGB.
 
     Raises:
         OSError: it cannot be read.
@@ -191,4 +175,4 @@ def open_small(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
             return image.convert("RGB")
     except Exception as error:  # at damaged files Pillow raises SyntaxError, ValueError and others
-        raise OSError("The picture cannot be read.") from error
+        raise OSError("The image cannot be read.") from error

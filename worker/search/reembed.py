@@ -1,50 +1,44 @@
 """Keep embeddings current: indexes, prompts after a change of model, and images.
 
 The prompts themselves say how far it has come: each has its model's name beside its vector. So it
-can be stopped anywhere, and any leader goes on with it. Searches ask in every model that prompts
+can be stopped anywhere, and any leader continues it. Searches ask in every model that prompts
 have, so none is lost meanwhile.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from uuid import UUID
 
 from PIL import Image
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.database import unhurried
-from shared.core.errors import StorageUnavailable
+from shared.core.database import no_statement_timeout
 from shared.core.logging import get_logger
 from shared.core.settings import Settings
 from shared.core.storage import ObjectMissing, Storage
 from shared.search import embeddings, image_similarity
-from shared.search.embeddings import PICTURES, PROMPTS
+from shared.search.embeddings import IMAGES, PROMPTS
+from worker.core.loop import OUTAGES, LeaderLoop
 from worker.search.embed_query import EmbeddingModels
-from worker.search.embedders import Loading, ModelNotLoaded, PictureEmbedder, open_small
+from worker.search.embedders import ImageEmbedder, Loading, ModelNotLoaded, open_small
 
 log = get_logger(__name__)
-
 
 _AT_ONCE = 64
 """Prompts read and stored in one step: half a second of one core."""
 
-
 _IN_A_ROW = 8
 """Prompts embedded before a query that waits for the model gets its turn."""
 
-
-_TURN_SECONDS = 0.005
+_LOCK_WAIT_SECONDS = 0.005
 """Long enough for a thread that waits for the model to take it."""
-
 
 _IDLE_SECONDS = 20.0
 
 
-class EmbeddingKeeper:
-    """The thread that tends them while its process leads."""
+class PromptIndexer(LeaderLoop):
+    """Keeps the vectors of prompts and their index current while its process leads."""
 
     def __init__(
         self,
@@ -52,39 +46,19 @@ class EmbeddingKeeper:
         engine: Engine,
         database: sessionmaker[Session],
         models: EmbeddingModels,
-        leads: Callable[[], bool],
+        is_leader: Callable[[], bool],
     ) -> None:
+        super().__init__("prompt-indexer", _IDLE_SECONDS, is_leader)
         self._model = settings.embedding_model
         self._dimensions = settings.embedding_dimensions
         self._engine = engine
         self._database = database
         self._models = models
-        self._leads = leads
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="embedding-keeper", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the step in progress; one that makes an index is left to the database."""
-        self._closing.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            busy = False
-            try:
-                if self._leads():
-                    self.tend_indexes()
-                    busy = self.embed_some() > 0
-            except SQLAlchemyError as error:
-                log.warning("embedding_keeper_waits", error=type(error).__name__)
-            except Exception:
-                log.exception("embedding_keeper_failed")
-            if not busy:
-                self._closing.wait(_IDLE_SECONDS)
+    def lead(self) -> float:
+        """Make and drop indexes, then embed some prompts anew if any need it."""
+        self.tend_indexes()
+        return 0.0 if self.embed_some() else _IDLE_SECONDS
 
     def tend_indexes(self) -> None:
         """Make the index of the model in use; drop those of models that no prompt is of.
@@ -102,7 +76,7 @@ class EmbeddingKeeper:
         own = PROMPTS.name(self._model, self._dimensions)
         if own in known and not broken and not known.keys() - wanted:
             return
-        with unhurried(self._engine) as connection:
+        with no_statement_timeout(self._engine) as connection:
             for name in (known.keys() - wanted) | broken:
                 connection.execute(PROMPTS.drop(name))
                 log.info("embedding_index_dropped", index=name)
@@ -128,7 +102,7 @@ class EmbeddingKeeper:
         for start in range(0, len(rows), _IN_A_ROW):
             portion = rows[start : start + _IN_A_ROW]
             vectors += embedder.embed([row.text for row in portion])
-            self._closing.wait(_TURN_SECONDS)
+            self.pause(_LOCK_WAIT_SECONDS)
         with self._database.begin() as session:
             for (prompt_id, _), vector in zip(rows, vectors, strict=True):
                 session.execute(embeddings.store_embedding(prompt_id, former, self._model, vector))
@@ -136,31 +110,29 @@ class EmbeddingKeeper:
         return len(rows)
 
 
-# The table itself says which have one, so this can be stopped anywhere, and any leader goes on
-# with it; it also catches up after a change of the model. Pictures are gone through in windows,
-# so that no look at the ledger takes long; the newest window is looked at often, all others as
+# The table itself says which have one, so this can be stopped anywhere, and any leader continues
+# with it; it also catches up after a change of the model. Images are gone through in windows,
+# so that no look at the database takes long; the newest window is looked at often, all others as
 # they allow.
 
 _IMAGES_AT_ONCE = 16
 
-
 _WINDOW = 1_000
-"""Pictures that one look at the ledger goes through."""
-
+"""Images that one look at the database goes through."""
 
 _ANEW_AFTER = 1_000
-"""Pictures embedded before the newest are looked at again, while there is much to catch up with."""
-
+"""Images embedded before the newest are looked at again, while there is much to catch up with."""
 
 _IMAGES_IDLE_SECONDS = 5.0
 
-
 _SHARE = 0.05
-"""Of the time spent looking among all pictures, at most, where none is without a vector."""
+"""Of the time spent looking among all images, at most, where none is without a vector."""
 
 
-class PictureKeeper:
-    """The thread that does it while its process leads."""
+class ImageIndexer(LeaderLoop):
+    """Keeps the vectors of images and their index current while its process leads."""
+
+    passing = (*OUTAGES, ModelNotLoaded)
 
     def __init__(
         self,
@@ -169,50 +141,32 @@ class PictureKeeper:
         database: sessionmaker[Session],
         storage: Storage,
         *,
-        model: Loading[PictureEmbedder],
-        leads: Callable[[], bool],
+        model: Loading[ImageEmbedder],
+        is_leader: Callable[[], bool],
     ) -> None:
-        assert settings.picture_model is not None  # noqa: S101 - who makes a keeper has a model
-        self._name = settings.picture_model
-        self._dimensions = settings.picture_dimensions
+        super().__init__("image-indexer", _IMAGES_IDLE_SECONDS, is_leader)
+        assert settings.image_embedding_model is not None  # noqa: S101 - an indexer is made with a model
+        self._name = settings.image_embedding_model
+        self._dimensions = settings.image_embedding_dimensions
         self._engine = engine
         self._database = database
         self._storage = storage
         self._model = model
-        self._leads = leads
         self._indexed = False
         self._all_due = 0.0
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="picture-keeper", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the step in progress."""
-        self._closing.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            rest = _IMAGES_IDLE_SECONDS
-            try:
-                if self._leads():
-                    self.tend_index()
-                    started = time.monotonic()
-                    among_all = started >= self._all_due
-                    embedded = self.go_through(among_all=among_all)
-                    if embedded >= _ANEW_AFTER:
-                        rest = 0.0
-                    elif among_all and not embedded:
-                        ended = time.monotonic()
-                        self._all_due = ended + (ended - started) / _SHARE
-            except (SQLAlchemyError, StorageUnavailable, ModelNotLoaded) as error:
-                log.warning("picture_keeper_waits", error=type(error).__name__)
-            except Exception:
-                log.exception("picture_keeper_failed")
-            self._closing.wait(rest)
+    def lead(self) -> float:
+        """Look at the newest images, and among all of them as often as that takes little time."""
+        self.tend_index()
+        started = time.monotonic()
+        among_all = started >= self._all_due
+        embedded = self.go_through(among_all=among_all)
+        if embedded >= _ANEW_AFTER:
+            return 0.0
+        if among_all and not embedded:
+            ended = time.monotonic()
+            self._all_due = ended + (ended - started) / _SHARE
+        return _IMAGES_IDLE_SECONDS
 
     def tend_index(self) -> None:
         """Make the index of the model in use and drop all others; searches go on meanwhile.
@@ -222,17 +176,17 @@ class PictureKeeper:
         """
         if self._indexed:
             return
-        own = PICTURES.name(self._name, self._dimensions)
-        with unhurried(self._engine) as connection:
-            known = {row.relname: row.indisvalid for row in connection.execute(PICTURES.list())}
+        own = IMAGES.name(self._name, self._dimensions)
+        with no_statement_timeout(self._engine) as connection:
+            known = {row.relname: row.indisvalid for row in connection.execute(IMAGES.list())}
             for name, valid in known.items():
                 if name != own or not valid:
-                    connection.execute(PICTURES.drop(name))
-            connection.execute(PICTURES.create(self._name, self._dimensions, concurrently=True))
+                    connection.execute(IMAGES.drop(name))
+            connection.execute(IMAGES.create(self._name, self._dimensions, concurrently=True))
         self._indexed = True
 
     def go_through(self, *, among_all: bool) -> int:
-        """Give pictures their vectors, the newest first; returns how many were looked at.
+        """Give images their vectors, the newest first; returns how many were looked at.
 
         Ends with the oldest, with the first window unless it is to look `among_all`, or after many:
         there may be newer ones by then, to begin anew with.
@@ -244,7 +198,7 @@ class PictureKeeper:
         """
         before: UUID | None = None
         embedded = 0
-        while embedded < _ANEW_AFTER and self._leads() and not self._closing.is_set():
+        while embedded < _ANEW_AFTER and self._is_leader() and not self.is_closing:
             with self._database.begin() as session:
                 until = session.scalars(
                     image_similarity.end_of_window(before, _WINDOW)
@@ -262,16 +216,16 @@ class PictureKeeper:
 
     def _embed(self, rows: list[tuple[UUID, str]]) -> None:
         """`rows` are (id, key of the thumbnail)."""
-        pictures = {image_id: self._read(key) for image_id, key in rows}
-        there = {key: picture for key, picture in pictures.items() if picture is not None}
+        images = {image_id: self._read(key) for image_id, key in rows}
+        there = {key: image for key, image in images.items() if image is not None}
         vectors = self._model.wait(None).embed(list(there.values())) if there else []
         seen = dict(zip(there, vectors, strict=True))
         with self._database.begin() as session:
-            for image_id in pictures:
+            for image_id in images:
                 session.execute(
                     image_similarity.store_vector(image_id, self._name, seen.get(image_id))
                 )
-        log.info("pictures_embedded", count=len(there), unreadable=len(pictures) - len(there))
+        log.info("images_embedded", count=len(there), unreadable=len(images) - len(there))
 
     def _read(self, key: str) -> Image.Image | None:
         try:

@@ -11,29 +11,28 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from shared.core import telemetry
-from shared.core.ids import to_wire
+from shared.core.ids import encode_id
 from shared.core.outbound.client import GuardedClient, OutboundResponse
 from shared.core.outbound.url import OutboundError
 from shared.core.storage import Storage
 from shared.images.models import Image
-from shared.webhooks import delivery_queries, outbox, schedule
-from shared.webhooks.events import SENT_ONCE, EventType
-from shared.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookEvent
-from shared.webhooks.payloads import build_body
-from shared.webhooks.schedule import parse_retry_after
-from shared.webhooks.signing import SigningKey, signed_headers
+from shared.webhooks import delivery_queries, message, outbox, queries
+from shared.webhooks.message import SigningKey, build_body, parse_retry_after, signed_headers
+from shared.webhooks.models import (
+    SENT_ONCE,
+    EventType,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
+)
 
 MAX_READ = 64 * 1024
 """Bytes read of an answer; what a receiver says beyond them is its own affair."""
 
-
 MAX_KEPT = 1024
 """Bytes kept of an answer, for whoever looks into the log."""
 
-
 _POST = {"http.request.method": "POST"}
-
-
 _THROTTLED = frozenset({429, 503})
 
 
@@ -50,7 +49,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Claimed:
-    """A delivery in this worker's hands, with all that the request is made of."""
+    """A delivery in flight, with all that the request is made of."""
 
     delivery: WebhookDelivery
     event: WebhookEvent
@@ -70,7 +69,7 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptResult:
     """What came of an attempt."""
 
     verdict: Verdict
@@ -84,13 +83,13 @@ class Outcome:
 
 def attempt(
     claimed: Claimed, client: GuardedClient, storage: Storage, public_url: str, timeout: timedelta
-) -> Outcome:
+) -> AttemptResult:
     """Send one signed request through the guard and judge what comes back. Raises nothing of it."""
     event = claimed.event
     body = build_body(event, claimed.images, storage, public_url)
     headers = {
         "content-type": "application/json",
-        **signed_headers(to_wire("evt", event.id), claimed.started_at, body, claimed.keys),
+        **signed_headers(encode_id("evt", event.id), claimed.started_at, body, claimed.keys),
     }
     try:
         with telemetry.span("POST webhook", "client", attributes=_POST) as span:
@@ -107,7 +106,7 @@ def attempt(
             )
             span.set({"http.response.status_code": response.status})
     except OutboundError as error:
-        return Outcome(
+        return AttemptResult(
             Verdict.TRY_AGAIN if error.retryable else Verdict.GIVE_UP,
             error_code=error.code,
             error_message=str(error),
@@ -115,7 +114,7 @@ def attempt(
     return judge(response, claimed.started_at)
 
 
-def judge(response: OutboundResponse, now: datetime) -> Outcome:
+def judge(response: OutboundResponse, now: datetime) -> AttemptResult:
     """2xx is success; all else is failure, a redirect too; 410 is the end."""
     status = response.status
     verdict = Verdict.TRY_AGAIN
@@ -130,7 +129,7 @@ def judge(response: OutboundResponse, now: datetime) -> Outcome:
     retry_after = None
     if status in _THROTTLED:
         retry_after = parse_retry_after(response.headers.get("retry-after"), now)
-    return Outcome(
+    return AttemptResult(
         verdict,
         latency_ms=round(response.elapsed_s * 1000, 1),
         status=status,
@@ -151,11 +150,11 @@ FAILING_FOR = timedelta(days=5)
 
 
 class AttemptSuperseded(Exception):
-    """The lease ran out meanwhile, and the delivery is in other hands."""
+    """The lease ran out meanwhile, and another worker has the delivery."""
 
 
 def record(
-    session: Session, claimed: Claimed, outcome: Outcome, longest_hold: timedelta
+    session: Session, claimed: Claimed, result: AttemptResult, longest_hold: timedelta
 ) -> list[UUID]:
     """Write what came of an attempt; the ids of deliveries that this leads to.
 
@@ -166,11 +165,11 @@ def record(
     """
     delivery = claimed.delivery
     was_well = claimed.endpoint is None or claimed.endpoint.failing_since is None
-    if outcome.verdict is not Verdict.DELIVERED or not was_well:
+    if result.verdict is not Verdict.DELIVERED or not was_well:
         # What follows may change other rows too; who does that has the lock before any row.
         session.execute(delivery_queries.lock_destination(delivery.destination))
-    hold = None if outcome.retry_after is None else min(outcome.retry_after, longest_hold)
-    if session.scalar(_transition(claimed, outcome, hold)) is None:
+    hold = None if result.retry_after is None else min(result.retry_after, longest_hold)
+    if session.scalar(_transition(claimed, result, hold)) is None:
         raise AttemptSuperseded
     session.execute(
         delivery_queries.insert_attempt(
@@ -179,11 +178,11 @@ def record(
                 "number": delivery.attempts,
                 "tenant_id": delivery.tenant_id,
                 "started_at": claimed.started_at,
-                "latency_ms": outcome.latency_ms,
-                "status": outcome.status,
-                "error_code": outcome.error_code,
-                "error_message": outcome.error_message,
-                "response": outcome.response,
+                "latency_ms": result.latency_ms,
+                "status": result.status,
+                "error_code": result.error_code,
+                "error_message": result.error_message,
+                "response": result.response,
             }
         )
     )
@@ -191,19 +190,19 @@ def record(
         session.execute(delivery_queries.hold(delivery.id, claimed.url, hold))
     if claimed.endpoint is None:
         return []
-    return _note_health(session, claimed.endpoint, claimed, outcome)
+    return _note_health(session, claimed.endpoint, claimed, result)
 
 
 def _transition(
-    claimed: Claimed, outcome: Outcome, hold: timedelta | None
+    claimed: Claimed, result: AttemptResult, hold: timedelta | None
 ) -> TypedReturnsRows[UUID]:
     delivery = claimed.delivery
     held = delivery.id, delivery.attempts
-    if outcome.verdict is Verdict.DELIVERED:
+    if result.verdict is Verdict.DELIVERED:
         return delivery_queries.succeed(*held)
-    if outcome.verdict is Verdict.TRY_AGAIN and delivery.event_type not in SENT_ONCE:
+    if result.verdict is Verdict.TRY_AGAIN and delivery.event_type not in SENT_ONCE:
         jitter = random.uniform(-1, 1)
-        gap = schedule.next_gap(delivery.failures + 1, jitter)
+        gap = message.next_gap(delivery.failures + 1, jitter)
         if gap is not None:
             is_within = hold is not None and gap <= hold
             return delivery_queries.try_again(*held, None if is_within else gap)
@@ -211,28 +210,28 @@ def _transition(
 
 
 def _note_health(
-    session: Session, endpoint: WebhookEndpoint, claimed: Claimed, outcome: Outcome
+    session: Session, endpoint: WebhookEndpoint, claimed: Claimed, result: AttemptResult
 ) -> list[UUID]:
-    if outcome.verdict is Verdict.DELIVERED:
+    if result.verdict is Verdict.DELIVERED:
         if endpoint.failing_since is not None:
-            session.execute(delivery_queries.mark_well(endpoint.id))
+            session.execute(queries.mark_healthy(endpoint.id))
         return []
-    if claimed.event.type == EventType.ENDPOINT_TEST and outcome.verdict is not Verdict.GONE:
+    if claimed.event.type == EventType.ENDPOINT_TEST and result.verdict is not Verdict.GONE:
         return []  # Somebody is trying things out.
-    session.execute(delivery_queries.mark_failing(endpoint.id))
-    if outcome.verdict is Verdict.GONE:
-        switched_off = session.scalar(delivery_queries.disable(endpoint.id, "gone"))
+    session.execute(queries.mark_failing(endpoint.id))
+    if result.verdict is Verdict.GONE:
+        switched_off = session.scalar(queries.disable_endpoint(endpoint.id, "gone"))
     else:
-        switched_off = session.scalar(delivery_queries.disable(endpoint.id, "failing", FAILING_FOR))
+        switched_off = session.scalar(queries.disable_endpoint(endpoint.id, "failing", FAILING_FOR))
     if switched_off is None:
         return []
-    session.execute(delivery_queries.give_up(endpoint.id))
+    session.execute(queries.give_up_deliveries(endpoint.id))
     data = {"url": switched_off.url, "reason": switched_off.disabled_reason}
-    told = outbox.emit(
+    notified = outbox.emit(
         endpoint.tenant_id,
         EventType.ENDPOINT_DISABLED,
         endpoint.id,
         data,
         receivers=outbox.OTHERS,
     )
-    return session.scalar(told) or []
+    return session.scalar(notified) or []

@@ -1,9 +1,9 @@
 """Deliver webhooks: claim a delivery → send it → record what came of it → take the next.
 
-A message on the `webhooks` queue is only a hint that something is due for its destination. It is
+A message on the `webhooks` queue only says that something is due for its destination. It is
 followed on one of many threads of this module's own, because a receiver may take its time and
-Celery's threads have other work to do. Tenants share the threads (`FairSlots`); a hint that finds
-none for its tenant is dropped, and the dispatcher repeats it.
+Celery's threads have other work to do. Tenants share the threads (`FairSlots`); a message that
+finds none for its tenant is dropped, and the dispatcher repeats it.
 """
 
 import threading
@@ -20,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core import telemetry
-from shared.core.ids import to_wire
+from shared.core.ids import encode_id
 from shared.core.logging import get_logger
+from shared.core.metrics import show_zeros
 from shared.core.outbound.client import GuardedClient
 from shared.core.settings import Settings
 from shared.core.storage import Storage
@@ -29,29 +30,36 @@ from shared.images.models import Image
 from shared.images.queries import list_images_of_jobs
 from shared.jobs.queries.lookups import find_traceparent
 from shared.webhooks import delivery_queries, queries
-from shared.webhooks.events import SENT_ONCE, EventType
-from shared.webhooks.models import WebhookDelivery
-from shared.webhooks.schedule import webhook_policy
-from shared.webhooks.signing import SigningKey, new_secret
+from shared.webhooks.message import SigningKey, new_secret, webhook_policy
+from shared.webhooks.models import SENT_ONCE, EventType, WebhookDelivery
 from worker.core.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
-from worker.webhooks.attempt import AttemptSuperseded, Claimed, Outcome, Verdict, attempt, record
-from worker.webhooks.progress import WebhookHints
+from worker.webhooks.attempt import (
+    AttemptResult,
+    AttemptSuperseded,
+    Claimed,
+    Verdict,
+    attempt,
+    record,
+)
+from worker.webhooks.progress import WebhookNotifier
 
 log = get_logger(__name__)
 
 THREADS = 64
 """Requests at once in one process. Each waits for a receiver, up to 15 s when that hangs."""
 _LOOKUPS = 8
-"""Threads beside these that find out whose hints are."""
+"""Threads beside these that find out whose deliveries are."""
 _LEASE_MARGIN = timedelta(seconds=15)
 """Beyond the request's own limit, for recording it on a slow day."""
+_USUAL_FAILURES = ("http_error", "connection_failed", "unresolvable_host", "tls_failed")
+"""Codes after which a request is made again."""
 _LATE = timedelta(seconds=10)
 """Progress that old is not worth sending."""
 _CLOSING_SECONDS = 2.0
 
 
 class FairSlots:
-    """Shares slots among owners: nobody may hold as many as are free.
+    """Shares slots among owners: none may hold more than are free.
 
     So one owner takes half of them, two a third each, and there is always one for who comes next,
     whatever the others wait for (Choudhury and Hahne, "Dynamic queue length thresholds", 1998).
@@ -92,19 +100,21 @@ class FairSlots:
 
 
 class Deliverer:
-    """Follows hints, each on a thread, within the limits of destinations and of this process."""
+    """Follows messages, each on a thread, within the limits of destinations and of this process."""
 
     def __init__(
         self,
         settings: Settings,
         database: sessionmaker[Session],
         storage: Storage,
-        hints: WebhookHints,
+        notifier: WebhookNotifier,
     ) -> None:
+        show_zeros(WEBHOOK_ATTEMPTS, [Verdict.DELIVERED.name.lower()], ["none"])
+        show_zeros(WEBHOOK_ATTEMPTS, [Verdict.TRY_AGAIN.name.lower()], _USUAL_FAILURES)
         self._settings = settings
         self._database = database
         self._storage = storage
-        self._hints = hints
+        self._notifier = notifier
         self._client = GuardedClient(webhook_policy(settings))
         self._lease = settings.webhook_timeout + _LEASE_MARGIN
         self._free = threading.BoundedSemaphore(THREADS + _LOOKUPS)
@@ -113,14 +123,14 @@ class Deliverer:
         self._closing = threading.Event()
 
     @property
-    def idle(self) -> bool:
-        """Whether no delivery is in hand."""
+    def is_idle(self) -> bool:
+        """Whether no delivery is in flight."""
         return not self._threads
 
     def offer(self, delivery_id: UUID, traceparent: str | None = None) -> bool:
-        """Follow a hint, and return at once; False: no thread is free, and it was dropped.
+        """Follow a message, and return at once; False: no thread is free, and it was dropped.
 
-        `traceparent` is the trace of what has led to the delivery, if the hint says so.
+        `traceparent` is the trace of what has led to the delivery, if the message says so.
         """
         if self._closing.is_set() or not self._free.acquire(blocking=False):
             return False
@@ -147,7 +157,7 @@ class Deliverer:
             # The lease runs out, and the dispatcher offers the delivery again.
             log.warning("delivery_lost_postgres", error=type(error).__name__)
         except Exception:
-            log.exception("delivery_crashed", delivery_id=to_wire("whd", delivery_id))
+            log.exception("delivery_crashed", delivery_id=encode_id("whd", delivery_id))
         finally:
             self._threads.discard(threading.current_thread())
             self._free.release()
@@ -155,19 +165,19 @@ class Deliverer:
     def _deliver(self, delivery_id: UUID, traceparent: str | None) -> None:
         """What waits for the delivery's destination, oldest first, while its tenant has a slot."""
         with self._database.begin() as session:
-            found = session.execute(delivery_queries.get_destination(delivery_id)).one_or_none()
-        if found is None or not self._slots.take(found.tenant_id):
+            first = session.execute(delivery_queries.get_destination(delivery_id)).one_or_none()
+        if first is None or not self._slots.take(first.tenant_id):
             return
         try:
-            while claimed := self._claim_next(found.destination):
-                # The hint's trace is that of its own delivery.
+            while claimed := self._claim_next(first.destination):
+                # The message's trace is that of its own delivery.
                 own = traceparent if claimed.delivery.id == delivery_id else None
                 with self._observed(claimed, own):
                     self._handle(claimed)
-                if self._closing.is_set() or not self._slots.may_keep(found.tenant_id):
+                if self._closing.is_set() or not self._slots.may_keep(first.tenant_id):
                     return
         finally:
-            self._slots.release(found.tenant_id)
+            self._slots.release(first.tenant_id)
 
     def _claim_next(self, destination: str) -> Claimed | None:
         with self._database.begin() as session:
@@ -197,29 +207,29 @@ class Deliverer:
             with self._database.begin() as session:
                 session.execute(delivery_queries.fail(delivery.id, delivery.attempts))
             return
-        outcome = self._attempt(claimed)
+        result = self._attempt(claimed)
         log.info(
             "webhook_attempt",
             attempt=delivery.attempts,
             event_type=delivery.event_type,
-            verdict=outcome.verdict.name.lower(),
-            status=outcome.status,
-            error=outcome.error_code,
-            ms=outcome.latency_ms,
+            verdict=result.verdict.name.lower(),
+            status=result.status,
+            error=result.error_code,
+            ms=result.latency_ms,
         )
         try:
             with self._database.begin() as session:
-                told = record(session, claimed, outcome, self._settings.webhook_longest_hold)
+                notified = record(session, claimed, result, self._settings.webhook_longest_hold)
         except AttemptSuperseded:
             log.warning("webhook_attempt_superseded")
             return
-        self._hints.publish(told)
+        self._notifier.publish(notified)
 
     @contextmanager
     def _observed(self, claimed: Claimed, traceparent: str | None) -> Iterator[None]:
         """The delivery's log lines carry its ids; it is a span of its job's trace."""
         delivery = claimed.delivery
-        ids = {"delivery_id": to_wire("whd", delivery.id), "tenant_id": str(delivery.tenant_id)}
+        ids = {"delivery_id": encode_id("whd", delivery.id), "tenant_id": str(delivery.tenant_id)}
         if telemetry.is_tracing() and traceparent is None:
             with self._database.begin() as session:
                 traceparent = session.scalar(find_traceparent(delivery.resource_id))
@@ -232,26 +242,26 @@ class Deliverer:
         ):
             yield
 
-    def _attempt(self, claimed: Claimed) -> Outcome:
+    def _attempt(self, claimed: Claimed) -> AttemptResult:
         settings = self._settings
         started = time.monotonic()
         try:
-            outcome = attempt(
+            result = attempt(
                 claimed, self._client, self._storage, settings.public_url, settings.webhook_timeout
             )
         except Exception as error:
             # It must count as a failure, or it would be tried for ever.
             log.exception("webhook_attempt_crashed")
-            outcome = Outcome(
+            result = AttemptResult(
                 Verdict.TRY_AGAIN,
                 error_code="internal_error",
                 error_message=f"Darkroom could not make the request ({type(error).__name__}).",
             )
         seconds = time.monotonic() - started
-        verdict = outcome.verdict.name.lower()
-        WEBHOOK_ATTEMPTS.labels(verdict, outcome.error_code or "none").inc()
+        verdict = result.verdict.name.lower()
+        WEBHOOK_ATTEMPTS.labels(verdict, result.error_code or "none").inc()
         WEBHOOK_SECONDS.labels(verdict).observe(seconds)
-        return replace(outcome, latency_ms=round(seconds * 1000, 1))
+        return replace(result, latency_ms=round(seconds * 1000, 1))
 
 
 def _is_moot(claimed: Claimed) -> bool:

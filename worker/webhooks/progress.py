@@ -5,37 +5,35 @@ import time
 from collections.abc import Iterable
 from uuid import UUID
 
-import redis
 from celery import Celery
-from kombu.exceptions import KombuError
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.broker import publish_deliveries
+from shared.core.broker import REDIS_AWAY, publish_deliveries
 from shared.core.logging import get_logger
 from shared.jobs.models import Job
 from shared.webhooks import outbox, queries
-from shared.webhooks.events import EventType
+from shared.webhooks.models import EventType
+from worker.core.loop import BackgroundLoop
 from worker.engine.interface import StepUpdate
 
 log = get_logger(__name__)
 
 
-class WebhookHints:
-    """Publishes hints after a commit. Redis being away delays deliveries, it loses none."""
+class WebhookNotifier:
+    """Tells CPU workers of due deliveries after a commit. Without Redis they are late, not lost."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
     def jobs_changed(self, jobs: Iterable[Job]) -> None:
         """The deliveries that came with these jobs' transitions are due."""
-        self.publish([made for job in jobs for made in job.webhook_deliveries or ()])
+        self.publish([delivery for job in jobs for delivery in job.webhook_deliveries or ()])
 
     def publish(self, delivery_ids: Iterable[UUID]) -> None:
         """These deliveries are due."""
         try:
             publish_deliveries(self._app, delivery_ids)
-        except (KombuError, redis.RedisError, OSError) as error:
+        except REDIS_AWAY as error:
             # The dispatcher offers what is due within two seconds.
             log.warning("publish_failed", error=type(error).__name__)
 
@@ -47,56 +45,41 @@ class WebhookHints:
 INTERVAL_SECONDS = 0.5
 """The least time between two such events of one job."""
 
-
 _REMEMBERED_SECONDS = 1.0
 """How long it is believed which tenants want them."""
 
 
-class ProgressWebhooks:
-    """Writes `job.progress` events of the jobs in this process's hands."""
+class ProgressWebhooks(BackgroundLoop):
+    """Writes `job.progress` events of the jobs that this process has in flight."""
 
-    def __init__(self, database: sessionmaker[Session], hints: WebhookHints) -> None:
+    def __init__(self, database: sessionmaker[Session], notifier: WebhookNotifier) -> None:
+        super().__init__("progress-webhooks", None, join=2)
         self._database = database
-        self._hints = hints
+        self._notifier = notifier
         self._lock = threading.Lock()
         self._jobs: dict[UUID, Job] = {}
         self._steps: dict[UUID, dict[int, StepUpdate]] = {}
         self._wanting: dict[UUID, tuple[float, bool]] = {}
-        self._wake = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="progress-webhooks", daemon=True)
-        self._thread.start()
+        self.start()
 
     def note(self, job: Job, index: int, update: StepUpdate) -> None:
         """The newest step of image `index`; returns at once."""
         with self._lock:
             self._jobs[job.id] = job
             self._steps.setdefault(job.id, {})[index] = update
-        self._wake.set()
+        self.wake()
 
-    def forget(self, job_id: UUID) -> None:
+    def discard(self, job_id: UUID) -> None:
         """The job's attempt has ended."""
         with self._lock:
             self._jobs.pop(job_id, None)
             self._steps.pop(job_id, None)
 
-    def close(self) -> None:
-        """Stop."""
-        self._closed = True
-        self._wake.set()
-        self._thread.join(timeout=2)
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while not self._closed:
-            self._wake.wait()
-            self._wake.clear()
-            # First the pause: jobs of less than half a second have no progress to tell of.
-            pause.wait(INTERVAL_SECONDS)
-            try:
-                self._tell()
-            except SQLAlchemyError as error:
-                log.debug("progress_not_told", error=type(error).__name__)
+    def step(self) -> float | None:
+        """First the pause: jobs of less than half a second have no progress to tell of."""
+        self.pause(INTERVAL_SECONDS)
+        self._tell()
+        return self._interval
 
     def _tell(self) -> None:
         with self._lock:
@@ -114,8 +97,8 @@ class ProgressWebhooks:
                 webhook=job.webhook,
             )
             with self._database.begin() as session:
-                made = session.scalar(emitted)
-            self._hints.publish(made or ())
+                deliveries = session.scalar(emitted)
+            self._notifier.publish(deliveries or ())
 
     def _is_wanted(self, job: Job) -> bool:
         if job.webhook is not None and EventType.JOB_PROGRESS in job.webhook["events"]:
@@ -133,7 +116,7 @@ class ProgressWebhooks:
 def _snapshot(job: Job, steps: dict[int, StepUpdate]) -> dict[str, object]:
     """The job as `shared.webhooks.outbox` notes it, with its progress over all images."""
     newest = steps[max(steps)]
-    done = sum(update.step / update.steps for update in steps.values())
+    done = sum(update.fraction for update in steps.values())
     return {
         "kind": job.kind,
         "state": job.state,

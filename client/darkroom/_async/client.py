@@ -1,33 +1,41 @@
-"""The client: one service, one key, and everything that can be asked of it."""
+"""The client: one service, one API key, and all operations."""
 
-from types import TracebackType
-from typing import Literal, Self, Unpack
+from collections.abc import Mapping
+from typing import Any, Literal, Self, Unpack
 
 import httpx2
 
-from darkroom import wire
-from darkroom._async.account import AsyncHealthChecks, AsyncKeys, AsyncModels
+from darkroom import encoding
 from darkroom._async.batches import AsyncBatches
-from darkroom._async.images import AsyncImages, AsyncPicture
+from darkroom._async.images import (
+    AsyncImageHandle,
+    AsyncImages,
+    AsyncPrompts,
+    AsyncSessions,
+    AsyncUploads,
+)
 from darkroom._async.jobs import AsyncJobs
-from darkroom._async.pages import AsyncPages
-from darkroom._async.queues import AsyncQueues
-from darkroom._async.sessions import AsyncPrompts, AsyncSessions
+from darkroom._async.resource import AsyncPages
+from darkroom._async.service import (
+    AsyncHealthChecks,
+    AsyncKeys,
+    AsyncLoras,
+    AsyncModels,
+    AsyncQueues,
+    AsyncWorkers,
+)
 from darkroom._async.transport import AsyncTransport, Request
-from darkroom._async.uploads import AsyncUploads
 from darkroom._async.webhooks import AsyncWebhooks
-from darkroom._async.workers import AsyncWorkers
 from darkroom.configuration import find_configuration
-from darkroom.decoding import decode
-from darkroom.types.account import Usage
-from darkroom.types.gallery import Hit
+from darkroom.types.images import Hit
 from darkroom.types.requests import JobOptions, SearchFilters
+from darkroom.types.service import Usage
 
 
 class AsyncClient:
-    """A client of one Darkroom.
+    """A client of one Darkroom service.
 
-    Use it as a context manager, or close it. One client serves any number of tasks and keeps
+    Use it as a context manager, or close it. One client serves any number of tasks and reuses
     its connections.
     """
 
@@ -38,23 +46,23 @@ class AsyncClient:
         *,
         timeout: float = 30.0,
         retries: int = 4,
-        patience: float = 300.0,
+        retry_timeout: float = 300.0,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """
         Args:
             url: of the service; else DARKROOM_URL, else `.darkroom/env` here or above.
             api_key: else DARKROOM_API_KEY, else the same file.
-            timeout: seconds until an answer must come, beyond what is asked to wait.
-            retries: how many times a request that may be repeated is sent again.
-            patience: seconds for which waiting and streams put up with a service that is away.
+            timeout: seconds to wait for an answer, in addition to a requested wait.
+            retries: how often an idempotent request is sent again.
+            retry_timeout: seconds for which waits and streams tolerate a service that is down.
             transport: how connections are made, e.g. `httpx2.AsyncHTTPTransport(verify=…)`.
 
         Raises:
             ConfigurationError: there is no address, or no key.
         """
         configuration = find_configuration(
-            url, api_key, timeout=timeout, retries=retries, patience=patience
+            url, api_key, timeout=timeout, retries=retries, retry_timeout=retry_timeout
         )
         self.url = configuration.url
         self._transport = AsyncTransport(configuration, transport)
@@ -65,6 +73,7 @@ class AsyncClient:
         self.sessions = AsyncSessions(self._transport)
         self.prompts = AsyncPrompts(self._transport)
         self.webhooks = AsyncWebhooks(self._transport)
+        self.loras = AsyncLoras(self._transport)
         self.models = AsyncModels(self._transport)
         self.keys = AsyncKeys(self._transport)
         self.workers = AsyncWorkers(self._transport)
@@ -78,13 +87,8 @@ class AsyncClient:
         await self._transport.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -96,22 +100,28 @@ class AsyncClient:
         *,
         idempotency_key: str | None = None,
         timeout: float | None = None,
+        progress: bool | None = None,
+        extra_body: Mapping[str, Any] | None = None,
         **options: Unpack[JobOptions],
-    ) -> list[AsyncPicture]:
-        """Submit a job, wait for it, and return its pictures in the order of the seeds.
+    ) -> list[AsyncImageHandle]:
+        """Submit a job, wait for it, and return its images in the order of the seeds.
 
         Args:
-            prompt: what to show.
+            prompt: describes the image.
             idempotency_key: see `client.jobs.submit`.
-            timeout: seconds to wait; None: as long as it takes. The job itself goes on.
+            timeout: seconds to wait; None: as long as it takes. The job itself continues.
+            progress: whether to show a bar; by default in notebooks.
+            extra_body: see `client.jobs.submit`.
             options: see `JobOptions`.
 
         Raises:
-            JobFailed, JobCanceled, JobExpired: there are no pictures; `error.job` says why.
-            StillRunning: `timeout` seconds were over; `error.resource` is the job.
+            JobFailed, JobCanceled, JobExpired: there are no images; `error.job` says why.
+            WaitTimeoutError: it did not end within `timeout` seconds; `error.resource` is the job.
         """
-        handle = await self.jobs.submit(prompt, idempotency_key=idempotency_key, **options)
-        return await handle.result(timeout)
+        handle = await self.jobs.submit(
+            prompt, idempotency_key=idempotency_key, extra_body=extra_body, **options
+        )
+        return await handle.result(timeout, progress)
 
     def search(
         self,
@@ -122,19 +132,20 @@ class AsyncClient:
         after: str | None = None,
         **filters: Unpack[SearchFilters],
     ) -> AsyncPages[Hit]:
-        """Pictures whose prompts mean what `q` says, best first.
+        """Images whose prompts mean what `q` says, best first.
 
         Args:
-            q: in any language; an exact phrase or a rare word goes before a vague neighbour.
-                None: all that the filters leave, newest first.
-            rank: by the score, of meaning and words (the default), or by the similarity alone.
+            q: in any language; exact phrases and rare words rank above vague matches.
+                None: everything that matches the filters, newest first.
+            rank: by relevance (meaning and words, the default), or by similarity alone.
             page_size: entries to fetch at a time, 1 to 100.
-            after: where to go on: the `next_cursor` of a page.
+            after: where to continue: the `next_cursor` of a page.
             filters: see `SearchFilters`.
         """
-        query = wire.query({"q": q, "rank": rank, **filters, "limit": page_size})
+        encoding.refuse_unknown(filters, SearchFilters)
+        query = encoding.query({"q": q, "rank": rank, **filters, "limit": page_size})
         return AsyncPages(self._transport, Request("GET", "/v1/search", query), Hit, after)
 
     async def usage(self) -> Usage:
         """What this key has used and has left."""
-        return decode(Usage, await self._transport.json(Request("GET", "/v1/usage")))
+        return await self._transport.fetch(Usage, Request("GET", "/v1/usage"))

@@ -1,40 +1,119 @@
-"""Jobs: submit, wait, follow, steer."""
+"""Jobs: submit, wait, follow, cancel, retry, delete."""
 
 import base64
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack, cast
 
 import httpx2
 
-from darkroom import wire
+from darkroom import encoding
 from darkroom._async.concurrency import in_thread, sleep
-from darkroom._async.handles import AsyncJobHandle
-from darkroom._async.images import AsyncImages, AsyncPicture
-from darkroom._async.pages import AsyncPages
+from darkroom._async.images import AsyncImageHandle, AsyncImages, AsyncUploads
+from darkroom._async.resource import AsyncPages, AsyncResource
 from darkroom._async.transport import AsyncTransport, Request
-from darkroom._async.uploads import AsyncUploads
-from darkroom.decoding import decode
-from darkroom.errors import NoAnswer, StillRunning, not_succeeded
-from darkroom.resuming import EventReader
-from darkroom.types.events import JobEvent
+from darkroom.display import BAR_SECONDS, ImageList, progress_bar
+from darkroom.encoding import Identified
+from darkroom.errors import APIConnectionError, WaitTimeoutError, not_succeeded
+from darkroom.retries import EventReader
 from darkroom.types.images import Deleted, Image, Upload
-from darkroom.types.jobs import Job, JobDryRun, StreamTicket
+from darkroom.types.jobs import Job, JobChanged, JobDryRun, JobEvent, JobStatus, StreamTicket
 from darkroom.types.requests import FileSource, InitImage, JobOptions
 
-if TYPE_CHECKING:
-    from darkroom.wire import Identified
-
 _HOLD_SECONDS = 30
-"""For which one answer is held while waiting; then it is asked again."""
+"""How long one answer is held while waiting; then the request is sent again."""
+_MAX_INLINE = 11_000_000
+"""Bytes of files in the body; as base64 they leave room below the service's 16 MiB."""
 _NOT_SENT = "data:image/png;base64,"
-"""Stands, without any bytes, for a file where only its presence matters."""
+"""Without bytes it stands for a file where only its presence matters."""
 
 
-class AsyncJobs:
-    """`client.jobs`. Wherever a job is asked for, its id does as well."""
+class AsyncJobHandle:
+    """One job: from `client.jobs.submit(…)` or `client.jobs.handle(id)`."""
+
+    def __init__(self, jobs: "AsyncJobs", job_id: str, job: Job | None = None) -> None:
+        self._jobs = jobs
+        self.id = job_id
+        self._last = job
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, {self._last.state if self._last else '…'})"
+
+    @property
+    def job(self) -> Job:
+        """The latest known state of the job; sends no request.
+
+        Raises:
+            LookupError: nothing is known yet; call `refresh()`.
+        """
+        if self._last is None:
+            raise LookupError(f"Nothing is known of {self.id} yet: call refresh().")
+        return self._last
+
+    async def refresh(self) -> Job:
+        """The current state of the job."""
+        return self._note(await self._jobs.get(self.id))
+
+    async def status(self) -> JobStatus:
+        """`Queued(position, eta)`, `Running(progress, …)`, `Succeeded(images)`, `Failed(error)`,
+        `Canceled()` or `Expired()`."""
+        return (await self.refresh()).status
+
+    async def events(
+        self, *, previews: bool | None = None, after: str | None = None
+    ) -> AsyncGenerator[JobEvent, None]:
+        """The job's events as they happen; see `client.jobs.events`."""
+        # A caller that stops iterating releases the connection at once.
+        async with aclosing(self._jobs.events(self.id, previews=previews, after=after)) as events:
+            async for event in events:
+                if isinstance(event, JobChanged):
+                    self._note(event.job)
+                yield event
+
+    async def wait(self, timeout: float | None = None, progress: bool | None = None) -> Job:
+        """The job once it has ended, however it ends; see `client.jobs.wait`."""
+        return self._note(await self._jobs.wait(self.id, timeout, progress))
+
+    async def result(
+        self, timeout: float | None = None, progress: bool | None = None
+    ) -> list[AsyncImageHandle]:
+        """Wait, then return the images in the order of the seeds; a notebook shows them.
+
+        Args:
+            timeout: seconds; None: as long as it takes.
+            progress: whether to show a bar; by default in notebooks.
+
+        Raises:
+            JobFailed, JobCanceled, JobExpired: there are no images; `error.job` says why.
+            WaitTimeoutError: it did not end within `timeout` seconds.
+        """
+        job = await self.wait(timeout, progress)
+        return ImageList(self._jobs.image_handles(job))
+
+    async def cancel(self) -> Job:
+        """Cancel it: at once if queued, within a denoising step if running."""
+        return self._note(await self._jobs.cancel(self.id))
+
+    async def retry(self) -> Job:
+        """Queue it again, with the same seeds, after it failed, expired or was canceled."""
+        return self._note(await self._jobs.retry(self.id))
+
+    async def delete(self) -> Deleted:
+        """Permanently delete it and its images; it must have ended."""
+        return await self._jobs.delete(self.id)
+
+    def _note(self, job: Job) -> Job:
+        self._last = job
+        return job
+
+
+class AsyncJobs(AsyncResource):
+    """`client.jobs`. Wherever a job is expected, its id works as well."""
+
+    _path = "/v1/jobs"
 
     def __init__(
         self, transport: AsyncTransport, images: AsyncImages, uploads: AsyncUploads
@@ -42,6 +121,7 @@ class AsyncJobs:
         self._transport = transport
         self._images = images
         self._uploads = uploads
+        images._jobs = self
 
     async def submit(
         self,
@@ -49,61 +129,74 @@ class AsyncJobs:
         *,
         idempotency_key: str | None = None,
         wait: float | None = None,
+        extra_body: Mapping[str, Any] | None = None,
         **options: Unpack[JobOptions],
     ) -> AsyncJobHandle:
-        """Accept a job in milliseconds; its seeds are known at once (`handle.job.seeds`).
+        """Submit a job; its seeds are known at once (`handle.job.seeds`).
 
         Args:
-            prompt: what to show.
-            idempotency_key: names this one wish, so that asking again, even tomorrow or from
-                another process, gets this job and no second one. Without it one is made for
-                this call, which makes its retries safe.
-            wait: seconds for which the service may hold its answer until the job has ended.
+            prompt: describes the image.
+            idempotency_key: submitting again with the same key, even tomorrow or from another
+                process, returns this job instead of a second one. By default each call gets
+                its own, which makes its retries safe. With a key of yours, files are sent in
+                the body, up to 11 MB in all, so that the same files are the same request; give
+                larger ones as the id of an upload.
+            wait: seconds for which the service may hold the answer until the job has ended.
+            extra_body: fields that this version of the client does not know.
             options: see `JobOptions`.
 
         Raises:
             ValidationFailed: `errors` says which field breaks which rule.
-            TooManyRequests, Unavailable: also after retries.
+            RateLimitError, ServiceUnavailableError: after retries too.
         """
-        fields = {**options, "prompt": prompt}
-        if options.get("init_image") is not None:
-            fields["init_image"] = await self._initial_image(options["init_image"])
-        headers = {"Idempotency-Key": idempotency_key or wire.new_idempotency_key()}
+        encoding.refuse_unknown(options, JobOptions)
+        images = await self._send_images(options, _MAX_INLINE if idempotency_key else 0)
+        fields = {**options, "prompt": prompt, **(extra_body or {}), **images}
+        headers = {"Idempotency-Key": idempotency_key or encoding.new_idempotency_key()}
         if wait is not None:
             headers["Prefer"] = f"wait={max(0, round(wait))}"
-        asked = Request(
-            "POST", "/v1/jobs", json=wire.body(fields), headers=headers, waits=wait or 0.0
+        request = Request(
+            "POST", self._path, json=encoding.body(fields), headers=headers, waits=wait or 0.0
         )
-        job = decode(Job, await self._transport.json(asked))
+        job = await self._transport.fetch(Job, request)
         return AsyncJobHandle(self, job.id, job)
 
     async def dry_run(self, prompt: str, **options: Unpack[JobOptions]) -> JobDryRun:
-        """Check a submission, and say its cost and when it would be done; submits nothing.
+        """Check a submission and estimate its cost and completion, without submitting it.
 
-        A file as the initial image is sent only where the size follows it; nothing of it is kept.
+        A file given as the initial image is sent only if the size depends on it; it is not stored.
 
         Raises:
             ValidationFailed: `errors` says which field breaks which rule.
-            ModelNotAllowed, SizeNotAllowed: the key may not have such pictures made.
+            ModelNotAllowed, SizeNotAllowed: the key may not make such images.
         """
+        encoding.refuse_unknown(options, JobOptions)
         fields = {**options, "prompt": prompt}
-        given = options.get("init_image")
-        if isinstance(given, Image | Upload):
-            fields["init_image"] = given.id
-        elif given is not None and not isinstance(given, str):
-            is_sized = options.get("width") is not None and options.get("height") is not None
-            fields["init_image"] = _NOT_SENT if is_sized else await _data_url(given)
-        query = wire.query({"dry_run": True})
-        asked = Request("POST", "/v1/jobs", query, json=wire.body(fields), repeatable=True)
-        return decode(JobDryRun, await self._transport.json(asked))
+        is_sized = options.get("width") is not None and options.get("height") is not None
+        for name in ("init_image", "mask_image"):
+            given = options.get(name)
+            if isinstance(given, Image | Upload):
+                fields[name] = given.id
+            elif isinstance(given, str):
+                encoding.image_reference(given)
+            elif given is not None:
+                is_left_out = is_sized or name == "mask_image"
+                fields[name] = _NOT_SENT
+                if not is_left_out:
+                    _, data = await in_thread(encoding.read_file, cast("FileSource", given))
+                    fields[name] = _data_url(data)
+        for name, listed in _image_lists(options):
+            fields[name] = [{**each, "image": _unsent(each["image"])} for each in listed]
+        query = {"dry_run": True}
+        return await self._post(JobDryRun, self._path, query=query, json=fields, repeatable=True)
 
-    def handle(self, job: "str | Identified") -> AsyncJobHandle:
-        """The handle of a job that was submitted before. Asks nothing."""
-        return AsyncJobHandle(self, wire.id_of(job), job if isinstance(job, Job) else None)
+    def handle(self, job: str | Identified) -> AsyncJobHandle:
+        """A handle for a job that was submitted before; sends no request."""
+        return AsyncJobHandle(self, encoding.id_of(job), job if isinstance(job, Job) else None)
 
-    async def get(self, job: "str | Identified") -> Job:
-        """The job as it stands."""
-        return decode(Job, await self._transport.json(Request("GET", _path(job))))
+    async def get(self, job: str | Identified) -> Job:
+        """The current state of the job."""
+        return await self._get(Job, self._at(job))
 
     def list(
         self,
@@ -119,149 +212,178 @@ class AsyncJobs:
 
         Args:
             state: one state, or several.
-            session_id: of this session only.
+            session_id: only jobs of this session.
             created_after: with a time zone.
             created_before: with a time zone.
             page_size: entries to fetch at a time, 1 to 200.
-            after: where to go on: the `next_cursor` of a page.
+            after: where to continue: the `next_cursor` of a page.
         """
-        fields = {
-            "state": wire.states(state),
-            "session_id": session_id,
-            "created_after": created_after,
-            "created_before": created_before,
-            "limit": page_size,
-        }
-        return AsyncPages(
-            self._transport, Request("GET", "/v1/jobs", wire.query(fields)), Job, after
+        return self._list(
+            Job,
+            self._path,
+            page_size=page_size,
+            after=after,
+            state=state,
+            session_id=session_id,
+            created_after=created_after,
+            created_before=created_before,
         )
 
-    async def wait(self, job: "str | Identified", timeout: float | None = None) -> Job:
-        """The job once it has ended, in whatever way.
+    async def wait(
+        self, job: str | Identified, timeout: float | None = None, progress: bool | None = None
+    ) -> Job:
+        """The job once it has ended, however it ends.
 
-        A service that restarts meanwhile is waited for.
+        If the service restarts meanwhile, this keeps waiting.
 
         Args:
             job: the job or its id.
             timeout: seconds; None: as long as it takes.
+            progress: whether to show a bar; by default in notebooks.
 
         Raises:
-            StillRunning: `timeout` seconds were over first. The job goes on.
-            NoAnswer: the service was away for longer than the client's `patience`.
+            WaitTimeoutError: it did not end within `timeout` seconds. The job continues.
+            APIConnectionError: the service was down for longer than the client's `retry_timeout`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        bar = progress_bar(progress)
+        longest = _HOLD_SECONDS if bar is None else BAR_SECONDS
         while True:
-            left = _HOLD_SECONDS if deadline is None else deadline - time.monotonic()
-            hold = max(0, min(_HOLD_SECONDS, round(left)))
-            asked = Request(
+            left = longest if deadline is None else deadline - time.monotonic()
+            hold = max(0, min(longest, round(left)))
+            request = Request(
                 "GET",
-                _path(job),
+                self._at(job),
                 headers={"Prefer": f"wait={hold}"},
                 waits=hold,
-                patience=self._patience(deadline),
+                retry_timeout=self._retry_timeout(deadline),
             )
-            found = decode(Job, await self._transport.json(asked))
-            if found.is_final:
-                return found
+            latest = await self._transport.fetch(Job, request)
+            if bar is not None:
+                bar.show(latest)
+            if latest.is_final:
+                return latest
             if deadline is not None and time.monotonic() >= deadline:
-                raise StillRunning(found)
-            await sleep(0.05)  # less than half a second is left, which a header cannot say
+                raise WaitTimeoutError(latest)
+            await sleep(0.05)  # less than half a second is left, too little for the header
 
     async def events(
         self,
-        job: "str | Identified",
+        job: str | Identified,
         *,
         previews: bool | None = None,
         after: str | None = None,
     ) -> AsyncGenerator[JobEvent, None]:
-        """What happens to a job, as it happens, until it has ended.
+        """A job's events as they happen, until it has ended.
 
-        Begins with the job as it is. A connection that breaks is made again, behind the last
+        The first is the current state of the job. A broken connection is reopened after the last
         event; no event comes twice.
 
         Args:
             job: the job or its id.
-            previews: True asks for small pictures of the work, False leaves them out.
-            after: go on behind the event of this id.
+            previews: True asks for small images of the work so far, False leaves them out.
+            after: resume after the event with this id.
 
         Raises:
-            NoAnswer: the service was away for longer than the client's `patience`.
+            APIConnectionError: the service was down for longer than the client's `retry_timeout`.
         """
-        asked = Request("GET", f"{_path(job)}/events", wire.query({"previews": previews}))
+        request = Request("GET", self._at(job, "events"), encoding.query({"previews": previews}))
         reader = EventReader(after)
         while True:
-            opened = replace(asked, headers=reader.headers, patience=self._patience(None))
+            opened = replace(
+                request, headers=reader.headers, retry_timeout=self._retry_timeout(None)
+            )
             try:
                 async with self._transport.stream(opened) as response:
                     if response.status_code == 204:
-                        return  # the event to go on behind was the last
-                    async for told in httpx2.EventSource(response):
-                        event = reader.read(told)
+                        return  # the event to resume after was the last
+                    async for received in httpx2.EventSource(response):
+                        event = reader.read(received)
                         if event is not None:
                             yield event
                         if reader.is_over:
                             return
-            except NoAnswer:
-                # It broke: open it again, behind what has come.
-                if reader.outage.outlasts(self._transport.configuration.patience):
+            except APIConnectionError:
+                # The connection broke: reopen it after the last event.
+                if reader.outage.outlasts(self._transport.configuration.retry_timeout):
                     raise
             await sleep(reader.pause())
 
-    async def stream_ticket(self, job: "str | Identified") -> StreamTicket:
-        """A URL that follows the job without a key, for a browser."""
-        # Twice is harmless: a ticket that nobody uses.
-        asked = Request("POST", f"{_path(job)}/stream-ticket", repeatable=True)
-        return decode(StreamTicket, await self._transport.json(asked))
+    async def stream_ticket(self, job: str | Identified) -> StreamTicket:
+        """A URL for the job's events that needs no key, for a browser."""
+        # Sending it twice only wastes a ticket.
+        return await self._post(StreamTicket, self._at(job, "stream-ticket"), repeatable=True)
 
-    def images(self, job: "str | Identified") -> AsyncPages[Image]:
-        """The finished pictures in the order of the seeds."""
-        return AsyncPages(self._transport, Request("GET", f"{_path(job)}/images"), Image)
+    def images(self, job: str | Identified) -> AsyncPages[Image]:
+        """The finished images in the order of the seeds."""
+        return self._list(Image, self._at(job, "images"))
 
-    def pictures(self, job: Job) -> tuple[AsyncPicture, ...]:
-        """The pictures of a job that has succeeded, with their methods.
+    def image_handles(self, job: Job) -> tuple[AsyncImageHandle, ...]:
+        """The images of a job that has succeeded, with their methods.
 
         Raises:
-            JobFailed, JobCanceled, JobExpired: it has not.
-            StillRunning: it has not ended.
+            JobFailed, JobCanceled, JobExpired: it did not succeed.
+            WaitTimeoutError: it has not ended.
         """
         if not job.is_final:
-            raise StillRunning(job)
+            raise WaitTimeoutError(job)
         if job.state != "succeeded":
             raise not_succeeded(job)
         return tuple(self._images.bind(image, job) for image in job.images)
 
-    async def cancel(self, job: "str | Identified") -> Job:
-        """Cancel: at once when queued, within a denoising step when running. May be repeated."""
-        asked = Request("POST", f"{_path(job)}/cancel", repeatable=True)
-        return decode(Job, await self._transport.json(asked))
+    async def cancel(self, job: str | Identified) -> Job:
+        """Cancel it: at once if queued, within a denoising step if running. Idempotent."""
+        return await self._post(Job, self._at(job, "cancel"), repeatable=True)
 
-    async def retry(self, job: "str | Identified") -> Job:
-        """Queue a failed, expired or canceled job again, with its seeds and no deadlines."""
-        asked = Request("POST", f"{_path(job)}/retry")
-        return decode(Job, await self._transport.json(asked))
+    async def retry(self, job: str | Identified) -> Job:
+        """Queue a failed, expired or canceled job again, with its seeds and without deadlines."""
+        return await self._post(Job, self._at(job, "retry"))
 
-    async def delete(self, job: "str | Identified") -> Deleted:
-        """Delete an ended job with its pictures, for good."""
-        return decode(Deleted, await self._transport.json(Request("DELETE", _path(job))))
+    async def delete(self, job: str | Identified) -> Deleted:
+        """Permanently delete a job that has ended, with its images."""
+        return await self._delete(Deleted, self._at(job))
 
-    async def _initial_image(self, given: InitImage | None) -> Any:
-        if given is None or isinstance(given, str):
-            return given
-        if isinstance(given, Image | Upload):
-            return given.id
-        name, data = await in_thread(wire.read_file, given)
-        return (await self._uploads.send(name, data)).id
+    async def _send_images(self, options: Mapping[str, Any], room: int) -> dict[str, Any]:
+        """The fields with images, of which files are uploaded: those beyond `room` bytes."""
 
-    def _patience(self, deadline: float | None) -> float:
-        longest = self._transport.configuration.patience
+        async def sent(given: InitImage) -> str:
+            nonlocal room
+            if isinstance(given, str):
+                return encoding.image_reference(given)
+            if isinstance(given, Image | Upload):
+                return given.id
+            name, data = await in_thread(encoding.read_file, given)
+            if len(data) > room:
+                return (await self._uploads.send(name, data)).id
+            room -= len(data)
+            return _data_url(data)
+
+        fields: dict[str, Any] = {}
+        for name in ("init_image", "mask_image"):
+            if (image := options.get(name)) is not None:
+                fields[name] = await sent(image)
+        for name, listed in _image_lists(options):
+            fields[name] = [{**each, "image": await sent(each["image"])} for each in listed]
+        return fields
+
+    def _retry_timeout(self, deadline: float | None) -> float:
+        longest = self._transport.configuration.retry_timeout
         return longest if deadline is None else min(longest, max(0, deadline - time.monotonic()))
 
 
-async def _data_url(file: FileSource) -> str:
-    _, data = await in_thread(wire.read_file, file)
-    # The service looks at the bytes, not at the type that is said here.
+def _image_lists(options: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Those of the options that list objects with an image each."""
+    names = ("controls", "references")
+    return [(name, options[name]) for name in names if options.get(name) is not None]
+
+
+def _unsent(image: InitImage) -> str:
+    """What a dry run says of an image that it does not need."""
+    if isinstance(image, Image | Upload):
+        return image.id
+    return encoding.image_reference(image) if isinstance(image, str) else _NOT_SENT
+
+
+def _data_url(data: bytes) -> str:
+    # The service looks at the bytes, not at the type named here.
     return _NOT_SENT + base64.b64encode(data).decode("ascii")
-
-
-def _path(job: "str | Identified") -> str:
-    return f"/v1/jobs/{wire.segment(job)}"

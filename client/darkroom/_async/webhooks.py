@@ -1,13 +1,13 @@
-"""Webhook endpoints, the log of deliveries, and the tenant's own secret."""
+"""Webhook endpoints, the delivery log, and the tenant's own secret."""
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from darkroom import wire
-from darkroom._async.pages import AsyncPages
+from darkroom import encoding
+from darkroom._async.resource import AsyncPages, AsyncResource
 from darkroom._async.transport import AsyncTransport, Request
-from darkroom.decoding import decode
+from darkroom.encoding import Identified
 from darkroom.types.webhooks import (
     Delivery,
     Endpoint,
@@ -16,15 +16,11 @@ from darkroom.types.webhooks import (
     TenantSecret,
 )
 
-if TYPE_CHECKING:
-    from darkroom.wire import Identified
 
+class AsyncEndpoints(AsyncResource):
+    """`client.webhooks.endpoints`: registered receivers of events."""
 
-class AsyncEndpoints:
-    """`client.webhooks.endpoints`: receivers that are told of everything of their kinds."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
+    _path = "/v1/webhook-endpoints"
 
     async def create(
         self,
@@ -35,155 +31,130 @@ class AsyncEndpoints:
         enabled: bool | None = None,
         signature: Literal["v1", "v1a"] | None = None,
     ) -> EndpointWithSecret:
-        """Register a receiver; its `secret` is shown this once.
+        """Register a receiver; its `secret` is shown only once.
 
         Args:
             url: https, on port 443 or 80, unless the operator allows more.
-            events: without them the ends of jobs and all that happens to batches.
+            events: by default the ends of jobs and all events of batches.
             description: what it is for.
-            enabled: False: register it, send nothing yet.
+            enabled: False: register it without sending anything yet.
             signature: `v1` (the default) shares a secret, `v1a` signs with ed25519.
 
         Raises:
             TooManyWebhookEndpoints: the tenant has as many as it may have.
         """
-        body = wire.body(
-            {
-                "url": url,
-                "events": None if events is None else list(events),
-                "description": description,
-                "enabled": enabled,
-                "signature": signature,
-            }
-        )
-        asked = Request("POST", "/v1/webhook-endpoints", json=body)
-        return decode(EndpointWithSecret, await self._transport.json(asked))
+        fields = {
+            "url": url,
+            "events": events,
+            "description": description,
+            "enabled": enabled,
+            "signature": signature,
+        }
+        return await self._post(EndpointWithSecret, self._path, json=fields)
 
     def list(
         self, *, page_size: int | None = None, after: str | None = None
     ) -> AsyncPages[Endpoint]:
         """Endpoints, newest first."""
-        asked = Request("GET", "/v1/webhook-endpoints", wire.query({"limit": page_size}))
-        return AsyncPages(self._transport, asked, Endpoint, after)
+        return self._list(Endpoint, self._path, page_size=page_size, after=after)
 
-    async def get(self, endpoint: "str | Identified") -> Endpoint:
+    async def get(self, endpoint: str | Identified) -> Endpoint:
         """Without its secret; with the public keys of a v1a endpoint."""
-        return decode(Endpoint, await self._transport.json(Request("GET", self._path(endpoint))))
+        return await self._get(Endpoint, self._at(endpoint))
 
     async def update(
         self,
-        endpoint: "str | Identified",
+        endpoint: str | Identified,
         *,
         url: str | None = None,
         events: Iterable[str] | None = None,
         description: str | None = None,
         enabled: bool | None = None,
     ) -> Endpoint:
-        """Change what is given. Disabling gives up the deliveries that wait for it."""
-        body = wire.body(
-            {
-                "url": url,
-                "events": None if events is None else list(events),
-                "description": description,
-                "enabled": enabled,
-            }
-        )
-        asked = Request("PATCH", self._path(endpoint), json=body)
-        return decode(Endpoint, await self._transport.json(asked))
+        """Change the given fields. Disabling it drops its pending deliveries."""
+        fields = {"url": url, "events": events, "description": description, "enabled": enabled}
+        request = Request("PATCH", self._at(endpoint), json=encoding.body(fields))
+        return await self._transport.fetch(Endpoint, request)
 
-    async def delete(self, endpoint: "str | Identified") -> None:
-        """Delete it with its secrets and its part of the log."""
-        await self._transport.send(Request("DELETE", self._path(endpoint)))
+    async def delete(self, endpoint: str | Identified) -> None:
+        """Delete it, with its secrets and its delivery log."""
+        await self._transport.send(Request("DELETE", self._at(endpoint)))
 
-    async def rotate_secret(self, endpoint: "str | Identified") -> EndpointWithSecret:
-        """A new secret; for 24 hours requests carry a signature of each."""
-        asked = Request("POST", f"{self._path(endpoint)}/rotate-secret")
-        return decode(EndpointWithSecret, await self._transport.json(asked))
+    async def rotate_secret(self, endpoint: str | Identified) -> EndpointWithSecret:
+        """Make a new secret; for 24 hours requests are signed with both."""
+        return await self._post(EndpointWithSecret, self._at(endpoint, "rotate-secret"))
 
-    async def test(self, endpoint: "str | Identified") -> Delivery:
-        """Send `endpoint.test`, also to a disabled one; get the delivery to see how it went."""
-        asked = Request("POST", f"{self._path(endpoint)}/test")
-        return decode(Delivery, await self._transport.json(asked))
+    async def test(self, endpoint: str | Identified) -> Delivery:
+        """Send `endpoint.test`, even to a disabled one; get the delivery to see how it went."""
+        return await self._post(Delivery, self._at(endpoint, "test"))
 
     async def redeliver(
         self,
-        endpoint: "str | Identified",
+        endpoint: str | Identified,
         *,
         since: datetime,
         until: datetime | None = None,
         state: Literal["failed", "succeeded", "all"] | None = None,
     ) -> RedeliveryCount:
-        """Send again what it has missed in a time: what was given up, unless `state` says else."""
-        query = wire.query({"since": since, "until": until, "state": state})
-        asked = Request("POST", f"{self._path(endpoint)}/redeliver", query)
-        return decode(RedeliveryCount, await self._transport.json(asked))
-
-    def _path(self, endpoint: "str | Identified") -> str:
-        return f"/v1/webhook-endpoints/{wire.segment(endpoint)}"
+        """Resend the deliveries of a time range: failed ones, unless `state` says otherwise."""
+        query = {"since": since, "until": until, "state": state}
+        return await self._post(RedeliveryCount, self._at(endpoint, "redeliver"), query=query)
 
 
-class AsyncDeliveries:
+class AsyncDeliveries(AsyncResource):
     """`client.webhooks.deliveries`: the log, kept for 30 days."""
 
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
+    _path = "/v1/webhook-deliveries"
 
     def list(
         self,
         *,
-        endpoint: "str | Identified | None" = None,
-        job: "str | Identified | None" = None,
-        batch: "str | Identified | None" = None,
+        endpoint: str | Identified | None = None,
+        job: str | Identified | None = None,
+        batch: str | Identified | None = None,
         state: str | Iterable[str] | None = None,
         event: str | Iterable[str] | None = None,
         page_size: int | None = None,
         after: str | None = None,
     ) -> AsyncPages[Delivery]:
         """Deliveries, newest first, each with its attempts."""
-        fields = {
-            "endpoint_id": None if endpoint is None else wire.id_of(endpoint),
-            "job_id": None if job is None else wire.id_of(job),
-            "batch_id": None if batch is None else wire.id_of(batch),
-            "state": wire.states(state),
-            "event": wire.states(event),
-            "limit": page_size,
-        }
-        asked = Request("GET", "/v1/webhook-deliveries", wire.query(fields))
-        return AsyncPages(self._transport, asked, Delivery, after)
-
-    async def get(self, delivery: "str | Identified") -> Delivery:
-        """One delivery with its attempts."""
-        return decode(Delivery, await self._transport.json(Request("GET", self._path(delivery))))
-
-    async def redeliver(self, delivery: "str | Identified") -> Delivery:
-        """Send it again at once, whatever became of it, with the same `webhook-id`."""
-        asked = Request("POST", f"{self._path(delivery)}/redeliver")
-        return decode(Delivery, await self._transport.json(asked))
-
-    def _path(self, delivery: "str | Identified") -> str:
-        return f"/v1/webhook-deliveries/{wire.segment(delivery)}"
-
-
-class AsyncTenantSecrets:
-    """`client.webhooks.secret`: signs what goes to a URL that came with a job or batch."""
-
-    def __init__(self, transport: AsyncTransport) -> None:
-        self._transport = transport
-
-    async def get(self) -> TenantSecret:
-        """The secret. It needs the scope to write, since whoever has it can sign."""
-        return decode(
-            TenantSecret, await self._transport.json(Request("GET", "/v1/webhook-secret"))
+        return self._list(
+            Delivery,
+            self._path,
+            page_size=page_size,
+            after=after,
+            endpoint_id=None if endpoint is None else encoding.id_of(endpoint),
+            job_id=None if job is None else encoding.id_of(job),
+            batch_id=None if batch is None else encoding.id_of(batch),
+            state=state,
+            event=event,
         )
 
+    async def get(self, delivery: str | Identified) -> Delivery:
+        """A delivery with its attempts."""
+        return await self._get(Delivery, self._at(delivery))
+
+    async def redeliver(self, delivery: str | Identified) -> Delivery:
+        """Resend it at once, whatever its state, with the same `webhook-id`."""
+        return await self._post(Delivery, self._at(delivery, "redeliver"))
+
+
+class AsyncTenantSecrets(AsyncResource):
+    """`client.webhooks.secret`: signs deliveries to a URL that came with a job or batch."""
+
+    _path = "/v1/webhook-secret"
+
+    async def get(self) -> TenantSecret:
+        """The secret. Needs a scope that can write, since whoever has it can sign."""
+        return await self._get(TenantSecret, self._path)
+
     async def rotate(self) -> TenantSecret:
-        """A new one; the old one signs beside it for 24 hours."""
-        asked = Request("POST", "/v1/webhook-secret/rotate")
-        return decode(TenantSecret, await self._transport.json(asked))
+        """Make a new one; for 24 hours requests are signed with both."""
+        return await self._post(TenantSecret, f"{self._path}/rotate")
 
 
 class AsyncWebhooks:
-    """`client.webhooks`. What is received is verified by `darkroom.webhooks.verify`."""
+    """`client.webhooks`. Receivers verify requests with `darkroom.webhooks.verify`."""
 
     def __init__(self, transport: AsyncTransport) -> None:
         self.endpoints = AsyncEndpoints(transport)

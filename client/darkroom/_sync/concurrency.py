@@ -1,8 +1,10 @@
-"""The two things that asynchronous and blocking code do differently; each side has its own."""
+"""The few things that asynchronous and blocking code do differently; each side has its own."""
 
 import time
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+from darkroom.errors import DarkroomError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,3 +18,12 @@ def sleep(seconds: float) -> None:
 def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function that reads or writes files: right here, since nothing else waits."""
     return function(*args, **kwargs)
+
+
+def read_now(image: Any, *, thumbnail: bool = False) -> bytes | None:
+    """The file for a notebook; None if that fails."""
+    try:
+        data: bytes = image.thumbnail() if thumbnail else image.bytes()
+    except DarkroomError:
+        return None
+    return data

@@ -1,47 +1,58 @@
 # Generated from darkroom/_async by client/make_sync.py (`make client`). Do not edit.
-"""Pictures: their files, receipts, stars, and what is like them."""
+"""Images: files, receipts, stars, similar ones; initial images; sessions; prompts worth trying."""
 
 import hashlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from darkroom import wire
-from darkroom._sync.concurrency import in_thread
-from darkroom._sync.pages import Pages
-from darkroom._sync.transport import Request, Transport
+from darkroom import encoding
+from darkroom._sync.concurrency import in_thread, read_now
+from darkroom._sync.resource import Pages, Resource
+from darkroom._sync.transport import Request
 from darkroom.decoding import decode
+from darkroom.display import open_image, png
+from darkroom.encoding import Identified
 from darkroom.errors import (
-    ApiError,
-    DamagedDownload,
-    NoAnswer,
-    NotFound,
-    StillRunning,
-    UnexpectedAnswer,
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    ChecksumMismatch,
+    NotFoundError,
+    WaitTimeoutError,
 )
-from darkroom.types.gallery import Hit
-from darkroom.types.images import Deleted, Image, Inspection
+from darkroom.types.images import (
+    Deleted,
+    HistoryImage,
+    Hit,
+    Image,
+    Inspection,
+    Provenance,
+    Recommendation,
+    Session,
+    Upload,
+)
 from darkroom.types.jobs import Job, Reproduction
 from darkroom.types.requests import FileSource, SearchFilters
 
 if TYPE_CHECKING:
-    from darkroom.wire import Identified
+    from PIL.Image import Image as PillowImage
+
+    from darkroom._sync.jobs import JobHandle, Jobs
 
 _LONGEST_WAIT = 60
-"""Seconds for which the service holds an answer at most."""
-_STORAGE_PATIENCE = 1.0
-"""Seconds; after that the API is asked for the file instead."""
+"""Seconds for which the service holds an answer, at most."""
+_STORAGE_RETRY_TIMEOUT = 1.0
+"""Seconds; after that the file is requested from the API instead."""
 _Bytes = bytes
 
 
-class Picture(Image):
-    """A picture with its methods: an `Image` that knows the client which got it."""
-
-    _images: "Images"
+class ImageHandle(Image, frozen=True, kw_only=True):
+    """An image with its methods: an `Image` that knows the client it came from."""
 
     @classmethod
     def of(cls, images: "Images", image: Image, job: Job | None = None) -> Self:
-        """The same picture; of the job that made it come the fields that it has no copy of."""
+        """The same image, with the fields that it lacks taken from its job."""
         facts = {**image.raw}
         if job is not None:
             known = {
@@ -53,12 +64,17 @@ class Picture(Image):
                 "created_at": job.raw.get("finished_at"),
             }
             facts = {**known, **facts}
-        picture = decode(cls, facts)
-        object.__setattr__(picture, "_images", images)
-        return picture
+        bound = decode(cls, facts)
+        bound.__dict__["_images"] = images
+        return bound
+
+    @property
+    def _images(self) -> "Images":
+        images: Images = self.__dict__["_images"]
+        return images
 
     def save(self, path: str | Path = ".") -> Path:
-        """Write the file; into a folder (what has no extension is one) under its own name."""
+        """Write the file; a path without an extension is a folder, where it gets its own name."""
         return self._images.save(self, path)
 
     def receipt(self) -> dict[str, Any]:
@@ -69,20 +85,31 @@ class Picture(Image):
         """Make it again and compare."""
         return self._images.reproduce(self, timeout=timeout)
 
-    def star(self) -> "Picture":
-        """Mark it as one to keep."""
+    def upscale(
+        self,
+        scale: float | None = None,
+        method: Literal["lanczos", "latent"] | None = None,
+        *,
+        strength: float | None = None,
+        steps: int | None = None,
+    ) -> "JobHandle":
+        """Submit a job that makes it larger; see `client.images.upscale`."""
+        return self._images.upscale(self, scale, method, strength=strength, steps=steps)
+
+    def star(self) -> "ImageHandle":
+        """Star it."""
         return self._images.star(self)
 
-    def unstar(self) -> "Picture":
-        """Take its star away."""
+    def unstar(self) -> "ImageHandle":
+        """Remove its star."""
         return self._images.unstar(self)
 
     def delete(self) -> Deleted:
-        """Delete it for good."""
+        """Delete it; `client.images.restore` brings it back for a minute."""
         return self._images.delete(self)
 
     def similar(self, **filters: Unpack[SearchFilters]) -> Pages[Hit]:
-        """Pictures like this one, best first."""
+        """Similar images, best first."""
         return self._images.similar(self, **filters)
 
     def thumbnail(self) -> _Bytes:
@@ -93,126 +120,185 @@ class Picture(Image):
         """The file."""
         return self._images.download(self)
 
+    def pil(self) -> "PillowImage":
+        """The file as a `PIL.Image.Image`.
 
-class Images:
-    """`client.images`. Wherever a picture is asked for, its id does as well."""
+        Raises:
+            ImportError: Pillow is not installed.
+        """
+        return open_image(self.bytes())
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def _repr_png_(self) -> _Bytes | None:
+        return png(self.content_type, lambda: read_now(self))
 
-    def get(self, image: "str | Identified") -> Picture:
-        """A picture's facts, with fresh URLs."""
-        return self._picture(Request("GET", _path(image)))
+    def _repr_jpeg_(self) -> _Bytes | None:
+        return read_now(self) if self.content_type == "image/jpeg" else None
 
-    def bind(self, image: Image, job: Job | None = None) -> Picture:
-        """A picture that came inside of something else (a hit, a job), with its methods."""
-        return Picture.of(self, image, job)
+    def _thumbnail_now(self) -> _Bytes | None:
+        return read_now(self, thumbnail=True)
+
+
+class Images(Resource):
+    """`client.images`. Wherever an image is expected, its id works as well."""
+
+    _path = "/v1/images"
+    _jobs: "Jobs"
+    """Set by them."""
+
+    def get(self, image: str | Identified) -> ImageHandle:
+        """An image's data, with fresh URLs."""
+        return self._fetch(Request("GET", self._at(image)))
+
+    def bind(self, image: Image, job: Job | None = None) -> ImageHandle:
+        """An image from another answer (a search result, a job), with its methods."""
+        return ImageHandle.of(self, image, job)
 
     def download(
         self, image: str | Image, *, through_api: bool = False, attachment: bool = False
     ) -> _Bytes:
         """The file.
 
-        It is read from object storage, by a fresh URL if the one at hand has expired, and through
-        the API where storage cannot be reached from here.
+        It is read from object storage, with a fresh URL if this one has expired, or through the
+        API where object storage cannot be reached from here.
 
         Args:
-            image: the picture or its id.
-            through_api: do not even try object storage.
-            attachment: only with `through_api`: have it sent as a browser's download.
+            image: the image or its id.
+            through_api: do not try object storage first.
+            attachment: with `through_api`: send it as a download, for a browser.
 
         Raises:
-            DamagedDownload: what came is not what is on record.
+            ChecksumMismatch: the bytes received are not those on record.
         """
         known = image if isinstance(image, Image) else self.get(image)
         data = None if through_api else self._from_storage(known)
         if data is None:
             fields = {"proxy": True, "download": attachment or None}
-            asked = Request("GET", f"{_path(known)}/content", wire.query(fields))
-            data = (self._transport.send(asked)).content
+            request = Request("GET", self._at(known, "content"), encoding.query(fields))
+            data = (self._transport.send(request)).content
         if hashlib.sha256(data).hexdigest() != known.sha256:
-            raise DamagedDownload(f"{known.id}: {len(data)} bytes came, of another SHA-256")
+            raise ChecksumMismatch(f"{known.id}: {len(data)} bytes received, with another SHA-256")
         return data
 
     def save(self, image: str | Image, path: str | Path = ".") -> Path:
         """Write the file, whole or not at all. Returns where it is.
 
         Args:
-            image: the picture or its id.
-            path: a file's name; or a folder, where it gets its own name. What has no extension
-                is a folder, and folders are made.
+            image: the image or its id.
+            path: a file, or a folder, where it gets its own name. A path without an extension
+                is a folder. Folders are created.
         """
         known = image if isinstance(image, Image) else self.get(image)
         data = self.download(known)
-        target = in_thread(wire.file_in, Path(path), known.file_name)
-        return in_thread(wire.write_file, target, data)
+        target = in_thread(encoding.file_in, Path(path), known.file_name)
+        return in_thread(encoding.write_file, target, data)
 
-    def thumbnail(self, image: "str | Identified") -> _Bytes:
+    def thumbnail(self, image: str | Identified) -> _Bytes:
         """A small WebP, through the API."""
-        asked = Request("GET", f"{_path(image)}/thumbnail", wire.query({"proxy": True}))
-        return (self._transport.send(asked)).content
+        request = Request("GET", self._at(image, "thumbnail"), encoding.query({"proxy": True}))
+        return (self._transport.send(request)).content
 
-    def receipt(self, image: "str | Identified") -> dict[str, Any]:
-        """How the picture was made, as it is in the file's `darkroom` chunk."""
-        answer: dict[str, Any] = self._transport.json(Request("GET", f"{_path(image)}/receipt"))
-        return answer
+    def receipt(self, image: str | Identified) -> dict[str, Any]:
+        """How the image was made, as in the file's `darkroom` chunk."""
+        return self._get(dict[str, Any], self._at(image, "receipt"))
 
     def reproduce(
         self,
-        image: "str | Identified",
+        image: str | Identified,
         *,
-        job: "str | Identified | None" = None,
+        job: str | Identified | None = None,
         timeout: float | None = None,
     ) -> Reproduction:
-        """Make the picture again and compare; waits until that is done.
+        """Make the image again and compare; waits until that is done.
 
         Args:
-            image: the picture or its id.
-            job: go on with this job, which was begun for it before.
+            image: the image or its id.
+            job: continue with this job, which was started for it before.
             timeout: seconds; None: as long as it takes.
 
         Raises:
-            StillRunning: `timeout` seconds were over first. Ask again: it goes on.
-            NotReproducible: the model or the initial image is not there any more.
+            WaitTimeoutError: it took longer than `timeout` seconds. Call again to continue.
+            NotReproducible: the model or the initial image no longer exists.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        going_on = None if job is None else wire.id_of(job)
+        job_id = None if job is None else encoding.id_of(job)
         while True:
             left = _LONGEST_WAIT if deadline is None else deadline - time.monotonic()
             wait = max(0, min(_LONGEST_WAIT, round(left)))
-            asked = Request(
+            request = Request(
                 "POST",
-                f"{_path(image)}/reproduce",
-                wire.query({"job": going_on}),
+                self._at(image, "reproduce"),
+                encoding.query({"job": job_id}),
                 headers={"Prefer": f"wait={wait}"},
-                repeatable=True,  # no second job is begun while one is unfinished
+                repeatable=True,  # no second job is started while one is unfinished
                 waits=wait,
-                patience=self._transport.configuration.patience,
+                retry_timeout=self._transport.configuration.retry_timeout,
             )
-            result = decode(Reproduction, self._transport.json(asked))
+            result = self._transport.fetch(Reproduction, request)
             if result.verdict is not None:
                 return result
             if deadline is not None and time.monotonic() >= deadline:
-                raise StillRunning(result.job)
-            going_on = result.job.id
+                raise WaitTimeoutError(result.job)
+            job_id = result.job.id
+
+    def upscale(
+        self,
+        image: str | Identified,
+        scale: float | None = None,
+        method: Literal["lanczos", "latent"] | None = None,
+        *,
+        strength: float | None = None,
+        steps: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> "JobHandle":
+        """Submit a job that makes the image larger: `(…).result()` is the larger one.
+
+        Args:
+            image: the image or its id.
+            scale: how many times, above 1 to 4; by default 2.
+            method: `lanczos` (default) resamples the pixels and costs no device time; `latent`
+                denoises the upscaled latents with the image's own prompt, seed and settings.
+            strength: with `latent`: how far to leave the image; by default 0.7.
+            steps: with `latent`: of the whole schedule; by default the image's own.
+            idempotency_key: as in `client.jobs.submit`.
+        """
+        fields = {"scale": scale, "method": method, "strength": strength, "steps": steps}
+        headers = {"Idempotency-Key": idempotency_key or encoding.new_idempotency_key()}
+        body = encoding.body(fields)
+        request = Request("POST", self._at(image, "upscale"), json=body, headers=headers)
+        job = self._transport.fetch(Job, request)
+        return self._jobs.handle(job)
+
+    def provenance(self, image: str | Identified) -> Provenance:
+        """How the stored file says that a model made it; its manifest is verified."""
+        return self._transport.fetch(Provenance, Request("GET", self._at(image, "provenance")))
 
     def inspect(self, file: FileSource) -> Inspection:
-        """What a picture made by Darkroom says of itself; nothing of it is kept."""
-        sent = in_thread(wire.read_file, file)
-        asked = Request("POST", "/v1/images/inspect", files={"file": sent}, repeatable=True)
-        return decode(Inspection, self._transport.json(asked))
+        """What an image made by Darkroom says about itself; the file is not stored."""
+        sent = in_thread(encoding.read_file, file)
+        return self._post(Inspection, "/v1/images/inspect", files={"file": sent}, repeatable=True)
 
-    def star(self, image: "str | Identified") -> Picture:
-        """Mark as one to keep; searches can ask for such, recommendations prefer them."""
-        return self._picture(Request("PUT", f"{_path(image)}/star"))
+    def star(self, image: str | Identified) -> ImageHandle:
+        """Star an image; searches can filter by stars, recommendations prefer them."""
+        return self._fetch(Request("PUT", self._at(image, "star")))
 
-    def unstar(self, image: "str | Identified") -> Picture:
-        """Take the star away; the picture stays."""
-        return self._picture(Request("DELETE", f"{_path(image)}/star"))
+    def unstar(self, image: str | Identified) -> ImageHandle:
+        """Remove the star; the image stays."""
+        return self._fetch(Request("DELETE", self._at(image, "star")))
 
-    def delete(self, image: "str | Identified") -> Deleted:
-        """Delete for good: row, files, and the prompt's embedding if nothing else needs it."""
-        return decode(Deleted, self._transport.json(Request("DELETE", _path(image))))
+    def delete(self, image: str | Identified) -> Deleted:
+        """Delete the record, the files, and the prompt's embedding if unused.
+
+        It is hidden at once and gone for good after a minute; see `restore`.
+        """
+        return self._delete(Deleted, self._at(image))
+
+    def restore(self, image: str | Identified) -> ImageHandle:
+        """Undo a deletion of the last minute.
+
+        Raises:
+            NotFoundError: it was deleted longer ago, or its job was deleted since.
+        """
+        return self._fetch(Request("POST", self._at(image, "restore")))
 
     def similar(
         self,
@@ -222,47 +308,131 @@ class Images:
         after: str | None = None,
         **filters: Unpack[SearchFilters],
     ) -> Pages[Hit]:
-        """Pictures like this one, best first, without itself.
+        """Images similar to this one, best first, without itself.
 
-        By pixels where the service has a model that sees them, else by what prompts mean.
+        By pixels where the service has an image-text model, else by the meaning of the prompts.
 
         Args:
-            image: a picture, its id, or a file; where prompts are compared, one that Darkroom made.
+            image: an image, its id, or a file; where prompts are compared, a file made by Darkroom.
             page_size: entries to fetch at a time, 1 to 100.
-            after: where to go on: the `next_cursor` of a page.
+            after: where to continue: the `next_cursor` of a page.
             filters: see `SearchFilters`.
         """
-        query = wire.query({**filters, "limit": page_size})
+        encoding.refuse_unknown(filters, SearchFilters)
+        query = encoding.query({**filters, "limit": page_size})
         if isinstance(image, str | Image):
-            body = {"image_id": wire.id_of(image)}
-            asked = Request("POST", "/v1/search", query, json=body, repeatable=True)
+            body = {"image_id": encoding.image_reference(encoding.id_of(image))}
+            request = Request("POST", "/v1/search", query, json=body, repeatable=True)
         else:
-            sent = wire.read_file(image)
-            asked = Request("POST", "/v1/search", query, files={"file": sent}, repeatable=True)
-        return Pages(self._transport, asked, Hit, after)
+            sent = encoding.read_file(image)
+            request = Request("POST", "/v1/search", query, files={"file": sent}, repeatable=True)
+        return Pages(self._transport, request, Hit, after)
 
-    def _picture(self, asked: Request) -> Picture:
-        return self.bind(decode(Image, self._transport.json(asked)))
+    def _fetch(self, request: Request) -> ImageHandle:
+        return self.bind(self._transport.fetch(Image, request))
 
     def _from_storage(self, image: Image) -> _Bytes | None:
-        """The file from object storage; None where that cannot be had."""
+        """The file from object storage; None where that fails."""
         try:
             return self._read(image.url)
-        except NoAnswer:
-            return None  # storage has an address that is none from here
-        except (ApiError, UnexpectedAnswer):
+        except APIConnectionError:
+            return None  # object storage cannot be reached from here
+        except (APIStatusError, APIResponseValidationError):
             fresh = self.get(image)  # the URL has expired
         try:
             return self._read(fresh.url)
-        except NotFound:
+        except NotFoundError:
             return None  # let the API say what is missing
-        except (NoAnswer, ApiError):
+        except (APIConnectionError, APIStatusError):
             return None
 
     def _read(self, url: str) -> _Bytes:
-        asked = Request("GET", url, patience=_STORAGE_PATIENCE)
-        return (self._transport.send(asked)).content
+        request = Request("GET", url, retry_timeout=_STORAGE_RETRY_TIMEOUT)
+        return (self._transport.send(request)).content
 
 
-def _path(image: "str | Identified") -> str:
-    return f"/v1/images/{wire.segment(image)}"
+class Uploads(Resource):
+    """`client.uploads`: initial images uploaded ahead."""
+
+    _path = "/v1/uploads"
+
+    def create(self, file: FileSource) -> Upload:
+        """Upload an image: PNG, JPEG or WebP, 10 MB at most, 64 to 4096 pixels a side.
+
+        Raises:
+            ImageRefused: it cannot be used; `detail` says why.
+        """
+        return self.send(*in_thread(encoding.read_file, file))
+
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> Pages[Upload]:
+        """Initial images, newest first, including those that came with a job."""
+        return self._list(Upload, self._path, page_size=page_size, after=after)
+
+    def get(self, upload: str | Identified) -> Upload:
+        """The stored image, with a URL that works for some minutes."""
+        return self._get(Upload, self._at(upload))
+
+    def delete(self, upload: str | Identified) -> Deleted:
+        """Permanently delete it; images made from it stay.
+
+        Raises:
+            JobNotFinished: a job that starts from it is queued or running.
+        """
+        return self._delete(Deleted, self._at(upload))
+
+    def send(self, name: str, data: bytes) -> Upload:
+        """Like `create`, for bytes."""
+        # Sending it twice only wastes an upload.
+        return self._post(Upload, self._path, files={"file": (name, data)}, repeatable=True)
+
+
+class Sessions(Resource):
+    """`client.sessions`: folders of jobs and their images."""
+
+    _path = "/v1/sessions"
+
+    def list(self, *, page_size: int | None = None, after: str | None = None) -> Pages[Session]:
+        """Sessions, newest first."""
+        return self._list(Session, self._path, page_size=page_size, after=after)
+
+    def get(self, session: str | Identified) -> Session:
+        """A session, with the number of its jobs and images."""
+        return self._get(Session, self._at(session))
+
+    def images(
+        self,
+        session: str | Identified,
+        q: str | None = None,
+        *,
+        page_size: int | None = None,
+        after: str | None = None,
+    ) -> Pages[HistoryImage]:
+        """The history: newest first, or with `q` by meaning, best first."""
+        path = self._at(session, "images")
+        return self._list(HistoryImage, path, page_size=page_size, after=after, q=q)
+
+    def delete(self, session: str | Identified) -> Deleted:
+        """Permanently delete everything in it.
+
+        Raises:
+            JobNotFinished: one of its jobs is queued or running; nothing was deleted.
+        """
+        return self._delete(Deleted, self._at(session))
+
+
+class Prompts(Resource):
+    """`client.prompts`."""
+
+    def recommend(
+        self, q: str | None = None, *, session_id: str | None = None, limit: int | None = None
+    ) -> list[Recommendation]:
+        """Prompts similar to `q`, which may be half typed, or else to the session's latest.
+
+        Args:
+            q: the beginning of a prompt, or None.
+            session_id: prompts that it has already used are left out.
+            limit: 1 to 50; 8 by default.
+        """
+        path = "/v1/prompts/recommendations"
+        pages = self._list(Recommendation, path, page_size=limit, q=q, session_id=session_id)
+        return list((pages.page()).data)

@@ -1,5 +1,5 @@
 # Generated from darkroom/_async by client/make_sync.py (`make client`). Do not edit.
-"""Requests and answers over HTTP: one retry loop, problems as exceptions, streams."""
+"""HTTP requests and answers: one retry loop, problems as exceptions, streams."""
 
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -7,47 +7,55 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
 
 from darkroom._sync.concurrency import sleep
 from darkroom.configuration import Configuration
-from darkroom.errors import DarkroomError, NoAnswer, TimedOut, UnexpectedAnswer, api_error
+from darkroom.decoding import decode
+from darkroom.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APITimeoutError,
+    DarkroomError,
+    api_error,
+)
 from darkroom.retries import RetryPolicy, retry_after
+
+T = TypeVar("T")
 
 _CONNECT_SECONDS = 5.0
 _REPEATABLE = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 try:
-    USER_AGENT = f"darkroom-python/{version('darkroom')}"
-except PackageNotFoundError:  # run from a source tree that nobody installed
+    USER_AGENT = f"darkroom-python/{version('darkroom-client')}"
+except PackageNotFoundError:  # run from a source tree
     USER_AGENT = "darkroom-python"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to ask, which can be sent again as it stands."""
+    """A request, which can be sent again as it is."""
 
     method: str
     path: str
-    """Below the address of the service; or a whole URL, which gets no key."""
+    """Relative to the address of the service; or a full URL, which is sent without the key."""
     query: Sequence[tuple[str, str]] = ()
     json: Any = None
     data: Mapping[str, str] | None = None
-    """Form fields beside `files`."""
+    """Form fields sent with `files`."""
     files: Mapping[str, tuple[str, bytes]] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool | None = None
-    """Whether twice does no more than once; None: by the method, and by an idempotency key."""
+    """Whether it is idempotent; None: decided by the method and by an idempotency key."""
     waits: float = 0.0
     """Seconds for which the service was asked to hold the answer."""
-    patience: float | None = None
-    """Seconds to go on trying; None: by the number of retries."""
+    retry_timeout: float | None = None
+    """Seconds to keep trying; None: limited by the number of retries instead."""
 
     @property
     def may_repeat(self) -> bool:
-        """Whether it may be sent although it may have been acted upon."""
+        """Whether it may be sent again although the service may have acted upon it."""
         if self.repeatable is not None:
             return self.repeatable
         return self.method in _REPEATABLE or "Idempotency-Key" in self.headers
@@ -69,24 +77,19 @@ class Transport:
         self._http.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
     def send(self, request: Request) -> httpx2.Response:
-        """The whole answer.
+        """The complete answer.
 
         Raises:
-            ApiError: the service answered with a problem, and went on doing so.
-            NoAnswer: it could not be reached, and went on like that.
+            APIStatusError: the service answered with a problem, after retries too.
+            APIConnectionError: it could not be reached, after retries too.
         """
         started = time.monotonic()
         attempt = 0
@@ -103,42 +106,48 @@ class Transport:
             return response
 
     def json(self, request: Request) -> Any:
-        """The answer's JSON."""
+        """The JSON of the answer."""
         return parse_json(self.send(request))
+
+    def fetch(self, kind: type[T], request: Request) -> T:
+        """The answer as `kind`."""
+        return decode(kind, self.json(request))
 
     @contextmanager
     def stream(self, request: Request) -> Generator[httpx2.Response, None]:
-        """An answer to be read as it comes. Until it begins, what can be retried is retried.
+        """An answer to read as it arrives. Until it begins, failures are retried where possible.
 
         Raises:
-            NoAnswer: the connection broke while it was read.
-            UnexpectedAnswer: it was read as events, and is none.
+            APIConnectionError: the connection broke while it was read.
+            APIResponseValidationError: it was read as events and is not an event stream.
         """
         response = self._open(request, 0, time.monotonic())
         try:
             yield response
         except httpx2.SSEError as error:
-            raise UnexpectedAnswer(f"{request.path} is no event stream: {error}") from error
+            raise APIResponseValidationError(
+                f"{request.path} is not an event stream: {error}"
+            ) from error
         except httpx2.TransportError as failure:
-            raise no_answer(request, failure) from failure
+            raise connection_error(request, failure) from failure
         finally:
             response.close()
 
     def _open(self, request: Request, attempt: int, started: float) -> httpx2.Response:
-        """An answer of status < 400 whose body has not been read."""
+        """An answer of status < 400, before its body is read."""
         policy = self._policy(request)
         while True:
             try:
                 response = self._http.send(self._build(request), stream=True)
                 if response.status_code < 400:
                     return response
-                problem, told = _read_problem(response)
+                problem, seconds = _read_problem(response)
             except httpx2.TransportError as failure:
                 self._pause_after_failure(request, failure, attempt, started)
             else:
                 pause = policy.after_answer(
                     response.status_code,
-                    told,
+                    seconds,
                     repeatable=request.may_repeat,
                     attempt=attempt,
                     elapsed=time.monotonic() - started,
@@ -158,11 +167,11 @@ class Transport:
             elapsed=time.monotonic() - started,
         )
         if pause is None:
-            raise no_answer(request, failure) from failure
+            raise connection_error(request, failure) from failure
         sleep(pause)
 
     def _policy(self, request: Request) -> RetryPolicy:
-        return RetryPolicy(self.configuration.retries, request.patience)
+        return RetryPolicy(self.configuration.retries, request.retry_timeout)
 
     def _build(self, request: Request) -> httpx2.Request:
         is_ours = request.path.startswith("/")
@@ -183,7 +192,7 @@ class Transport:
 
 
 def _read_problem(response: httpx2.Response) -> tuple[DarkroomError, float | None]:
-    """The exception that an answer of status ≥ 400 stands for, and its `Retry-After`."""
+    """The exception for an answer of status ≥ 400, and its `Retry-After`."""
     try:
         response.read()
     finally:
@@ -192,13 +201,13 @@ def _read_problem(response: httpx2.Response) -> tuple[DarkroomError, float | Non
         document = response.json()
     except ValueError:
         document = None
-    told = retry_after(response.headers, datetime.now(UTC))
-    return api_error(response.status_code, document, dict(response.headers), told), told
+    seconds = retry_after(response.headers, datetime.now(UTC))
+    return api_error(response.status_code, document, dict(response.headers), seconds), seconds
 
 
-def no_answer(request: Request, failure: httpx2.TransportError) -> NoAnswer:
-    """The exception of this client for one of httpx2."""
-    kind = TimedOut if isinstance(failure, httpx2.TimeoutException) else NoAnswer
+def connection_error(request: Request, failure: httpx2.TransportError) -> APIConnectionError:
+    """The exception of this client for one of httpx2's."""
+    kind = APITimeoutError if isinstance(failure, httpx2.TimeoutException) else APIConnectionError
     where = request.path.partition("?")[0]  # the query of a URL may be a signature
     return kind(f"{request.method} {where} got no answer: {str(failure) or type(failure).__name__}")
 
@@ -207,12 +216,12 @@ def parse_json(response: httpx2.Response) -> Any:
     """The body of an answer of status < 400.
 
     Raises:
-        UnexpectedAnswer: it is no JSON.
+        APIResponseValidationError: it is not JSON.
     """
     try:
         return response.json()
     except ValueError as error:
-        raise UnexpectedAnswer(
+        raise APIResponseValidationError(
             f"{response.request.url.copy_with(query=None)} answered {response.status_code} "
             f"with {response.headers.get('content-type', 'no content type')}, not JSON"
         ) from error

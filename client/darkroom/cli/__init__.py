@@ -1,4 +1,1 @@
-"""The command line `darkroom`: a thin face of `darkroom.Client`, one module per group of commands.
-
-Results go to stdout, everything else to stderr; `exits.py` lists the exit codes.
-"""
+"""The command line, `darkroom`: it does whatever the public HTTP API can."""

@@ -5,34 +5,35 @@ from typing import Annotated
 import typer
 
 from darkroom.cli import (
-    account,
+    admin,
     batches,
-    browser,
-    deletion,
     doctor,
     generate,
     images,
     jobs,
+    login,
+    mcp,
     search,
+    watch,
     webhooks,
-    workers,
 )
+from darkroom.cli.command import GENERATE, OPERATE
 
 app = typer.Typer(
     name="darkroom",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Make pictures with a Darkroom server, and find them again.",
-    epilog="Results go to stdout, everything else to stderr. "
-    "[dim]darkroom doctor[/] says what is wrong and what to do about it.",
+    help="Generate images with a Darkroom server, and find them again.",
+    epilog="Results go to stdout, everything else to stderr. `darkroom doctor` finds what is wrong "
+    "and says what to do about it.",
 )
 
 
-def _say_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"darkroom {version('darkroom')}")
+        typer.echo(f"darkroom {version('darkroom-client')}")
         raise typer.Exit
 
 
@@ -43,7 +44,7 @@ def _root(
         typer.Option(
             "--version",
             metavar="",
-            callback=_say_version,
+            callback=_print_version,
             is_eager=True,
             help="Show the version and exit.",
         ),
@@ -52,16 +53,17 @@ def _root(
     pass
 
 
-_MAKE, _FIND, _OPERATE = "Make pictures", "Find and keep them", "Look after the server"
-
-generate.register(app, _MAKE)
-app.add_typer(batches.app, name="batch", rich_help_panel=_MAKE)
-app.add_typer(jobs.app, name="jobs", rich_help_panel=_MAKE)
-search.register(app, _FIND)
-images.register(app, _FIND)
-deletion.register(app, _FIND)
-browser.register(app, _FIND)
-doctor.register(app, _OPERATE)
-account.register(app, _OPERATE)
-app.add_typer(workers.app, name="workers", rich_help_panel=_OPERATE)
-app.add_typer(webhooks.app, name="webhooks", rich_help_panel=_OPERATE)
+# Apps without a name add their commands at the top level. The order is that of `--help`.
+app.add_typer(generate.app)
+app.add_typer(batches.app, name="batch", rich_help_panel=GENERATE)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=GENERATE)
+app.add_typer(watch.app)
+app.add_typer(mcp.app)
+app.add_typer(search.app)
+app.add_typer(images.app)
+app.add_typer(login.app)
+app.add_typer(doctor.app)
+app.add_typer(admin.app)
+app.add_typer(admin.keys, name="keys", rich_help_panel=OPERATE)
+app.add_typer(admin.workers, name="workers", rich_help_panel=OPERATE)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=OPERATE)

@@ -1,20 +1,21 @@
 """`darkroom batch`: thousands of prompts at once, into a folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from darkroom.cli.batch_run import DownloadResult, download, state_of, submit_once
+from darkroom.cli.batch_source import STDIN, submittable
 from darkroom.cli.command import Cli, command
-from darkroom.cli.exits import ExitCode
+from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.options import BatchId, Limit, Session, given, pair
-from darkroom.cli.output import Column
-from darkroom.cli.words import ago, plural, short, state_markup
+from darkroom.cli.output import Column, age, ago, plural, state_markup
 
 if TYPE_CHECKING:
-    from darkroom import Batch, BatchDryRun, BatchError
-    from darkroom.cli.batch_run import Finished
+    from darkroom import Batch, BatchDryRun, BatchError, Finding
 
 app = typer.Typer(no_args_is_help=True, help="Thousands of prompts at once, into a folder.")
 
@@ -25,9 +26,10 @@ _SHOWN_ERRORS = 5
     app,
     "run",
     examples=[
-        "darkroom batch run prompts.jsonl --out pictures",
+        "darkroom batch run prompts.jsonl --out images",
         "darkroom batch run products.csv --default steps=25 --on-error skip",
         "darkroom batch run products.csv --template 'a {colour} {name}' --map sku=custom_id",
+        "head -20 prompts.txt | darkroom batch run - --out images",
     ],
 )
 def run(
@@ -35,54 +37,57 @@ def run(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", exists=True, dir_okay=False, readable=True, help="JSONL or CSV, or .gz."
+            metavar="FILE|-",
+            help="JSONL or CSV, optionally gzipped; or text (.txt) with a prompt on each line. "
+            "- reads any of these from stdin.",
         ),
     ],
     *,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="DIR", file_okay=False, help="Default: named as the file, here."
+            "--out", "-o", metavar="DIR", file_okay=False, help="Default: the file's name, here."
         ),
     ] = None,
     default: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="For lines that do not say: steps=25. Repeatable."),
+        typer.Option(
+            metavar="NAME=VALUE", help="For lines without this field: steps=25. Repeatable."
+        ),
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", help="The prompt of all lines: 'a {colour} hat' has a column."
-        ),
+        typer.Option(metavar="TEXT", help="Prompt for every line; {colour} stands for a column."),
     ] = None,
     mapping: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
             metavar="COLUMN=FIELD",
-            help="What a column is: sku=custom_id, sku=metadata.sku; COLUMN= for nothing. "
+            help="Map a column to a field: sku=custom_id, sku=metadata.sku; COLUMN= ignores it. "
             "Repeatable.",
         ),
     ] = None,
     session: Session = None,
     priority: Annotated[
-        int | None, typer.Option(min=0, max=9, help="Before your other batches, or after.")
+        int | None, typer.Option(min=0, max=9, help="Order among your own batches; 9 is first.")
     ] = None,
     on_error: Annotated[
         Literal["reject", "skip"] | None,
-        typer.Option(help="What a bad line does: refuse the file, or only be reported."),
+        typer.Option(help="Whether an invalid line rejects the file or is skipped and reported."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the file and say what it would be.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Validate the file and estimate its cost, without submitting it."
+        ),
     ] = False,
 ) -> None:
-    """Submit a file of prompts, and fetch the pictures as they are made.
+    """Submit a file of prompts, and download the images as they are made.
 
-    Run it again after whatever stopped it: it goes on with the same batch, and fetches what is
-    missing. The folder gets CUSTOM_ID_SEED.png, and results.jsonl with a line for each job.
+    If it is interrupted, run it again: it resumes the same batch and downloads what is missing. The
+    folder gets CUSTOM_ID_SEED.png files, and results.jsonl with a line for each job.
     """
-    from darkroom.cli.batch_run import collect, submit_once
-
     options = given(
         defaults=_defaults(default) if default else None,
         template=template,
@@ -91,101 +96,109 @@ def run(
         priority=priority,
         on_error=on_error,
     )
-    if dry_run:
-        _show_dry_run(cli, cli.client.batches.dry_run(file=file, **options))
-        return
-    folder = out or Path(file.name.split(".")[0])
-    state = submit_once(cli, file, folder, options)
+    if file == STDIN and out is None and not dry_run:
+        raise CliError("A batch from stdin needs --out DIR.", ExitCode.USAGE)
+    with submittable(file, has_columns=bool(template or mapping)) as source:
+        if dry_run:
+            _print_dry_run(cli, cli.client.batches.dry_run(file=source, **options))
+            return
+        folder = out or Path(file.name.split(".")[0])
+        state = submit_once(cli, source, folder, options)
     assert state.batch_id is not None  # noqa: S101 - it was submitted
     cli.if_interrupted(
-        "The batch goes on. Run the same command again to fetch the rest.",
-        f"Hold it: [bold]darkroom batch pause {state.batch_id}[/]   "
-        f"End it: [bold]darkroom batch cancel {state.batch_id}[/]",
+        "The batch continues. Run the same command again to download the rest.",
+        f"Pause it: [bold]darkroom batch pause {state.batch_id}[/]   "
+        f"Cancel it: [bold]darkroom batch cancel {state.batch_id}[/]",
     )
-    _finish(cli, collect(cli, state.batch_id, folder))
+    _print_result(cli, download(cli, state.batch_id, folder))
 
 
-@command(app, "fetch", examples=["darkroom batch fetch batch_… --out pictures"])
+@command(app, "fetch", examples=["darkroom batch fetch batch_… --out images"])
 def fetch(
     cli: Cli,
     batch: BatchId,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Is made.")
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", file_okay=False, help="Created if missing."),
     ],
 ) -> None:
-    """Fetch the pictures of a batch that was submitted elsewhere, as they are made."""
-    from darkroom.cli.batch_run import collect
-
-    cli.if_interrupted("Run the same command again to fetch the rest.")
-    _finish(cli, collect(cli, batch, out))
+    """Download the images of a batch that was submitted elsewhere, as they are made."""
+    cli.if_interrupted("Run the same command again to download the rest.")
+    _print_result(cli, download(cli, batch, out))
 
 
 def _defaults(texts: list[str]) -> dict[str, Any]:
-    """`steps=25`, `prompt="…"`: a value is JSON where it is that, else text."""
-    found: dict[str, Any] = {}
+    """Parse `steps=25`, `prompt="…"`: a value that is not JSON is text."""
+    result: dict[str, Any] = {}
     for name, value in map(pair, texts):
         try:
-            found[name] = json.loads(value)
+            result[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            result[name] = value
+    return result
 
 
 def _columns(texts: list[str]) -> dict[str, list[str] | None]:
-    """`sku=custom_id`: a column may be several fields, or, without a name, none."""
-    found: dict[str, list[str] | None] = {}
+    """Parse `sku=custom_id`: a column may set several fields, or, without a name, none."""
+    result: dict[str, list[str] | None] = {}
     for column, field in map(pair, texts):
         if field:
-            found[column] = [*(found.get(column) or ()), field]
+            result[column] = [*(result.get(column) or ()), field]
         else:
-            found.setdefault(column, None)
-    return found
+            result.setdefault(column, None)
+    return result
 
 
-def _show_dry_run(cli: Cli, found: "BatchDryRun") -> None:
-    estimate = found.estimate
+def _print_dry_run(cli: Cli, result: "BatchDryRun") -> None:
+    estimate = result.estimate
     cli.output.facts(
         [
-            ("accepted", "yes" if found.accepted else "no"),
-            ("lines", found.lines),
-            ("bad lines", found.invalid_lines or None),
-            ("jobs", found.jobs),
-            ("pictures", found.images),
+            ("accepted", "yes" if result.accepted else "no"),
+            ("lines", result.lines),
+            ("invalid lines", result.invalid_lines or None),
+            ("jobs", result.jobs),
+            ("refused by a filter", result.refused_jobs or None),
+            ("images", result.images),
             ("GPU-seconds", f"about {estimate.gpu_seconds:,.0f}" if estimate else None),
+            ("done", ago(result.eta) if result.eta else None),
         ],
-        found,
+        result,
     )
     if not cli.output.as_json:
-        _note_errors(cli, [(e.line, e.pointer, e.message) for e in found.errors], found.error_count)
-    if not found.accepted:
+        _print_errors(cli, result.errors, result.error_count)
+    if not result.accepted:
         raise typer.Exit(ExitCode.INVALID)
 
 
-def _note_errors(cli: Cli, errors: list[tuple[Any, Any, str]], count: int) -> None:
+def _print_errors(
+    cli: Cli, errors: "Sequence[Finding | BatchError]", count: int | None = None
+) -> None:
     from rich.markup import escape
 
-    for line, pointer, message in errors[:_SHOWN_ERRORS]:
-        where = f"line {line}" if line is not None else "file"
-        cli.output.note(f"  [bold]{where}[/] {escape(pointer or '')} {escape(message)}")
-    if count > _SHOWN_ERRORS:
-        cli.output.note(f"  … and {count - _SHOWN_ERRORS:,} more")
+    for error in errors[:_SHOWN_ERRORS]:
+        line = f"line {error.line}" if error.line is not None else "file"
+        what = escape(f"{error.pointer or error.code} {error.message or ''}")
+        cli.output.note(f"  [bold]{line}[/] {what}")
+    more = (count or len(errors)) - _SHOWN_ERRORS
+    if more > 0:
+        cli.output.note(f"  … and {more:,} more")
 
 
-def _finish(cli: Cli, done: "Finished") -> None:
-    """Say what came of it; exit 9 unless every job became pictures."""
+def _print_result(cli: Cli, done: DownloadResult) -> None:
+    """Summarise the result; exit with 9 unless every job succeeded."""
     batch = done.batch
     counts = batch.counts
     cli.output.facts(
         [
             ("batch", batch.id),
             ("state", batch.state),
-            ("pictures", done.folder.pictures),
+            ("images", done.folder.images),
             ("new", done.new),
             ("folder", done.folder.path),
             ("failed", counts.failed or None),
             ("expired", counts.expired or None),
             ("canceled", counts.canceled or None),
-            ("bad lines", batch.invalid_lines or None),
+            ("invalid lines", batch.invalid_lines or None),
         ],
         {"batch": batch, "folder": done.folder.path, "new": done.new},
     )
@@ -197,12 +210,10 @@ def _finish(cli: Cli, done: "Finished") -> None:
 
 
 def _explain(cli: Cli, batch: "Batch") -> None:
-    errors = list(cli.client.batches.errors(batch.id))
-    shown = [(each.line, each.pointer or each.code, each.message or "") for each in errors]
-    _note_errors(cli, shown, len(errors))
+    _print_errors(cli, list(cli.client.batches.errors(batch.id)))
     if batch.counts.failed or batch.counts.expired:
         cli.output.note(
-            f"[bold]What to do:[/] darkroom batch retry {batch.id}, then run this again."
+            f"[bold]What to do:[/] run darkroom batch retry {batch.id}, then this command again."
         )
 
 
@@ -214,47 +225,51 @@ def list_batches(
     ] = None,
     limit: Limit = 20,
 ) -> None:
-    """Batches, newest first."""
+    """List batches, newest first."""
     columns: list[Column[Batch]] = [
         Column("batch", lambda batch: batch.id),
-        Column("state", _state, lambda batch: state_markup(_state(batch))),
+        Column("state", state_of, lambda batch: state_markup(state_of(batch))),
         Column("done", lambda batch: f"{batch.fraction:.0%}", right=True),
-        Column("jobs", lambda batch: batch.counts.total, right=True),
-        Column("failed", lambda batch: batch.counts.failed + batch.counts.expired, right=True),
-        Column("pictures", lambda batch: f"{batch.images.done}/{batch.images.total}", right=True),
-        Column("made", lambda batch: batch.created_at, lambda batch: ago(batch.created_at)),
+        Column("jobs", lambda batch: batch.counts.total, right=True, drop=3),
+        Column("failed", _unsuccessful, right=True, drop=1),
+        Column("images", _images_of, right=True, drop=2),
+        Column("name", lambda batch: batch.name, wrap=True, lines=2),
+        Column("age", lambda batch: batch.created_at, lambda batch: age(batch.created_at)),
     ]
-    found = cli.client.batches.list(**given(state=state)).take(limit)
-    cli.output.rows(found, columns, nothing="There are no such batches.")
+    result = cli.client.batches.list(**given(state=state)).take(limit)
+    cli.output.rows(result, columns, empty="No such batches.")
 
 
-def _state(batch: "Batch") -> str:
-    return "paused" if batch.paused and not batch.is_final else batch.state
+def _unsuccessful(batch: "Batch") -> int:
+    return batch.counts.failed + batch.counts.expired
+
+
+def _images_of(batch: "Batch") -> str:
+    return f"{batch.images.done}/{batch.images.total}"
 
 
 @command(app, "status")
 def status(cli: Cli, batch: BatchId) -> None:
-    """How a batch stands, and its first errors."""
-    found = cli.client.batches.get(batch)
-    _show(cli, found)
-    counts = found.counts
-    if not cli.output.as_json and (counts.failed or counts.expired or found.invalid_lines):
-        errors = list(cli.client.batches.errors(batch))
-        shown = [(e.line, e.pointer or e.code, short(e.message or "")) for e in errors]
-        _note_errors(cli, shown, len(errors))
+    """Show the progress of a batch."""
+    result = cli.client.batches.get(batch)
+    _show(cli, result)
+    counts = result.counts
+    if not cli.output.as_json and (counts.failed or counts.expired or result.invalid_lines):
+        _print_errors(cli, list(cli.client.batches.errors(batch)))
 
 
 def _show(cli: Cli, batch: "Batch") -> None:
     counts = batch.counts
-    told = ("queued", "running", "succeeded", "failed", "expired", "canceled")
+    names = ("queued", "running", "succeeded", "failed", "expired", "canceled")
     cli.output.facts(
         [
             ("batch", batch.id),
-            ("state", _state(batch)),
+            ("name", batch.name),
+            ("state", state_of(batch)),
             ("done", f"{batch.fraction:.0%}"),
-            ("jobs", ", ".join(f"{getattr(counts, n):,} {n}" for n in told if getattr(counts, n))),
-            ("pictures", f"{batch.images.done:,} of {batch.images.total:,}"),
-            ("bad lines", batch.invalid_lines or None),
+            ("jobs", ", ".join(f"{getattr(counts, n):,} {n}" for n in names if getattr(counts, n))),
+            ("images", f"{batch.images.done:,} of {batch.images.total:,}"),
+            ("invalid lines", batch.invalid_lines or None),
             ("rate", f"{batch.rate.jobs_per_second:.2f} jobs/s" if batch.rate else None),
             ("done", ago(batch.eta) if batch.eta and not batch.is_final else None),
             ("session", batch.session_id),
@@ -268,47 +283,41 @@ def _show(cli: Cli, batch: "Batch") -> None:
 
 @command(app, "errors", examples=["darkroom batch errors batch_… --json"])
 def errors(cli: Cli, batch: BatchId) -> None:
-    """Everything wrong with a batch: bad lines, then jobs without success."""
+    """List all errors of a batch: invalid lines first, then unsuccessful jobs."""
     columns: list[Column[BatchError]] = [
         Column("line", lambda each: each.line, right=True),
-        Column("name", lambda each: each.custom_id),
+        Column("custom id", lambda each: each.custom_id),
         Column("where", lambda each: each.pointer or each.job_id),
         Column("code", lambda each: each.code),
         Column("message", lambda each: each.message, wrap=True),
     ]
-    cli.output.rows(cli.client.batches.errors(batch), columns, nothing="Nothing is wrong.")
+    cli.output.rows(cli.client.batches.errors(batch), columns, empty="There are no errors.")
 
 
 @command(app, "pause")
 def pause(cli: Cli, batch: BatchId) -> None:
-    """Start no more of its jobs; those that run are finished. Deadlines go on counting."""
-    _steered(cli, cli.client.batches.pause(batch))
+    """Start no more jobs of a batch; running ones finish. Deadlines keep counting."""
+    _print_state(cli, cli.client.batches.pause(batch))
 
 
 @command(app, "resume")
 def resume(cli: Cli, batch: BatchId) -> None:
-    """Let a paused batch go on."""
-    _steered(cli, cli.client.batches.resume(batch))
+    """Resume a paused batch."""
+    _print_state(cli, cli.client.batches.resume(batch))
 
 
 @command(app, "cancel")
 def cancel(cli: Cli, batch: BatchId) -> None:
-    """End a batch. Waiting jobs end at once, running ones within a step; pictures stay."""
-    _steered(cli, cli.client.batches.cancel(batch))
+    """Cancel a batch: queued jobs at once, running ones within a step. Images stay."""
+    _print_state(cli, cli.client.batches.cancel(batch))
 
 
-def _steered(cli: Cli, batch: "Batch") -> None:
-    if cli.output.as_json:
-        cli.output.document(batch)
-    else:
-        cli.output.note(f"{batch.id} is {_state(batch)}.")
+def _print_state(cli: Cli, batch: "Batch") -> None:
+    cli.output.outcome(batch, f"{batch.id} is {state_of(batch)}.")
 
 
 @command(app, "retry")
 def retry(cli: Cli, batch: BatchId) -> None:
-    """Queue again what failed or expired, with the same seeds."""
-    done = cli.client.batches.retry_failed(batch)
-    if cli.output.as_json:
-        cli.output.document(done)
-    else:
-        cli.output.note(f"{plural(done.retried, 'job')} of {done.batch.id} queued again.")
+    """Queue failed and expired jobs again, with the same seeds."""
+    result = cli.client.batches.retry_failed(batch)
+    cli.output.outcome(result, f"{plural(result.retried, 'job')} of {batch} queued again.")

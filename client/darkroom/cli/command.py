@@ -1,21 +1,20 @@
 """What every command shares: `--url`, `--api-key`, `--json`, a client, and one way to fail.
 
-A command is a function whose first argument is a `Cli`. `command` puts the shared options behind
-its own and hands it to Typer; whatever the function raises becomes one message and an exit code.
+A command is a function whose first argument is a `Cli`: Typer's context of that one run. `command`
+registers it; whatever the function raises becomes one message and an exit code.
 """
 
-import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
-from typer.models import ArgumentInfo, OptionInfo
+from typer.core import TyperCommand
 
-from darkroom.cli.exits import ExitCode
+from darkroom.cli.failures import ExitCode
 from darkroom.cli.output import Output
 
 if TYPE_CHECKING:
@@ -23,181 +22,142 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
-SHARED = "Shared options"
-"""The panel of a help page on which the options of all commands stand."""
-
-Url = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        metavar="URL",
-        help="The server. Default: DARKROOM_URL, else .darkroom/env here or in a folder above.",
-        rich_help_panel=SHARED,
-    ),
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        metavar="KEY",
-        help="Default: DARKROOM_API_KEY, else .darkroom/env. Other users of this machine can see "
-        "a key that is given here.",
-        rich_help_panel=SHARED,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="JSON on stdout, with the API's own names.", rich_help_panel=SHARED
-    ),
-]
+GENERATE, FIND, OPERATE = "Generate images", "Find and keep images", "Look after the server"
+"""Panels of `darkroom --help`."""
+_SHARED = "Shared options"
+"""The panel of a command's help that lists the options of all commands."""
 
 
-class Cli:
+class Cli(typer.Context):
     """One run of one command: its output, its client, and what to say if it is interrupted."""
 
-    def __init__(self, output: Output, url: str | None = None, api_key: str | None = None) -> None:
-        self.output = output
-        self.url = url
-        self.api_key = api_key
-        self.options: frozenset[str] = frozenset()
-        """What the running command takes, as it is written: `--n`, `PROMPT`."""
-        self._resume: list[str] = []
+    url: str | None = None
+    api_key: str | None = None
+    output: Output
+    _resume: tuple[str, ...] = ()
 
     @cached_property
     def client(self) -> "Client":
-        """Made on first use, so that what needs no server starts at once."""
+        """Created on first use, so that commands that need no server start at once."""
         from darkroom import Client
 
-        return Client(self.url, self.api_key)
+        client = Client(self.url, self.api_key)
+        self.call_on_close(client.close)
+        return client
 
     @property
-    def client_url(self) -> str | None:
-        """The server's address, if a client was made."""
-        return self.client.url if "client" in self.__dict__ else None
+    def options(self) -> frozenset[str]:
+        """The command's parameters as the user types them: `--n`, `PROMPT`."""
+        names = set()
+        for each in self.command.params:
+            names |= {opt for opt in each.opts if opt.startswith("--")} or {each.metavar or ""}
+        return frozenset(names)
 
     def if_interrupted(self, *lines: str) -> None:
-        """What to say after Ctrl-C from now on, with rich's markup."""
-        self._resume = list(lines)
+        """Set what to say after Ctrl-C from now on, in rich's markup."""
+        self._resume = lines
 
-    def say_how_to_resume(self) -> None:
-        """Say it."""
-        for line in self._resume:
-            self.output.note(line)
+    @contextmanager
+    def failing_plainly(self) -> Iterator[None]:
+        """Turn every exception into one message and an exit code."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            for line in self._resume:
+                self.output.note(line)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # Python would complain when it flushes stdout on exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.PIPE) from None
+        except Exception as error:
+            from darkroom.cli.failures import explain
 
-    def __enter__(self) -> Self:
-        return self
+            url = self.client.url if "client" in self.__dict__ else None
+            failure = explain(error, self.options, url)
+            if failure is None:
+                raise
+            failure.report(self.output)
+            raise typer.Exit(failure.exit_code) from error
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if "client" in self.__dict__:
-            self.client.close()
+
+class Command(TyperCommand):
+    """A command with the shared options, whose context is a `Cli`."""
+
+    context_class = Cli
+
+    def __init__(self, *args: Any, params: list[Any], help: str | None, **options: Any) -> None:  # noqa: A002
+        super().__init__(*args, params=[*params, *_shared_options()], help=_unwrap(help), **options)
+        for each in params:
+            if each.metavar is None and each.param_type_name == "option":
+                each.metavar = _metavar(each)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the function with its own options; the shared ones configure the context."""
+        cli = cast(Cli, ctx)
+        cli.url, cli.api_key = (cli.params.pop(name) for name in ("shared_url", "shared_key"))
+        cli.output = Output(as_json=cli.params.pop("shared_json"))
+        with cli.failing_plainly():
+            return super().invoke(cli)
 
 
 def command(
     app: typer.Typer, name: str, *, panel: str | None = None, examples: Sequence[str] = ()
 ) -> Callable[[Function], Function]:
-    """Register a function as a command of that name; `examples` end its help page.
+    """Register a function as a command; `examples` end its help page.
 
-    `panel` is where it stands in the list of commands.
+    `panel` is its section in the list of commands.
     """
-
-    def register(function: Function) -> Function:
-        epilog = "\n\n".join(f"[dim]$[/] {_escaped(example)}" for example in examples) or None
-        app.command(name, epilog=epilog, rich_help_panel=panel)(_exposed(function))
-        return function
-
-    return register
+    epilog = "\n\n".join(f"$ {example}" for example in examples) or None
+    return app.command(name, cls=Command, epilog=epilog, rich_help_panel=panel)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def _unwrap(text: str | None) -> str:
+    """Make each paragraph one line: the terminal knows its own width."""
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
 
 
-def _exposed(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as Typer shall see it: without `cli`, with the shared options."""
-
-    def run(
-        *, shared_url: str | None, shared_key: str | None, shared_json: bool, **own: Any
-    ) -> None:
-        with Cli(Output(as_json=shared_json), shared_url, shared_key) as cli:
-            cli.options = options
-            _guarded(cli, lambda: function(cli, **own))
-
-    options: frozenset[str] = frozenset()
-    shared = [
-        _keyword("shared_url", Url, None),
-        _keyword("shared_key", ApiKey, None),
-        _keyword("shared_json", Json, False),
-    ]
-    own = list(inspect.signature(function).parameters.values())[1:]
-    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-    run.__name__ = function.__name__
-    run.__module__ = function.__module__
-    run.__doc__ = _unwrapped(inspect.getdoc(function) or "")
-    options = frozenset(name for each in own for name in _written(each))
-    for parameter in [*parameters, *shared]:
-        _name_value(parameter.annotation)
-    run.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in [*parameters, *shared]}
-    return run
+def _metavar(option: Any) -> str | None:
+    """`N` for a number and nothing for a switch, instead of Typer's names of types."""
+    if option.is_flag:
+        return ""
+    return "N" if option.type_descriptor.annotation in (int, float) else None
 
 
-def _unwrapped(text: str) -> str:
-    """Paragraphs of one line each: the terminal knows its own width."""
-    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+def _shared_options() -> list[Any]:
+    # Typer builds options from a function's signature; there is no other public way.
+    app = typer.Typer(add_completion=False)
+    app.command()(_take_shared_options)
+    return typer.main.get_command(app).params
 
 
-def _name_value(annotation: Any) -> None:
-    """Say `N` for a number and nothing for a switch, where an option names no value of its own."""
-    kind, *details = get_args(annotation) or (None,)
-    for detail in details:
-        if isinstance(detail, OptionInfo) and detail.metavar is None:
-            kinds = set(get_args(kind)) or {kind}
-            if bool in kinds:
-                detail.metavar = ""
-            elif kinds & {int, float}:
-                detail.metavar = "N"
-
-
-def _written(parameter: inspect.Parameter) -> list[str]:
-    """How a parameter is written on the command line."""
-    for detail in get_args(parameter.annotation)[1:]:
-        if isinstance(detail, OptionInfo):
-            # Typer takes the first name for a default where the option stands in `Annotated`.
-            names = (detail.default, *(detail.param_decls or ()))
-            declared = [each for each in names if isinstance(each, str) and each.startswith("--")]
-            return declared or [f"--{parameter.name.replace('_', '-')}"]
-        if isinstance(detail, ArgumentInfo):
-            return [detail.metavar or parameter.name.upper()]
-    return []
-
-
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, annotation=annotation, default=default)
-
-
-def _guarded(cli: Cli, run: Callable[[], None]) -> None:
-    """Run; end with one message and an exit code where it fails."""
-    try:
-        run()
-    except KeyboardInterrupt:
-        cli.say_how_to_resume()
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except BrokenPipeError:
-        # Python would complain when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(ExitCode.PIPE) from None
-    except Exception as error:
-        from darkroom.cli.failures import explain
-
-        failure = explain(error, cli.options, cli.client_url)
-        if failure is None:
-            raise
-        failure.report(cli.output)
-        raise typer.Exit(failure.exit_code) from error
+def _take_shared_options(
+    shared_url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="The server; `darkroom config` shows the default and where it comes from.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
+    shared_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Others on this machine can see it; `darkroom login` saves it instead.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
+    shared_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar="",
+            help="Print JSON with the API's own field names.",
+            rich_help_panel=_SHARED,
+        ),
+    ] = False,
+) -> None:
+    pass

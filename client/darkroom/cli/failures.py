@@ -1,21 +1,54 @@
-"""What went wrong, in plain words: the message, what to do about it, and the exit code."""
+"""Failures in plain words: the message, what to do about it, and the exit code."""
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Self
 
-from darkroom.cli.exits import ExitCode
+import msgspec
 
 if TYPE_CHECKING:
     from darkroom.cli.output import Output
-    from darkroom.errors import ApiError, DarkroomError, UnexpectedAnswer
+    from darkroom.errors import APIResponseValidationError, APIStatusError, DarkroomError
 
 _MAX_SHOWN = 20
 
 
+class ExitCode(IntEnum):
+    """One code for each kind of outcome that a script may want to tell apart.
+
+    They never change once released. `meaning` is for the documentation.
+    """
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """A member with its meaning."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "Success"
+    INTERNAL = 1, "A bug in the command line or the server (HTTP 500)"
+    USAGE = 2, "Bad usage, or something local is missing: a file, the server's address"
+    AUTH = 3, "The API key is missing, invalid or not allowed (HTTP 401, 403)"
+    NOT_FOUND = 4, "Not found (HTTP 404)"
+    INVALID = 5, "The server refused the request (any other HTTP 4xx)"
+    CONFLICT = 6, "Not possible in the current state (HTTP 409)"
+    LIMIT = 7, "Quota or rate limit reached (HTTP 429)"
+    UNAVAILABLE = 8, "The server or a service it needs is down (no connection, other HTTP 5xx)"
+    JOB_FAILED = 9, "The job, or one of the batch, failed, expired or was canceled"
+    FINDING = 10, "`doctor` found a fault, or `reproduce` made a different image"
+    TIMEOUT = 11, "`--timeout` has passed; the work continues"
+    INTERRUPTED = 130, "Ctrl-C; work on the server continues"
+    PIPE = 141, "The reader of stdout closed it"
+
+
 class CliError(Exception):
-    """Something that the command line itself finds wrong."""
+    """A problem that the command line itself finds."""
 
     def __init__(
         self,
@@ -24,7 +57,7 @@ class CliError(Exception):
         advice: str | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """`facts` are more for `--json`."""
+        """`facts` are extra fields for `--json`."""
         super().__init__(message)
         self.exit_code = exit_code
         self.advice = advice
@@ -37,9 +70,24 @@ _OPTION_OF = {
     "num_images": "--n",
     "negative_prompt": "--negative",
     "guidance_scale": "--guidance",
+    "true_cfg_scale": "--true-cfg",
+    "prompt_syntax": "--weighted",
+    "hires/scale": "--hires",
+    "hires/strength": "--hires-strength",
+    "hires/steps": "--hires-steps",
+    "hires/upscaler": "--upscaler",
     "session_id": "--session",
+    "resize_mode": "--resize",
+    "loras": "--lora",
     "output_format": "--format",
+    "output_quality": "--quality",
     "init_image": "--init",
+    "mask_image": "--mask",
+    "references": "--reference",
+    "controls": "--control",
+    "mask_from_alpha": "--mask",
+    "masked_content": "--mask-fill",
+    "padding_mask_crop": "--mask-crop",
     "created_after": "--since",
     "created_before": "--before",
     "expires_at": "--expires",
@@ -49,36 +97,65 @@ _OPTION_OF = {
     "url": "URL",
     "name": "NAME",
 }
-"""Fields of requests whose options are called differently here."""
+"""Request fields whose options have another name."""
+_COMMAND_OF = {
+    "GET /v1/models has each model's": "`darkroom models --json` has each model's",
+    "GET /v1/models has": "`darkroom models` has",
+    "GET /v1/loras has": "`darkroom loras` has",
+}
+"""What rules say of operations, and the command line instead."""
 
 
 def option_of(place: str, options: Collection[str]) -> str:
-    """The option or argument of the running command that gave the field at a JSON pointer or in a
-    query parameter; the place itself where no option did."""
-    field, _slash, rest = place.removeprefix("/").partition("/")
-    option = _OPTION_OF.get(field, f"--{field.replace('_', '-')}")
+    """The option or argument that set the field at a JSON pointer or query parameter.
+
+    Where the running command has none for it, the place itself.
+    """
+    path = place.removeprefix("/")
+    field, _slash, rest = path.partition("/")
+    whole = _OPTION_OF.get(path)
+    option = whole or _OPTION_OF.get(field, f"--{field.replace('_', '-')}")
     if option not in options:
         return place
-    return option if not rest or rest.isdecimal() else f"{option} {rest}"
+    inside = [part for part in rest.split("/") if part and not part.isdecimal()]
+    return option if whole else " ".join([option, *inside])
+
+
+def in_options(message: str, options: Collection[str]) -> str:
+    """A rule of the API in the words of the command line: `strength needs an init_image`.
+
+    Only names with an underscore are replaced wherever they stand: `steps` may be a plain word.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        option = option_of(match["name"], options)
+        return match[0] if option == match["name"] else option
+
+    message = re.sub(r"\b(?:an? )?(?P<name>[a-z]+(?:_[a-z]+)+)\b(?!=)", replaced, message)
+    message = re.sub(r"^(?P<name>[a-z]+)(?= (?:needs|and|goes|is of)\b)", replaced, message)
+    message = re.sub(r"(--\S+), \1\b", r"\1", message)  # two fields of one option
+    for operation, command in _COMMAND_OF.items():
+        message = message.replace(operation, command)
+    return message
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How a command ends that did not work."""
+    """How a failed command ends."""
 
     exit_code: ExitCode
     code: str
-    """Stable: the server's, or one of the command line's own."""
+    """Stable: one of the server's, or the command line's own."""
     message: str
     advice: str | None = None
     request_id: str | None = None
     errors: Sequence[tuple[str, str]] = ()
-    """(where, message) of each rule that was broken."""
+    """(where, message) of each broken rule."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """More for `--json`."""
+    """Extra fields for `--json`."""
 
     def report(self, output: "Output") -> None:
-        """Say it on stderr."""
+        """Print it to stderr."""
         if output.as_json:
             self._report_json(output)
             return
@@ -93,7 +170,7 @@ class Failure:
             output.note(f"[dim]Request id: {escape(self.request_id)}[/]")
 
     def _report_json(self, output: "Output") -> None:
-        import json
+        from darkroom.cli.output import json_text
 
         document = {
             "code": self.code,
@@ -104,32 +181,9 @@ class Failure:
             "exit_code": int(self.exit_code),
             **self.facts,
         }
-        output.err.file.write(json.dumps({"error": document}, ensure_ascii=False) + "\n")
+        output.err.file.write(json_text({"error": document}) + "\n")
 
 
-_ADVICE = {
-    "unauthenticated": "Check DARKROOM_API_KEY (or .darkroom/env): the key may be mistyped, "
-    "revoked or expired, or belong to another server.",
-    "insufficient_scope": "Use a key with that scope; `darkroom keys create` makes one.",
-    "model_not_allowed": "`darkroom usage` shows the models that this key may use.",
-    "size_not_allowed": "`darkroom usage` shows how many pixels this key may ask for.",
-    "not_found": "Check the id; what belongs to another tenant's key does not exist for this one.",
-    "object_missing": "`darkroom reproduce` can make the picture again.",
-    "job_not_cancelable": "The job has ended; `darkroom jobs show` says how.",
-    "job_not_retryable": "Only failed, expired and canceled jobs can be tried again.",
-    "job_not_finished": "Cancel it first: `darkroom jobs cancel`.",
-    "nothing_to_retry": "Every line has become a picture, or still can.",
-    "rate_limited": "Slow down; `darkroom usage` shows the limits of this key.",
-    "too_many_jobs": "Wait until jobs of this key end; `darkroom jobs list --state running`.",
-    "queued_cost_exceeded": "Wait until queued jobs of this key have run; see `darkroom usage`.",
-    "upload_bytes_exceeded": "Delete some with `darkroom delete upl_…`; see `darkroom usage`.",
-    "gpu_seconds_exceeded": "Wait until jobs end, or until 00:00 UTC; see `darkroom usage`.",
-    "embedding_unavailable": "Search needs a CPU worker; `darkroom doctor` looks for one.",
-    "overloaded": "Try again later: the server has more work than it takes.",
-    "receipt_missing": "Only files that Darkroom made, and nobody has converted, have a receipt.",
-    "prompt_unknown": "Search by words instead, or by a picture that Darkroom made.",
-    "internal_error": "A bug of the server: report it with the request id.",
-}
 _BY_STATUS = {
     400: ExitCode.INVALID,
     401: ExitCode.AUTH,
@@ -140,25 +194,32 @@ _BY_STATUS = {
     500: ExitCode.INTERNAL,
 }
 _GATEWAY = (502, 503, 504)
+_DOCTOR = " `darkroom doctor` shows whether a part is down."
+_NOT_DARKROOM = "Is this the address of a Darkroom server? If so, it answers GET /healthz."
 
 
 def explain(
     error: Exception, options: Collection[str] = (), url: str | None = None
 ) -> Failure | None:
-    """The failure that an exception stands for; None where it is to go on as it is.
+    """The failure that an exception stands for; None if it should propagate.
 
-    `options` are those of the command that failed, to which `url` was the server's address.
+    `options` are those of the failed command; `url` is the server it talked to.
     """
-    from darkroom.errors import ApiError, DarkroomError, MalformedId, UnexpectedAnswer
+    from darkroom.errors import (
+        APIResponseValidationError,
+        APIStatusError,
+        DarkroomError,
+        MalformedId,
+    )
 
     if isinstance(error, CliError):
         code = error.exit_code.name.lower()
         return Failure(error.exit_code, code, str(error), error.advice, facts=error.facts)
-    if isinstance(error, UnexpectedAnswer) or (
-        isinstance(error, ApiError) and error.code == "unknown"
+    if isinstance(error, APIResponseValidationError) or (
+        isinstance(error, APIStatusError) and error.code == "unknown"
     ):
-        return _of_stranger(error, url)
-    if isinstance(error, ApiError):
+        return _of_foreign_answer(error, url)
+    if isinstance(error, APIStatusError):
         return _of_problem(error, options)
     if isinstance(error, MalformedId):
         return Failure(ExitCode.USAGE, "usage", str(error))
@@ -174,28 +235,30 @@ def _of_system(error: Exception) -> Failure | None:
         message = f"{error.filename}: {error.strerror}"
         return Failure(ExitCode.USAGE, "file", message, "Check the path and its permissions.")
     message = f"{type(error).__name__}: {error}"
-    advice = "This is a bug. Set DARKROOM_DEBUG=1 to see where, and report it."
+    advice = "This is a bug. Set DARKROOM_DEBUG=1 to see where it is, and report it."
     return Failure(ExitCode.INTERNAL, "internal", message, advice)
 
 
-def _of_stranger(error: "ApiError | UnexpectedAnswer", url: str | None) -> Failure:
-    """What answered does not speak as the API does, not even to say what is wrong."""
-    from darkroom.errors import ApiError
+def _of_foreign_answer(
+    error: "APIStatusError | APIResponseValidationError", url: str | None
+) -> Failure:
+    """For an answer that is not the API's, not even an error of the API."""
+    from darkroom.errors import APIStatusError
 
     exit_code, said = ExitCode.UNAVAILABLE, str(error)
-    if isinstance(error, ApiError):
+    if isinstance(error, APIStatusError):
         exit_code = _BY_STATUS.get(error.status, exit_code)
         if error.status in _GATEWAY:
-            advice = "A proxy answered for the server. Try again in a moment."
-            return Failure(exit_code, "no_answer", f"{url or 'It'} answered: {said}", advice)
-        said = (
-            f"{url or 'The address'} answered HTTP {error.status}, and not as Darkroom's API does"
-        )
-    return Failure(exit_code, "unexpected_answer", said, whose_address(url))
+            advice = "A proxy answered instead of the server. Try again in a moment."
+            return Failure(
+                exit_code, "no_answer", f"{url or 'The address'} answered: {said}", advice
+            )
+        said = f"{url or 'The address'} answered HTTP {error.status}, but not as Darkroom's API"
+    return Failure(exit_code, "unexpected_answer", said, identify_address(url))
 
 
-def whose_address(url: str | None) -> str:
-    """What to do about an address at which something else than the API answers."""
+def identify_address(url: str | None) -> str:
+    """What to do about an address where something other than the API answers."""
     import httpx2
 
     try:
@@ -204,34 +267,30 @@ def whose_address(url: str | None) -> str:
         is_streamlit = False
     if is_streamlit:
         return (
-            "This is the playground's address. Give the API's, as --url or in DARKROOM_URL: "
-            "`make run` prints both, and .darkroom/env has it; by default its port is 8000."
+            "This is the playground's address. Set --url or DARKROOM_URL to the API's: `make run` "
+            "prints both, and .darkroom/env has it; its default port is 8000."
         )
-    return "Is this the address of a Darkroom server? Its /healthz would answer as one."
+    return _NOT_DARKROOM
 
 
-def _of_problem(error: "ApiError", options: Collection[str]) -> Failure:
-    from darkroom.errors import BatchRejected
+def _of_problem(error: "APIStatusError", options: Collection[str]) -> Failure:
+    from darkroom.errors import BatchRejected, advice_in
 
     fallback = ExitCode.UNAVAILABLE if error.status > 500 else ExitCode.INVALID
-    advice = _ADVICE.get(error.code)
-    if advice is None and error.status > 500:
-        advice = "Try again in a moment; `darkroom doctor` says which part is missing."
-    if error.retry_after and error.status == 429:
-        advice = f"Wait {error.retry_after:.0f} s. {advice or ''}".rstrip()
+    advice = advice_in("cli", error)
+    if error.status > 500:
+        advice = (advice or "Try again in a moment.") + _DOCTOR
     if isinstance(error, BatchRejected) and error.batch_id:
-        advice = (
-            "Correct the lines and run it again, or run the good ones with --on-error skip. "
-            f"All errors: darkroom batch errors {error.batch_id}"
-        )
+        advice = f"{advice} All errors: darkroom batch errors {error.batch_id}"
     places = [each.pointer or each.parameter or "" for each in error.errors]
     errors = [
-        (option_of(place, options), each.message)
+        (option_of(place, options), in_options(each.message, options))
         for place, each in zip(places, error.errors, strict=True)
     ]
     said = error.detail or error.title or f"HTTP {error.status}"
-    if errors and said in (errors[0][1], f"{places[0]}: {errors[0][1]}"):
-        said = ": ".join(filter(None, errors.pop(0)))
+    if errors and said in (first := error.errors[0].message, f"{places[0]}: {first}"):
+        where, message = errors.pop(0)
+        said = ": ".join(filter(None, ("" if message.startswith(where) else where, message)))
     return Failure(
         _BY_STATUS.get(error.status, fallback),
         error.code,
@@ -239,7 +298,7 @@ def _of_problem(error: "ApiError", options: Collection[str]) -> Failure:
         advice,
         error.request_id,
         errors,
-        {"status": error.status, "errors": [asdict(each) for each in error.errors]},
+        {"status": error.status, "errors": [msgspec.structs.asdict(each) for each in error.errors]},
     )
 
 
@@ -247,23 +306,22 @@ def _of_client(error: "DarkroomError") -> Failure:
     from darkroom import errors
 
     if isinstance(error, errors.ConfigurationError):
-        advice = "Start a server with `make run`, then `. .darkroom/env`; or give --url, --api-key."
+        advice = "Run `darkroom login`, or start a server with `make run`, then `. .darkroom/env`."
         return Failure(ExitCode.USAGE, "configuration", str(error), advice)
     if isinstance(error, errors.JobNotSucceeded):
         return _of_job(error)
-    if isinstance(error, errors.StillRunning):
-        found = error.resource
-        verb = "batch fetch" if found.id.startswith("batch_") else "jobs watch"
-        advice = f"It goes on. Follow it: darkroom {verb} {found.id}"
-        facts = {"id": found.id, "state": found.state}
+    if isinstance(error, errors.WaitTimeoutError):
+        resource = error.resource
+        verb = "batch fetch" if resource.id.startswith("batch_") else "jobs watch"
+        advice = f"The work continues. Follow it: darkroom {verb} {resource.id}"
+        facts = {"id": resource.id, "state": resource.state}
         return Failure(ExitCode.TIMEOUT, "still_running", str(error), advice, facts=facts)
-    if isinstance(error, errors.NoAnswer):
-        advice = "Is the server running, and is this its address? `darkroom doctor` looks."
+    if isinstance(error, errors.APIConnectionError):
+        advice = "Is the server running, and is this its address? `darkroom doctor` checks."
         return Failure(ExitCode.UNAVAILABLE, "no_answer", str(error), advice)
-    if isinstance(error, errors.DamagedDownload):
+    if isinstance(error, errors.ChecksumMismatch):
         return Failure(ExitCode.UNAVAILABLE, "damaged_download", str(error), "Try again.")
-    advice = "Is this the address of a Darkroom server? Its /healthz would answer as one."
-    return Failure(ExitCode.UNAVAILABLE, "unexpected_answer", str(error), advice)
+    return Failure(ExitCode.UNAVAILABLE, "unexpected_answer", str(error), _NOT_DARKROOM)
 
 
 def _of_job(error: Any) -> Failure:
@@ -273,7 +331,7 @@ def _of_job(error: Any) -> Failure:
         ExitCode.JOB_FAILED,
         job.error.code if job.error else job.state,
         f"{job.id} {job.state}: {reason}" if job.error else f"{job.id} is {job.state}.",
-        f"`darkroom jobs show {job.id}` shows its attempts; `darkroom jobs retry {job.id}` "
-        "tries again, with the same seeds.",
+        f"{error.advice or ''} `darkroom jobs show {job.id}` shows its attempts; "
+        f"`darkroom jobs retry {job.id}` runs it again with the same seeds.".lstrip(),
         facts={"job": dict(job.raw)},
     )

@@ -1,4 +1,4 @@
-"""A small HTTP server on this machine that takes webhooks, checks them and hands them on."""
+"""A small HTTP server on this machine that receives webhooks and verifies them."""
 
 import queue
 import threading
@@ -6,21 +6,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, Self
 
 _MAX_BODY = 256 * 1024
-"""Bytes; a payload has 20 kB at most."""
+"""Bytes; a payload has at most 20 kB."""
 _MAX_REMEMBERED = 10_000
 _SOCKET_SECONDS = 10
 
 Verify = Callable[[bytes, Mapping[str, str]], dict[str, Any]]
-"""(body, headers) -> the event; raises ValueError where the signature is not right."""
+"""(body, headers) -> the event; raises ValueError if the signature is wrong."""
 
 
 @dataclass(frozen=True)
-class Received:
-    """One request. `event` is None where the signature was wrong; `problem` says why."""
+class Arrival:
+    """One request. `event` is None if the signature was wrong; `problem` says why."""
 
     event: dict[str, Any] | None
     problem: str | None = None
@@ -28,10 +27,10 @@ class Received:
 
 
 class Receiver:
-    """Listens on loopback from `with` on; what comes lies in `arrivals`."""
+    """Listens on loopback inside `with`; received events are in `arrivals`."""
 
     def __init__(self, port: int) -> None:
-        self.arrivals: queue.SimpleQueue[Received] = queue.SimpleQueue()
+        self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
         self._verify: Verify | None = None
@@ -44,19 +43,19 @@ class Receiver:
         return f"http://127.0.0.1:{self._server.server_address[1]}/"
 
     def trust(self, verify: Verify) -> None:
-        """Check signatures with this from now on; before it is called nothing is accepted."""
+        """Verify signatures with this from now on; until then nothing is accepted."""
         self._verify = verify
 
     def take(self, body: bytes, headers: Mapping[str, str]) -> int:
-        """Judge one request; the status to answer with."""
+        """Handle one request; return the status to answer with."""
         if self._verify is None:
             return 503
         try:
             event = self._verify(body, headers)
         except ValueError as error:
-            self.arrivals.put(Received(None, str(error)))
+            self.arrivals.put(Arrival(None, str(error)))
             return 400
-        self.arrivals.put(Received(event, is_repeat=self._known(str(event.get("id")))))
+        self.arrivals.put(Arrival(event, is_repeat=self._known(str(event.get("id")))))
         return 204
 
     def _known(self, event_id: str) -> bool:
@@ -71,12 +70,7 @@ class Receiver:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -93,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _SOCKET_SECONDS
 
     def do_POST(self) -> None:
-        """Take one webhook."""
+        """Receive one webhook."""
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > _MAX_BODY:
             self._answer(413)
@@ -109,4 +103,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Say nothing: stderr is the command's."""
+        """Log nothing: stderr belongs to the command."""

@@ -1,4 +1,4 @@
-"""`darkroom webhooks`: receivers, what was sent to them, and one to try things with."""
+"""`darkroom webhooks`: endpoints, their deliveries, and a local receiver to test with."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from darkroom.cli.command import Cli, command
-from darkroom.cli.exits import ExitCode
-from darkroom.cli.failures import CliError
+from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.options import Limit, given, moment
-from darkroom.cli.output import Column
-from darkroom.cli.words import ago, short, state_markup
+from darkroom.cli.output import Column, age, short, state_markup
 
 if TYPE_CHECKING:
-    from darkroom.cli.receiver import Received, Receiver
+    from darkroom.cli.receiver import Arrival, Receiver
     from darkroom.types.webhooks import Delivery, Endpoint
 
-app = typer.Typer(no_args_is_help=True, help="Be told when something happens; see what was told.")
+app = typer.Typer(no_args_is_help=True, help="Get notified of events, and see what was sent.")
 
 EventNames = Annotated[
     list[str] | None,
     typer.Option(
-        "--event", "-e", help="Which events, e.g. job.succeeded. Default: ends of jobs, batches."
+        "--event",
+        "-e",
+        help="An event such as job.succeeded. Repeatable. Default: jobs and batches end.",
     ),
 ]
 
@@ -35,22 +35,22 @@ EventNames = Annotated[
 def listen(
     cli: Cli,
     event: EventNames = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 0,
     public_url: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Where the server reaches this port, e.g. a tunnel's address."
+            metavar="URL", help="Address at which the server reaches this port, e.g. a tunnel's."
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option("--count", "-n", min=1, help="End after so many events.")
+        int | None, typer.Option("--count", "-n", min=1, help="Stop after this many events.")
     ] = None,
 ) -> None:
-    """Receive events on this machine: registers itself, checks signatures, prints.
+    """Receive events on this machine: register an endpoint, verify signatures, print.
 
-    It listens on 127.0.0.1, and takes its registration back when it ends. Events go to stdout, a
-    line each (`--json`: the whole event). A server on another machine, or one that allows only
-    https, needs `--public-url`.
+    It listens on 127.0.0.1 and removes the endpoint when it stops. Stdout gets a line per event
+    (with `--json`, the whole event). A server on another machine, or one that allows only https,
+    needs `--public-url`.
     """
     with _open(port) as receiver:
         url = public_url or receiver.url
@@ -59,11 +59,11 @@ def listen(
         )
         try:
             receiver.trust(_verifier(endpoint.secret or ""))
-            cli.output.note(f"Listening on [bold]{url}[/] as {endpoint.id}. Ctrl-C ends it.")
+            cli.output.note(f"Listening on [bold]{url}[/] as {endpoint.id}. Press Ctrl-C to stop.")
             _print_events(cli, receiver, count)
         finally:
             cli.client.webhooks.endpoints.delete(endpoint)
-            cli.output.note(f"[dim]{endpoint.id} is removed.[/]")
+            cli.output.note(f"[dim]Removed {endpoint.id}.[/]")
 
 
 def _open(port: int) -> "Receiver":
@@ -73,18 +73,18 @@ def _open(port: int) -> "Receiver":
         return Receiver(port)
     except OSError as error:
         raise CliError(
-            f"Port {port} cannot be used: {error.strerror}.", ExitCode.USAGE, "Take another --port."
+            f"Cannot use port {port}: {error.strerror}.", ExitCode.USAGE, "Choose another --port."
         ) from None
 
 
 def _verifier(secret: str) -> Any:
-    from darkroom.errors import InvalidSignature
+    from darkroom.errors import InvalidWebhookSignatureError
     from darkroom.webhooks import verify
 
     def check(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
         try:
             return dict(verify(body, headers, secret).raw)
-        except InvalidSignature as error:
+        except InvalidWebhookSignatureError as error:
             raise ValueError(str(error)) from None
 
     return check
@@ -97,38 +97,38 @@ def _print_events(cli: Cli, receiver: "Receiver", count: int | None) -> None:
         if received.event is None:
             cli.output.note(f"[red]Refused[/] a request: {received.problem}")
         elif received.is_repeat:
-            cli.output.note(f"[dim]{received.event['id']} came again; dropped.[/]")
+            cli.output.note(f"[dim]{received.event['id']} was delivered again; dropped.[/]")
         else:
             _print_event(cli, received)
             shown += 1
 
 
-def _print_event(cli: Cli, received: "Received") -> None:
+def _print_event(cli: Cli, received: "Arrival") -> None:
     event: Mapping[str, Any] = received.event or {}
     if cli.output.as_json:
         cli.output.line(event)
         return
     data = event.get("data") or {}
-    words = [str(event.get("timestamp", "")), str(event.get("type", "")), str(data.get("id", ""))]
+    parts = [str(event.get("timestamp", "")), str(event.get("type", "")), str(data.get("id", ""))]
     if data.get("seeds"):
-        words.append("seeds " + ",".join(str(seed) for seed in data["seeds"]))
+        parts.append("seeds " + ",".join(str(seed) for seed in data["seeds"]))
     if data.get("error"):
-        words.append(short(f"{data['error'].get('code')}: {data['error'].get('message')}"))
-    cli.output.text("\t".join(words))
+        parts.append(short(f"{data['error'].get('code')}: {data['error'].get('message')}"))
+    cli.output.text("\t".join(parts))
 
 
 @command(app, "endpoints")
 def endpoints(cli: Cli, limit: Limit = 50) -> None:
-    """Receivers that are registered, and whether they work."""
+    """List the registered endpoints, and whether they work."""
     columns: list[Column[Endpoint]] = [
         Column("id", lambda each: each.id),
         Column("url", lambda each: each.url, wrap=True),
         Column("state", _endpoint_state, lambda each: _coloured(_endpoint_state(each))),
         Column("events", lambda each: " ".join(each.events), wrap=True),
-        Column("what for", lambda each: each.description),
+        Column("description", lambda each: each.description, drop=1),
     ]
-    found = cli.client.webhooks.endpoints.list().take(limit)
-    cli.output.rows(found, columns, nothing="No receiver is registered.")
+    result = cli.client.webhooks.endpoints.list().take(limit)
+    cli.output.rows(result, columns, empty="No endpoint is registered.")
 
 
 def _endpoint_state(endpoint: "Endpoint") -> str:
@@ -151,53 +151,49 @@ def add(
     event: EventNames = None,
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
 ) -> None:
-    """Register a receiver. Its secret is shown this once: stdout gets it, stderr the rest."""
-    made = cli.client.webhooks.endpoints.create(url, **given(events=event, description=description))
-    if cli.output.as_json:
-        cli.output.document(made)
-        return
-    cli.output.text(made.secret or "")
-    cli.output.note(f"[dim]{made.id}. The secret is not shown again.[/]")
+    """Register an endpoint and print its secret; it is never shown again. Stderr gets its id."""
+    endpoint = cli.client.webhooks.endpoints.create(
+        url, **given(events=event, description=description)
+    )
+    note = f"[dim]{endpoint.id}. The secret is not shown again.[/]"
+    cli.output.outcome(endpoint, note, text=endpoint.secret or "")
 
 
 @command(app, "remove")
 def remove(
     cli: Cli, endpoint: Annotated[str, typer.Argument(metavar="ENDPOINT", help="whe_…")]
 ) -> None:
-    """Remove a receiver, with the log of what was sent to it."""
+    """Remove an endpoint and its delivery log."""
     cli.client.webhooks.endpoints.delete(endpoint)
-    if cli.output.as_json:
-        cli.output.document({"id": endpoint, "removed": True})
-    else:
-        cli.output.note(f"{endpoint} is removed.")
+    cli.output.outcome({"id": endpoint, "removed": True}, f"Removed {endpoint}.")
 
 
 @command(app, "deliveries", examples=["darkroom webhooks deliveries --state failed"])
 def deliveries(
     cli: Cli,
     *,
-    endpoint: Annotated[str | None, typer.Option(help="To this receiver.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Sent to this endpoint.")] = None,
     job: Annotated[str | None, typer.Option(help="About this job.")] = None,
     batch: Annotated[str | None, typer.Option(help="About this batch.")] = None,
     state: Annotated[
-        list[str] | None, typer.Option(help="pending, succeeded or failed. May be repeated.")
+        list[str] | None, typer.Option(help="pending, succeeded or failed. Repeatable.")
     ] = None,
     limit: Limit = 20,
 ) -> None:
-    """The log of what was sent, newest first."""
+    """List deliveries, newest first."""
     columns: list[Column[Delivery]] = [
         Column("id", lambda each: each.id),
         Column("event", lambda each: each.event),
         Column("state", lambda each: each.state, lambda each: state_markup(each.state)),
-        Column("about", lambda each: each.job_id or each.batch_id),
-        Column("tries", lambda each: len(each.attempts), right=True),
+        Column("about", lambda each: each.job_id or each.batch_id, drop=2),
+        Column("attempts", lambda each: len(each.attempts), right=True, drop=1),
         Column("answer", _answer, wrap=True),
-        Column("made", lambda each: each.created_at, lambda each: ago(each.created_at)),
+        Column("age", lambda each: each.created_at, lambda each: age(each.created_at)),
     ]
-    found = cli.client.webhooks.deliveries.list(
+    result = cli.client.webhooks.deliveries.list(
         endpoint=endpoint, job=job, batch=batch, state=state
     ).take(limit)
-    cli.output.rows(found, columns, nothing="Nothing was sent.")
+    cli.output.rows(result, columns, empty="Nothing was sent.")
 
 
 def _answer(delivery: "Delivery") -> str | None:
@@ -217,13 +213,17 @@ def redeliver(
     what: Annotated[str, typer.Argument(metavar="DELIVERY|ENDPOINT", help="whd_… or whe_…")],
     since: Annotated[
         datetime | None,
-        typer.Option(metavar="TIME", parser=moment, help="Of an endpoint: from then on. 6h, 7d, …"),
+        typer.Option(
+            metavar="TIME",
+            parser=moment,
+            help="With an endpoint: send again what it missed since then: 6h, 7d, …",
+        ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Of an endpoint: also what had arrived.")
+        bool, typer.Option("--all", help="With an endpoint: also what was delivered.")
     ] = False,
 ) -> None:
-    """Send again: one delivery, or all that an endpoint has missed since a time."""
+    """Redeliver one delivery, or everything that an endpoint has missed since a time."""
     if since is None:
         delivery = cli.client.webhooks.deliveries.redeliver(what)
         cli.output.facts([("delivery", delivery.id), ("state", delivery.state)], delivery)

@@ -1,1 +1,1 @@
-"""The Streamlit playground: generate, search, look back, run batches, through the client alone."""
+"""The Streamlit playground: generate, search, browse and run batches, through the client alone."""

@@ -1,34 +1,70 @@
-"""The tab Generate: the form, and beside it the jobs with their results."""
+"""The Generate tab: the form, suggestions of prompts, and the session's jobs beside them."""
+
+from collections.abc import Callable
 
 import streamlit as st
 
-from darkroom.playground import dropzone, form, ideas, jobs, notices, running, words
-from darkroom.playground.connection import connect
+from darkroom import Job
+from darkroom.playground import fields, filling, form, grid, jobs, state, submission
+from darkroom.playground.connection import connect, thumbnail
+from darkroom.playground.formatting import escape, short, when
+from darkroom.playground.state import (
+    IMAGE_TYPES,
+    errors_shown_here,
+    errors_shown_on_top,
+    notify,
+    show_uploader,
+    take_upload,
+)
 
 _RECEIPT_FILE = "receipt-file"
-_INITIAL_FILE = "initial-file"
-_PICTURES = ["png", "jpg", "jpeg", "webp"]
+_SUGGESTIONS = "suggestions"
+_TYPED = "suggestions-typed"
+_SUGGESTED, _USED = "Suggestions", "Your latest"
+_MAX_SUGGESTIONS = 8
+_MAX_HISTORY = 100
 
 
 def show(session_id: str) -> None:
-    """Draws the tab."""
+    """Draw the tab."""
     form.prepare()
-    # Before the form is drawn: the first look at a session fills it from the newest job.
-    found = jobs.shown(session_id)
+    is_first_look = not state.is_known(session_id)
+    results = state.jobs(session_id)
+    if is_first_look and results and not st.session_state[form.PROMPT]:
+        _fill_from(results[0])
     with st.container(key="generate-grid"):
         with st.container(key="generate-ask"):
-            form.show_text()
+            fields.show_text()
             _show_buttons(session_id)
         with st.container(key="generate-set"):
-            form.show_seed_and_count()
-            _show_initial()
-            with st.expander("Model, size, steps, guidance", icon=":material/tune:"):
-                form.show_settings()
-            _show_receipt_file()
+            fields.show_seed_count_and_shape()
+            fields.show_initial_image()
+            fields.show_loras()
+            with st.expander("Model, size and steps", icon=":material/tune:"):
+                fields.show_settings()
+            with st.expander("Grid over two settings", icon=":material/grid_on:"):
+                grid.show_form()
+            with st.expander("Settings from an image", icon=":material/upload_file:"):
+                show_uploader(
+                    "Drop an image made by Darkroom",
+                    _RECEIPT_FILE,
+                    IMAGE_TYPES,
+                    max_megabytes=10,
+                    on_change=_read_receipt,
+                )
         with st.container(key="generate-newest"):
-            running.show_newest(found)
+            jobs.show_queue(st.session_state[form.MODEL], results)
+            grid.show()
+            jobs.show_newest(results)
         with st.container(key="generate-earlier"):
-            running.show_earlier(found)
+            jobs.show_earlier(results)
+
+
+def _fill_from(job: Job) -> None:
+    """Start with the settings of the session's newest job."""
+    filling.fill(submission.settings_of(job), job.kind)
+    st.session_state[form.SEED_MODE] = form.RANDOM
+    form.clear_initial_image()  # it was not chosen on this page
 
 
 def _show_buttons(session_id: str) -> None:
@@ -38,97 +74,127 @@ def _show_buttons(session_id: str) -> None:
             type="primary",
             icon=":material/auto_awesome:",
             key="generate",
+            shortcut="Ctrl+Enter",
             on_click=_submit,
         )
-        ideas.show(session_id)
-    initial: form.Initial | None = st.session_state.get(form.INITIAL)
+        with st.popover(
+            "Prompts",
+            icon=":material/lightbulb:",
+            type="tertiary",
+            on_change=_open_suggestions,
+            key=_SUGGESTIONS,
+            help="Prompts similar to yours, and earlier ones that worked well.",
+        ) as suggestions:
+            if suggestions.open:
+                st.fragment(_show_suggestions)(session_id)
+    _show_chips()
+
+
+def _show_chips() -> None:
+    """Draw what an image will start from and be steered by; a click removes it."""
+    chips: list[tuple[str, str, Callable[..., None], tuple[str, ...]]] = []
+    initial = form.initial_image()
     if initial is not None:
-        st.caption(f"Starts from the initial image {words.escape(initial.label)}.")
+        label = f"Initial image: {escape(short(initial.label, 24))}"
+        chips.append(("initial", label, form.clear_initial_image, ()))
+    if form.drawn_mask() is not None:
+        chips.append(("mask", "Mask", form.clear_mask, ()))
+    chips += [
+        (f"lora-{name}", f"LoRA: {escape(name)}", form.remove_lora, (name,))
+        for name in st.session_state[form.LORAS]
+    ]
+    if not chips:
+        return
+    with st.container(horizontal=True, gap="xsmall", key="chips"):
+        for key, label, remove, arguments in chips:
+            st.button(
+                label,
+                key=f"chip-{key}",
+                icon=":material/close:",
+                icon_position="right",
+                help="Remove",
+                on_click=remove,
+                args=arguments,
+            )
 
 
 def _submit() -> None:
-    if not st.session_state[form.PROMPT].strip():
-        notices.keep("**The prompt is empty.** Say in a few words what the picture shall show.")
-        return
-    wrong = form.problems()
-    if wrong:
-        notices.keep(f"These settings cannot be used. {' '.join(wrong)}")
-        return
-    jobs.submit(form.body())
-
-
-def _show_receipt_file() -> None:
-    dropzone.show(
-        "Drop a picture made by Darkroom to take over its settings",
-        _RECEIPT_FILE,
-        _PICTURES,
-        most_megabytes=10,
-        on_change=_read_receipt,
-    )
+    problems = submission.problems()
+    st.session_state[form.ERRORS] = problems
+    if not problems:
+        submission.submit(submission.body())
 
 
 def _read_receipt() -> None:
-    file = dropzone.take(_RECEIPT_FILE)
+    file = take_upload(_RECEIPT_FILE)
     if file is None:
         return
-    with notices.kept_for_the_top():
-        read = connect().images.inspect(file.getvalue())
-        notes = [*form.fill(read.job), *read.notes]
-        notices.keep("The form has the settings and the seed of this picture.", kind="good")
+    with errors_shown_on_top():
+        results = connect().images.inspect(file.getvalue())
+        notes = [*filling.fill(results.job, results.receipt["kind"]), *results.notes]
+        notify("The form now has this image's settings and seed.", "success")
         for note in notes:
-            notices.keep(note, kind="note")
+            notify(escape(note), "warning")
 
 
-def _show_initial() -> None:
-    initial: form.Initial | None = st.session_state.get(form.INITIAL)
-    label = "Initial image" if initial is None else f"Initial image: {words.escape(initial.label)}"
-    with st.expander(label, icon=":material/image:", expanded=initial is not None):
-        if initial is None:
-            dropzone.show(
-                "Start from a picture of yours",
-                _INITIAL_FILE,
-                _PICTURES,
-                most_megabytes=10,
-                on_change=_take_initial,
-                help="Any earlier picture can be one too: press “Use as initial image” below it.",
-            )
-            return
-        with st.container(horizontal=True, vertical_alignment="center"):
-            if initial.preview is not None:
-                st.image(initial.preview, width=96, alt="initial image")
-            st.button(
-                "Without it",
-                icon=":material/close:",
-                key="initial-away",
-                on_click=form.forget_initial,
-            )
-        st.slider(
-            "Strength",
-            0.05,
-            1.0,
-            step=0.05,
-            key=form.STRENGTH,
-            on_change="ignore",
-            persist_state="session",
-            help="How far the result may leave the initial image: little at 0.2, nearly all at 1.",
-        )
-        st.selectbox(
-            "Size",
-            list(form.RESIZE_MODES),
-            format_func=lambda mode: form.RESIZE_MODES[mode],
-            key=form.RESIZE,
-            on_change="ignore",
-            persist_state="session",
-            help="With its own shape the result gets about as many pixels as the model's default.",
-        )
+def _open_suggestions() -> None:
+    # Start from what the form says so far.
+    st.session_state[_TYPED] = st.session_state[form.PROMPT]
 
 
-def _take_initial() -> None:
-    file = dropzone.take(_INITIAL_FILE)
-    if file is None:
-        return
-    with notices.kept_for_the_top():
-        data: bytes = file.getvalue()
-        kept = connect().uploads.create(data)
-        st.session_state[form.INITIAL] = form.Initial(kept.id, file.name, data)
-        st.session_state[form.RESIZE] = form.KEEP_SHAPE
+def _show_suggestions(session_id: str) -> None:
+    typed = st.text_input(
+        "What do you have in mind?",
+        key=_TYPED,
+        live="300ms",
+        placeholder="Type a few words, or leave it empty",
+    )
+    source = st.segmented_control(
+        "Prompts",
+        [_SUGGESTED, _USED],
+        default=_SUGGESTED,
+        required=True,
+        key="suggestions-source",
+        label_visibility="collapsed",
+    )
+    with errors_shown_here(), st.container(key="suggestions-list", gap="small"):
+        results = _suggest(typed, session_id) if source == _SUGGESTED else _used(typed)
+        for number, (prompt, reason, image_id) in enumerate(results):
+            with st.container(horizontal=True, vertical_alignment="center", wrap=False):
+                if image_id is not None:
+                    st.image(thumbnail(image_id), width=56, alt="")
+                with st.container(gap="xxsmall"):
+                    if st.button(
+                        escape(short(prompt, 120)),
+                        key=f"suggestion-{number}",
+                        on_click=_use_suggestion,
+                        args=(prompt,),
+                        type="tertiary",
+                    ):
+                        st.rerun()
+                    st.caption(escape(reason))
+        if not results:
+            st.caption("There are no prompts for these words.")
+
+
+def _suggest(typed: str, session_id: str) -> list[tuple[str, str, str | None]]:
+    """(prompt, reason, image) of similar and successful prompts."""
+    found = connect().prompts.recommend(
+        typed or None, session_id=session_id, limit=_MAX_SUGGESTIONS
+    )
+    return [(one.prompt, one.reason, one.image.id if one.image else None) for one in found]
+
+
+def _used(typed: str) -> list[tuple[str, str, str | None]]:
+    """(prompt, time, image) of the latest prompts that contain these words."""
+    found: dict[str, tuple[str, str, str | None]] = {}
+    for job in connect().jobs.list(page_size=_MAX_HISTORY).page().data:
+        if all(word in job.prompt.casefold() for word in typed.casefold().split()):
+            image = job.images[0].id if job.images else None
+            found.setdefault(job.prompt, (job.prompt, when(job.created_at), image))
+    return list(found.values())[:_MAX_SUGGESTIONS]
+
+
+def _use_suggestion(prompt: str) -> None:
+    st.session_state[form.PROMPT] = prompt
+    st.session_state[_SUGGESTIONS] = False

@@ -1,77 +1,185 @@
-"""Which jobs the Generate tab shows: those of this session, found again after a reload."""
+"""The session's jobs: unfinished ones, redrawn on their own, and the results of the others."""
 
-from typing import Any
+import base64
+from collections.abc import Sequence
 
 import streamlit as st
 
-import darkroom
-from darkroom.playground import form, notices, session
-from darkroom.playground.connection import connect
-from darkroom.playground.watching import watches
+from darkroom import Job
+from darkroom.playground.cards import columns_for, show_large, show_small
+from darkroom.playground.connection import Watched, connect, models, queue_depth, watches
+from darkroom.playground.formatting import count, escape, explain_failure, short, span, until
+from darkroom.playground.state import (
+    Card,
+    dismiss_job,
+    errors_shown_here,
+    errors_shown_on_top,
+    show_job,
+)
 
-MOST_SHOWN = 6
-_LOOKED_THROUGH = 100
-"""Newest jobs of the session among which those that are no batch's are looked for."""
-_STATE = "jobs"
-
-
-def shown(session_id: str) -> list[darkroom.Job]:
-    """The jobs to show, newest first; those that have not ended are followed from now on."""
-    known = _known(session_id)
-    for id_, job in known.items():
-        if not job.is_final:
-            known[id_] = watches().follow(job).job
-    return sorted(known.values(), key=lambda job: job.created_at, reverse=True)[:MOST_SHOWN]
+_REDRAW_SECONDS = 0.4
+_SERVICE_SECONDS = 3.0
 
 
-def submit(settings: dict[str, Any]) -> None:
-    """Submits a job with previews and shows it; for callbacks, since it may leave a notice."""
-    session_id = session.current()
-    with notices.kept_for_the_top():
-        job = connect().jobs.submit(**settings, session_id=session_id, previews=True).job
-        _known(session_id)[job.id] = job
-        st.session_state[form.SEED] = job.seeds[0]
+def show_queue(model: str, results: Sequence[Job]) -> None:
+    """Draw a line with what waits and runs, how long it takes, and who serves the model."""
+    st.fragment(_show_queue, run_every=_SERVICE_SECONDS)(model, results)
 
 
-def replace(job: darkroom.Job) -> None:
-    """Shows a job as it stands now."""
-    _known(session.current())[job.id] = job
+def _show_queue(model: str, results: Sequence[Job]) -> None:
+    with errors_shown_here():
+        active = [one.job for one in map(watches().follow, results) if not one.job.is_final]
+        running = sum(job.state == "running" for job in active)
+        queued = len(active) - running
+        depth = queue_depth() or (queued, running)  # which may be older than what is known of them
+        parts = [f"{max(depth[1], running):,} running", f"{max(depth[0], queued):,} queued"]
+        etas = [job.eta.p50 for job in active if job.eta]
+        times = [_seconds_for_each(job) for job in results if job.state == "succeeded"]
+        if etas:
+            parts.append(f"yours are done in about {until(max(etas))}")
+        elif times and times[0]:
+            parts.append(f"about {span(times[0])} for an image")
+        serving = next((one.workers for one in models() if one.name == model), None)
+        names = [f"{one.name} ({one.device or one.state})" for one in serving or ()]
+        parts.append(f"{model} is served by {', '.join(names) or 'no worker right now'}")
+        st.caption(escape(" · ".join(parts)))
 
 
-def put_away(job_id: str) -> None:
-    """Shows the job no longer; nothing is deleted."""
-    _known(session.current()).pop(job_id, None)
+def _seconds_for_each(job: Job) -> float | None:
+    took = job.metrics.run_ms if job.metrics else None
+    return took / 1000 / len(job.seeds) if took else None
 
 
-def settings_of(job: darkroom.Job) -> dict[str, Any]:
-    """The fields of a submission that makes the job's pictures again."""
-    settings = {
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "model": job.model,
-        "width": job.width,
-        "height": job.height,
-        "steps": job.steps,
-        "guidance_scale": job.guidance_scale,
-        "scheduler": job.scheduler,
-        "init_image": job.init_image,
-        "strength": job.strength,
-        "resize_mode": job.resize_mode,
-        "num_images": len(job.seeds),
-        "seeds": list(job.seeds),
-    }
-    return {name: value for name, value in settings.items() if value is not None}
+def show_newest(results: Sequence[Job]) -> None:
+    """Draw the unfinished jobs, or else the newest job's results."""
+    active = [job for job in results if not job.is_final]
+    # A fragment is redrawn alone, without disturbing what the user does elsewhere.
+    st.fragment(_show_active, run_every=_REDRAW_SECONDS if active else None)(active)
+    if results and not active:
+        _show_ended(results[0])
+    if not results:
+        st.info(
+            "Your images appear here. Describe one and press **Generate**, or look at **Prompts**.",
+            icon=":material/photo_library:",
+        )
 
 
-def _known(session_id: str) -> dict[str, darkroom.Job]:
-    """Job id → the job as last seen. The first look at a session asks the API."""
-    sessions: dict[str, dict[str, darkroom.Job]] = st.session_state.setdefault(_STATE, {})
-    if session_id not in sessions:
-        newest = connect().jobs.list(session_id=session_id, page_size=_LOOKED_THROUGH).page().data
-        own = [job for job in newest if job.batch_id is None]
-        sessions[session_id] = {job.id: job for job in own[:MOST_SHOWN]}
-        if own and not st.session_state.get(form.PROMPT):
-            form.fill(settings_of(own[0]))
-            st.session_state[form.SEED_MODE] = form.RANDOM
-            form.forget_initial()  # nobody of this page has chosen it
-    return sessions[session_id]
+def show_earlier(results: Sequence[Job]) -> None:
+    """Draw the results of the jobs that `show_newest` leaves out."""
+    ended = [job for job in results if job.is_final]
+    earlier = ended[1:] if len(ended) == len(results) else ended
+    for job in earlier:
+        if job.state != "succeeded":
+            _show_unsuccessful(job)
+    show_small(
+        [
+            Card.of(image, job=job)
+            for job in earlier
+            if job.state == "succeeded"
+            for image in job.images
+        ]
+    )
+
+
+def _show_active(active: list[Job]) -> None:
+    watched = [watches().follow(job) for job in active]
+    for one in watched:
+        with st.container(border=True, key=f"running-{one.job.id}"):
+            _show_running(one)
+    if any(one.job.is_final for one in watched):
+        st.rerun()
+
+
+def _show_running(watched: Watched) -> None:
+    job = watched.job
+    st.progress(watched.fraction, text=f"{_status(watched)} — {escape(short(job.prompt, 60))}")
+    if watched.previews:
+        columns = columns_for(len(job.seeds))
+        with st.container(key=f"large-{columns}-{job.id}"):
+            for index, seed in enumerate(job.seeds):
+                st.html(_preview(watched.previews.get(index), job, seed))
+    if watched.error is not None:
+        with errors_shown_here():
+            raise watched.error
+    if watched.ended is not None and not job.is_final:
+        if st.button("Dismiss", key=f"dismiss-{job.id}", on_click=dismiss_job, args=(job.id,)):
+            st.rerun()
+        return
+    st.button(
+        "Stopping …" if job.cancel_requested else "Cancel",
+        key=f"cancel-{job.id}",
+        icon=":material/cancel:",
+        disabled=job.cancel_requested,
+        on_click=_cancel,
+        args=(watched,),
+    )
+
+
+def _preview(preview: bytes | None, job: Job, seed: int) -> str:
+    """The newest step, or a place for it, where the image will be and as large."""
+    shape = f"aspect-ratio: {job.width} / {job.height}"
+    if preview is None:
+        return f'<div class="placeholder" style="{shape}"></div>'
+    # Inline: a file would be replaced before the browser has fetched it.
+    data = base64.b64encode(preview).decode("ascii")
+    return (
+        f'<img class="preview" src="data:image/webp;base64,{data}" alt="preview" '
+        f'title="seed {seed}" style="{shape}">'
+    )
+
+
+def _status(watched: Watched) -> str:
+    job = watched.job
+    if job.state == "queued":
+        ahead = job.queue_position
+        when = f", done in about {until(job.eta.p50)}" if job.eta else ""
+        least = "at least " if job.queue_position_exact is False else ""
+        return f"Waiting behind {least}{count(ahead, 'job')}{when}" if ahead else f"Waiting{when}"
+    if not watched.steps:
+        return "Starting"
+    done = sum(step == steps for step, steps in watched.steps.values())
+    index, (step, steps) = max(watched.steps.items())
+    of = f"image {index + 1} of {len(job.seeds)}, " if len(job.seeds) > 1 else ""
+    return "Finishing" if done == len(job.seeds) else f"{of}step {step} of {steps}".capitalize()
+
+
+def _cancel(watched: Watched) -> None:
+    with errors_shown_on_top():
+        watched.job = connect().jobs.cancel(watched.job.id)
+
+
+def _show_ended(job: Job) -> None:
+    if job.state != "succeeded":
+        _show_unsuccessful(job)
+        return
+    with st.container(key=f"ended-{job.id}"):
+        st.caption(escape(short(job.prompt, 160)))
+        for warning in job.warnings:
+            st.warning(escape(warning.message))
+        show_large([Card.of(image, job=job) for image in job.images])
+
+
+def _show_unsuccessful(job: Job) -> None:
+    with st.container(key=f"ended-{job.id}"):
+        message = f"{explain_failure(job)}  \n:gray[{escape(short(job.prompt))}]"
+        (st.error if job.state == "failed" else st.warning)(message)
+        with st.container(horizontal=True):
+            st.button(
+                "Try again",
+                key=f"retry-{job.id}",
+                icon=":material/refresh:",
+                on_click=_retry,
+                args=(job,),
+            )
+            st.button(
+                "Dismiss",
+                key=f"dismiss-{job.id}",
+                on_click=dismiss_job,
+                args=(job.id,),
+                type="tertiary",
+            )
+
+
+def _retry(job: Job) -> None:
+    with errors_shown_on_top():
+        show_job(connect().jobs.retry(job.id))

@@ -1,79 +1,171 @@
-"""The tab Search: pictures by the meaning of their prompts, or by another picture."""
+"""The Search tab: images by words, by another image, or by filters alone."""
 
-from datetime import UTC, date, datetime, time
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from time import monotonic
 from typing import Any
 
 import streamlit as st
 
-from darkroom.playground import actions, notices, pictures, words
-from darkroom.playground.cards import Picture, show_small
-from darkroom.playground.connection import connect, models
-from darkroom.types.gallery import Hit
+from darkroom.playground.connection import connect, models, thumbnail
+from darkroom.playground.formatting import escape, match, short, zone
+from darkroom.playground.gallery import PAGE, limit, show_first_page, show_grid
+from darkroom.playground.state import (
+    IMAGE_TYPES,
+    SEARCH_IMAGE,
+    Card,
+    changes,
+    errors_shown_here,
+    show_uploader,
+    take_upload,
+)
+from darkroom.types import Hit
 
-_QUERY = "search-query"
-_FILTERS = "search-filters"
-_WANTED = "search-wanted"
-_PAGE = 24
+_PAGE = 96
+"""How many images to ask for at a time; the API folds within them."""
+_KEPT_SECONDS = 60.0
+_FOUND = "search-found"
+"""Key of what the last search found."""
+_FILE = "search-file"
+_UNFOLDED = "search-unfolded"
+"""Key of the ids of images whose near-duplicates are shown."""
 _ANY = "any"
-_KINDS = {_ANY: "any", "txt2img": "from text", "img2img": "from an image"}
+_KINDS = {
+    _ANY: "any",
+    "txt2img": "from text",
+    "img2img": "from an image",
+    "inpaint": "repainted",
+    "upscale": "upscaled",
+}
+_OFF: dict[str, Any] = {
+    "filter-session": "all",
+    "filter-model": _ANY,
+    "filter-kind": _ANY,
+    "filter-seed": None,
+    "filter-from": None,
+    "filter-to": None,
+    "filter-score": 0,
+    "filter-starred": False,
+}
+"""Key of a filter → the value that leaves nothing out."""
+_ORDERS = {"relevance": "Best match", "similarity": "Similarity"}
+
+Like = Card | tuple[str, bytes]
+"""An image that is here, or a file."""
 
 
 def show(session_id: str) -> None:
-    """Draws the tab."""
-    like: Picture | None = st.session_state.get(actions.SEARCH_LIKE)
-    query = _ask(like)
-    filters = _show_filters(session_id)
-    if like is None and not query.strip() and not filters["starred"]:
-        st.info(
-            "Search compares meanings: *winter peaks in the evening* finds *snowy mountains at "
-            "dusk*. Names, numbers and whole phrases count too.",
-            icon=":material/search:",
-        )
-        return
-    with notices.in_plain_words():
-        _show_hits(_find(query, like, filters))
+    """Draw the tab."""
+    like: Like | None = st.session_state.get(SEARCH_IMAGE)
+    query = _show_query()
+    if like is not None:
+        _show_like(like)
+    options = _show_options(session_id, has_words=bool(query) and like is None)
+    with errors_shown_here():
+        results, is_more = _find(query, like, options)
+        if not results:
+            st.info(_why_none(query, like), icon=":material/search_off:")
+            return
+        if not query and like is None:
+            st.caption("Newest first. Words or an image sort by how well they match.")
+        show_grid("search", _cards(results, options), _unfold, is_more=is_more)
 
 
-def _ask(like: Picture | None) -> str:
-    query: str = st.text_input(
-        "What do the pictures show?",
-        key=_QUERY,
+def _show_query() -> str:
+    words, image = st.columns([3, 2], vertical_alignment="top")
+    query: str = words.text_input(
+        "Describe the images you are looking for",
+        key="search-query",
         type="search",
-        placeholder="What do the pictures show?",
-        label_visibility="collapsed",
+        placeholder="winter peaks in the evening",
         on_change=_new_search,
         persist_state="session",
     )
-    if like is not None:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.image(pictures.thumbnail(like.id), width=72, alt=like.prompt)
-            st.markdown(f"Like **{words.escape(words.short(like.prompt))}**", width="content")
-            st.button("Without it", icon=":material/close:", key="like-away", on_click=_new_search)
-    return query
+    with image, st.container(key="search-drop"):
+        show_uploader(
+            "Or drop an image",
+            _FILE,
+            IMAGE_TYPES,
+            max_megabytes=10,
+            on_change=_take_image,
+            help="One made by Darkroom, whose prompt it knows; or any, where the operator has set "
+            "up a model that compares pixels.",
+        )
+    return query.strip()
+
+
+def _show_like(like: Like) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if isinstance(like, Card):
+            name = escape(short(like.prompt))
+            st.image(thumbnail(like.id), width=72, alt=like.prompt)
+        else:  # which nobody has checked: its name alone is drawn
+            name = escape(short(like[0]))
+        st.markdown(f"Similar to **{name}**", width="content")
+        st.button(
+            "Remove", icon=":material/close:", key="search-image-remove", on_click=_new_search
+        )
 
 
 def _new_search() -> None:
-    st.session_state.pop(actions.SEARCH_LIKE, None)
-    st.session_state[_WANTED] = _PAGE
+    st.session_state.pop(SEARCH_IMAGE, None)
+    _start_anew()
+
+
+def _start_anew() -> None:
+    st.session_state.pop(_UNFOLDED, None)
+    show_first_page("search")
+
+
+def _take_image() -> None:
+    file = take_upload(_FILE)
+    if file is not None:
+        st.session_state[SEARCH_IMAGE] = (file.name, file.getvalue())
+        _start_anew()
+
+
+def _show_options(session_id: str, *, has_words: bool) -> dict[str, Any]:
+    """Draw order, folding and filters; return them as arguments of a search."""
+    with st.container(horizontal=True, vertical_alignment="center", key="search-bar"):
+        order = st.segmented_control(
+            "Order",
+            list(_ORDERS),
+            format_func=_ORDERS.__getitem__,
+            default="relevance",
+            required=True,
+            key="search-order",
+            label_visibility="collapsed",
+            persist_state="session",
+            disabled=not has_words,
+            on_change=_start_anew,
+            help="*Best match* counts words, too; *Similarity* the meaning alone.",
+        )
+        folds = st.toggle(
+            "Fold near-duplicates", value=True, key="search-fold", persist_state="session"
+        )
+    filters = _show_filters(session_id)
+    least = filters.pop("min_score")
+    return {
+        **filters,
+        "fold": folds or None,
+        "rank": order if has_words and order != "relevance" else None,
+        "min_score": least / 100 if least and has_words else None,
+    }
 
 
 def _show_filters(session_id: str) -> dict[str, Any]:
-    with st.expander("Filters", icon=":material/filter_alt:", key=_FILTERS):
+    values = st.session_state
+    active = sum(values.get(key, off) != off for key, off in _OFF.items())
+    title = f"Filters: {active} active" if active else "Filters"
+    with st.expander(title, icon=":material/filter_alt:", key="search-filters"):
         columns = st.columns(4)
         where = columns[0].selectbox(
-            "Session",
-            ["all", "this one"],
-            key="filter-session",
-            persist_state="session",
+            "Session", ["all", "this one"], key="filter-session", **_filter()
         )
         names = [_ANY, *(model.name for model in models())]
-        model = columns[1].selectbox("Model", names, key="filter-model", persist_state="session")
+        model = columns[1].selectbox("Model", names, key="filter-model", **_filter())
         kind = columns[2].selectbox(
-            "Kind",
-            list(_KINDS),
-            format_func=_KINDS.__getitem__,
-            key="filter-kind",
-            persist_state="session",
+            "Kind", list(_KINDS), format_func=_KINDS.__getitem__, key="filter-kind", **_filter()
         )
         seed = columns[3].number_input(
             "Seed",
@@ -82,67 +174,99 @@ def _show_filters(session_id: str) -> dict[str, Any]:
             step=1,
             key="filter-seed",
             placeholder="any",
-            persist_state="session",
+            **_filter(),
         )
-        first = columns[0].date_input(
-            "From", value=None, key="filter-from", persist_state="session"
-        )
-        last = columns[1].date_input("To", value=None, key="filter-to", persist_state="session")
-        least = columns[2].slider(
-            "Score at least", 0.0, 1.0, 0.0, 0.05, key="filter-score", persist_state="session"
-        )
-        various = columns[2].toggle(
-            "Near-duplicates later", value=True, key="filter-various", persist_state="session"
-        )
-        starred = columns[3].toggle("Only starred", key="filter-starred", persist_state="session")
+        first = columns[0].date_input("From", value=None, key="filter-from", **_filter())
+        last = columns[1].date_input("To", value=None, key="filter-to", **_filter())
+        least = columns[2].slider("Minimum match, %", 0, 100, 0, 5, key="filter-score", **_filter())
+        starred = columns[3].toggle("Starred only", key="filter-starred", **_filter())
     return {
         "session_id": session_id if where == "this one" else None,
         "model": None if model == _ANY else model,
         "kind": None if kind == _ANY else kind,
         "seed": seed,
-        "created_after": _start_of(first),
-        "created_before": _end_of(last),
-        "min_score": least or None,
+        "created_after": _midnight(first),
+        "created_before": _midnight(last + timedelta(days=1) if last else None),
+        "min_score": least,
         "starred": starred or None,
-        "diversity": various or None,
     }
 
 
-def _start_of(day: date | None) -> datetime | None:
-    return datetime.combine(day, time.min, UTC) if day else None
+def _filter() -> dict[str, Any]:
+    return {"persist_state": "session", "on_change": _start_anew}
 
 
-def _end_of(day: date | None) -> datetime | None:
-    return datetime.combine(day, time.max, UTC) if day else None
+def _midnight(day: date | None) -> datetime | None:
+    return datetime.combine(day, time.min, zone()) if day else None
 
 
-def _find(query: str, like: Picture | None, filters: dict[str, Any]) -> list[Hit]:
-    wanted = st.session_state.get(_WANTED, _PAGE)
+@dataclass
+class _Found:
+    """The pages of one search so far, kept because each click draws anew."""
+
+    request: object
+    fetched_at: float
+    hits: list[Hit]
+    pages: int = 0
+    cursor: str | None = None
+    """Where the next page begins; None: before the first page, or after the last."""
+
+
+def forget() -> None:
+    """Search anew when the tab is next drawn: there may be other images."""
+    st.session_state.pop(_FOUND, None)
+
+
+def _find(query: str, like: Like | None, options: dict[str, Any]) -> tuple[list[Hit], bool]:
+    """What to show, and whether there is more; each "Show more" fetches a page at most."""
+    changed = changes(of_stars=bool(options["starred"]))
+    request = (connect(), query, like, options, changed)
+    found: _Found | None = st.session_state.get(_FOUND)
+    now = monotonic()
+    if found is None or found.request != request or now - found.fetched_at > _KEPT_SECONDS:
+        found = _Found(request, now, [])
+    shown = limit("search") - 1
+    while found.pages == 0 or (
+        found.cursor and len(found.hits) <= shown and found.pages < shown // PAGE
+    ):
+        _fetch(found, query, like, options)
+    st.session_state[_FOUND] = found
+    return found.hits[:shown], bool(found.cursor) or len(found.hits) > shown
+
+
+def _fetch(found: _Found, query: str, like: Like | None, options: dict[str, Any]) -> None:
     client = connect()
-    # One more than is shown says whether there are more.
-    if like is not None:
-        return client.images.similar(like.id, page_size=_PAGE, **filters).take(wanted + 1)
-    if not query.strip():
-        filters = {**filters, "min_score": None, "diversity": None}
-    return client.search(query.strip() or None, page_size=_PAGE, **filters).take(wanted + 1)
+    page: dict[str, Any] = {"page_size": _PAGE, "after": found.cursor}
+    if like is None:
+        answer = client.search(query or None, **page, **options).page()
+    else:
+        source = like.id if isinstance(like, Card) else like
+        filters = {name: value for name, value in options.items() if name != "rank"}
+        answer = client.images.similar(source, **page, **filters).page()
+    found.hits += answer.data
+    found.pages, found.cursor = found.pages + 1, answer.next_cursor
 
 
-def _show_hits(hits: list[Hit]) -> None:
-    wanted = st.session_state.get(_WANTED, _PAGE)
-    if not hits:
-        st.info("No picture fits. Fewer filters or other words may find some.")
-        return
-    found = [Picture.of(hit.image, _how_near(hit)) for hit in hits[:wanted]]
-    show_small(found, actions.OF_SEARCH)
-    if len(hits) > wanted:
-        st.button("Show more", key="search-more", on_click=_show_more)
+def _cards(results: list[Hit], options: dict[str, Any]) -> list[Card]:
+    """A card for each result, and behind it for each of its near-duplicates that are shown."""
+    cards, unfolded = [], st.session_state.get(_UNFOLDED, set())
+    for hit in results:
+        score = hit.similarity if options.get("rank") == "similarity" else hit.score
+        cards.append(Card.of(hit.image, match(score), alike=len(hit.near_duplicates)))
+        if hit.image.id in unfolded:
+            cards += [Card.of(image, "like the one before") for image in hit.near_duplicates]
+    return cards
 
 
-def _how_near(hit: Hit) -> str:
-    if hit.score is None or hit.similarity is None:
-        return ""
-    return f"score {hit.score:.2f} · similarity {hit.similarity:.2f}"
+def _unfold(image_id: str) -> None:
+    unfolded: set[str] = st.session_state.setdefault(_UNFOLDED, set())
+    unfolded ^= {image_id}
 
 
-def _show_more() -> None:
-    st.session_state[_WANTED] = st.session_state.get(_WANTED, _PAGE) + _PAGE
+def _why_none(query: str, like: Like | None) -> str:
+    if query or like is not None:
+        return "Nothing matches. Try fewer filters or other words."
+    return (
+        "No image is left by these filters. Without filters you see all images, newest first; "
+        "words find them by meaning: *winter peaks in the evening* finds *snowy mountains at dusk*."
+    )

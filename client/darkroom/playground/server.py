@@ -1,4 +1,4 @@
-"""The page behind headers that keep it out of other sites' frames and other sites' scripts out."""
+"""The page, with headers that forbid framing it and running other sites' scripts in it."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _POLICY = "; ".join(
     (
         "default-src 'self'",
-        # Streamlit's page has a script of its own in it, and its widgets style themselves.
-        "script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval'",
+        # Streamlit's page has an inline script, its widgets style themselves, and it imports
+        # components as blobs.
+        "script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval' blob:",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
@@ -25,13 +26,13 @@ _POLICY = "; ".join(
 
 
 class SecurityHeaders:
-    """Adds the headers to every answer."""
+    """Adds the headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle an ASGI event."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

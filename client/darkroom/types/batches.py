@@ -1,18 +1,35 @@
-"""Batches, their lines, and what came of them."""
+"""Batches, their lines and their results."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 
+import msgspec
+
 from darkroom.decoding import Document
-from darkroom.types.images import Image
+from darkroom.types.images import Images
 from darkroom.types.jobs import ErrorInfo, Job
+
+__all__ = [
+    "Batch",
+    "BatchDryRun",
+    "BatchError",
+    "BatchFile",
+    "BatchItem",
+    "BatchResult",
+    "Counts",
+    "Estimate",
+    "Finding",
+    "ImageCounts",
+    "PlannedLine",
+    "Rate",
+    "RetryResult",
+    "TableColumn",
+]
 
 FINAL_STATES = frozenset({"succeeded", "partial", "failed", "canceled", "expired"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts(Document):
+class Counts(Document, frozen=True, kw_only=True):
     """How many jobs are in each state."""
 
     total: int
@@ -24,26 +41,27 @@ class Counts(Document):
     expired: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageCounts(Document):
-    """Pictures asked for, and pictures made."""
+class ImageCounts(Document, frozen=True, kw_only=True):
+    """Images requested, and images made."""
 
     total: int
     done: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rate(Document):
-    """Of the last minute."""
+class Rate(Document, frozen=True, kw_only=True):
+    """Over the last minute."""
 
     jobs_per_second: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch(Document):
-    """A batch as it stood when it was asked for."""
+class Batch(Document, frozen=True, kw_only=True):
+    """A batch at the time of the answer."""
+
+    hidden = ("links",)
 
     id: str
+    name: str | None = None
+    """As given, or the file's."""
     state: str
     """`validating`, `queued`, `running`, and then `succeeded`, `partial`, `failed`, `canceled`
     or `expired`."""
@@ -61,19 +79,19 @@ class Batch(Document):
     counts: Counts
     images: ImageCounts
     cost: int
-    """Width × height × steps, over all pictures."""
+    """Width × height × steps, over all images."""
     fraction: float
     """Jobs that have ended, 0 to 1."""
     rate: Rate | None = None
     eta: datetime | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = msgspec.field(default_factory=dict)
     webhook_url: str | None = None
     start_deadline: datetime | None = None
     finish_deadline: datetime | None = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    links: Mapping[str, str] = field(default_factory=dict, repr=False)
+    links: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def is_final(self) -> bool:
@@ -81,16 +99,14 @@ class Batch(Document):
         return self.state in FINAL_STATES
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchItem(Job):
-    """One job of a batch, with its place in the file."""
+class BatchItem(Job, frozen=True, kw_only=True):
+    """One job of a batch, with its line in the file."""
 
     custom_id: str
     line: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchResult(Document):
+class BatchResult(Document, frozen=True, kw_only=True):
     """A job of a batch that has ended."""
 
     custom_id: str
@@ -98,15 +114,14 @@ class BatchResult(Document):
     job_id: str
     state: str
     seeds: tuple[int, ...] = ()
-    images: tuple[Image, ...] = ()
+    images: Images = Images()
     """Their receipts are in `image.raw["receipt"]`."""
     error: ErrorInfo | None = None
     finished_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchError(Document):
-    """What validation found (`type` is `validation`), or a job without success (`job`)."""
+class BatchError(Document, frozen=True, kw_only=True):
+    """A finding of validation (`type` is `validation`), or an unsuccessful job (`job`)."""
 
     type: str
     line: int | None = None
@@ -117,8 +132,7 @@ class BatchError(Document):
     message: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding(Document):
+class Finding(Document, frozen=True, kw_only=True):
     """One error of the validation report."""
 
     line: int | None = None
@@ -128,45 +142,72 @@ class Finding(Document):
     message: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate(Document):
-    """What the batch would take, from what the models' latest jobs took."""
+class Estimate(Document, frozen=True, kw_only=True):
+    """What the batch would take, judging by the models' latest jobs."""
 
     gpu_seconds: float
     jobs_of_evidence: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchDryRun(Document):
-    """What a batch would be. Nothing was kept."""
+class TableColumn(Document, frozen=True, kw_only=True):
+    """A column of a CSV file, or a key of JSON lines."""
+
+    name: str
+    example: str | None = None
+    """The first value in it."""
+    fields: tuple[str, ...] = ()
+    """The fields of a job that it is."""
+
+
+class PlannedLine(Document, frozen=True, kw_only=True):
+    """A job as it would be queued."""
+
+    line: int
+    custom_id: str
+    prompt: str
+    negative_prompt: str | None = None
+    model: str
+    width: int
+    height: int
+    steps: int
+    seeds: tuple[int, ...] = ()
+    """Those that nobody gave are drawn anew at the submission."""
+
+
+class BatchDryRun(Document, frozen=True, kw_only=True):
+    """What a batch would be. Nothing was stored."""
 
     accepted: bool
     lines: int
     invalid_lines: int
     jobs: int
     images: int
+    refused_jobs: int = 0
+    """Jobs whose prompt a filter refuses: they would fail, one by one."""
     cost: int
     estimate: Estimate | None = None
     eta: datetime | None = None
     error_count: int = 0
     errors: tuple[Finding, ...] = ()
     """The first 20."""
+    columns: tuple[TableColumn, ...] = ()
+    """Of a file."""
+    first_jobs: tuple[PlannedLine, ...] = ()
+    """The first 5."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchFile(Document):
+class BatchFile(Document, frozen=True, kw_only=True):
     """A file from which batches can be made; kept for a week."""
 
     id: str
     name: str
-    byte_size: int = field(metadata={"wire": "bytes"})
+    byte_size: int = msgspec.field(name="bytes")
     sha256: str
     created_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetryResult(Document):
-    """What a retry has set in motion."""
+class RetryResult(Document, frozen=True, kw_only=True):
+    """How many jobs a retry has queued again."""
 
     retried: int
     batch: Batch

@@ -1,15 +1,24 @@
 """Webhook endpoints, deliveries, secrets, and the events that are delivered."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from darkroom.decoding import Document
 
+__all__ = [
+    "Delivery",
+    "DeliveryAttempt",
+    "DeliveryError",
+    "Endpoint",
+    "EndpointWithSecret",
+    "RedeliveryCount",
+    "TenantSecret",
+    "WebhookEvent",
+]
 
-@dataclass(frozen=True, kw_only=True)
-class Endpoint(Document):
+
+class Endpoint(Document, frozen=True, kw_only=True):
     """A registered receiver."""
 
     id: str
@@ -26,33 +35,33 @@ class Endpoint(Document):
     created_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndpointWithSecret(Endpoint):
-    """A registered receiver, with the secret that is shown this once."""
+class EndpointWithSecret(Endpoint, frozen=True, kw_only=True):
+    """A registered receiver, with the secret, which is shown only once."""
 
-    secret: str | None = field(default=None, repr=False)
-    """`whsec_…`; None for v1a, which shares none."""
+    hidden = ("secret",)
+
+    secret: str | None = None
+    """`whsec_…`; None for v1a, which shares no secret."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TenantSecret(Document):
-    """Signs what goes to a URL that came with a job or batch."""
+class TenantSecret(Document, frozen=True, kw_only=True):
+    """Signs deliveries to a URL that came with a job or batch."""
 
-    secret: str = field(repr=False)
+    hidden = ("secret",)
+
+    secret: str
     created_at: datetime
     previous_expires_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliveryError(Document):
+class DeliveryError(Document, frozen=True, kw_only=True):
     """Why an attempt failed."""
 
     code: str
     message: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeliveryAttempt(Document):
+class DeliveryAttempt(Document, frozen=True, kw_only=True):
     """One request to the receiver."""
 
     number: int
@@ -63,8 +72,7 @@ class DeliveryAttempt(Document):
     response: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delivery(Document):
+class Delivery(Document, frozen=True, kw_only=True):
     """One event on its way to one receiver."""
 
     id: str
@@ -85,21 +93,19 @@ class Delivery(Document):
     finished_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RedeliveryCount(Document):
-    """What a redelivery of a range has set in motion."""
+class RedeliveryCount(Document, frozen=True, kw_only=True):
+    """How many deliveries a redelivery of a range has queued."""
 
     deliveries: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class WebhookEvent(Document):
-    """What a delivery carries, once its signature has been verified."""
+class WebhookEvent(Document, frozen=True, kw_only=True):
+    """The payload of a delivery whose signature has been verified."""
 
     id: str
-    """The same on every attempt and to every receiver: drop what you have seen."""
+    """The same on every attempt and for every receiver: drop those you have seen."""
     type: str
     timestamp: datetime
     sequence: int = 0
-    """Counts the changes of the job or batch: what is lower than you have seen is older."""
+    """Counts the changes of the job or batch: a lower number than one you have seen is older."""
     data: Mapping[str, Any]

@@ -15,10 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 IPAddress = IPv4Address | IPv6Address
-
-
 IPNetwork = IPv4Network | IPv6Network
-
 
 _NOT_PUBLIC_V4 = tuple(
     IPv4Network(network)
@@ -44,9 +41,7 @@ _NOT_PUBLIC_V4 = tuple(
     )
 )
 
-
 _GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")
-
 
 _NOT_PUBLIC_V6 = tuple(
     IPv6Network(network)
@@ -59,18 +54,10 @@ _NOT_PUBLIC_V6 = tuple(
     )
 )
 
-
 _MAPPED, _COMPATIBLE = IPv6Network("::ffff:0:0/96"), IPv6Network("::/96")
-
-
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
-
-
 _SIX_TO_FOUR, _TEREDO = IPv6Network("2002::/16"), IPv6Network("2001::/32")
-
-
 _NAT64, _LOCAL_NAT64 = IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48")
-
 
 # The upper half of an ISATAP interface identifier, with and without the "universal" bit.
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)

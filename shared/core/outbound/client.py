@@ -24,7 +24,6 @@ from shared.core.outbound.url import ConnectionFailed, ResponseInvalid, Target, 
 
 _MAX_HEADER_BYTES = 32 * 1024
 
-
 # These frame the message or say whom it is for; a caller who set them could contradict the guard.
 _OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", "accept-encoding"})
 

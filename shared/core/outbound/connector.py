@@ -31,7 +31,6 @@ from shared.core.outbound.url import (
 Resolver = Callable[[str], Sequence[IPAddress]]
 """Gives a name's addresses, best first; raises OSError when it has none."""
 
-
 _MOST_DIALLED = 4  # Addresses tried before giving up; all of them are judged.
 
 
@@ -63,8 +62,8 @@ class Limits:
 
 def system_resolver(host: str) -> list[IPAddress]:
     """What the operating system answers, in its order of preference (RFC 6724)."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(ip_address(str(entry[4][0])) for entry in found))
+    resolved = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(ip_address(str(entry[4][0])) for entry in resolved))
 
 
 def resolve(host: str, resolver: Resolver, deadline: Deadline) -> list[IPAddress]:

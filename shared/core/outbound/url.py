@@ -87,29 +87,15 @@ class DeadlineExceeded(OutboundError):
 # Sources: RFC 3986; the WHATWG URL standard's "ends in a number" rule; UTS 46 by way of `idna`.
 
 MAX_URL_LENGTH = 2048
-
-
 _DEFAULT_PORTS = {"https": 443, "http": 80}
-
-
 _MAX_HOST_LENGTH = 253
-
-
 _LARGEST_PORT = 65535
-
 
 # Spaces, control characters and backslashes: parsers drop, encode or turn them, each its own way.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\xa0\\]")
-
-
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@%]+)(?::([0-9]{1,5}))?", re.ASCII)
-
-
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII)
-
-
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
-
 
 # What may stand in a path and query as it is; "%" so that what is encoded stays so.
 _TARGET_SAFE = "%/:@!$&'()*+,;=?-._~"

@@ -20,78 +20,75 @@ from sqlalchemy import (
 )
 from sqlalchemy import Uuid as UuidType
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.expression import CTE
 from sqlalchemy.sql.selectable import Values
 
 from shared.batches.models import Batch
-from shared.core.database import built_once, given, with_given
+from shared.core.database import cached_query, param, with_params
 from shared.core.errors import WorkerLost
 from shared.jobs.models import Job, JobAttempt
-from shared.jobs.queries.parts import (
+from shared.jobs.queries.transitions import (
     MAX_LOSSES,
     NOW,
     JobRows,
-    close_attempts,
     is_due,
+    lock_with_use,
+    take,
     take_from_worker,
     with_webhooks,
 )
 from shared.jobs.state import AttemptOutcome, JobState
-from shared.webhooks.events import STARTS_OF_JOBS
+from shared.webhooks.models import STARTS_OF_JOBS
 
 
 def claim(
-    job_id: UUID, worker: str, device: str, lease: timedelta, *, suspect: bool = False
+    job_id: UUID, worker: str, device: str, lease: timedelta, *, poison: bool = False
 ) -> Select[Job]:
     """queued → running, or a dead worker's running → running: a new attempt with a new lease.
 
     One statement: the job, its new attempt's record, and the end of a lost attempt's record.
     No row means that the message is stale, early, or for a job that must not run (again). A job
-    that was in a lost worker's hands may be what killed it: such a suspect is claimed only by who
-    says so, because a worker takes suspects one at a time.
+    that a lost worker held may be what killed it, so it is claimed with `poison` only: a worker
+    takes such jobs one at a time.
     """
-    statement = _claim(suspect)
-    return with_given(statement, job=job_id, worker=worker, device=device, lease=lease)
+    statement = _claim(poison)
+    return with_params(statement, job=job_id, worker=worker, device=device, lease=lease)
 
 
-@built_once()
-def _claim(suspect: bool) -> Select[Job]:
-    may_run = or_(_is_queued_suspect(), _is_overdue()) if suspect else _is_due_and_unsuspected()
-    was_running = case((Job.state == JobState.RUNNING, 1), else_=0)
-    claimed = (
-        update(Job)
-        .where(Job.id == given("job", UuidType), may_run, _is_in_time(), _is_not_paused())
-        .values(
-            state=JobState.RUNNING,
-            sequence=Job.sequence + 1,
-            attempt=Job.attempt + 1,
-            losses=Job.losses + was_running,
-            failures=Job.failures + was_running,
-            worker=given("worker", Text),
-            lease_until=NOW + given("lease", Interval),
-            started_at=NOW,
-            not_before=None,
-        )
-        .returning(Job)
-        .cte("claimed")
-    )
-    new_attempt = (
-        insert(JobAttempt)
-        .from_select(
-            ["job_id", "number", "worker", "device"],
-            select(claimed.c.id, claimed.c.attempt, claimed.c.worker, given("device", Text)),
-        )
-        .cte("new_attempt")
-    )
-    lost_attempt = close_attempts(
-        claimed, AttemptOutcome.LOST, WorkerLost.code, "the lease ran out"
-    ).cte("lost_attempt")
-    return with_webhooks(claimed, new_attempt, lost_attempt, events=STARTS_OF_JOBS)
+@cached_query()
+def _claim(poison: bool) -> Select[Job]:
+    job = and_(Job.id == param("job", UuidType), _is_in_time(), _is_not_paused())
+    lease = param("lease", Interval)
+    running = {
+        "state": JobState.RUNNING,
+        "sequence": Job.sequence + 1,
+        "attempt": Job.attempt + 1,
+        "worker": param("worker", Text),
+        "lease_until": NOW + lease,
+        "started_at": NOW,
+        "not_before": None,
+    }
+    if not poison:
+        due = update(Job).where(job, is_due(), Job.losses == 0).values(**running)
+        claimed = due.returning(Job).cte("claimed")
+        return with_webhooks(claimed, _new_attempt(claimed), events=STARTS_OF_JOBS)
+    taken = lock_with_use(and_(job, or_(_is_queued_poison(), _is_overdue())), lease)
+    lost = case((Job.state == JobState.RUNNING, 1), else_=0)
+    running |= {"losses": Job.losses + lost, "failures": Job.failures + lost}
+    claimed, *ends = take(taken, running, AttemptOutcome.LOST, WorkerLost.code, "the lease ran out")
+    return with_webhooks(claimed, *ends, _new_attempt(claimed), events=STARTS_OF_JOBS)
 
 
-def find_suspect(job_id: UUID) -> Select[Job]:
-    """The job, if it may run now but was in the hands of a worker that vanished."""
+def _new_attempt(claimed: CTE) -> CTE:
+    row = select(claimed.c.id, claimed.c.attempt, claimed.c.worker, param("device", Text))
+    columns = ["job_id", "number", "worker", "device"]
+    return insert(JobAttempt).from_select(columns, row).cte("new_attempt")
+
+
+def find_poison_job(job_id: UUID) -> Select[Job]:
+    """The job, if it may run now but was held by a worker that vanished."""
     return select(Job).where(
-        Job.id == job_id, or_(_is_queued_suspect(), _is_overdue()), _is_in_time()
+        Job.id == job_id, or_(_is_queued_poison(), _is_overdue()), _is_in_time()
     )
 
 
@@ -135,24 +132,20 @@ def find_lost(held: Sequence[tuple[UUID, int]]) -> Select[UUID, int]:
     return select(pairs.c.id, pairs.c.attempt).where(~select(Job.id).where(still_held).exists())
 
 
-def release_leases_of(worker: str) -> Select[Job]:
+def release_leases_of(worker: str, lease: timedelta) -> Select[Job]:
     """Give back what a former life of this worker still holds, so that it runs again at once.
 
     Counts as a loss: the former life ended without handing back.
     """
-    return take_from_worker(Job.worker == worker)
+    return take_from_worker(Job.worker == worker, lease)
 
 
-def _is_due_and_unsuspected() -> ColumnElement[bool]:
-    return and_(is_due(), Job.losses == 0)
-
-
-def _is_queued_suspect() -> ColumnElement[bool]:
+def _is_queued_poison() -> ColumnElement[bool]:
     return and_(is_due(), Job.losses > 0)
 
 
 def _is_overdue() -> ColumnElement[bool]:
-    """In the hands of a worker that stopped renewing, and allowed another attempt."""
+    """Held by a worker that stopped renewing, and allowed another attempt."""
     return and_(
         Job.state == JobState.RUNNING,
         Job.lease_until < NOW,

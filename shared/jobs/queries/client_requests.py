@@ -1,13 +1,39 @@
 """What a client asks of jobs that exist: cancel, retry, previews; of one or of a whole batch."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, ColumnElement, Select, Update, and_, case, null, or_, update
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Select,
+    Text,
+    Update,
+    Uuid,
+    and_,
+    case,
+    cast,
+    column,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.core.errors import RefusedByFilter
 from shared.jobs.models import Job
-from shared.jobs.queries.parts import NOW, JobRows, requeued, with_webhooks
+from shared.jobs.queries.transitions import NOW, JobRows, requeued, terminal, with_webhooks
 from shared.jobs.state import RETRYABLE_STATES, JobState
+from shared.webhooks import outbox
+from shared.webhooks.models import ENDS_OF_JOBS
+
+WAS_ACCEPTED = Job.error_code.is_distinct_from(RefusedByFilter.code)
+"""What a filter has refused is only seen anew when it is submitted anew."""
 
 
 def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:
@@ -40,6 +66,7 @@ def retry(tenant_id: UUID, job_id: UUID, api_key_id: str | None) -> JobRows:
             Job.tenant_id == tenant_id,
             Job.id == job_id,
             Job.state.in_(RETRYABLE_STATES),
+            WAS_ACCEPTED,
         )
         .values(**_as_new(api_key_id))
         .returning(Job)
@@ -64,6 +91,12 @@ def cancel_batch(tenant_id: UUID, batch_id: UUID) -> Select[Job]:
     return with_webhooks(canceled).where(canceled.c.state == JobState.RUNNING)
 
 
+def cancel_tenant(tenant_id: UUID) -> Select[Job]:
+    """The same for all jobs of a tenant that is to be deleted."""
+    canceled = _canceled(Job.tenant_id == tenant_id)
+    return with_webhooks(canceled).where(canceled.c.state == JobState.RUNNING)
+
+
 def retry_batch(tenant_id: UUID, batch_id: UUID, api_key_id: str | None) -> Update:
     """failed | expired → queued, as `retry` does, for all jobs of a batch.
 
@@ -75,9 +108,55 @@ def retry_batch(tenant_id: UUID, batch_id: UUID, api_key_id: str | None) -> Upda
             Job.tenant_id == tenant_id,
             Job.batch_id == batch_id,
             Job.state.in_((JobState.FAILED, JobState.EXPIRED)),
+            WAS_ACCEPTED,
         )
         .values(**_as_new(api_key_id))
     )
+
+
+def refuse_lines(
+    batch_id: UUID, refused: Mapping[UUID, str]
+) -> Select[int, int, int, list[UUID] | None]:
+    """queued → failed for lines of a batch that is being accepted: a filter refuses their prompts.
+
+    `refused` has a message for each job. One row: how many they are, their images, their cost, and
+    the ids of all deliveries, null for none. There may be 50,000.
+    """
+    of_job, message = _by_job(refused)
+    change = (
+        update(Job)
+        .where(Job.batch_id == batch_id, Job.id == of_job, Job.state == JobState.QUEUED)
+        .values(
+            **terminal(JobState.FAILED),
+            error_code=RefusedByFilter.code,
+            error_message=message.op("#>>")(literal_column("'{}'")),
+        )
+    )
+    changed = change.returning(Job).cte("refused")
+    recorded = outbox.record_jobs(changed, ENDS_OF_JOBS)
+    images, cost = (
+        cast(func.coalesce(func.sum(each), 0), BigInteger)
+        for each in (func.cardinality(changed.c.seeds), changed.c.cost)
+    )
+    return (
+        select(func.count(), images, cost, recorded.of_all)
+        .select_from(changed)
+        .add_cte(changed, *recorded.ctes)
+    )
+
+
+def mark_lines(batch_id: UUID, marked: Mapping[UUID, list[dict[str, str]]]) -> Update:
+    """Warn of lines of a batch that is being accepted; `marked` has the warnings of each job."""
+    of_job, warnings = _by_job(marked)
+    chosen = Job.batch_id == batch_id, Job.id == of_job
+    return update(Job).where(*chosen).values(warnings=warnings)
+
+
+def _by_job(values: Mapping[UUID, Any]) -> tuple[ColumnElement[UUID], ColumnElement[Any]]:
+    """(job, its value as jsonb), to be joined."""
+    given = cast({str(job_id): value for job_id, value in values.items()}, JSONB)
+    rows = func.jsonb_each(given).table_valued(column("key", Text), column("value", JSONB))
+    return cast(rows.c.key, Uuid), rows.c.value
 
 
 def _canceled(*which: ColumnElement[bool]) -> CTE:
@@ -111,6 +190,7 @@ def _as_new(api_key_id: str | None) -> dict[str, Any]:
         "finished_at": None,
         "error_code": None,
         "error_message": None,
+        "filtered": [],
         "start_deadline": None,
         "finish_deadline": None,
     }

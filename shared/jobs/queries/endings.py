@@ -6,13 +6,16 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Float,
     Integer,
     LargeBinary,
     Select,
     Update,
+    and_,
     case,
     cast,
+    func,
     insert,
     null,
     or_,
@@ -24,13 +27,14 @@ from sqlalchemy import (
 from sqlalchemy import Uuid as UuidType
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.core.database import built_once, given, with_given
+from shared.core.database import cached_query, param, with_params
 from shared.images.models import Image, Prompt
 from shared.jobs.models import Job, JobAttempt
-from shared.jobs.queries.parts import (
+from shared.jobs.queries.transitions import (
     MAX_LOSSES,
     NOW,
     charge_key,
+    charge_keys,
     close_attempts,
     end_attempt,
     requeued,
@@ -49,6 +53,7 @@ def succeed(
     *,
     images: Sequence[dict[str, Any]] = (),
     prompt_sha256: bytes = b"",
+    filtered: Sequence[dict[str, Any]] = (),
 ) -> Select[Job]:
     """running → succeeded, for the holder of the attempt only, together with its images.
 
@@ -62,16 +67,17 @@ def succeed(
     if images:
         values |= {"tenant": images[0]["tenant_id"], "prompt": prompt_sha256}
     statement = _succeed(len(images), tuple(images[0]) if images else ())
-    return with_given(statement, **values, warnings=list(warnings))
+    return with_params(statement, **values, warnings=list(warnings), filtered=list(filtered))
 
 
-@built_once()
+@cached_query()
 def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
-    gpu_seconds = given("gpu_seconds", Float)
-    transition = _held(given("job", UuidType), given("attempt", Integer)).values(
+    gpu_seconds = param("gpu_seconds", Float)
+    transition = _held(param("job", UuidType), param("attempt", Integer)).values(
         **terminal(JobState.SUCCEEDED),
         **spent(gpu_seconds),
-        warnings=Job.warnings.op("||")(cast(given("warnings", JSONB), JSONB)),
+        warnings=Job.warnings.op("||")(cast(param("warnings", JSONB), JSONB)),
+        filtered=cast(param("filtered", JSONB), JSONB),
     )
     if not images:
         return end_attempt(transition, AttemptOutcome.SUCCEEDED, gpu_seconds=gpu_seconds)
@@ -79,8 +85,8 @@ def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
     prompt = (
         select(Prompt.id)
         .where(
-            Prompt.tenant_id == given("tenant", UuidType),
-            Prompt.text_sha256 == given("prompt", LargeBinary),
+            Prompt.tenant_id == param("tenant", UuidType),
+            Prompt.text_sha256 == param("prompt", LargeBinary),
         )
         .with_for_update(read=True, key_share=True)
         .cte("prompt")
@@ -89,26 +95,37 @@ def _succeed(images: int, columns: tuple[str, ...]) -> Select[Job]:
     attempt = close_attempts(ended, AttemptOutcome.SUCCEEDED, gpu_seconds=gpu_seconds)
     rows = union_all(
         *(
-            select(
-                *(given(f"{n}_{name}", _TYPES[name]).label(name) for name in columns), prompt.c.id
-            ).join_from(prompt, ended, true())
+            select(*(_value(n, name) for name in columns), prompt.c.id).join_from(
+                prompt, ended, true()
+            )
             for n in range(images)
         )
     )
-    inserted = _insertion([*columns, "prompt_id"], rows).cte("inserted")
+    inserted = insert(Image).from_select([*columns, "prompt_id"], rows).cte("inserted")
     charge = charge_key(ended, gpu_seconds)
     return with_webhooks(ended, attempt.cte("attempt"), inserted, charge)
 
 
-def _insertion(columns: Sequence[str], rows: Any) -> Any:
-    return insert(Image).from_select(columns, rows)
+def _value(number: int, name: str) -> ColumnElement[Any]:
+    value = param(f"{number}_{name}", _TYPES[name])
+    if name == "reproduces":
+        # Null where it has been deleted meanwhile; locked, so that it is not before the commit.
+        original = select(Image.id).where(Image.id == value)
+        return original.with_for_update(read=True, key_share=True).scalar_subquery().label(name)
+    return value.label(name)
 
 
 _TYPES = {name: column.type for name, column in Image.__table__.columns.items()}
 
 
 def fail(
-    job_id: UUID, attempt: int, code: str, message: str, *, gpu_seconds: float = 0.0
+    job_id: UUID,
+    attempt: int,
+    code: str,
+    message: str,
+    *,
+    gpu_seconds: float = 0.0,
+    filtered: Sequence[dict[str, Any]] = (),
 ) -> Select[Job]:
     """running → failed: the cause cannot pass. `gpu_seconds` is what this attempt has used."""
     return end_attempt(
@@ -118,6 +135,7 @@ def fail(
             failures=Job.failures + 1,
             error_code=code,
             error_message=message,
+            filtered=list(filtered),
         ),
         AttemptOutcome.FAILED,
         code,
@@ -182,11 +200,7 @@ def expire_running(job_id: UUID, attempt: int, *, gpu_seconds: float = 0.0) -> S
 
 
 def _stop(
-    job_id: UUID,
-    attempt: int,
-    values: dict[str, Any],
-    outcome: AttemptOutcome,
-    gpu_seconds: float,
+    job_id: UUID, attempt: int, values: dict[str, Any], outcome: AttemptOutcome, gpu_seconds: float
 ) -> Select[Job]:
     transition = _held(job_id, attempt).values(**values, **spent(gpu_seconds))
     return end_attempt(transition, outcome, gpu_seconds=gpu_seconds)
@@ -195,23 +209,33 @@ def _stop(
 def charge_late(job_id: UUID, attempt: int, gpu_seconds: float) -> Select[UUID]:
     """Charge what an attempt has used that somebody else has ended, as when its deadline passed.
 
-    Once: no row where it still runs, or where its device time is on record.
+    Corrects what `expire_unfinished` has charged for want of knowledge. No row where the attempt
+    still runs, where so much is on record, or where its worker was given up as lost.
     """
-    late = (
-        update(JobAttempt)
+    expired = JobAttempt.outcome == AttemptOutcome.EXPIRED
+    recorded = (
+        select(JobAttempt.job_id, func.coalesce(JobAttempt.gpu_seconds, 0.0).label("gpu_seconds"))
         .where(
             JobAttempt.job_id == job_id,
             JobAttempt.number == attempt,
             JobAttempt.finished_at.is_not(None),
-            JobAttempt.gpu_seconds.is_(None),
+            or_(
+                JobAttempt.gpu_seconds.is_(None),
+                and_(expired, JobAttempt.gpu_seconds != gpu_seconds),
+            ),
         )
-        .values(gpu_seconds=gpu_seconds)
-        .returning(JobAttempt.job_id)
-        .cte("late")
+        .with_for_update()
+        .cte("recorded")
     )
-    job = update(Job).where(Job.id == late.c.job_id).values(**spent(gpu_seconds))
-    charged = job.returning(Job).cte("charged")
-    return select(charged.c.id).add_cte(charge_key(charged, gpu_seconds))
+    late = (
+        update(JobAttempt)
+        .where(JobAttempt.job_id == recorded.c.job_id, JobAttempt.number == attempt)
+        .values(gpu_seconds=gpu_seconds)
+    )
+    missing = gpu_seconds - recorded.c.gpu_seconds
+    job = update(Job).where(Job.id == recorded.c.job_id).values(**spent(missing))
+    charged = job.returning(Job, missing.label("used")).cte("charged")
+    return select(charged.c.id).add_cte(late.cte("late"), charge_keys(charged))
 
 
 def attempt_can_commit(job_id: UUID, attempt: int) -> Select[UUID]:

@@ -8,26 +8,29 @@ from sqlalchemy import Delete, Select, delete, func, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import CTE
 
-from shared.jobs.models import Job, JobAttempt
-from shared.jobs.queries.parts import (
+from shared.core.ids import encode_id
+from shared.jobs.models import ANSWERED_JOB, IdempotencyKey, Job, JobAttempt
+from shared.jobs.queries.transitions import (
     SCAN_TIME,
     JobRows,
-    end_attempt,
     is_due,
+    lock_with_use,
+    take,
     take_from_worker,
     terminal,
     with_webhooks,
 )
 from shared.jobs.state import AttemptOutcome, JobState
+from shared.webhooks.models import WebhookEvent
 
 
-def expire_leases(limit: int) -> Select[Job]:
+def expire_leases(limit: int, lease: timedelta) -> Select[Job]:
     """running → queued where the lease has run out, or → failed | canceled where that must be.
 
     A row that is being changed right now is left alone: its worker lives and is just committing.
     """
     overdue = _first(Job.state == JobState.RUNNING, Job.lease_until < SCAN_TIME, limit=limit)
-    return take_from_worker(Job.id == overdue.c.id)
+    return take_from_worker(Job.id == overdue.c.id, lease)
 
 
 def expire_queued(limit: int) -> JobRows:
@@ -43,27 +46,31 @@ def expire_queued(limit: int) -> JobRows:
     )
 
 
-def expire_unfinished(limit: int) -> Select[Job]:
-    """running → expired where the finish deadline has passed; the worker's lease is gone then."""
+def expire_unfinished(limit: int, lease: timedelta) -> Select[Job]:
+    """running → expired where the finish deadline has passed; the worker's lease is gone then.
+
+    Charged like a lost attempt, for the worker may be dead; one that lives corrects it
+    (`endings.charge_late`).
+    """
     overdue = _first(Job.state == JobState.RUNNING, Job.finish_deadline < SCAN_TIME, limit=limit)
-    return end_attempt(
-        update(Job)
-        .where(Job.id == overdue.c.id, Job.state == JobState.RUNNING)
-        .values(**terminal(JobState.EXPIRED)),
-        AttemptOutcome.EXPIRED,
+    taken = lock_with_use(Job.id == overdue.c.id, lease)
+    return with_webhooks(*take(taken, terminal(JobState.EXPIRED), AttemptOutcome.EXPIRED))
+
+
+def count_due(queue_class: str) -> Select[str, int]:
+    """(model, how many) of the jobs that should be waiting in Redis now."""
+    return (
+        select(Job.model, func.count())
+        .where(Job.queue_class == queue_class, is_due())
+        .group_by(Job.model)
     )
 
 
-def count_due(lane: str) -> Select[str, int]:
-    """(model, how many) of the jobs that should be waiting in Redis now."""
-    return select(Job.model, func.count()).where(Job.lane == lane, is_due()).group_by(Job.model)
-
-
-def list_due(model: str, lane: str, limit: int) -> Select[UUID]:
+def list_due(model: str, queue_class: str, limit: int) -> Select[UUID]:
     """Ids of the jobs that should be waiting in Redis now, oldest first."""
     return (
         select(Job.id)
-        .where(Job.model == model, Job.lane == lane, is_due())
+        .where(Job.model == model, Job.queue_class == queue_class, is_due())
         .order_by(Job.id)
         .limit(limit)
     )
@@ -84,11 +91,25 @@ def list_ended(older_than: timedelta, before: UUID, limit: int) -> Select[UUID, 
 
 
 def delete_ended(job_ids: Sequence[UUID]) -> Delete:
-    """Forget jobs with their attempts and image rows; their objects went before."""
-    return delete(Job).where(Job.id.in_(job_ids), Job.finished_at.is_not(None))
+    """Delete jobs with their attempts, image rows, webhooks' events and the answers to their
+    submissions; their objects went before."""
+    ended = Job.id.in_(job_ids), Job.finished_at.is_not(None)
+    chosen = select(Job.id, Job.tenant_id).where(*ended).with_for_update().cte("chosen")
+    events = delete(WebhookEvent).where(
+        WebhookEvent.tenant_id == chosen.c.tenant_id, WebhookEvent.resource_id == chosen.c.id
+    )
+    places = [encode_id("job", job_id) for job_id in job_ids]
+    answers = delete(IdempotencyKey).where(
+        IdempotencyKey.tenant_id == chosen.c.tenant_id, ANSWERED_JOB.in_(places)
+    )
+    return (
+        delete(Job)
+        .where(Job.id.in_(select(chosen.c.id)))
+        .add_cte(chosen, events.cte("events"), answers.cte("answers"))
+    )
 
 
-def list_fruitless_attempts(
+def list_uncommitted_attempts(
     after: datetime, ended_for: timedelta, since: UUID, limit: int
 ) -> Select[UUID, int, str, datetime | None]:
     """(job, number, session, end) of attempts that left no images, in the order of their ends.

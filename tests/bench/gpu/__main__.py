@@ -1,138 +1,118 @@
 """`python -m tests.bench.gpu`: measure the engine on a CUDA device; needs no network.
 
-python -m tests.bench.gpu                      # true-width SD 2.1 base and SDXL, on CUDA
-python -m tests.bench.gpu --model sd21         # one of them
-python -m tests.bench.gpu --tiny               # a toy on the CPU: does the script run?
+python -m tests.bench.gpu                    # all parts, in at most 5.5 minutes on an H100
+python -m tests.bench.gpu --from d           # go on there; rows measured before are kept
+python -m tests.bench.gpu --from b/graphs/8  # the same with one row
+python -m tests.bench.gpu --tiny             # every part once, on toys and the CPU
+
+The parts, the most telling first: (a) exactness of every family and scheduler in half precision,
+(b) SD 2.1 against bare diffusers, (c) life under load, (d) SDXL, (e) FLUX and SD3, (f) inductor.
+Each row is written as soon as it is measured, and the process leaves when its time is up, so a
+machine lent for some minutes loses at most the row in progress.
 """
 
-import worker.engine  # noqa: F401  (before torch: its threads must sleep, not spin)
+import time
+
+_STARTED = time.monotonic()
+
+import worker.engine  # noqa: E402, F401  (before torch: its threads must sleep, not spin)
 
 # isort: split
-import argparse
-import gc
-import json
-import sys
-import tempfile
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import argparse  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+import threading  # noqa: E402
+from collections.abc import Iterator, Sequence  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-import diffusers
-import torch
+from tests.bench.gpu.record import Item, Record  # noqa: E402
 
-from tests.bench.gpu import measures
-from tests.bench.gpu.models import write_model
-from tests.bench.gpu.plan import FULL, TINY, Plan
-from tests.bench.gpu.report import markdown
+_BUDGET = 330.0
+"""Seconds, start-up included."""
 
 
-def main() -> int:
-    """Measure, then write JSON and Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu")
-    parser.add_argument("--model", choices=[plan.model for plan in FULL], help="default: all")
-    parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what there is time for; 0 also when time was up first."""
+    started = _STARTED if arguments is None else time.monotonic()
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.gpu", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--from", dest="start", metavar="KEY", help="a part or a row to go on at")
+    parser.add_argument("--to", dest="end", metavar="KEY", help="the last part or row to measure")
+    parser.add_argument("--tiny", action="store_true", help="toys on the CPU")
+    parser.add_argument("--budget", type=float, default=_BUDGET, help="seconds in all (330)")
     parser.add_argument("--out", type=Path, default=Path(".darkroom"), help="folder for results")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+
+    import torch
+
     if not options.tiny and not torch.cuda.is_available():
-        print("There is no CUDA device here; --tiny runs everything once on a toy model.")
+        print("There is no CUDA device here; --tiny runs everything once on toy models.")
         return 2
-    device = "cpu" if options.tiny else "cuda"
-    plans = list(TINY if options.tiny else FULL)
-    if options.model:
-        plans = [plan for plan in plans if plan.model == options.model]
-    report: dict[str, Any] = {"about": _about(device), "models": []}
-    options.out.mkdir(parents=True, exist_ok=True)
-    for plan in plans:
-        report["models"].append(_measure(plan, device))
-        _write(report, options.out)
-    print(markdown(report))
-    return 0
+    from tests.bench.gpu.plan import FULL, TINY, items
 
-
-def _measure(plan: Plan, device: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="darkroom-bench-") as home:
-        folder = Path(home) / plan.model
-        write_model(plan.model, folder, device)
-        _free()
-        result: dict[str, Any] = {"model": plan.model, "side": plan.side, "steps": plan.steps}
-        batches = sorted({1, min(8, plan.rows[-1])})
-        result["bare"] = []
-        for batch in batches:
-            result["bare"].append(measures.bare_loop(plan, folder, device, batch))
-            _free()
-        result["engine"] = [
-            _engine(plan, folder, device, rows, mode) for mode in plan.modes for rows in plan.rows
-        ]
-        result |= _behaviour(plan, folder, device, result["engine"])
-    return result
-
-
-def _engine(plan: Plan, folder: Path, device: str, rows: int, mode: Any) -> dict[str, Any]:
-    """One line of the throughput table; what does not fit or compile says so and goes on."""
-    print(f"{plan.model}: {mode}, {rows} rows", file=sys.stderr)
-    numbers: dict[str, Any] = {"mode": mode, "rows": rows}
+    home = Path(tempfile.mkdtemp(prefix="darkroom-bench-"))
     try:
-        engine, warm = measures.open_engine(plan, folder, device, rows, mode)
-        try:
-            numbers |= measures.throughput(plan, engine, rows)
-            numbers["tick_seconds"] = warm.tick_times[-1].seconds
-            numbers["warm_up_seconds"] = warm.seconds
-        finally:
-            engine.close()
-    except Exception as error:
-        numbers["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
-    _free()
-    return numbers
-
-
-def _behaviour(
-    plan: Plan, folder: Path, device: str, table: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Exactness, differences between shapes, and life under load, eagerly at up to 8 rows."""
-    rows = max(count for count in plan.rows if count <= 8)
-    rate = next((line["median"] for line in table if line["rows"] == rows and "median" in line), 1)
-    engine, _ = measures.open_engine(plan, folder, device, rows, "off")
-    try:
-        shapes = []
-        asked = measures.ask(plan, 1)
-        reference = engine.submit(asked).future.result()
-        for other in plan.rows:
-            if other < rows:
-                changed = engine.submit(replace(asked, rows=other)).future.result()
-                shapes.append(
-                    {"rows": [other, rows], "psnr": measures.decibels(changed, reference)}
-                )
-        return {
-            "exactness": {"rows": rows, "share": measures.exactness(plan, engine)},
-            "between_shapes": shapes,
-            "arrivals": measures.arrivals(plan, engine, 0.9 * rate),
-            "newcomer": measures.newcomer(plan, engine, rows),
-        }
+        planned = list(items(TINY if options.tiny else FULL, home))
+        first, last = _places(planned, options.start), _places(planned, options.end)
+        if not first or not last:
+            print(f"--from and --to take one of {', '.join(item.key for item in planned)}.")
+            return 2
+        kept = {item.key for item in planned[: first[0]]}
+        record = Record(options.out, options.tiny, kept)
+        deadline = started + options.budget
+        with _leaving_at(deadline, record, home):
+            _measure(planned[first[0] : last[-1] + 1], record, deadline)
+        print(record.markdown())
+        return 0
     finally:
-        engine.close()
-        _free()
+        shutil.rmtree(home, ignore_errors=True)
 
 
-def _about(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "cuda": torch.version.cuda,
-        "dtype": "float32" if device == "cpu" else "float16",
-    }
+def _places(planned: Sequence[Item], key: str | None) -> list[int]:
+    """Of the row of that name, or of all below it; all there are if it is None."""
+    every = enumerate(planned)
+    return [at for at, item in every if key is None or f"{item.key}/".startswith(f"{key}/")]
 
 
-def _write(report: dict[str, Any], out: Path) -> None:
-    (out / "bench-gpu.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    (out / "bench-gpu.md").write_text(markdown(report), "utf-8")
+def _measure(planned: Sequence[Item], record: Record, deadline: float) -> None:
+    """One item after the other; what does not fit into the time left is passed over."""
+    late: list[str] = []
+    for item in planned:
+        left = deadline - time.monotonic()
+        if item.seconds > left:
+            late.append(item.key)
+            continue
+        record.begin(item.key)
+        try:
+            for what, numbers in item.measure():
+                record.add(item.key, what, numbers)
+        except Exception as error:  # the next row may fare better
+            first_line = (str(error).splitlines() or [""])[0]
+            said = f"{type(error).__name__}: {first_line[:120]}"
+            record.add(item.key, item.key, {"error": said})
+    if late:
+        print(f"No time was left for {', '.join(late)}: go on with --from {late[0]}.")
 
 
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+@contextmanager
+def _leaving_at(deadline: float, record: Record, home: Path) -> Iterator[None]:
+    """Nothing can be counted on to return: a kernel may be compiled for minutes."""
+
+    def leave() -> None:
+        print(f"Time is up in {record.current}: go on with --from {record.current}.", flush=True)
+        shutil.rmtree(home, ignore_errors=True)
+        os._exit(0)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,10 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
         userinfo, at, _ = parts.netloc.rpartition("@")
         self.url = urlunsplit(parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{self.port}"))
+        self.passed = 0
+        """Pieces of data so far, both ways: about four for a statement."""
         self._mode = Mode.OPEN
+        self._lost: tuple[bytes, bytes] | None = None
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._accept_in_background()
@@ -46,20 +49,32 @@ class Relay:
         finally:
             self._change(Mode.OPEN)
 
+    @contextlib.contextmanager
+    def lose_the_answer(self, to: bytes, after: bytes = b"") -> Iterator[None]:
+        """For a while, let what contains `to` pass, and cut its connection when the answer comes;
+        only on connections on which `after` has passed before."""
+        self._lost = to, after
+        try:
+            yield
+        finally:
+            self._lost = None
+
     def close(self) -> None:
         """Stop for good."""
         self._change(Mode.REFUSE)
 
     def _change(self, mode: Mode) -> None:
-        before, self._mode = self._mode, mode
+        before = self._mode
+        if before is Mode.HANG:
+            self._cut()  # What hung is worth nothing, and must not come to life for a moment.
+        self._mode = mode
         if mode is Mode.REFUSE:
             self._listener.close()
             self._acceptor.join()  # Until it is out of accept() the port stays taken.
-        if before is Mode.REFUSE and mode is not Mode.REFUSE:
+            self._cut()
+        elif before is Mode.REFUSE:
             self._listener = self._listen(self.port)
             self._accept_in_background()
-        if mode is not Mode.HANG:  # Leaving a hang, too: what hung is worth nothing now.
-            self._cut()
 
     def _listen(self, port: int) -> socket.socket:
         listener = socket.socket()
@@ -101,6 +116,7 @@ class Relay:
             end.close()
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        is_armed = is_last = False  # see `lose_the_answer`
         with selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
@@ -111,9 +127,14 @@ class Relay:
                         continue
                     source: socket.socket = key.fileobj  # type: ignore[assignment]
                     data = source.recv(65536)
-                    if not data:
+                    if not data or (is_last and source is server):
                         return
+                    if self._lost and source is client:
+                        to, after = self._lost
+                        is_armed = is_armed or after in data
+                        is_last = is_last or (is_armed and to in data)
                     key.data.sendall(data)
+                    self.passed += 1
                 if client.fileno() < 0 or server.fileno() < 0:
                     return
 

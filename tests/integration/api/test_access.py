@@ -33,6 +33,7 @@ def nobody(lone_api: ApiProcess) -> httpx2.Client:
     return lone_api.client(None)
 
 
+@pytest.mark.long
 def test_nothing_is_open_to_strangers(nobody: httpx2.Client) -> None:
     schema = nobody.get("/openapi.json").json()
     public = {"/", "/healthz", "/readyz", "/problems/{code}", "/metrics"}
@@ -87,6 +88,7 @@ def test_scopes_limit_a_key(lone_api: ApiProcess, make_key: Callable[..., str]) 
     assert writer.get("/v1/jobs").status_code == 200
 
 
+@pytest.mark.long
 def test_keys_that_have_ended_are_refused_within_seconds(
     lone_api: ApiProcess, make_key: Callable[..., str], database: sessionmaker[Session]
 ) -> None:
@@ -151,13 +153,14 @@ def test_the_root_leads_on(http: httpx2.Client) -> None:
 
 def test_models_show_defaults_limits_and_workers(http: httpx2.Client) -> None:
     page = http.get("/v1/models").json()
-    [model] = page["data"]
+    model, _ = page["data"]
     assert (page["has_more"], page["next_cursor"]) == (False, None)
     assert (model["name"], model["default"], model["served"], model["workers"]) == (
         *("paper", True, False, []),
     )
     assert (model["default_width"], model["max_height"], model["max_steps"]) == (128, 192, 100)
     assert "euler" in model["schedulers"]
+    assert model["family"] == "simulated", "before any worker says so"
 
 
 def test_every_operation_is_documented(http: httpx2.Client) -> None:
@@ -227,6 +230,7 @@ def test_head_refuses_what_get_refuses(lone_api: ApiProcess, http: httpx2.Client
     assert http.head("/v1/webhook-secret/rotate").status_code == 405
 
 
+@pytest.mark.long
 def test_head_of_a_stream_ends_at_once(http: httpx2.Client) -> None:
     job = http.post("/v1/jobs", json={"prompt": "a red circle"}).json()
     # More often than a key may hold streams: none stays open.

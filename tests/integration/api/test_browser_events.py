@@ -72,6 +72,7 @@ def open_page(site: str) -> Iterator[Callable[[], Any]]:
         browser.close()
 
 
+@pytest.mark.long
 @pytest.mark.browser
 def test_an_event_source_of_an_allowed_site_follows_a_job_to_its_end(
     *,

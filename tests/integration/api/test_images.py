@@ -1,4 +1,4 @@
-"""Pictures made by a real worker on the simulated GPU: read, make again, inspect."""
+"""Images made by a real worker on the simulated GPU: read, make again, inspect."""
 
 import hashlib
 import io
@@ -12,13 +12,13 @@ from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.ids import from_wire
+from shared.core.ids import decode_id
 from shared.images.models import Image
 from shared.images.receipts import read_receipt
 from tests.integration.api.test_bad_input import PNG, check_problem
 from tests.processes import ApiProcess, WorkerProcess
 
-Ledger = sessionmaker[Session]
+Database = sessionmaker[Session]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
 
 @pytest.fixture(scope="module")
 def job(http: httpx2.Client) -> dict[str, Any]:
-    """A finished job with two pictures."""
+    """A finished job with two images."""
     body = {"prompt": "a red circle", "negative_prompt": "blue", "seed": 40, "num_images": 2}
     answer = http.post("/v1/jobs", json={**body, "model": "sim"}, headers={"Prefer": "wait=60"})
     made: dict[str, Any] = answer.json()
@@ -63,7 +63,7 @@ def test_an_image_says_where_it_comes_from(http: httpx2.Client, job: dict[str, A
     assert http.get(image["links"]["job"]).json()["id"] == job["id"]
 
 
-def test_a_picture_can_be_read_in_three_ways(http: httpx2.Client, job: dict[str, Any]) -> None:
+def test_an_image_can_be_read_in_three_ways(http: httpx2.Client, job: dict[str, Any]) -> None:
     content = f"{image_path(job)}/content"
     proxied = http.get(f"{content}?proxy=1")
     assert hashlib.sha256(proxied.content).hexdigest() == job["images"][0]["sha256"]
@@ -82,7 +82,7 @@ def test_a_picture_can_be_read_in_three_ways(http: httpx2.Client, job: dict[str,
     assert small[8:12] == b"WEBP"
 
 
-def test_a_proxied_picture_is_safe_to_open_and_to_keep(
+def test_a_proxied_image_is_safe_to_open_and_to_keep(
     http: httpx2.Client, job: dict[str, Any]
 ) -> None:
     answer = http.get(f"{image_path(job)}/content?proxy=1&download=1")
@@ -115,7 +115,7 @@ def test_a_part_of_a_file_can_be_read(http: httpx2.Client, job: dict[str, Any], 
         check_problem(answer, 416, "range_not_satisfiable")
         assert answer.headers["content-range"] == f"bytes */{size}"
     for asked in ("bytes=0-1,4-5", "bytes=9-2", "bytes=-", "bytes=a-b", "lines=0-1", "bytes=٠-٩"):
-        answer = http.get(path, headers={"Range": asked.encode()})
+        answer = http.get(path, headers={b"Range": asked.encode()})
         assert (answer.status_code, answer.content) == (200, body)
     fresh = {"Range": "bytes=0-9", "If-Range": etag}
     assert http.get(path, headers=fresh).status_code == 206
@@ -140,7 +140,7 @@ def test_if_none_match_means_the_same_everywhere(http: httpx2.Client, job: dict[
             assert http.get(path, headers={"If-None-Match": unknown}).status_code == 200, path
 
 
-def test_pictures_of_another_tenant_do_not_exist(
+def test_images_of_another_tenant_do_not_exist(
     stranger: httpx2.Client, job: dict[str, Any]
 ) -> None:
     for path in ("", "/content", "/content?proxy=1", "/thumbnail", "/receipt"):
@@ -156,12 +156,12 @@ def test_an_image_can_be_the_start_of_another(http: httpx2.Client, job: dict[str
     assert (made["kind"], made["state"]) == ("img2img", "succeeded")
 
 
-def test_the_receipt_is_the_one_in_the_picture(http: httpx2.Client, job: dict[str, Any]) -> None:
-    with Pillow.open(io.BytesIO(read(http, job))) as picture:
-        assert http.get(f"{image_path(job)}/receipt").json() == read_receipt(picture)
+def test_the_receipt_is_the_one_in_the_image(http: httpx2.Client, job: dict[str, Any]) -> None:
+    with Pillow.open(io.BytesIO(read(http, job))) as image:
+        assert http.get(f"{image_path(job)}/receipt").json() == read_receipt(image)
 
 
-def test_a_picture_made_again_is_identical(http: httpx2.Client, job: dict[str, Any]) -> None:
+def test_an_image_made_again_is_identical(http: httpx2.Client, job: dict[str, Any]) -> None:
     answer = http.post(f"{image_path(job, 1)}/reproduce")
     assert answer.status_code == 200
     result = answer.json()
@@ -172,6 +172,8 @@ def test_a_picture_made_again_is_identical(http: httpx2.Client, job: dict[str, A
     assert result["job"]["metadata"] == {"reproduces": job["images"][1]["id"]}
     again = http.post(result["links"]["again"])
     assert again.json()["image"]["id"] == result["image"]["id"]
+    history = http.get(f"/v1/sessions/{job['session_id']}/images", params={"limit": 200}).json()
+    assert result["image"]["id"] not in [image["id"] for image in history["data"]]
 
 
 def test_who_does_not_wait_can_ask_again(http: httpx2.Client, job: dict[str, Any]) -> None:
@@ -193,18 +195,18 @@ def test_a_job_that_reproduces_something_else_is_not_found(
 
 
 def test_a_changed_checkpoint_is_told_as_such(
-    http: httpx2.Client, job: dict[str, Any], database: Ledger
+    http: httpx2.Client, job: dict[str, Any], database: Database
 ) -> None:
     with database.begin() as session:
-        row = session.get_one(Image, from_wire("img", job["images"][0]["id"]))
+        row = session.get_one(Image, decode_id("img", job["images"][0]["id"]))
         before = row.receipt
         model = {**before["model"], "content_hash": "0" * 64}
         row.receipt = {**before, "model": model, "device": "another"}
     try:
-        result = http.post(f"{image_path(job)}/reproduce").json()
+        result = http.post(f"{image_path(job)}/reproduce", headers={"Prefer": "wait=60"}).json()
     finally:
         with database.begin() as session:
-            row = session.get_one(Image, from_wire("img", job["images"][0]["id"]))
+            row = session.get_one(Image, decode_id("img", job["images"][0]["id"]))
             row.receipt = before
     assert "checkpoint has changed" in result["reason"]
     assert "device" in result["reason"]
@@ -224,7 +226,7 @@ def test_inspect_reads_the_receipt_and_makes_a_job_of_it(
     assert again["images"][0]["sha256"] == job["images"][0]["sha256"]
 
 
-def test_a_picture_of_another_tenant_is_readable_but_not_stored_here(
+def test_an_image_of_another_tenant_is_readable_but_not_stored_here(
     http: httpx2.Client, stranger: httpx2.Client, job: dict[str, Any]
 ) -> None:
     content = read(http, job)
@@ -250,7 +252,7 @@ def test_inspect_of_image_to_image_finds_the_start(
 
 @pytest.mark.parametrize("mode", ["fill", "fit", "stretch"])
 def test_the_resize_mode_is_on_record_and_made_again(
-    http: httpx2.Client, job: dict[str, Any], database: Ledger, mode: str
+    http: httpx2.Client, job: dict[str, Any], database: Database, mode: str
 ) -> None:
     fields = {"init_image": job["images"][0]["id"], "width": 128, "height": 64}
     body = {"prompt": "b", "model": "sim", "seed": 3, **fields}
@@ -263,7 +265,7 @@ def test_the_resize_mode_is_on_record_and_made_again(
     assert len({each["images"][0]["sha256"] for each in made.values()}) == 3
     image = image_path(made[mode])
     assert http.get(f"{image}/receipt").json()["resize_mode"] == mode
-    result = http.post(f"{image}/reproduce").json()
+    result = http.post(f"{image}/reproduce", headers={"Prefer": "wait=60"}).json()
     assert (result["verdict"], result["job"]["resize_mode"]) == ("identical", mode)
     files = {"file": ("a.png", read(http, made[mode]))}
     found = http.post("/v1/images/inspect", files=files).json()
@@ -271,16 +273,16 @@ def test_the_resize_mode_is_on_record_and_made_again(
 
 
 def test_a_receipt_without_a_resize_mode_means_stretch(
-    http: httpx2.Client, job: dict[str, Any], database: Ledger
+    http: httpx2.Client, job: dict[str, Any], database: Database
 ) -> None:
     fields = {"init_image": job["images"][0]["id"], "width": 128, "height": 64, "seed": 3}
     body = {"prompt": "b", "model": "sim", "resize_mode": "stretch", **fields}
     made = http.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}).json()
     with database.begin() as session:
-        row = session.get_one(Image, from_wire("img", made["images"][0]["id"]))
+        row = session.get_one(Image, decode_id("img", made["images"][0]["id"]))
         row.receipt = {name: it for name, it in row.receipt.items() if name != "resize_mode"}
         old = json.dumps(row.receipt)
-    result = http.post(f"{image_path(made)}/reproduce").json()
+    result = http.post(f"{image_path(made)}/reproduce", headers={"Prefer": "wait=60"}).json()
     assert (result["verdict"], result["job"]["resize_mode"]) == ("identical", "stretch")
     found = http.post("/v1/images/inspect", files=with_receipt(old)).json()
     assert found["job"]["resize_mode"] == "stretch"
@@ -301,7 +303,7 @@ def with_receipt(text: str) -> dict[str, tuple[str, bytes]]:
         {"seed": 2**53},
         {"seed": 10**4000},
         {"seed": "7"},
-        {"kind": "upscale"},
+        {"kind": "collage"},
         {"width": 65},
         {"height": 1_000_000},
         {"steps": 0},
@@ -356,7 +358,7 @@ def test_the_longest_prompts_can_be_made_and_inspected(
     assert found["stored"] is True
 
 
-def test_a_picture_without_a_receipt_is_refused(http: httpx2.Client) -> None:
+def test_an_image_without_a_receipt_is_refused(http: httpx2.Client) -> None:
     answer = http.post("/v1/images/inspect", files={"file": ("a.png", PNG)})
     check_problem(answer, 422, "receipt_missing")
     answer = http.post("/v1/images/inspect", files={"file": ("a.png", b"hello")})

@@ -10,32 +10,34 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core.broker import append_event, events_key
+from shared.jobs.models import Job
 from shared.jobs.queries import claims, endings
 from tests.integration.api.conftest import uuid_of
 from tests.integration.api.test_bad_input import check_problem
 
 Submit = Callable[..., dict[str, Any]]
-Ledger = sessionmaker[Session]
+Database = sessionmaker[Session]
 
 
-def claim(database: Ledger, job: dict[str, Any]) -> None:
+def claim(database: Database, job: dict[str, Any]) -> None:
     """What a worker does first."""
     with database.begin() as session:
         statement = claims.claim(uuid_of(job), "w1", "cpu", timedelta(minutes=5))
         assert session.scalars(statement).one().state == "running"
 
 
-def fail(database: Ledger, job: dict[str, Any]) -> None:
+def fail(database: Database, job: dict[str, Any]) -> None:
     """What a worker does when the cause cannot pass."""
     with database.begin() as session:
         session.scalars(endings.fail(uuid_of(job), 1, "nan_output", "all black")).one()
 
 
-def succeed(database: Ledger, job: dict[str, Any]) -> None:
-    """What a worker does last (here: without pictures)."""
+def succeed(database: Database, job: dict[str, Any]) -> None:
+    """What a worker does last (here: without images)."""
     with database.begin() as session:
         session.scalars(endings.succeed(uuid_of(job), 1, 0.5)).one()
 
@@ -49,7 +51,7 @@ def tell(client: "redis.Redis", job: dict[str, Any], kind: str, **data: Any) -> 
 
 
 def test_an_unchanged_job_is_not_sent_again(
-    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+    http: httpx2.Client, submit: Submit, database: Database, redis_client: "redis.Redis"
 ) -> None:
     job = submit()
     link = job["links"]["self"]
@@ -70,7 +72,7 @@ def test_an_unchanged_job_is_not_sent_again(
 
 
 def test_progress_of_several_images_is_that_of_the_job(
-    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+    http: httpx2.Client, submit: Submit, database: Database, redis_client: "redis.Redis"
 ) -> None:
     job = submit(num_images=4)
     claim(database, job)
@@ -87,7 +89,7 @@ def test_progress_of_several_images_is_that_of_the_job(
 
 
 def test_attempts_and_errors_are_shown(
-    http: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit()
     claim(database, job)
@@ -112,6 +114,34 @@ def test_the_place_in_the_queue_is_how_many_go_first(http: httpx2.Client, submit
     assert http.get(second["links"]["self"]).json()["queue_position"] == positions[0]
 
 
+def test_a_long_queue_is_counted_to_a_thousand(
+    http: httpx2.Client, submit: Submit, database: sessionmaker[Session]
+) -> None:
+    made = submit()
+    copied = ", ".join(column.name for column in Job.__table__.columns if column.name != "id")
+    # Their ids are older than any other's.
+    older = text(
+        f"INSERT INTO jobs (id, {copied}) SELECT ('00000000-0000-7000-8000-'"  # noqa: S608
+        f" || lpad(n::text, 12, '0'))::uuid, {copied} FROM jobs, generate_series(1, 1200) AS n"
+        " WHERE id = :id"
+    )
+    with database.begin() as session:
+        session.execute(older, {"id": uuid_of(made)})
+    try:
+        accepted = submit()
+        polled = http.get(accepted["links"]["self"]).json()
+        for job in (accepted, polled):
+            assert (job["queue_position"], job["queue_position_exact"]) == (1000, False)
+    finally:
+        with database.begin() as session:
+            session.execute(
+                text("DELETE FROM jobs WHERE id < '00000000-0000-8000-8000-000000000000'")
+            )
+    polled = http.get(accepted["links"]["self"]).json()
+    assert polled["queue_position"] < 1000
+    assert polled["queue_position_exact"] is True
+
+
 def test_cancel_can_be_repeated(http: httpx2.Client, submit: Submit) -> None:
     job = submit()
     for _ in range(2):
@@ -123,7 +153,7 @@ def test_cancel_can_be_repeated(http: httpx2.Client, submit: Submit) -> None:
 
 
 def test_a_running_job_is_asked_to_stop(
-    http: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit()
     claim(database, job)
@@ -133,7 +163,7 @@ def test_a_running_job_is_asked_to_stop(
 
 
 def test_a_finished_job_cannot_be_canceled(
-    http: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit()
     claim(database, job)
@@ -142,7 +172,7 @@ def test_a_finished_job_cannot_be_canceled(
 
 
 def test_retry_keeps_the_seeds_and_the_attempts(
-    http: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit(num_images=2)
     check_problem(http.post(f"{job['links']['self']}/retry"), 409, "job_not_retryable")
@@ -172,7 +202,7 @@ def test_lists_are_cut_into_pages_without_gaps(fresh: httpx2.Client, submit: Sub
     assert seen == made[::-1]
 
 
-def test_lists_can_be_filtered(fresh: httpx2.Client, submit: Submit, database: Ledger) -> None:
+def test_lists_can_be_filtered(fresh: httpx2.Client, submit: Submit, database: Database) -> None:
     first, second, third = (submit(fresh, session_id=name) for name in ("a", "b", "b"))
     claim(database, second)
     fresh.post(third["links"]["cancel"])
@@ -229,7 +259,7 @@ def test_a_row_of_another_tenant_does_not_exist(
 
 
 def test_waiting_ends_with_the_job(
-    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+    http: httpx2.Client, submit: Submit, database: Database, redis_client: "redis.Redis"
 ) -> None:
     job = submit()
 
@@ -250,7 +280,7 @@ def test_waiting_ends_with_the_job(
 
 
 def test_waiting_notices_an_end_that_redis_never_told(
-    http: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit()
 
@@ -293,7 +323,7 @@ NO_PROGRESS: tuple[tuple[str, str], ...] = (
 
 
 def test_an_event_that_cannot_be_read_is_dropped(
-    http: httpx2.Client, submit: Submit, database: Ledger, redis_client: "redis.Redis"
+    http: httpx2.Client, submit: Submit, database: Database, redis_client: "redis.Redis"
 ) -> None:
     job = submit()
     link = job["links"]["self"]

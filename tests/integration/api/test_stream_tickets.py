@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from api.jobs.stream_routes import TICKET_LIFE, _mac
+from api.jobs.sse_routes import TICKETS
 from shared.core.keys import parse_key
 from tests.integration.api.conftest import uuid_of
 from tests.integration.api.test_bad_input import check_problem
@@ -19,7 +19,7 @@ from tests.integration.api.test_polling import claim, fail, succeed
 from tests.processes import ApiProcess
 
 Submit = Callable[..., dict[str, Any]]
-Ledger = sessionmaker[Session]
+Database = sessionmaker[Session]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def signed(client: httpx2.Client, job: dict[str, Any], end: datetime) -> str:
     key = parse_key(client.headers["authorization"].removeprefix("Bearer "))
     assert key is not None
     seconds = int(end.timestamp())
-    mac = _mac(key.secret_hash, uuid_of(job), seconds)
+    mac = TICKETS.mac(key.secret_hash, uuid_of(job), seconds)
     return f"{job['links']['events']}?ticket=drt_{key.id}_{seconds}_{mac}"
 
 
@@ -54,14 +54,15 @@ def open_with(client: httpx2.Client, url: str, last: str | None = None) -> Any:
         yield parse(answer.iter_lines())
 
 
+@pytest.mark.long
 def test_a_ticket_follows_a_job_to_its_end_without_a_key(
-    http: httpx2.Client, nobody: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, nobody: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit()
     made = http.post(f"{job['links']['self']}/stream-ticket").json()
     assert set(made) == {"url", "expires_at"}
     left = datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)
-    assert timedelta(minutes=1) < left <= TICKET_LIFE
+    assert timedelta(minutes=1) < left <= TICKETS.life
     with open_with(nobody, made["url"]) as events:
         assert next(events).data["id"] == job["id"]
         claim(database, job)
@@ -106,17 +107,17 @@ def test_a_changed_ticket_is_none(
 
 
 def test_a_ticket_ends_and_nobody_can_sign_a_longer_one(
-    http: httpx2.Client, nobody: httpx2.Client, submit: Submit, database: Ledger
+    http: httpx2.Client, nobody: httpx2.Client, submit: Submit, database: Database
 ) -> None:
     job = submit()
     claim(database, job)
     fail(database, job)
     now = datetime.now(UTC)
     ahead = timedelta(seconds=20)  # of this clock is that of the process which gave it
-    for end in (now + TICKET_LIFE / 2, now + TICKET_LIFE + ahead):
+    for end in (now + TICKETS.life / 2, now + TICKETS.life + ahead):
         good = nobody.get(signed(http, job, end))
         assert good.status_code == 200, good.text
-    for end in (now - timedelta(seconds=1), now + TICKET_LIFE * 2, now + timedelta(days=36500)):
+    for end in (now - timedelta(seconds=1), now + TICKETS.life * 2, now + timedelta(days=36500)):
         check_problem(nobody.get(signed(http, job, end)), 401, "unauthenticated")
 
 
@@ -134,7 +135,7 @@ def test_a_ticket_and_its_streams_end_with_the_key(
     lone_api: ApiProcess,
     nobody: httpx2.Client,
     submit: Submit,
-    database: Ledger,
+    database: Database,
 ) -> None:
     made = http.post("/v1/keys", json={"name": "page", "scopes": ["jobs:read"]}).json()
     job = submit()

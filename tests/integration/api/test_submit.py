@@ -1,6 +1,7 @@
-"""Submission: defaults, seeds, normalisation, the ledger and the queue, and replay."""
+"""Submission: defaults, seeds, normalisation, the database and the queue, and replay."""
 
 import threading
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -12,14 +13,15 @@ import httpx2
 import pytest
 import redis
 
-from shared.core.broker import INTERACTIVE, generate_queue
-from shared.core.ids import from_wire
+from shared.core.broker import INTERACTIVE, WORKERS, generate_queue, worker_key
+from shared.core.ids import decode_id
 from shared.core.storage import Storage
+from shared.core.worker_registry import ModelStatus, WorkerHeartbeat, WorkerState
 from shared.jobs.models import Job
 from tests.integration.api.conftest import MODEL
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url
-from tests.processes import ApiProcess
-from tests.unit.images.hostile import encode, picture
+from tests.processes import ApiProcess, wait_until
+from tests.unit.images.hostile import encode, make_image
 
 Submit = Callable[..., dict[str, Any]]
 
@@ -66,7 +68,7 @@ def test_a_prompt_is_enough(http: httpx2.Client, row_of: Callable[[str], Job]) -
 def test_the_queue_carries_the_id(submit: Submit, redis_client: "redis.Redis") -> None:
     job = submit()
     newest: Any = redis_client.lindex(generate_queue(MODEL, INTERACTIVE), 0)
-    assert str(from_wire("job", job["id"])).encode() in newest
+    assert str(decode_id("job", job["id"])).encode() in newest
 
 
 def test_a_model_that_nobody_serves_is_said(submit: Submit) -> None:
@@ -150,7 +152,7 @@ def test_the_cost_of_image_to_image_counts_the_steps_that_run(
     assert row_of(job["id"]).cost == 128 * 64 * run * 2
 
 
-WIDE = encode(picture(size=(256, 128)), "PNG")
+WIDE = encode(make_image(size=(256, 128)), "PNG")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +191,43 @@ def test_the_steps_that_a_strength_leaves_are_said(http: httpx2.Client, submit: 
     assert submit()["executed_steps"] == submit()["steps"]
 
 
+def test_steps_that_depend_on_an_unknown_family_are_null_until_a_worker_says_it(
+    http: httpx2.Client,
+    submit: Submit,
+    row_of: Callable[[str], Job],
+    redis_client: "redis.Redis",
+) -> None:
+    fields = {"model": "remote", "init_image": data_url(WIDE), "steps": 100}
+    job = submit(**fields, strength=0.29)
+    assert (job["steps"], job["executed_steps"]) == (100, None)
+    assert row_of(job["id"]).cost == job["width"] * job["height"] * 29, "the most that may run"
+    dry = {"prompt": "a", **fields, "strength": 0.29}
+    found = http.post("/v1/jobs", params={"dry_run": 1}, json=dry).json()
+    assert found["executed_steps"] is None
+    assert submit(**fields, strength=0.5)["executed_steps"] == 50, "the same in every family"
+    assert submit(model="remote", steps=100)["executed_steps"] == 100
+    address = job["links"]["self"]
+    etag = http.get(address).headers["etag"]
+    worker = WorkerHeartbeat(
+        name="says-its-family",
+        state=WorkerState.READY,
+        models=(ModelStatus(name="remote", family="sd3"),),
+        started_at=datetime.now(UTC),
+    )
+    key = worker_key(worker.name)
+    redis_client.set(key, worker.model_dump_json(), ex=60)
+    redis_client.zadd(WORKERS, {worker.name: time.time()})
+    try:
+        known = wait_until(lambda: http.get(address).json()["executed_steps"], what="the family")
+        assert known == 29
+    finally:
+        redis_client.delete(key)
+        redis_client.zrem(WORKERS, worker.name)
+    assert http.get(address).headers["etag"] != etag
+    [listed] = [one for one in http.get("/v1/jobs").json()["data"] if one["id"] == job["id"]]
+    assert listed["executed_steps"] == 29
+
+
 def test_an_upload_keeps_its_shape_too(http: httpx2.Client, submit: Submit) -> None:
     upload = http.post("/v1/uploads", files={"file": ("a.png", WIDE)}).json()["id"]
     for body in ({"init_image": upload}, {"init_image": upload, "width": 128}):
@@ -196,7 +235,7 @@ def test_an_upload_keeps_its_shape_too(http: httpx2.Client, submit: Submit) -> N
 
 
 def test_a_dry_run_says_that_a_url_decides_the_size(http: httpx2.Client) -> None:
-    body = {"prompt": "a", "init_image": "https://example.com/a.png"}
+    body: dict[str, Any] = {"prompt": "a", "init_image": "https://example.com/a.png"}
     found = http.post("/v1/jobs", params={"dry_run": 1}, json=body).json()
     assert "size_unknown" in {warning["code"] for warning in found["warnings"]}
     body |= {"width": 64, "height": 64}
@@ -267,7 +306,7 @@ def test_the_same_key_with_another_body_is_refused(fresh: httpx2.Client) -> None
     check_problem(replayable(fresh, "k2", init_image=data_url(PNG)), 422, "idempotency_key_reuse")
 
 
-def test_a_picture_inside_a_replayed_request_is_stored_once(fresh: httpx2.Client) -> None:
+def test_an_image_inside_a_replayed_request_is_stored_once(fresh: httpx2.Client) -> None:
     first = replayable(fresh, "k3", init_image=data_url(PNG))
     assert replayable(fresh, "k3", init_image=data_url(PNG)).content == first.content
 

@@ -3,16 +3,17 @@
 import csv
 import gzip
 import io
+import json
 from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
-from shared.core.ids import from_wire
+from shared.core.ids import decode_id
 from shared.jobs.models import Job
 from tests.integration.batches.client import get, jsonl, lines_of, make, post_file
 from tests.processes import ApiProcess
@@ -31,7 +32,7 @@ def _end_what_was_made(api: ApiProcess) -> Any:
 
 def jobs_of(database: sessionmaker[Session], batch: dict[str, Any]) -> list[Job]:
     with database.begin() as session:
-        statement = select(Job).where(Job.batch_id == from_wire("batch", batch["id"]))
+        statement = select(Job).where(Job.batch_id == decode_id("batch", batch["id"]))
         return list(session.scalars(statement.order_by(Job.id)))
 
 
@@ -63,12 +64,14 @@ def test_a_list_of_objects_and_strings(api: ApiProcess, database: sessionmaker[S
     assert [job.prompt for job in jobs] == ["a red hat", "two dogs", "a red hat"]
     assert [job.steps for job in jobs] == [2, 2, 7]
     assert jobs[0].seeds == [5, 9]
-    assert {(job.lane, job.session_id, job.state) for job in jobs} == {("bulk", "s1", "queued")}
+    assert {(job.queue_class, job.session_id, job.state) for job in jobs} == {
+        ("bulk", "s1", "queued")
+    }
     assert all(job.start_deadline is not None for job in jobs)
     assert batch["cost"] == sum(job.cost for job in jobs)
 
 
-def test_text_survives_the_way_into_the_ledger(
+def test_text_survives_the_way_into_the_database(
     api: ApiProcess, database: sessionmaker[Session]
 ) -> None:
     texts = [
@@ -197,11 +200,11 @@ def test_what_a_line_may_not_say(
     assert code in (None, report[0]["code"])
 
 
-def test_a_picture_of_another_tenant_is_no_starting_point(
+def test_an_image_of_another_tenant_is_no_starting_point(
     api: ApiProcess, other_api_key: str
 ) -> None:
     buffer = io.BytesIO()
-    Picture.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    PILImage.new("RGB", (64, 64), "red").save(buffer, "PNG")
     files = {"file": ("red.png", buffer.getvalue(), "image/png")}
     mine = api.http.post("/v1/uploads", files=files).json()["id"]
     line = {**GOOD, "init_image": mine, "strength": 0.9, "steps": 4}
@@ -212,11 +215,23 @@ def test_a_picture_of_another_tenant_is_no_starting_point(
     assert answer.json()["errors"][0]["code"] == "init_image_not_found"
 
 
+def test_lines_may_have_a_true_guidance_scale(
+    api: ApiProcess, database: sessionmaker[Session]
+) -> None:
+    """From JSON, a matrix and a table."""
+    lines = [{**GOOD, "true_cfg_scale": 2.5}, {"prompt": "a", "matrix": {"true_cfg_scale": [1, 3]}}]
+    scales = [job.true_cfg_scale for job in jobs_of(database, make(api, lines))]
+    assert scales == [2.5, 1.0, 3.0]
+    table = b"prompt,true_cfg_scale\na,4.5\nb,\n"
+    batch = post_file(api.http, table, "a.csv", defaults={**SIM, "steps": 2}).json()
+    assert [job.true_cfg_scale for job in jobs_of(database, batch)] == [4.5, None]
+
+
 def test_initial_images_keep_their_shape_in_every_kind_of_file(
     api: ApiProcess, database: sessionmaker[Session]
 ) -> None:
     buffer = io.BytesIO()
-    Picture.new("RGB", (256, 128), "red").save(buffer, "PNG")
+    PILImage.new("RGB", (256, 128), "red").save(buffer, "PNG")
     files = {"file": ("red.png", buffer.getvalue(), "image/png")}
     wide = api.http.post("/v1/uploads", files=files).json()["id"]
     line = {"prompt": "a {red|blue} hat", "init_image": wide, "strength": 0.5}
@@ -283,10 +298,11 @@ SIDES = list(range(220))
             {},
             "too_many_jobs",
         ),
-        (
+        pytest.param(
             jsonl([{"matrix": {"width": [*[64] * 219, 65], "seed": SIDES}}] * 5000),
             GOOD,
             "too_many_jobs",
+            marks=pytest.mark.long,
         ),
     ],
     ids=["alternatives", "blank lines", "defaults", "combinations", "refused late"],
@@ -325,7 +341,7 @@ def test_of_a_line_that_fails_late_nothing_is_left(
 ) -> None:
     """Its first jobs are written before the bad one is made."""
     buffer = io.BytesIO()
-    Picture.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    PILImage.new("RGB", (64, 64), "red").save(buffer, "PNG")
     files = {"file": ("red.png", buffer.getvalue(), "image/png")}
     images = [api.http.post("/v1/uploads", files=files).json()["id"]] * 300
     images.append("img_01jd4zk3v8e0x9m5q7r2t6w8ya")
@@ -404,6 +420,58 @@ def test_a_dry_run_counts_and_keeps_nothing(
     assert (found["accepted"], found["error_count"], found["invalid_lines"]) == (False, 2, 1)
     with database.begin() as session:
         assert session.scalar(select(func.count()).select_from(Batch)) == before
+
+
+def test_a_dry_run_shows_the_columns_and_the_first_jobs(api: ApiProcess) -> None:
+    def tried(content: bytes, name: str, **options: Any) -> dict[str, Any]:
+        answer = post_file(api.http, content, name, params={"dry_run": 1}, **options)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    unmapped = tried(PRODUCTS, "p.csv")
+    assert not unmapped["accepted"]
+    assert unmapped["first_jobs"] == []
+    columns = {column["name"]: column for column in unmapped["columns"]}
+    assert list(columns) == ["sku", "product", "colour", "stock", "seed"]
+    assert columns["sku"]["fields"] == []
+    assert columns["seed"]["fields"] == ["seed"]
+    assert columns["product"]["example"] == "felt {a|b} hat"
+    mapped = tried(PRODUCTS, "p.csv", **TABLE)
+    assert mapped["columns"][0]["fields"] == ["custom_id", "metadata.sku"]
+    jobs = mapped["first_jobs"]
+    assert len(jobs) == min(5, mapped["jobs"])
+    assert jobs[0]["prompt"].startswith("a big ")
+    assert (jobs[0]["line"], jobs[0]["model"], len(jobs[0]["seeds"])) == (2, "sim", 1)
+    lines = jsonl([{"prompt": "a hat", "steps": 0}, "a scarf", {"prompt": "a cap", "seeds": [7]}])
+    skipped = tried(lines, "l.jsonl", on_error="skip")
+    assert [job["prompt"] for job in skipped["first_jobs"]] == ["a scarf", "a cap"]
+    assert skipped["first_jobs"][1]["seeds"] == [7]
+    assert [one["name"] for one in skipped["columns"]] == ["prompt", "steps", "seeds"]
+    assert tried(b"\x1f\x8bno", "l.jsonl")["columns"] == []
+    assert tried(b"PK\x03\x04\xff\xfe", "workbook.csv")["columns"] == []
+
+
+def test_a_batch_is_called_as_it_was_told_or_as_its_file(api: ApiProcess) -> None:
+    def name_of(answer: Any) -> str | None:
+        batch: dict[str, Any] = api.http.get(answer.headers["location"]).json()
+        return batch["name"]
+
+    content = jsonl([GOOD])
+    assert name_of(post_file(api.http, content, "hüte.jsonl", defaults=SIM)) == "hüte.jsonl"
+    named = {"items": [GOOD], "defaults": SIM, "name": "Hats"}
+    assert name_of(api.http.post("/v1/batches", json=named)) == "Hats"
+    form = {"name": "7", "defaults": json.dumps(SIM)}
+    file = {"file": ("a.jsonl", content)}
+    assert name_of(api.http.post("/v1/batches", data=form, files=file)) == "7"
+    assert name_of(api.http.post("/v1/batches", json={"items": [GOOD], "defaults": SIM})) is None
+    refused_batch = post_file(api.http, b"no\n", "bad.jsonl")
+    assert (refused_batch.status_code, name_of(refused_batch)) == (422, "bad.jsonl")
+    sent = api.http.post("/v1/batches/files", files={"file": ("sent.jsonl", content)}).json()
+    ahead = {"upload_id": sent["id"], "defaults": SIM}
+    assert name_of(api.http.post("/v1/batches", json=ahead)) == "sent.jsonl"
+    for name in ("", "a\0b", "x" * 201):
+        answer = api.http.post("/v1/batches", json={"items": [GOOD], "name": name})
+        assert answer.json()["errors"][0]["pointer"] == "/name"
 
 
 def test_an_idempotency_key_replays_the_original_answer(api: ApiProcess) -> None:
@@ -498,7 +566,7 @@ def test_what_does_not_fit_a_table_is_named(api: ApiProcess) -> None:
     answer = post_file(api.http, PRODUCTS, "p.csv", defaults=SIM, template="a {color} hat")
     [error] = refused(api, answer)
     assert (error["code"], error["line"]) == ("unknown_placeholder", 1)
-    assert "Did you mean 'colour'?" in error["message"]
+    assert "Did you mean colour?" in error["message"]
     assert "sku, product, colour, stock, seed" in error["message"]
     seen = post_file(
         api.http, PRODUCTS, "p.csv", columns={"descr": "prompt"}, params={"dry_run": 1}

@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import httpx2
+import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -31,27 +32,28 @@ def kept(database: sessionmaker[Session]) -> tuple[int, int]:
         return session.scalar(batches) or 0, session.scalar(jobs) or 0
 
 
+@pytest.mark.long
 def test_killed_while_copying(
     database: sessionmaker[Session],
     environment: dict[str, str],
     api_key: str,
     tmp_path: Path,
 ) -> None:
-    content = jsonl({"prompt": f"picture {n}"} for n in range(_LINES))
+    content = jsonl({"prompt": f"image {n}"} for n in range(_LINES))
     answers: list[int] = []
 
-    def send(victim: ApiProcess) -> None:
+    def send(doomed: ApiProcess) -> None:
         try:
-            answer = post_file(victim.http, content, defaults={"model": "sim"}, session_id=_SESSION)
+            answer = post_file(doomed.http, content, defaults={"model": "sim"}, session_id=_SESSION)
             answers.append(answer.status_code)
         except httpx2.TransportError:
             answers.append(0)
 
-    with ApiProcess(environment, free_port(), api_key, tmp_path / "victim.log") as victim:
-        sender = threading.Thread(target=send, args=(victim,))
+    with ApiProcess(environment, free_port(), api_key, tmp_path / "victim.log") as doomed:
+        sender = threading.Thread(target=send, args=(doomed,))
         sender.start()
         wait_until(lambda: is_copying(database) or answers, 60, "the COPY")
-        victim.kill()
+        doomed.kill()
         sender.join(30)
     assert answers == [0], "the batch was accepted before the API could be killed"
     # Postgres notices the broken connection and rolls the COPY back.

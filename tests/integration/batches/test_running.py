@@ -7,16 +7,16 @@ import zipfile
 from uuid import UUID
 
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
-from shared.core.ids import from_wire, to_wire
+from shared.core.ids import decode_id, encode_id
 from shared.jobs.models import Job
 from shared.webhooks.models import WebhookEvent
 from tests.integration.batches.client import get, lines_of, make, wait_ended
-from tests.integration.batches.ledger import make_batch
+from tests.integration.batches.job_store import make_batch
 from tests.processes import ApiProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu_worker", "generate_worker")
@@ -64,18 +64,18 @@ def test_archive_and_contact_sheet(api: ApiProcess) -> None:
         assert names[1].startswith(".._.._etc_passwd_8_") or names[1].startswith("_.._etc_passwd_8")
         assert "/" not in "".join(names)
         assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == 7
-        assert Picture.open(io.BytesIO(archive.read("plain_7.png"))).size == (64, 64)
+        assert PILImage.open(io.BytesIO(archive.read("plain_7.png"))).size == (64, 64)
     sheet = api.http.get(f"/v1/batches/{batch['id']}/contact-sheet", params={"columns": 2})
-    picture = Picture.open(io.BytesIO(sheet.content))
-    assert picture.format == "WEBP"
-    assert picture.width < picture.height * 2
+    image = PILImage.open(io.BytesIO(sheet.content))
+    assert image.format == "WEBP"
+    assert image.width < image.height * 2
 
 
 def test_a_paused_batch_starts_nothing_until_it_is_resumed(
     api: ApiProcess, database: sessionmaker[Session], tenant: UUID
 ) -> None:
-    batch_id = to_wire("batch", make_batch(database, tenant, 60, job={"steps": 40}))
-    wait_until(lambda: get(api, batch_id)["counts"]["succeeded"], 60, "a first picture")
+    batch_id = encode_id("batch", make_batch(database, tenant, 60, job={"steps": 40}))
+    wait_until(lambda: get(api, batch_id)["counts"]["succeeded"], 60, "a first image")
     paused = api.http.post(f"/v1/batches/{batch_id}/pause").json()
     assert paused["paused"]
     assert paused["eta"] is None
@@ -95,8 +95,8 @@ def test_a_paused_batch_starts_nothing_until_it_is_resumed(
 def test_cancel_keeps_what_was_made(
     api: ApiProcess, database: sessionmaker[Session], tenant: UUID
 ) -> None:
-    batch_id = to_wire("batch", make_batch(database, tenant, 200, job={"steps": 40}))
-    wait_until(lambda: get(api, batch_id)["counts"]["succeeded"], 60, "a first picture")
+    batch_id = encode_id("batch", make_batch(database, tenant, 200, job={"steps": 40}))
+    wait_until(lambda: get(api, batch_id)["counts"]["succeeded"], 60, "a first image")
     canceled = api.http.post(f"/v1/batches/{batch_id}/cancel")
     assert canceled.status_code == 200, canceled.text
     assert canceled.json()["counts"]["queued"] == 0
@@ -115,7 +115,7 @@ def test_only_what_failed_is_retried(
     api: ApiProcess, database: sessionmaker[Session], tenant: UUID
 ) -> None:
     row_id = make_batch(database, tenant, 8, batch={"paused": True})
-    batch_id = to_wire("batch", row_id)
+    batch_id = encode_id("batch", row_id)
     bad = Job.custom_id.in_(("3", "5"))
     with database.begin() as session:
         session.execute(update(Job).where(Job.batch_id == row_id, bad).values(scheduler="none"))
@@ -146,7 +146,7 @@ def test_a_single_retry_opens_the_batch_again(
     api: ApiProcess, database: sessionmaker[Session], tenant: UUID
 ) -> None:
     row_id = make_batch(database, tenant, 2, job={"scheduler": "none"})
-    batch_id = to_wire("batch", row_id)
+    batch_id = encode_id("batch", row_id)
     assert wait_ended(api, batch_id)["state"] == "failed"
     with database.begin() as session:
         session.execute(update(Job).where(Job.batch_id == row_id).values(scheduler="ddim"))
@@ -169,7 +169,7 @@ def test_the_end_is_told_once(api: ApiProcess, database: sessionmaker[Session]) 
     batch = make(api, ["a hat"] * 3, webhook={"url": "http://127.0.0.1:9/nobody"})
     assert batch["webhook_url"] == "http://127.0.0.1:9/nobody"
     wait_ended(api, batch["id"])
-    row_id = from_wire("batch", batch["id"])
+    row_id = decode_id("batch", batch["id"])
     with database.begin() as session:
         told = session.scalars(
             select(WebhookEvent.type).where(WebhookEvent.resource_id == row_id)

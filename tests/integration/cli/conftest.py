@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from darkroom import Client
 from darkroom.cli.app import app
 from deploy.tenants import create_key
 from shared.core.settings import Settings
+from tests import fork_server
 from tests.conftest import EVERY_SCOPE
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, wait_until
 
@@ -58,35 +56,21 @@ def darkroom(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
     return run
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let children started within take SIGINT.
-
-    A shell without job control has what it starts with `&` ignore SIGINT, and so on down to the
-    program, which would then rightly go on. A handler of this process is not handed down.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class Program:
     """`darkroom …` as a process of its own, with its two outputs in files."""
 
     def __init__(self, environ: dict[str, str], folder: Path, arguments: list[str]) -> None:
         self._out, self._err = folder / "stdout", folder / "stderr"
-        with self._out.open("wb") as out, self._err.open("wb") as err, _interruptible():
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "darkroom.cli", *arguments],
-                env={**os.environ, **environ},
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
+        for file in (self._out, self._err):
+            file.touch()
+        self.child = fork_server.fork(
+            "light",
+            ["darkroom.cli", *arguments],
+            {**os.environ, **environ},
+            self._out,
+            errors=self._err,
+            folder=folder,
+        )
 
     @property
     def stdout(self) -> str:

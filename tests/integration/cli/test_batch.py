@@ -1,4 +1,4 @@
-"""`darkroom batch`: into a folder, each picture once, whatever interrupts."""
+"""`darkroom batch`: into a folder, each image once, whatever interrupts."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from darkroom import Client
-from darkroom.cli.batch_state import BatchState, fingerprint
+from darkroom.cli.batch_folder import FolderState, fingerprint
 from tests.integration.cli.conftest import HELD, Darkroom, Program
 from tests.processes import WorkerProcess
 
@@ -36,15 +36,16 @@ def hats(count: int, steps: int = 4) -> list[dict[str, Any]]:
     ]
 
 
-def pictures(folder: Path) -> dict[str, str]:
+def images(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of what is there."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.png")
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_stopped_goes_on_and_makes_each_picture_once(
+def test_a_run_that_was_stopped_goes_on_and_makes_each_image_once(
     *,
     how: signal.Signals,
     source: Callable[..., Path],
@@ -53,22 +54,22 @@ def test_a_run_that_was_stopped_goes_on_and_makes_each_picture_once(
     environment: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    count = 60
+    count = 24
     lines = hats(count)
     for line in lines[count // 2 :]:
         line["model"] = HELD  # However quick the machine, it cannot be through at the stop.
     file = source(lines)
     out = tmp_path / "out"
     first = program("batch", "run", file, "--out", out)
-    first.wait_for(lambda: len(pictures(out)) >= 5, "the first pictures")
+    first.wait_for(lambda: len(images(out)) >= 5, "the first images")
     code = first.end(how)
-    before = pictures(out)
+    before = images(out)
     assert 5 <= len(before) <= count // 2
     if how is not signal.SIGKILL:
         assert code == 130
         assert "Run the same command again" in first.stderr
         assert "Traceback" not in first.stderr
-    state = BatchState.read(out)
+    state = FolderState.read(out)
     assert state is not None
     assert state.batch_id is not None
 
@@ -80,7 +81,7 @@ def test_a_run_that_was_stopped_goes_on_and_makes_each_picture_once(
     assert told["batch"]["counts"]["succeeded"] == count
     assert told["new"] == count - len(before)
 
-    after = pictures(out)
+    after = images(out)
     assert set(after) == {f"hat-{n}_{n}.png" for n in range(count)}
     assert after.items() >= before.items()
     on_record = {
@@ -100,7 +101,7 @@ def test_a_submission_whose_answer_was_lost_is_not_made_twice(
     file = source(hats(2))
     folder = tmp_path / "out"
     folder.mkdir()
-    state = BatchState.new(folder, file, fingerprint(file, {}), client.url)
+    state = FolderState.new(folder, file, fingerprint(file, {}), client.url)
     made = client.batches.submit(file=file, idempotency_key=state.idempotency_key)
     # Killed here: the server has the batch, the folder does not know of it.
     done = darkroom("batch", "run", file, "--out", folder, "--json")
@@ -153,7 +154,7 @@ def test_good_lines_can_be_run_without_the_bad(
     file = source([*hats(1), {"custom_id": "bad", "prompt": "x", "steps": 0}])
     done = darkroom("batch", "run", file, "--on-error", "skip", "--default", "session_id=hats")
     facts = dict(line.split("\t") for line in done.stdout.splitlines())
-    assert (facts["pictures"], facts["bad lines"]) == ("1", "1")
+    assert (facts["images"], facts["invalid lines"]) == ("1", "1")
     assert (tmp_path / "prompts" / "hat-0_0.png").is_file()
 
 
@@ -172,3 +173,36 @@ def test_a_batch_is_steered_from_the_terminal(darkroom: Darkroom, client: Client
     assert darkroom("batch", "retry", batch.id).exit_code == 6
     rows = darkroom("batch", "list", "--state", "canceled").stdout.splitlines()
     assert batch.id in [row.split("\t")[0] for row in rows]
+
+
+def test_a_list_names_its_batches_in_80_columns(darkroom: Darkroom, client: Client) -> None:
+    name = "hats of [b]wool[/b] for the shop in the old town, and scarves"
+    lines = [{"prompt": "hat", "model": HELD, "num_images": 4}] * 3
+    batch = client.batches.submit(lines, name=name)
+    client.batches.cancel(batch)
+    (raw,) = json.loads(darkroom("batch", "list", "--limit", "1", "--json").stdout)
+    assert (raw["id"], raw["name"]) == (batch.id, name)
+    (row,) = darkroom("batch", "list", "--limit", "1").stdout.splitlines()
+    assert name in row.split("\t")
+    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "80"}
+    table = darkroom("batch", "list", "--limit", "1", **terminal).stdout.splitlines()
+    assert max(map(len, table)) <= 80
+    assert table[0].split() == ["batch", "state", "done", "name", "age"]
+    assert batch.id in table[2]
+    assert "hats of [b]wool[/b]" in table[2]
+    assert len(table) == 4, "a name takes two lines at most"
+
+
+def test_prompts_may_come_from_stdin_and_run_once(darkroom: Darkroom, client: Client) -> None:
+    lines = "a hat of stdin\na {red|blue} scarf\n"
+    refused = darkroom("batch", "run", "-", stdin=lines)
+    assert refused.exit_code == 2
+    assert "--out" in refused.stderr
+    counted = json.loads(darkroom("batch", "run", "-", "--dry-run", "--json", stdin=lines).stdout)
+    assert (counted["lines"], counted["jobs"]) == (2, 3)
+    done = darkroom("batch", "run", "-", "--default", "steps=2", "--out", "o", stdin=lines)
+    assert done.exit_code == 0, done.stderr
+    again = darkroom("batch", "run", "-", "--default", "steps=2", "--out", "o", stdin=lines)
+    facts = [dict(line.split("\t") for line in each.stdout.splitlines()) for each in (done, again)]
+    assert facts[0]["batch"] == facts[1]["batch"]
+    assert [each["new"] for each in facts] == ["3", "0"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,8 +15,10 @@ from darkroom import Client
 from tests.integration.cli.conftest import HELD, Darkroom, Program
 from tests.processes import ApiProcess
 
+NUMBER = ("--n", "--num-images", "-n")
 
-def test_pictures_land_in_the_folder_and_their_names_on_stdout(
+
+def test_images_land_in_the_folder_and_their_names_on_stdout(
     darkroom: Darkroom, client: Client, tmp_path: Path
 ) -> None:
     done = darkroom("generate", "a red circle", "--seed", "7", "--n", "2", "--out", "deep/er")
@@ -23,11 +26,25 @@ def test_pictures_land_in_the_folder_and_their_names_on_stdout(
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [row[1] for row in rows] == ["7", "8"]
     for path, seed, image_id in rows:
-        with Image.open(tmp_path / path) as picture:
-            assert picture.size == (64, 64)
+        with Image.open(tmp_path / path) as image:
+            assert image.size == (64, 64)
         assert client.images.get(image_id).seed == int(seed)
     assert "job_" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_number_of_images_has_the_name_of_the_api_too(darkroom: Darkroom) -> None:
+    shown = [darkroom("generate", "x", "--dry-run", "--json", name, "3") for name in NUMBER]
+    assert [json.loads(each.stdout)["num_images"] for each in shown] == [3, 3, 3]
+
+
+def test_an_error_is_about_options_and_says_what_was_meant(darkroom: Darkroom) -> None:
+    refused = darkroom("generate", "x", "--scheduler", "eular")
+    assert "--scheduler" in refused.stderr
+    assert "Did you mean euler?" in refused.stderr
+    assert "--strength needs --init." in darkroom("generate", "x", "--strength", "0.5").stderr
+    misspelt = darkroom("jobs", "submit", '{"prompt": "x", "num_image": 3}')
+    assert "/num_image: There is no such field. Did you mean num_images?" in misspelt.stderr
 
 
 def test_every_setting_reaches_the_job(darkroom: Darkroom, tmp_path: Path) -> None:
@@ -36,7 +53,8 @@ def test_every_setting_reaches_the_job(darkroom: Darkroom, tmp_path: Path) -> No
         *("generate", "the same at night", "--negative", "people", "--seed", "3", "--steps", "6"),
         *("--width", "96", "--height", "64", "--guidance", "3.5", "--scheduler", "euler"),
         *("--model", "sim", "--init", "start.png", "--strength", "0.5", "--session", "nights"),
-        *("--resize", "fit", "--metadata", "team=a", "--format", "webp", "--json"),
+        *("--resize", "fit", "--metadata", "team=a", "--format", "webp", "--quality", "80"),
+        "--json",
     )
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -57,14 +75,83 @@ def test_every_setting_reaches_the_job(darkroom: Darkroom, tmp_path: Path) -> No
         "session_id": "nights",
         "metadata": {"team": "a"},
         "output_format": "webp",
+        "output_quality": 80,
     }
     assert {name: job[name] for name in asked} == asked
     assert answer["files"][0]["path"].endswith(".webp")
     assert (tmp_path / answer["files"][0]["path"]).read_bytes()[8:12] == b"WEBP"
-    # A picture made before can be the beginning of the next.
+    # An image made before can be the beginning of the next.
     image = answer["files"][0]["image_id"]
     again = darkroom("generate", "by day", "--init", image, "--json")
     assert json.loads(again.stdout)["job"]["init_image"] == image
+
+
+def test_masks_and_references_reach_the_job(darkroom: Darkroom, tmp_path: Path) -> None:
+    start, mask = Image.new("RGBA", (96, 64), (0, 0, 255, 255)), Image.new("L", (96, 64))
+    mask.paste(255, (20, 10, 70, 50))
+    mask.save(tmp_path / "mask.png")
+    start.convert("RGB").save(tmp_path / "start.png")
+    start.putalpha(Image.eval(mask, lambda value: 255 - value))
+    start.save(tmp_path / "holed.png")
+
+    def made(*options: str) -> dict[str, Any]:
+        done = darkroom("generate", "a lamp", "--steps", "3", "--json", *options)
+        assert done.exit_code == 0, done.stderr
+        job: dict[str, Any] = json.loads(done.stdout)["job"]
+        return job
+
+    options = ("--mask", "mask.png", "--mask-blur", "2", "--mask-crop", "8")
+    job = made("--init", "start.png", *options)
+    assert (job["kind"], job["mask_blur"], job["padding_mask_crop"]) == ("inpaint", 2, 8)
+    again = made("--init", job["init_image"], "--mask", job["mask_image"])
+    assert again["mask_image"] == job["mask_image"]
+    clear = made("--init", "holed.png", "--mask", "alpha")
+    assert (clear["kind"], clear["mask_from_alpha"]) == ("inpaint", True)
+    wide = made("--init", "start.png", "--expand", "32,0,0,64")
+    assert (wide["width"], wide["height"]) == (128, 128)
+    assert wide["expand"] == {"left": 32, "right": 0, "top": 0, "bottom": 64}
+    looking = made("--reference", "start.png:0.8", "--reference", job["images"][0]["id"])
+    assert [each["scale"] for each in looking["references"]] == [0.8, 0.6]
+    assert looking["references"][1]["image"] == job["images"][0]["id"]
+
+
+def test_what_a_mask_or_a_reference_lacks_is_said_by_its_option(
+    darkroom: Darkroom, tmp_path: Path
+) -> None:
+    Image.new("RGB", (96, 64), "blue").save(tmp_path / "start.png")
+    Image.new("L", (96, 64)).save(tmp_path / "black.png")
+    for options, said, code in (
+        (("--init", "start.png", "--mask", "gone.png"), "--mask gone.png: no such file", 2),
+        (("--init", "start.png", "--mask", "black.png"), "--mask", 5),
+        (("--mask", "black.png"), "--mask", 5),
+        (("--init", "start.png", "--expand", "1,2"), "--expand 1,2: give four numbers", 2),
+        (("--reference", "gone.png:0.5"), "--reference gone.png: no such file", 2),
+        (("--reference", "start.png:3"), "--reference", 5),
+    ):
+        done = darkroom("generate", "a lamp", *options)
+        assert (done.exit_code, done.stdout) == (code, ""), done.stderr
+        assert said in " ".join(done.stderr.split())
+
+
+def test_controls_are_read_and_uploaded(darkroom: Darkroom, tmp_path: Path) -> None:
+    Image.new("RGB", (96, 64), "blue").save(tmp_path / "house.png")
+    canny = "name=edges,image=house.png,preprocess=canny,low=20,scale=0.8,start=0.1,end=0.9"
+    done = darkroom("generate", "a lake", "--model", "sim", "--control", canny, "--json")
+    assert done.exit_code == 0, done.stderr
+    (control,) = json.loads(done.stdout)["job"]["controls"]
+    assert control.pop("image").startswith("upl_")
+    expected = {"scale": 0.8, "start": 0.1, "end": 0.9, "preprocess": "canny", "low": 20}
+    assert control == {"name": "edges", "high": 200, **expected}
+    for wrong, said, code in (
+        ("name=edges", "takes name=NAME,image=FILE", 2),
+        ("name=edges,image=house.png,size=2", "takes name=NAME,image=FILE", 2),
+        ("name=edges,image=house.png,scale=much", "not a number", 2),
+        ("name=edges,image=gone.png", "--control gone.png: no such file", 2),
+        ("name=egdes,image=house.png", "--control", 5),
+    ):
+        done = darkroom("generate", "a lake", "--model", "sim", "--control", wrong)
+        assert (done.exit_code, done.stdout) == (code, ""), done.stderr
+        assert said in " ".join(done.stderr.split())
 
 
 def test_a_job_can_be_left_and_found_again(darkroom: Darkroom, tmp_path: Path) -> None:
@@ -84,8 +171,31 @@ def test_a_job_can_be_left_and_found_again(darkroom: Darkroom, tmp_path: Path) -
 def test_a_dry_run_submits_nothing(darkroom: Darkroom) -> None:
     done = darkroom("generate", "a lake", "--n", "2", "--session", "dry", "--dry-run")
     told = dict(line.split("\t") for line in done.stdout.splitlines())
-    assert (told["model"], told["pictures"]) == ("sim", "2")
+    assert (told["model"], told["images"]) == ("sim", "2")
     assert darkroom("jobs", "list", "--session", "dry").stdout == ""
+
+
+def test_a_dry_run_says_what_a_second_pass_would_be(darkroom: Darkroom) -> None:
+    command = ("generate", "a lake", "--hires", "1.5", "--upscaler", "lanczos", "--dry-run")
+    done = darkroom(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "upscaler lanczos" in done.stdout
+    refused = darkroom("generate", "a lake", "--hires", "9", "--dry-run")
+    assert refused.exit_code == 5
+    assert "--hires: " in refused.stderr
+
+
+def test_a_dry_run_says_how_the_prompt_would_be_read(darkroom: Darkroom) -> None:
+    done = darkroom("generate", "a (red:1.2) lake", "--weighted", "--long-prompt", "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    facts = [line.split() for line in done.stdout.splitlines()]
+    assert ["prompt", "syntax", "weighted"] in facts
+    assert ["long", "prompt", "True"] in facts or ["long", "prompt", "yes"] in facts
+    refused = darkroom("generate", "a (red lake", "--weighted", "--dry-run")
+    assert refused.exit_code == 5
+    assert "never closed" in refused.stderr
+    plain = darkroom("generate", "a (red lake", "--dry-run")
+    assert "syntax" not in plain.stdout
 
 
 def test_a_dry_run_knows_the_size_that_a_file_gives(darkroom: Darkroom, tmp_path: Path) -> None:
@@ -200,13 +310,13 @@ def test_a_folder_that_takes_no_files_is_found_before_anything_is_made(
     darkroom: Darkroom, client: Client
 ) -> None:
     # Nobody, root included, can make files in /proc.
-    failed = darkroom("generate", "a hat", "--session", "nowhere", "--out", "/proc/pictures")
+    failed = darkroom("generate", "a hat", "--session", "nowhere", "--out", "/proc/images")
     assert failed.exit_code == 2
-    assert "--out /proc/pictures" in failed.stderr
+    assert "--out /proc/images" in failed.stderr
     assert client.jobs.list(session_id="nowhere").take(1) == []
 
 
-def test_a_picture_that_cannot_be_saved_is_named(
+def test_an_image_that_cannot_be_saved_is_named(
     darkroom: Darkroom, client: Client, tmp_path: Path
 ) -> None:
     (tmp_path / "blocked").write_text("a file where a folder would be")

@@ -29,6 +29,7 @@ def pattern(printed: str) -> str:
     return ".*?".join(re.escape(part) for part in printed.strip().split("…"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(420)  # thirty starts of the program, one after the other
 @pytest.mark.usefixtures("cpu_worker")
 def test_the_examples_do_what_they_say(environ: dict[str, str], tmp_path: Path) -> None:

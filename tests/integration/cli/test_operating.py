@@ -3,11 +3,13 @@
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from darkroom import Client
+from darkroom.cli.failures import ExitCode
 from tests.integration.cli.conftest import HELD, Darkroom, Program
 from tests.processes import WorkerProcess, wait_until
 
@@ -31,7 +33,7 @@ def test_the_doctor_finds_a_running_system_well(darkroom: Darkroom, client: Clie
     wait_until(lambda: none_waits(client, "sim"), 120, "the end of what other tests have left")
     done = darkroom("doctor", "--json")
     found = checks(done.stdout)
-    for name in ("server", "clock", "parts", "key", "search", "pictures"):
+    for name in ("server", "clock", "parts", "key", "search", "images"):
         assert [check["state"] for check in found[name]] == ["ok"], found[name]
     assert any("sim is served" in check["finding"] for check in found["models"])
     (queue,) = [c for c in found["queue"] if c["finding"].startswith("sim, interactive: ")]
@@ -71,11 +73,11 @@ def test_events_are_received_verified_and_printed(
     listening = program("webhooks", "listen", "--event", "job.succeeded", "--json")
     listening.wait_for(lambda: "Listening" in listening.stderr, "the receiver")
     assert len(client.webhooks.endpoints.list().all()) == 1
-    (picture,) = client.generate("a lake")
+    (image,) = client.generate("a lake")
     listening.wait_for(lambda: listening.stdout.endswith("\n"), "the event")
     event = json.loads(listening.stdout.splitlines()[0])
     assert event["type"] == "job.succeeded"
-    assert event["data"]["id"] == picture.job_id
+    assert event["data"]["id"] == image.job_id
     assert listening.end(signal.SIGTERM) == 130
     assert client.webhooks.endpoints.list().all() == []
     assert "Traceback" not in listening.stderr
@@ -123,7 +125,7 @@ def test_keys_are_made_used_and_ended(darkroom: Darkroom) -> None:
     usage = dict(
         line.split("\t") for line in darkroom("usage", DARKROOM_API_KEY=key).stdout.splitlines()
     )
-    assert usage["jobs at once"] == "0 of 2 used"
+    assert usage["concurrent jobs"] == "0 of 2 used"
     name = usage["key"]
     assert name in darkroom("keys", "list").stdout
     assert darkroom("keys", "revoke", name).exit_code == 0
@@ -145,3 +147,52 @@ def test_models_and_workers_are_listed(darkroom: Darkroom, generate_worker: Work
         resumed = json.loads(darkroom("workers", "resume", name, "--json").stdout)
     assert resumed["drain"] is None
     assert darkroom("workers", "show", "nobody").exit_code == 4
+
+
+# --- Where the key comes from ---
+
+
+def test_a_login_is_tried_saved_and_found_by_later_commands(
+    darkroom: Darkroom, environ: dict[str, str], tmp_path: Path
+) -> None:
+    url, key = environ["DARKROOM_URL"], environ["DARKROOM_API_KEY"]
+    nothing = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    nothing |= {"DARKROOM_URL": "", "DARKROOM_API_KEY": ""}
+    refused = darkroom("login", url, stdin="drk_nobody_knows\n", **nothing)
+    assert refused.exit_code == ExitCode.AUTH
+    assert not (tmp_path / "config").exists()
+    done = darkroom("login", f"{url}/", stdin=f"{key}\n", **nothing)
+    assert done.exit_code == 0, done.stderr
+    shown = [darkroom("config", **nothing), darkroom("config", "--json", **nothing)]
+    secret = key.rpartition("_")[2]
+    for each in (done, *shown):
+        assert secret not in each.stdout + each.stderr
+    assert json.loads(shown[1].stdout)["url"] == url
+    assert "keys.json" in json.loads(shown[1].stdout)["key_source"]
+    assert darkroom("usage", **nothing).exit_code == 0
+    assert darkroom("logout", **nothing).exit_code == 0
+    assert darkroom("usage", **nothing).exit_code == ExitCode.USAGE
+
+
+def test_a_login_works_in_a_folder_that_names_another_machine(
+    darkroom: Darkroom, environ: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / ".darkroom").mkdir()
+    (tmp_path / ".darkroom" / "env").write_text("DARKROOM_URL=http://elsewhere:3\n")
+    places = {"XDG_CONFIG_HOME": str(tmp_path / "config"), "DARKROOM_URL": ""}
+    url, key = environ["DARKROOM_URL"], environ["DARKROOM_API_KEY"]
+    done = darkroom("login", url, stdin=f"{key}\n", **places)
+    assert done.exit_code == 0, done.stderr
+    assert "is saved in" in done.stderr
+    assert "Note: " in done.stderr
+    assert "names http://elsewhere:3" in done.stderr
+    # The latest login's is forgotten, whatever this folder or a variable names.
+    places["DARKROOM_URL"] = "http://another:4"
+    assert darkroom("logout", **places).exit_code == 0
+
+
+def test_config_names_the_place_of_each(darkroom: Darkroom, environ: dict[str, str]) -> None:
+    shown = json.loads(darkroom("config", "--url", "http://other:1", "--json").stdout)
+    assert (shown["url"], shown["url_source"]) == ("http://other:1", "argument")
+    assert shown["key_source"] == "DARKROOM_API_KEY"
+    assert environ["DARKROOM_API_KEY"] not in str(shown)

@@ -20,7 +20,7 @@ def key(settings: Settings) -> str:
 
 @pytest.fixture
 def client(api: ApiProcess, generate_worker: WorkerProcess, key: str) -> Iterator[Client]:
-    """A blocking client of a system that makes pictures on a simulated GPU."""
+    """A blocking client of a system that makes images on a simulated GPU."""
     with Client(api.url, key) as opened:
         yield opened
 
@@ -39,10 +39,10 @@ def searchable(api: ApiProcess, cpu_worker: WorkerProcess, key: str) -> None:
 
     def answers() -> bool:
         try:
-            client.search("warm").page()
+            opened.search("warm").page()
         except EmbeddingUnavailable:
             return False
         return True
 
-    with Client(api.url, key) as client:
+    with Client(api.url, key) as opened:
         wait_until(answers, 90, "the embedding model")

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from darkroom import AsyncClient, Client
 from tests.integration.client.test_jobs import NOBODY
 from tests.processes import WorkerProcess
 
-LINES = [
+LINES: list[str | dict[str, Any]] = [
     {"custom_id": "hat", "prompt": "a {red|blue} hat", "seed": 7},
     "a yellow scarf",
     {"custom_id": "shoe", "prompt": "a shoe", "num_images": 2},
@@ -26,7 +27,7 @@ def feeding(cpu_worker: WorkerProcess) -> None:
     """The dispatcher, which feeds batches to the queue."""
 
 
-def test_from_a_list_to_its_pictures(client: Client, feeding: None, tmp_path: Path) -> None:
+def test_from_a_list_to_its_images(client: Client, feeding: None, tmp_path: Path) -> None:
     seen = client.batches.dry_run(LINES)
     assert (seen.accepted, seen.lines, seen.jobs, seen.images) == (True, 3, 4, 5)
     batch = client.batches.submit(LINES, session_id="hats", metadata={"order": "42"})
@@ -68,7 +69,7 @@ def test_from_files(client: Client, tmp_path: Path) -> None:
         ),
     )
     client.batches.files.delete(sent_ahead)
-    with pytest.raises(darkroom.NotFound):
+    with pytest.raises(darkroom.NotFoundError):
         client.batches.files.get(sent_ahead)
     assert [batch.counts.total for batch in ways] == [4, 4, 4, 1]
     assert ways[0].priority == 2
@@ -81,7 +82,7 @@ def test_steering(client: Client) -> None:
     assert client.batches.pause(batch).paused
     assert not client.batches.resume(batch).paused
     assert client.batches.update(batch, priority=9).priority == 9
-    with pytest.raises(darkroom.StillRunning) as unfinished:
+    with pytest.raises(darkroom.WaitTimeoutError) as unfinished:
         client.batches.wait(batch, timeout=0.1)
     assert unfinished.value.resource.id == batch.id
     assert list(client.batches.results(batch, follow=False)) == []
@@ -93,7 +94,7 @@ def test_steering(client: Client) -> None:
 
 
 def test_a_bad_line_refuses_the_batch_and_the_report_says_why(client: Client) -> None:
-    lines = ["fine", {"prompt": "bad", "steps": 0}]
+    lines: list[str | dict[str, Any]] = ["fine", {"prompt": "bad", "steps": 0}]
     with pytest.raises(darkroom.BatchRejected) as refused:
         client.batches.submit(lines)
     assert refused.value.errors

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from PIL import Image as Pillow
 
 import darkroom
 from darkroom import AsyncClient, Client
@@ -17,8 +18,8 @@ PROMPTS = ("a lighthouse at dusk", "a lighthouse in fog", "a bowl of soup")
 @pytest.fixture(scope="module")
 def gallery(
     api: ApiProcess, generate_worker: WorkerProcess, searchable: None, key: str
-) -> list[darkroom.Picture]:
-    """Three pictures in a session of their own."""
+) -> list[darkroom.ImageHandle]:
+    """Three images in a session of their own."""
     with Client(api.url, key) as client:
         handles = [
             client.jobs.submit(prompt, session_id="coast", metadata={"n": str(number)}, seed=number)
@@ -27,7 +28,9 @@ def gallery(
         return [handle.result()[0] for handle in handles]
 
 
-def test_search_by_meaning_with_filters(client: Client, gallery: list[darkroom.Picture]) -> None:
+def test_search_by_meaning_with_filters(
+    client: Client, gallery: list[darkroom.ImageHandle]
+) -> None:
     hits = list(client.search("lighthouse", session_id="coast", page_size=1))
     assert len(hits) == 3
     assert {hits[0].prompt, hits[1].prompt} == set(PROMPTS[:2])
@@ -40,7 +43,7 @@ def test_search_by_meaning_with_filters(client: Client, gallery: list[darkroom.P
 
 
 def test_other_orders_and_lists_without_a_query(
-    client: Client, gallery: list[darkroom.Picture]
+    client: Client, gallery: list[darkroom.ImageHandle]
 ) -> None:
     near = client.search("lighthouse", rank="similarity", diversity=True, session_id="coast").take(
         9
@@ -52,7 +55,9 @@ def test_other_orders_and_lists_without_a_query(
     client.images.unstar(gallery[1])
 
 
-def test_more_like_this(client: Client, gallery: list[darkroom.Picture], tmp_path: Path) -> None:
+def test_more_like_this(
+    client: Client, gallery: list[darkroom.ImageHandle], tmp_path: Path
+) -> None:
     near = client.images.bind(gallery[0]).similar(session_id="coast").take(1)
     assert near[0].image.id == gallery[1].id
     path = client.images.save(gallery[0], tmp_path)
@@ -61,11 +66,11 @@ def test_more_like_this(client: Client, gallery: list[darkroom.Picture], tmp_pat
     assert client.images.bind(near[0].image).bytes() == client.images.download(gallery[1])
 
 
-def test_history_and_sessions(client: Client, gallery: list[darkroom.Picture]) -> None:
+def test_history_and_sessions(client: Client, gallery: list[darkroom.ImageHandle]) -> None:
     assert client.sessions.get("coast").images == 3
     assert "coast" in [session.id for session in client.sessions.list(page_size=1)]
     newest = [image.id for image in client.sessions.images("coast", page_size=2)]
-    assert set(newest) == {picture.id for picture in gallery}
+    assert set(newest) == {made.id for made in gallery}
     best = client.sessions.images("coast", "soup").take(1)[0]
     assert best.id == gallery[2].id
     assert best.score
@@ -78,11 +83,11 @@ def test_a_session_of_dots_is_refused(client: Client, name: str) -> None:
     with pytest.raises(darkroom.ValidationFailed, match="session_id"):
         client.jobs.submit("a boat", session_id=name)
     for ask in (client.sessions.get, client.sessions.delete):
-        with pytest.raises(darkroom.MalformedId, match="no name"):
+        with pytest.raises(darkroom.MalformedId, match="nor a name"):
             ask(name)
 
 
-def test_recommendations(client: Client, gallery: list[darkroom.Picture]) -> None:
+def test_recommendations(client: Client, gallery: list[darkroom.ImageHandle]) -> None:
     found = client.prompts.recommend("a lightho", limit=5)
     assert found[0].prompt in PROMPTS[:2]
     assert found[0].image is not None
@@ -90,7 +95,7 @@ def test_recommendations(client: Client, gallery: list[darkroom.Picture]) -> Non
     assert len(client.prompts.recommend(limit=50)) > len(client.prompts.recommend(limit=2)) == 2
 
 
-def test_a_list_can_be_gone_on_with(client: Client, gallery: list[darkroom.Picture]) -> None:
+def test_a_list_can_be_gone_on_with(client: Client, gallery: list[darkroom.ImageHandle]) -> None:
     pages = list(itertools.islice(client.jobs.list(page_size=1).pages(), 3))
     assert all(len(page.data) == 1 for page in pages)
     rest = client.jobs.list(page_size=1, after=pages[0].next_cursor).take(2)
@@ -118,10 +123,10 @@ def test_a_wrong_key_is_said_to_be_that(api: ApiProcess) -> None:
         async with AsyncClient(api.url, "drk_k3v8e0x9m5q7_wrong") as client:
             await client.models.list().page()
 
-    with pytest.raises(darkroom.Unauthenticated):
+    with pytest.raises(darkroom.AuthenticationError):
         asyncio.run(ask())
     client = Client(api.url, "drk_k3v8e0x9m5q7_wrong")
-    with client, pytest.raises(darkroom.Unauthenticated) as refused:
+    with client, pytest.raises(darkroom.AuthenticationError) as refused:
         client.usage()
     assert "wrong" not in str(refused.value)
 
@@ -137,3 +142,48 @@ def test_keys(client: Client) -> None:
             reader.jobs.submit("a cat")
     assert made.id in [key.id for key in client.keys.list(page_size=1)]
     client.keys.revoke(made)
+
+
+# --- In notebooks, and with Pillow ---
+
+
+def test_notebooks_show_images_whatever_their_format(client: Client) -> None:
+    made = {
+        name: client.generate("a lake", seed=4, steps=2, output_format=name)[0]
+        for name in ("png", "webp", "jpeg")
+    }
+    assert made["png"]._repr_png_() == made["png"].bytes()
+    assert (made["webp"]._repr_png_() or b"").startswith(b"\x89PNG")
+    assert made["jpeg"]._repr_png_() is made["png"]._repr_jpeg_() is None
+    assert made["jpeg"]._repr_jpeg_() == made["jpeg"].bytes()
+    grid = darkroom.ImageList(made.values())._repr_html_()
+    assert grid.count('<img src="data:image/webp;base64,') == 3
+    gone = client.images.bind(made["png"])
+    gone.delete()
+    assert "seed 4" in darkroom.ImageList([gone])._repr_html_()
+
+
+def test_images_of_pillows_go_in_and_come_out(
+    client: Client, api: ApiProcess, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Pillow.new("RGBA", (64, 64), (20, 90, 200, 128))
+    (image,) = client.generate("a lake", init_image=start, steps=2, progress=True)
+    assert image.pil().size == (64, 64)
+    assert "1 image in" in capsys.readouterr().err
+
+    async def run() -> None:
+        async with AsyncClient(api.url, key) as other:
+            mask = Pillow.new("L", (64, 64), 255)
+            images = await other.generate("a lake", init_image=start, mask_image=mask, steps=2)
+            assert (await images[0].pil()).size == (64, 64)
+            assert (images[0]._repr_png_() or b"").startswith(b"\x89PNG")
+            assert "<img " in darkroom.ImageList(images)._repr_html_()
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("cpu_worker")
+def test_a_bar_follows_a_batch(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    batch = client.batches.submit(["a hat", "a scarf"], defaults={"steps": 2})
+    assert client.batches.wait(batch, 120, progress=True).state == "succeeded"
+    assert "succeeded, 2 of 2 images" in capsys.readouterr().err

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from threading import Event
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 import darkroom
 from darkroom import AsyncClient, Canceled, Client, JobChanged, ProgressMade
@@ -24,7 +24,7 @@ def frail_api(
     key: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ApiProcess]:
-    """An API process to be killed, over the same ledger as the others."""
+    """An API process to be killed, over the same database as the others."""
     log = tmp_path_factory.mktemp("frail") / "api.log"
     with ApiProcess(environment, free_port(), key, log) as process:
         yield process
@@ -142,26 +142,26 @@ def test_the_asynchronous_client_outlasts_a_cut(client: Client, relay: Relay, ke
 
 
 def test_a_service_that_stays_away_is_no_wait_for_ever(key: str) -> None:
-    with Client(f"http://127.0.0.1:{free_port()}", key, retries=1, patience=0.3) as client:
-        with pytest.raises(darkroom.NoAnswer):
+    with Client(f"http://127.0.0.1:{free_port()}", key, retries=1, retry_timeout=0.3) as client:
+        with pytest.raises(darkroom.APIConnectionError):
             client.jobs.submit("a cat")
-        with pytest.raises(darkroom.NoAnswer):
+        with pytest.raises(darkroom.APIConnectionError):
             client.jobs.wait("job_1")
-        with pytest.raises(darkroom.NoAnswer):
+        with pytest.raises(darkroom.APIConnectionError):
             next(client.jobs.events("job_1"))
 
 
 def test_an_expired_url_is_asked_for_anew(client: Client) -> None:
-    [picture] = client.generate("a boat")
-    whole = picture.bytes()
-    expired = replace(picture, url=picture.url.replace("X-Amz-Date=2", "X-Amz-Date=1"))
-    assert expired.url != picture.url
+    [image] = client.generate("a boat")
+    whole = image.bytes()
+    expired = replace(image, url=image.url.replace("X-Amz-Date=2", "X-Amz-Date=1"))
+    assert expired.url != image.url
     assert client.images.download(expired) == whole
-    unreachable = replace(picture, url=f"http://127.0.0.1:{free_port()}/x")
+    unreachable = replace(image, url=f"http://127.0.0.1:{free_port()}/x")
     assert client.images.download(unreachable) == whole
-    assert client.images.download(picture, through_api=True) == whole
-    with pytest.raises(darkroom.DamagedDownload):
-        client.images.download(replace(picture, sha256="0" * 64))
+    assert client.images.download(image, through_api=True) == whole
+    with pytest.raises(darkroom.ChecksumMismatch):
+        client.images.download(replace(image, sha256="0" * 64))
 
 
 def test_what_is_canceled_elsewhere_ends_the_wait(client: Client) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import darkroom
-from darkroom import Client, InvalidSignature
+from darkroom import Client, InvalidWebhookSignatureError
 from darkroom.webhooks import verify
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Receiver
@@ -28,7 +28,7 @@ def test_real_deliveries_of_both_kinds(
     assert shared.secret not in repr(shared)
     rotated = client.webhooks.endpoints.rotate_secret(shared)
     assert rotated.secret is not None
-    own = {"url": receiver.url + "/own"}
+    own: darkroom.types.Webhook = {"url": receiver.url + "/own"}
     handle = client.jobs.submit("a bell", webhook=own, metadata={"order": "42"})
     came = {each.path: each for each in receiver.wait(3, 60)}
     secrets: dict[str, list[str]] = {
@@ -44,7 +44,7 @@ def test_real_deliveries_of_both_kinds(
             assert event.data["metadata"] == {"order": "42"}
         others = [secret for name, part in secrets.items() if name != path for secret in part]
         for secret in others:
-            with pytest.raises(InvalidSignature):
+            with pytest.raises(InvalidWebhookSignatureError):
                 verify(received.body, received.headers, secret)
         assert verify(received.body, received.headers, [*others, fitting[0]]) == event
     assert_the_log_is_right(client, handle.id, shared.id)
@@ -81,7 +81,7 @@ def test_endpoints_are_managed(
     event = verify(received.body, received.headers, made.secret)
     assert event.id == tested.event_id
     client.webhooks.endpoints.delete(made)
-    with pytest.raises(darkroom.NotFound):
+    with pytest.raises(darkroom.NotFoundError):
         client.webhooks.endpoints.get(made)
     before = client.webhooks.secret.get()
     after = client.webhooks.secret.rotate()

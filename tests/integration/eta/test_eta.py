@@ -10,25 +10,29 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.ids import from_wire
+from deploy.tenants import create_key
+from shared.core.ids import decode_id
+from shared.core.settings import Settings
 from shared.jobs.models import Job
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 
 SECONDS = 0.5
-"""Of a picture of 10 steps on the model `steady`."""
+"""Of an image of 10 steps on the model `steady`."""
 
 
 @pytest.fixture(scope="module")
 def http(
-    environment: dict[str, str], api_key: str, tmp_path_factory: pytest.TempPathFactory
+    settings: Settings, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx2.Client]:
-    """A client of an API with these tests' models; a GPU worker and a CPU worker run."""
+    """A client of an API with these tests' models; a generate worker and a CPU worker run."""
     own = {
         **environment,
         "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
     }
     logs = tmp_path_factory.mktemp("eta")
-    api = ApiProcess(own, free_port(), api_key, logs / "api.log")
+    url = settings.database_url.get_secret_value()
+    key = create_key(url, tenant="estimates", name="estimates", scopes=["jobs"])
+    api = ApiProcess(own, free_port(), key, logs / "api.log")
     gpu = WorkerProcess(
         {**own, "DARKROOM_WORKER_NAME": "eta-gpu"},
         ["generate", "--model", "steady"],
@@ -78,6 +82,7 @@ def evidence(http: httpx2.Client) -> None:
     wait_until(lambda: ask(http).json()["eta"], 30, "an estimate")
 
 
+@pytest.mark.long
 def test_without_evidence_nothing_is_said(http: httpx2.Client) -> None:
     answer = ask(http, model="nobodys").json()
     assert (answer["valid"], answer["eta"]) == (True, None)
@@ -127,7 +132,7 @@ def test_a_job_has_an_eta_until_it_ends(
     )
     assert with_eta(http, jobs[0])["state"] == "running"
     with database() as session:
-        row = session.get_one(Job, from_wire("job", jobs[-1]["id"]))
+        row = session.get_one(Job, decode_id("job", jobs[-1]["id"]))
     assert row.estimate is not None
     assert row.estimate["waits"]
     assert row.estimate["p50"] > SECONDS

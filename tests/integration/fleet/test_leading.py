@@ -6,16 +6,15 @@ import httpx2
 import pytest
 
 from deploy.local.servers import EmbeddedServers
-from migrations.commands import upgrade
+from tests.conftest import MIGRATED
 from tests.integration.fleet.conftest import Start, drained, worker_of
 from tests.processes import wait_until
 
 
 @pytest.fixture(scope="module")
 def own(servers: EmbeddedServers, environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """The environment with a ledger and a broker of its own: the lock is the database's."""
-    url = servers.postgres.create_database("leading")
-    upgrade(url)
+    """The environment with a database and a broker of its own: the lock is the database's."""
+    url = servers.postgres.create_database("leading", template=MIGRATED)
     yield {
         **environment,
         "DARKROOM_DATABASE_URL": url,
@@ -26,6 +25,7 @@ def own(servers: EmbeddedServers, environment: dict[str, str]) -> Iterator[dict[
     servers.postgres.drop_database("leading")
 
 
+@pytest.mark.long
 def test_a_drained_cpu_worker_does_not_lead_the_dispatcher(
     operator: httpx2.Client, start: Start
 ) -> None:

@@ -19,7 +19,7 @@ TOY = """
 [[model]]
 name = "{name}"
 source = "{folder}"
-rows = 1
+max_batch_size = 1
 default_width = 64
 default_height = 64
 default_steps = 2
@@ -28,14 +28,14 @@ SIMULATED = """
 [[model]]
 name = "{name}"
 source = "simulated:tick=0.002&row=0&memory=100&load=0.1"
-rows = 2
+max_batch_size = 2
 default_width = 64
 default_height = 64
 default_steps = 4
 """
 
 
-OPTIONS = {"model_memory": "100", "model_patience": "PT60S"}
+OPTIONS = {"model_memory": "100", "model_load_delay": "PT60S"}
 """Room for one of the simulated models, and no hurry."""
 
 
@@ -89,18 +89,19 @@ def states_for_all(operator: httpx2.Client, name: str) -> list[str]:
     return [worker["model_state"] for worker in shown(operator, name)["workers"]]
 
 
-def picture(operator: httpx2.Client, model: str, seed: int) -> tuple[str, dict[str, Any]]:
+def image(operator: httpx2.Client, model: str, seed: int) -> tuple[str, dict[str, Any]]:
     """Have one made; the hash of its file, and its job."""
     job = wait_succeeded(operator, submit(operator, model=model, seed=seed), 90)
     (image,) = job["images"]
     return image["sha256"], job
 
 
+@pytest.mark.long
 def test_two_models_take_turns_in_the_memory_of_one_and_make_the_same_bytes(
     operator: httpx2.Client, start: Start, toys: dict[str, Path]
 ) -> None:
     alone = start("alone", "generate", "--model", "toy-a")
-    expected, _ = picture(operator, "toy-a", 7)
+    expected, _ = image(operator, "toy-a", 7)
     (model,) = worker_of(operator, "alone")["models"]
     assert 0.9 < model["memory_bytes"] / weights_of(toys["toy-a"]) < 1.1
     alone.stop()
@@ -110,7 +111,7 @@ def test_two_models_take_turns_in_the_memory_of_one_and_make_the_same_bytes(
     assert states(operator, "both") == {"toy-a": "warm", "toy-b": "cold"}
     made: dict[str, list[str]] = {"toy-a": [], "toy-b": []}
     for name in ("toy-a", "toy-b", "toy-a", "toy-b"):
-        sha256, job = picture(operator, name, 7)
+        sha256, job = image(operator, name, 7)
         made[name].append(sha256)
         assert [attempt["worker"] for attempt in job["attempts"]] == ["both"]
         memory = worker_of(operator, "both")["memory"]

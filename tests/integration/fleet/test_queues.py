@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.ids import from_wire
+from shared.core.ids import decode_id
 from shared.jobs.models import Job
 from tests.integration.fleet.conftest import Start, submit, wait_for_state
 from tests.processes import wait_until
@@ -22,7 +22,7 @@ def queues(operator: httpx2.Client) -> Queues:
     assert answer.status_code == 200, answer.text
     page = answer.json()
     assert (page["has_more"], page["next_cursor"]) == (False, None)
-    return {(each["model"], each["lane"]): each for each in page["data"]}
+    return {(each["model"], each["queue_class"]): each for each in page["data"]}
 
 
 def wait_for(operator: httpx2.Client, found: Callable[[Queues], bool], what: str) -> Queues:
@@ -55,7 +55,7 @@ def test_every_queue_tells_how_much_waits_and_for_how_long(
 ) -> None:
     def change(job: str, **values: Any) -> None:
         with database.begin() as session:
-            session.execute(update(Job).where(Job.id == from_wire("job", job)).values(**values))
+            session.execute(update(Job).where(Job.id == decode_id("job", job)).values(**values))
 
     before = queues(operator)
     assert list(before)[:4] == [
@@ -67,7 +67,7 @@ def test_every_queue_tells_how_much_waits_and_for_how_long(
     change(waiting(model="quick"), created_at=long_ago)
     waiting(model="quick")
     change(waiting(model="quick"), not_before=datetime.now(UTC) + timedelta(hours=1))
-    change(waiting(model="quick"), lane="bulk")
+    change(waiting(model="quick"), queue_class="bulk")
     change(waiting(model="quick"), model="retired")
 
     def counted(shown: Queues) -> bool:
@@ -83,7 +83,7 @@ def test_every_queue_tells_how_much_waits_and_for_how_long(
     assert 0 <= bulk["oldest_age_seconds"] < 600
     assert shown["retired", "interactive"]["queued"] == 1
     assert shown["retired", "bulk"] == {
-        **{"model": "retired", "lane": "bulk", "queued": 0, "running": 0},
+        **{"model": "retired", "queue_class": "bulk", "queued": 0, "running": 0},
         "oldest_age_seconds": None,
     }
 

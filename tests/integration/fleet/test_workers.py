@@ -32,7 +32,7 @@ def gpu(operator: httpx2.Client, start: Start) -> WorkerProcess:
 def test_a_worker_shows_what_it_is_and_does(operator: httpx2.Client, gpu: WorkerProcess) -> None:
     worker = worker_of(operator, "gpu")
     assert (worker["kind"], worker["device"], worker["jobs"]) == ("gpu", "simulated GPU", 0)
-    assert [(m["name"], m["state"], m["rows"]) for m in worker["models"]] == [
+    assert [(m["name"], m["state"], m["batch_size"]) for m in worker["models"]] == [
         ("quick", "warm", 4),
         ("slow", "warm", 2),
     ]
@@ -54,7 +54,7 @@ def test_a_worker_shows_what_it_is_and_does(operator: httpx2.Client, gpu: Worker
 def test_models_tell_tenants_who_serves_them(operator: httpx2.Client, gpu: WorkerProcess) -> None:
     models = {model["name"]: model for model in operator.get("/v1/models").json()["data"]}
     (serving,) = [worker for worker in models["quick"]["workers"] if worker["name"] == "gpu"]
-    assert (serving["model_state"], serving["rows"]) == ("warm", 4)
+    assert (serving["model_state"], serving["batch_size"]) == ("warm", 4)
 
 
 def test_only_the_operator_may_look(operator: httpx2.Client, outsider: dict[str, str]) -> None:
@@ -74,6 +74,7 @@ def test_an_unknown_worker_is_not_found(operator: httpx2.Client) -> None:
         assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
 
 
+@pytest.mark.long
 def test_a_draining_worker_finishes_its_work_and_takes_no_more(
     operator: httpx2.Client, gpu: WorkerProcess
 ) -> None:

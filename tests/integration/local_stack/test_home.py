@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.errors import ForeignFolderError, HomeInUseError, ServerFailedError, StackError
 from deploy.local.home import DataFolder, Home
+from deploy.local.host import ForeignFolderError, HomeInUseError, ServerFailedError, StackError
 from deploy.local.servers import EmbeddedServers
 
 
@@ -27,6 +27,15 @@ def test_secrets_are_private_and_differ_between_homes(home: Path, tmp_path: Path
         assert one.secrets.postgres != two.secrets.postgres
         assert stat.S_IMODE((home / "secrets.json").stat().st_mode) == 0o600
         assert stat.S_IMODE(one.write_private("env", "x").stat().st_mode) == 0o600
+
+
+def test_the_signing_key_is_private_and_kept(home: Path) -> None:
+    with Home(home) as opened:
+        files = opened.certificate()
+        texts = [file.read_text() for file in files]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    with Home(home) as opened:
+        assert [file.read_text() for file in opened.certificate()] == texts
 
 
 def test_too_little_disk_space_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The embedded servers: each the real thing, and as durable as it says."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -13,7 +15,13 @@ from botocore.exceptions import ClientError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy.local.errors import ServerFailedError
+from deploy.local.host import (
+    PortTakenError,
+    ServerFailedError,
+    choose_port,
+    is_free,
+    port_from_environment,
+)
 from deploy.local.servers import EmbeddedServers
 from deploy.local.service import Server
 
@@ -38,6 +46,13 @@ def test_postgres_has_pgvector_and_an_owner_without_superpowers(servers: Embedde
         superuser = connection.execute("SELECT current_setting('is_superuser')").fetchone()
     assert distance == (1.0,)
     assert superuser == ("off",)
+
+
+def test_the_owner_can_make_a_database_to_restore_a_backup_into(servers: EmbeddedServers) -> None:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE restored")
+    with psycopg.connect(servers.database_url.removesuffix("darkroom") + "restored") as restored:
+        assert restored.execute("SELECT '[1]'::vector <=> '[1]'::vector").fetchone() == (0.0,)
 
 
 def test_postgres_asks_for_the_password(servers: EmbeddedServers) -> None:
@@ -120,18 +135,18 @@ def test_s3_keeps_objects_and_their_type(servers: EmbeddedServers, end: Ending) 
 
 def test_s3_serves_presigned_urls_and_refuses_changed_ones(servers: EmbeddedServers) -> None:
     client = s3_client(servers)
-    client.put_object(Bucket=servers.s3_bucket, Key="a/b.png", Body=b"picture")
+    client.put_object(Bucket=servers.s3_bucket, Key="a/b.png", Body=b"image")
     url = client.generate_presigned_url(
         "get_object", Params={"Bucket": servers.s3_bucket, "Key": "a/b.png"}
     )
-    assert httpx2.get(url).content == b"picture"
+    assert httpx2.get(url).content == b"image"
     assert httpx2.get(url.replace("b.png", "c.png")).status_code == 403
     assert httpx2.get(url.partition("?")[0]).status_code == 400  # not signed at all
 
 
 def test_s3_keeps_the_bucket_when_its_last_object_goes(servers: EmbeddedServers) -> None:
     client = s3_client(servers)
-    client.put_object(Bucket=servers.s3_bucket, Key="only/one.png", Body=b"picture")
+    client.put_object(Bucket=servers.s3_bucket, Key="only/one.png", Body=b"image")
     client.delete_object(Bucket=servers.s3_bucket, Key="only/one.png")
     client.head_bucket(Bucket=servers.s3_bucket)
     with pytest.raises(ClientError, match="404"):
@@ -169,3 +184,60 @@ def test_two_homes_side_by_side(
         s3_client(other).head_bucket(Bucket=other.s3_bucket)
     assert not any(server.running for server in other.all)
     assert all(server.running for server in servers.all)
+
+
+# --- Ports: what the user asked for is kept or refused, the rest moves out of the way ---
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port on which another program listens."""
+    with socket.create_server(("127.0.0.1", choose_port())) as other:
+        yield other.getsockname()[1]
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_named(
+    home: Path, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARKROOM_REDIS_PORT", str(taken))
+    with pytest.raises(
+        PortTakenError, match=f"port {taken} is taken .* DARKROOM_REDIS_PORT=<port>"
+    ):
+        EmbeddedServers(home, default_ports=True)
+    monkeypatch.delenv("DARKROOM_REDIS_PORT")
+    EmbeddedServers(home).close()  # the refusal let go of the lock
+
+
+def test_a_port_that_was_asked_for_is_used_and_remembered(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = choose_port()
+    monkeypatch.setenv("DARKROOM_S3_PORT", str(wanted))
+    first = EmbeddedServers(home, default_ports=True)
+    first.close()
+    monkeypatch.delenv("DARKROOM_S3_PORT")
+    second = EmbeddedServers(home, default_ports=True)
+    second.close()
+    assert [first.s3.port, second.s3.port] == [wanted, wanted]
+
+
+def test_a_remembered_port_that_is_taken_meanwhile_is_left_to_its_owner(home: Path) -> None:
+    first = EmbeddedServers(home)
+    first.close()
+    with socket.create_server(("127.0.0.1", first.redis.port)):
+        second = EmbeddedServers(home)
+        second.close()
+    assert second.redis.port != first.redis.port
+    assert second.s3.port == first.s3.port
+
+
+@pytest.mark.parametrize("value", ["http", "0", "65536", "-1", "80.5"])
+def test_what_is_no_port_is_told(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_PORT", value)
+    with pytest.raises(PortTakenError, match="is not a port number between 1 and 65535"):
+        port_from_environment("DARKROOM_PORT")
+
+
+def test_free_and_taken_are_told_apart(taken: int) -> None:
+    assert not is_free(taken)
+    assert is_free(choose_port())

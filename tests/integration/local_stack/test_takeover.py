@@ -71,6 +71,7 @@ def wait_for_log(program: Program, text: str) -> None:
     wait_until(lambda: text in program.log.read_text(), what=f"{text!r} in the log")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's death signal is Linux's")
 def test_servers_end_with_their_supervisor(killed_supervisor: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(killed_supervisor, timeout=20)

@@ -138,9 +138,9 @@ class ComposedStack:
         image = self._services[service]["image"].partition(":")[0]
         dockerfile = DEPLOY / _DOCKERFILES[image]
         own = self._services[service].get("command") or command_of(dockerfile)
-        python, *arguments = [*command_of(dockerfile, "ENTRYPOINT"), *own]
-        assert python == "python"
-        return self._with_addresses([sys.executable, *arguments], service)
+        program, *arguments = [*command_of(dockerfile, "ENTRYPOINT"), *own]
+        modules = {"python": (), "darkroom-server": ("-m", "darkroom_server")}
+        return self._with_addresses([sys.executable, *modules[program], *arguments], service)
 
     def environment(self, service: str) -> dict[str, str]:
         """The service's variables and secrets, and nothing of this process."""

@@ -1,4 +1,4 @@
-"""Back up a running system, destroy it, restore into empty servers: pictures, hashes, search."""
+"""Back up a running system, destroy it, restore into empty servers: images, hashes, search."""
 
 import hashlib
 import json
@@ -19,24 +19,25 @@ from deploy.backup import BackupFailed, key_of, path_of, restore, save, verify
 from deploy.bootstrap import ensure_bucket
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
-from migrations.commands import upgrade
 from shared.core.broker import INTERACTIVE, generate_queue
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
-from tests.conftest import MODELS
+from tests.conftest import MIGRATED, MODELS
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
 
 
 class Place:
     """A database, a Redis database and a bucket of their own on the tests' servers."""
 
-    def __init__(self, servers: EmbeddedServers, name: str, redis_database: int) -> None:
+    def __init__(
+        self, servers: EmbeddedServers, name: str, redis_database: int, template: str = "template1"
+    ) -> None:
         self.name = name
         self._servers = servers
-        self.environment = {
+        self.environment: dict[str, Any] = {
             **servers.environment(),
-            "DARKROOM_DATABASE_URL": servers.postgres.create_database(name),
+            "DARKROOM_DATABASE_URL": servers.postgres.create_database(name, template),
             "DARKROOM_REDIS_URL": servers.redis_url.removesuffix("/0") + f"/{redis_database}",
             "DARKROOM_S3_BUCKET": name.replace("_", "-"),
             "DARKROOM_MODELS_FILE": str(MODELS),
@@ -61,9 +62,8 @@ class Place:
 @pytest.fixture
 def source(servers: EmbeddedServers) -> Iterator[Place]:
     """A migrated place with an empty bucket."""
-    place = Place(servers, "backup_source", 1)
+    place = Place(servers, "backup_source", 1, MIGRATED)
     ensure_bucket(place.settings)
-    upgrade(place.url)
     yield place
     servers.postgres.drop_database(place.name)
 
@@ -110,18 +110,19 @@ def submit(api: ApiProcess, prompt: str, *, wait: int = 60) -> dict[str, Any]:
     return job
 
 
+@pytest.mark.long
 def test_what_was_saved_comes_back(source: Place, target: Place, tmp_path: Path) -> None:
     key = create_key(source.url, tenant="archive", name="archive", scopes=RESOURCES)
     backup = tmp_path / "backup"
     prompts = ("a red lighthouse", "two green boats")
     with running(source, key, tmp_path / "before", "generate") as api:
-        pictures = [submit(api, prompt)["images"][0] for prompt in prompts]
-        # It goes on working while it is backed up: more pictures come in the middle.
+        images = [submit(api, prompt)["images"][0] for prompt in prompts]
+        # It goes on working while it is backed up: more images come in the middle.
         busy = threading.Thread(target=lambda: [submit(api, f"boat {n}", wait=0) for n in range(8)])
         busy.start()
         manifest = save(source.settings, backup)
         busy.join()
-    assert manifest["objects"] >= 2 * len(pictures)
+    assert manifest["objects"] >= 2 * len(images)
     source.destroy()
 
     done = subprocess.run(
@@ -136,19 +137,19 @@ def test_what_was_saved_comes_back(source: Place, target: Place, tmp_path: Path)
     assert json.loads(done.stdout) == manifest
     found = verify(target.settings, read=True)
     assert found["missing"] == found["different"] == []
-    assert found["read"] >= len(pictures)
+    assert found["read"] >= len(images)
 
     with running(
         target, key, tmp_path / "after", "generate", "cpu"
     ) as api:  # the old key still opens
-        for prompt, picture in zip(prompts, pictures, strict=True):
-            shown = api.http.get(f"/v1/images/{picture['id']}").json()
+        for prompt, image in zip(prompts, images, strict=True):
+            shown = api.http.get(f"/v1/images/{image['id']}").json()
             body = api.client(None).get(shown["url"]).content
-            assert hashlib.sha256(body).hexdigest() == picture["sha256"]
+            assert hashlib.sha256(body).hexdigest() == image["sha256"]
             hits = search(api, prompt)
             assert hits[0]["prompt"] == prompt
-            assert hits[0]["image"]["id"] == picture["id"]
-        # Row-level security came along; and what waited waits in Redis again, by the ledger.
+            assert hits[0]["image"]["id"] == image["id"]
+        # Row-level security came along; and what waited waits in Redis again, by the database.
         waiting = submit(api, "a new one", wait=0)
         assert waiting["state"] == "queued"
         queue = generate_queue("sim", INTERACTIVE)
@@ -172,6 +173,53 @@ def test_a_second_backup_copies_what_is_new(source: Place, tmp_path: Path) -> No
     second = save(source.settings, tmp_path / "backup")
     storage.close()
     assert (first["objects_new"], second["objects_new"], second["objects"]) == (1, 1, 2)
+
+
+def test_earlier_dumps_are_kept_and_the_oldest_go(source: Place, tmp_path: Path) -> None:
+    backup = tmp_path / "backup"
+    saved = []
+    for number in range(4):
+        saved.append(save(source.settings, backup, keep=2))
+        manifest = json.loads((backup / "manifest.json").read_text())
+        manifest["begun_at"] = f"2026-11-2{number}T00:00:00+00:00"  # the second is not over yet
+        (backup / "manifest.json").write_text(json.dumps(manifest))
+    kept = sorted((backup / "earlier").iterdir())
+    assert [folder.name[:10] for folder in kept] == ["2026-11-21", "2026-11-22"]
+    for folder, manifest in zip(kept, saved[1:3], strict=True):
+        dump = (folder / "database.dump").read_bytes()
+        assert hashlib.sha256(dump).hexdigest() == manifest["dump_sha256"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rubbish", ["", "{", "[]", "{}", '{"begun_at": "../.."}'])
+def test_a_damaged_manifest_keeps_no_later_backup_from_being_made(
+    source: Place, rubbish: str, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    save(source.settings, backup)
+    (backup / "manifest.json").write_text(rubbish)
+    made = save(source.settings, backup)
+    assert json.loads((backup / "manifest.json").read_text()) == made
+    assert len(list((backup / "earlier").iterdir())) == 1
+
+
+def test_a_backup_is_made_again_and_again_until_it_is_stopped(
+    source: Place, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    with subprocess.Popen(
+        [sys.executable, "-m", "deploy.backup", "save", str(backup), "--every=PT0.5S"],
+        env={**os.environ, **source.environment},
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        first, second = (json.loads(process.stdout.readline()) for _ in range(2))
+        process.terminate()
+        assert process.wait(30) == 0
+    assert first["begun_at"] <= second["begun_at"]
+    assert list((backup / "earlier").iterdir())
 
 
 def test_a_damaged_backup_and_a_full_database_are_refused(

@@ -1,4 +1,4 @@
-"""Every command of deploy/compose.yaml, run with its own variables, to a picture and to the end."""
+"""Every command of deploy/compose.yaml, run with its own variables, to an image and to the end."""
 
 import re
 import signal
@@ -12,6 +12,8 @@ import pytest
 
 from deploy.local.servers import EmbeddedServers
 from tests.integration.operations.composed import ComposedStack
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +29,11 @@ def stack(
         yield composed
 
 
-def test_from_nothing_to_a_picture(stack: ComposedStack) -> None:
+def test_from_nothing_to_an_image(stack: ComposedStack) -> None:
     assert "bucket darkroom: made" in stack.run("bootstrap")
     again = stack.run("bootstrap")
     assert "made" not in again
-    assert "key of the tenant studio: known" in again
+    assert "key of the tenant studio: registered" in again
 
     workers = [stack.start("cpu-worker"), stack.start("generate-worker-cpu")]
     api = stack.start("api")
@@ -42,8 +44,8 @@ def test_from_nothing_to_a_picture(stack: ComposedStack) -> None:
         assert answer.status_code in (200, 202), answer.text
         job = answer.json()
         assert job["state"] == "succeeded", job
-        picture = client.get(job["images"][0]["url"])
-        assert picture.content.startswith(b"\x89PNG")
+        image = client.get(job["images"][0]["url"])
+        assert image.content.startswith(b"\x89PNG")
         assert client.get("/metrics").status_code in (401, 403, 404)
 
     for process in (*workers, api):

@@ -1,4 +1,4 @@
-"""One job through a real worker: from the ledger's row to objects in S3 and rows in Postgres."""
+"""One job through a real worker: from the database's row to objects in S3 and rows in Postgres."""
 
 import hashlib
 import io
@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 import redis
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -23,7 +23,11 @@ from shared.images.receipts import read_receipt
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.queries import client_requests, lookups
-from tests.processes import WorkerProcess, wait_until
+from tests.jobs import accept
+from tests.processes import WorkerProcess, slowness, wait_until
+from worker.engine.interface import StepUpdate
+from worker.jobs.progress import ProgressReporter
+from worker.webhooks.progress import ProgressWebhooks, WebhookNotifier
 
 TERMINAL = {"succeeded", "failed", "canceled", "expired"}
 
@@ -40,7 +44,7 @@ def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **
         "session_id": "s1",
         "kind": "txt2img",
         "model": "sim",
-        "lane": "interactive",
+        "queue_class": "interactive",
         "prompt": "a red house",
         "seeds": [7, 8],
         "width": 64,
@@ -57,7 +61,7 @@ def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **
     with database.begin() as session:
         session.execute(job_acceptance.ensure_session(tenant, job["session_id"]))
         row = session.scalars(job_acceptance.insert_job(job)).one()
-    publish_job(celery_app(settings), row.id, row.model, row.lane)
+    publish_job(celery_app(settings), row.id, row.model, row.queue_class)
     return row
 
 
@@ -71,7 +75,20 @@ def finished(database: sessionmaker[Session], job: Job) -> Job:
     return found
 
 
-def test_a_job_ends_in_pictures_rows_and_an_embedding(
+def progress_until_the_end(redis_client: "redis.Redis", job: Job) -> list[dict[str, Any]]:
+    """All progress events of a job that has ended; its end is in the database before it is told."""
+
+    def look() -> list[tuple[bytes, dict[str, Any]]] | None:
+        entries: Any = redis_client.xrange(events_key(job.id))
+        told = [(fields[b"type"], json.loads(fields[b"data"])) for _, fields in entries]
+        ended = any(kind == b"job" and data["state"] in TERMINAL for kind, data in told)
+        return told if ended else None
+
+    told = wait_until(look, 10, "the event of the job's end")
+    return [data for kind, data in told if kind == b"progress"]
+
+
+def test_a_job_ends_in_images_rows_and_an_embedding(
     database: sessionmaker[Session],
     settings: Settings,
     storage: Storage,
@@ -98,16 +115,16 @@ def test_a_job_ends_in_pictures_rows_and_an_embedding(
         stored = storage.get(image.s3_key)
         assert stored.content_type == "image/png"
         assert hashlib.sha256(stored.body).hexdigest() == image.sha256
-        picture = Picture.open(io.BytesIO(stored.body))
-        assert read_receipt(picture) == image.receipt
-        assert "Seed: " + str(image.seed) in picture.info["parameters"]
-        thumbnail = Picture.open(io.BytesIO(storage.get(image.thumbnail_s3_key).body))
+        decoded = PILImage.open(io.BytesIO(stored.body))
+        assert read_receipt(decoded) == image.receipt
+        assert "Seed: " + str(image.seed) in decoded.info["parameters"]
+        thumbnail = PILImage.open(io.BytesIO(storage.get(image.thumbnail_s3_key).body))
         assert thumbnail.format == "WEBP"
 
 
 @pytest.fixture
 def refusal(database: sessionmaker[Session]) -> Iterator[str]:
-    """A session whose pictures Postgres refuses, as it would those of a faulty release."""
+    """A session whose images Postgres refuses, as it would those of a faulty release."""
     name = "refused"
     with database.begin() as session:
         check = f"CHECK (session_id <> '{name}') NOT VALID"
@@ -133,7 +150,7 @@ def test_a_commit_that_postgres_refuses_fails_the_job_and_leaves_no_objects(
         attempt = session.get_one(JobAttempt, (job.id, 1))
     assert attempt.outcome == "failed"
     assert attempt.gpu_seconds == job.gpu_seconds
-    assert attempt.gpu_seconds  # The pictures were made.
+    assert attempt.gpu_seconds  # The images were made.
     wait_until(lambda: not list(storage.list_keys(f"{refusal}/")), 10, "the objects' removal")
 
 
@@ -144,7 +161,7 @@ def test_a_message_delivered_twice_does_no_harm(
     generate_worker: WorkerProcess,
 ) -> None:
     job = finished(database, submit(database, settings, tenant))
-    publish_job(celery_app(settings), job.id, job.model, job.lane)
+    publish_job(celery_app(settings), job.id, job.model, job.queue_class)
     later = finished(database, submit(database, settings, tenant))
     assert later.state == "succeeded"
     with database.begin() as session:
@@ -171,15 +188,15 @@ def test_work_that_is_given_up_is_charged_to_attempt_and_job(
     generate_worker: WorkerProcess,
 ) -> None:
     """Or a quota of device time would be free for whoever gives up just before the end."""
-    soon = datetime.now(UTC) + timedelta(seconds=1)
-    many = {"seeds": list(range(60)), "steps": 100}
+    soon = datetime.now(UTC) + timedelta(seconds=2 * slowness())
+    many = {"seeds": list(range(600)), "steps": 100}
     job = finished(database, submit(database, settings, tenant, finish_deadline=soon, **many))
     assert job.state == "expired"
     with database.begin() as session:
         attempt = session.get_one(JobAttempt, (job.id, 1))
     assert attempt.outcome == "expired"
     assert attempt.gpu_seconds == job.gpu_seconds
-    assert 0.1 < (job.gpu_seconds or 0) < 2
+    assert 0.1 < (job.gpu_seconds or 0) < 4 * slowness()
 
 
 def test_device_time_of_all_attempts_adds_up(
@@ -193,7 +210,7 @@ def test_device_time_of_all_attempts_adds_up(
     failed = finished(database, first)
     with database.begin() as session:
         session.scalars(client_requests.retry(tenant, failed.id, None)).one()
-    publish_job(celery_app(settings), failed.id, failed.model, failed.lane)
+    publish_job(celery_app(settings), failed.id, failed.model, failed.queue_class)
     again = finished(database, failed)
     with database.begin() as session:
         seconds = [
@@ -213,8 +230,7 @@ def test_progress_of_several_images_only_grows_and_is_told_four_times_a_second(
     job = finished(database, submit(database, settings, tenant, seeds=list(range(16)), steps=100))
     assert job.started_at is not None
     assert job.finished_at is not None
-    entries: Any = redis_client.xrange(events_key(job.id))
-    told = [json.loads(fields[b"data"]) for _, fields in entries if fields[b"type"] == b"progress"]
+    told = progress_until_the_end(redis_client, job)
     fractions = [event["job_fraction"] for event in told]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -222,3 +238,27 @@ def test_progress_of_several_images_only_grows_and_is_told_four_times_a_second(
     assert {event["image_index"] for event in told if event["fraction"] == 1} == set(range(16))
     seconds = (job.finished_at - job.started_at).total_seconds()
     assert 3 <= len(told) <= 4 * seconds + 1 + 16
+
+
+def test_a_job_that_ends_before_the_engine_has_told_its_last_step_still_ends_whole(
+    database: sessionmaker[Session],
+    settings: Settings,
+    tenant: UUID,
+    redis_client: "redis.Redis",
+) -> None:
+    notifier = WebhookNotifier(celery_app(settings))
+    reporter = ProgressReporter(redis_client, notifier, ProgressWebhooks(database, notifier))
+    with database.begin() as session:
+        job = accept(session, tenant, seeds=[1, 2])
+    reporter.job_started(job)
+    late = reporter.on_step(job, 1)
+    late(StepUpdate(3, 4, None))
+    for index in (0, 1):
+        reporter.image_made(job, index, 4)
+    late(StepUpdate(4, 4, None))
+    reporter.job_changed(job)
+    reporter.close()
+    entries: Any = redis_client.xrange(events_key(job.id))
+    told = [json.loads(fields[b"data"]) for _, fields in entries if fields[b"type"] == b"progress"]
+    assert [event["fraction"] for event in told if event["image_index"] == 1].count(1) == 1
+    assert told[-1]["job_fraction"] == 1

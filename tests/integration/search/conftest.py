@@ -1,4 +1,4 @@
-"""Tenants with an API, a CPU worker that embeds, and pictures that nobody had to paint."""
+"""Tenants with an API, a CPU worker that embeds, and images that nobody had to paint."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.tenants import create_key
 from shared.core.broker import celery_app
-from shared.core.ids import to_wire
+from shared.core.ids import encode_id
 from shared.core.settings import Settings
 from shared.core.tenants import RESOURCES, Tenant
 from tests.integration.search.gallery import Embeddings, any_vector, insert_image
@@ -40,7 +40,7 @@ CAPTIONS = (
 
 @dataclass
 class Team:
-    """A tenant, its client, and a hand that puts pictures on record."""
+    """A tenant, its client, and a hand that puts images on record."""
 
     tenant_id: UUID
     http: httpx2.Client
@@ -49,10 +49,10 @@ class Team:
     embeddings: Embeddings
 
     def add(self, prompt: str, *, meaning: bool = True, **facts: Any) -> str:
-        """A picture of this prompt; its wire id. Without meaning no worker is asked."""
+        """An image of this prompt; its wire id. Without meaning no worker is asked."""
         vector = self.embeddings.embed([prompt])[0] if meaning else any_vector(hash(prompt))
         with self.database.begin() as session:
-            return to_wire("img", insert_image(session, self.tenant_id, prompt, vector, **facts))
+            return encode_id("img", insert_image(session, self.tenant_id, prompt, vector, **facts))
 
     def search(self, q: str, **parameters: Any) -> dict[str, Any]:
         """The answer to a search that must succeed."""
@@ -109,7 +109,7 @@ def team(make_team: Callable[[], Team]) -> Team:
 
 @pytest.fixture(scope="session")
 def landscapes(make_team: Callable[[], Team]) -> Team:
-    """A tenant with a picture of each caption; nobody changes it."""
+    """A tenant with an image of each caption; nobody changes it."""
     made = make_team()
     for number, caption in enumerate(CAPTIONS):
         made.add(

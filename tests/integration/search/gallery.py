@@ -1,4 +1,4 @@
-"""Pictures on record without anybody painting them: prompts with embeddings, jobs, images."""
+"""Images on record without anybody painting them: prompts with embeddings, jobs, images."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.search.embedding import unpack
 from shared.core import broker
-from shared.core.broker import publish_embedding
+from shared.core.broker import EMBED_TASK, publish_embedding
 from shared.core.ids import new_id
 from shared.images import queries as image_queries
 from shared.images.models import Image
@@ -36,7 +36,9 @@ class Embeddings:
         """The worker's answer; waits through the loading of the model."""
         for _ in range(60):
             key = broker.embedded_key(uuid4().hex)
-            publish_embedding(self._app, model or self.model, text, key, 30.0)
+            publish_embedding(
+                self._app, EMBED_TASK, model or self.model, text, reply_key=key, seconds=30.0
+            )
             reply = self._redis.blpop([key], timeout=30)
             assert reply is not None, "no CPU worker answered"
             said: dict[str, str] = json.loads(reply[1])
@@ -46,8 +48,8 @@ class Embeddings:
 
     def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector for each text."""
-        packed = [self.ask(text)["vector"] for text in texts]
-        return [json.loads(unpack(self.model, each).text) for each in packed]
+        vectors = [unpack(self.model, self.ask(text)["vector"]) for text in texts]
+        return [json.loads(vector.text) for vector in vectors if vector is not None]
 
 
 def any_vector(seed: int, dimensions: int = 384) -> list[float]:
@@ -75,7 +77,7 @@ def insert_image(
     starred: bool = False,
     **columns: Any,
 ) -> UUID:
-    """A succeeded job of one picture; returns the picture's id."""
+    """A succeeded job of one image; returns the image's id."""
     job = job_columns(
         tenant_id, prompt=prompt, session_id=session_id, job_metadata=metadata or {},
         seeds=[seed], width=width, height=height,

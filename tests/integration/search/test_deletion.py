@@ -10,10 +10,12 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.ids import from_wire, to_wire
+from shared.core.errors import StorageUnavailable
+from shared.core.ids import decode_id, encode_id
+from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.images import deletion as image_deletion
 from shared.images import models as image_models
@@ -21,14 +23,14 @@ from shared.jobs.models import Job, JobAttempt
 from tests.integration.search.conftest import Team
 from tests.jobs import accept
 from tests.processes import WorkerProcess
-from worker.maintenance.cleanup import Leftovers
+from worker.maintenance.cleanup import Cleanup
 
 JOB = {"model": "sim", "width": 64, "height": 64, "steps": 2}
 
 
 @pytest.fixture
 def make(team: Team, generate_worker: WorkerProcess) -> Any:
-    """Has a worker make pictures; gives the finished job."""
+    """Has a worker make images; gives the finished job."""
 
     def submit(prompt: str, **fields: Any) -> dict[str, Any]:
         body = {**JOB, "prompt": prompt, **fields}
@@ -38,6 +40,12 @@ def make(team: Team, generate_worker: WorkerProcess) -> Any:
         return job
 
     return submit
+
+
+@pytest.fixture
+def cleanup(settings: Settings, database: sessionmaker[Session], storage: Storage) -> Cleanup:
+    """The leader's, which the tests run themselves."""
+    return Cleanup(settings, database, storage)
 
 
 def left(team: Team) -> tuple[int, int, int]:
@@ -69,23 +77,128 @@ def test_a_star_comes_and_goes(team: Team) -> None:
 
 
 def test_an_image_goes_with_its_files_and_its_prompt_with_the_last(
-    team: Team, make: Any, storage: Storage
+    team: Team, make: Any, storage: Storage, cleanup: Cleanup
 ) -> None:
     job = make("a red lighthouse", num_images=2)
     folder = f"default/{job['id']}/"
     first, second = job["images"]
     assert len(storage.list_keys(folder)) == 4
-    answer = team.http.delete(f"/v1/images/{first['id']}")
-    assert answer.json() == gone(images=1, objects=2)
+    aside = gone(images=1) | {"objects_pending": True}
+    assert team.http.delete(f"/v1/images/{first['id']}").json() == aside
+    pass_a_minute(team, cleanup)
     assert len(storage.list_keys(folder)) == 2
     assert [hit["image"]["id"] for hit in team.search("a lighthouse")["data"]] == [second["id"]]
-    answer = team.http.delete(f"/v1/images/{second['id']}")
-    assert answer.json() == gone(images=1, prompts=1, objects=2)
+    assert team.http.delete(f"/v1/images/{second['id']}").json() == aside
+    assert team.search("a lighthouse")["data"] == []
+    assert left(team) == (1, 0, 1)
+    pass_a_minute(team, cleanup)
     assert storage.list_keys(folder) == []
     assert left(team) == (1, 0, 0)
     assert team.search("a lighthouse")["data"] == []
     assert team.http.delete(f"/v1/images/{first['id']}").status_code == 404
     assert team.http.get(f"/v1/jobs/{job['id']}").json()["images"] == []
+    assert team.http.post(f"/v1/images/{first['id']}/restore").status_code == 404
+
+
+def test_an_image_is_restored_as_it_was_for_a_minute(
+    team: Team, make: Any, storage: Storage, cleanup: Cleanup
+) -> None:
+    job = make("a red lighthouse")
+    path = f"/v1/images/{job['images'][0]['id']}"
+    team.http.put(f"{path}/star").raise_for_status()
+    facts = unsigned(team.http.get(path).json())
+    reproduced = team.http.post(f"{path}/reproduce", headers={"Prefer": "wait=60"}).json()
+    again = f"/v1/images/{reproduced['image']['id']}"
+    for _ in range(2):
+        assert team.http.delete(path).status_code == 200
+        assert team.http.get(path).status_code == 404
+        assert team.http.get(f"{path}/content").status_code == 404
+        assert team.http.delete(path).status_code == 404
+        cleanup.purge_deleted_images()  # too early
+        for _ in range(2):  # the second time it is there already
+            restored = team.http.post(f"{path}/restore")
+            assert (restored.status_code, unsigned(restored.json())) == (200, facts)
+    assert [hit["image"]["id"] for hit in team.search("a lighthouse")["data"]] == [facts["id"]]
+    assert team.http.get(f"{path}/content?proxy=1").status_code == 200
+    with team.database() as session:
+        prompt = session.scalars(
+            select(image_models.Prompt.deleted_images).where(
+                image_models.Prompt.tenant_id == team.tenant_id
+            )
+        ).one()
+    assert prompt == 0
+    assert team.http.get(again).status_code == 200
+    team.http.delete(path).raise_for_status()
+    team.http.delete(again).raise_for_status()
+    team.http.delete(f"/v1/jobs/{job['id']}").raise_for_status()
+    assert team.http.post(f"{path}/restore").status_code == 404
+    pass_a_minute(team, cleanup)
+    assert left(team)[1:] == (0, 0)
+
+
+def test_nobody_restores_another_tenant_s_image(team: Team, landscapes: Team) -> None:
+    image = landscapes.add("a hill", meaning=False)
+    assert landscapes.http.delete(f"/v1/images/{image}").status_code == 200
+    assert team.http.post(f"/v1/images/{image}/restore").status_code == 404
+    assert landscapes.http.post(f"/v1/images/{image}/restore").status_code == 200
+    # Others search these landscapes, too.
+    assert landscapes.http.delete(f"/v1/images/{image}").status_code == 200
+
+
+def unsigned(image: dict[str, Any]) -> dict[str, Any]:
+    """Without its URLs, which differ each time."""
+    return {name: value for name, value in image.items() if "url" not in name}
+
+
+def pass_a_minute(team: Team, cleanup: Cleanup) -> None:
+    """Let what was deleted be older, and purge it."""
+    with team.database.begin() as session:
+        session.execute(
+            update(image_models.DeletedImage)
+            .where(image_models.DeletedImage.tenant_id == team.tenant_id)
+            .values(deleted_at=func.statement_timestamp() - timedelta(seconds=66))
+        )
+    cleanup.purge_deleted_images()
+
+
+class Failing(Storage):
+    """S3 goes away behind the first listing."""
+
+    is_away = False
+
+    def list_keys(self, prefix: str) -> list[str]:
+        if self.is_away:
+            raise StorageUnavailable("it is away")
+        self.is_away = True
+        return super().list_keys(prefix)
+
+
+def test_what_was_purged_before_an_outage_or_the_deadline_is_not_purged_again(
+    settings: Settings, team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader's other tasks wait for a round."""
+    table = image_models.DeletedImage
+    mine = table.tenant_id == team.tenant_id
+
+    def count() -> int:
+        with team.database() as session:
+            return session.scalar(select(func.count()).select_from(table).where(mine)) or 0
+
+    for prompt in ("a dam", "a mill", "a ford"):
+        team.http.delete(f"/v1/images/{team.add(prompt, meaning=False)}").raise_for_status()
+    before = count()
+    with team.database.begin() as session:  # ahead of what other tests have left
+        session.execute(update(table).where(mine).values(deleted_at=func.to_timestamp(0)))
+    storage = Failing(settings)
+    cleanup = Cleanup(settings, team.database, storage)
+    with pytest.raises(StorageUnavailable):
+        cleanup.purge_deleted_images()
+    assert count() == before - 1
+    storage.is_away = False
+    monkeypatch.setattr("worker.maintenance.cleanup._ORPHAN_SECONDS", -1)
+    assert cleanup.purge_deleted_images() == 1
+    assert count() == before - 2
+    storage.close()
 
 
 def test_a_job_goes_with_everything_of_it(team: Team, make: Any, storage: Storage) -> None:
@@ -98,7 +211,7 @@ def test_a_job_goes_with_everything_of_it(team: Team, make: Any, storage: Storag
     assert left(team) == (1, 1, 1)
     assert team.http.get(f"/v1/jobs/{job['id']}").status_code == 404
     with team.database() as session:
-        attempts = select(JobAttempt).where(JobAttempt.job_id == from_wire("job", job["id"]))
+        attempts = select(JobAttempt).where(JobAttempt.job_id == decode_id("job", job["id"]))
         assert session.scalars(attempts).all() == []
     answer = team.http.delete(f"/v1/jobs/{other['id']}")
     assert answer.json() == gone(jobs=1, images=1, prompts=1, objects=2)
@@ -108,10 +221,10 @@ def test_a_job_goes_with_everything_of_it(team: Team, make: Any, storage: Storag
 def test_what_waits_or_runs_is_not_deleted(team: Team) -> None:
     with team.database.begin() as session:
         job = accept(session, team.tenant_id, session_id="busy", model="nobodys")
-    for path in (f"/v1/jobs/{to_wire('job', job.id)}", "/v1/sessions/busy"):
+    for path in (f"/v1/jobs/{encode_id('job', job.id)}", "/v1/sessions/busy"):
         refused = team.http.delete(path)
         assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
-    team.http.post(f"/v1/jobs/{to_wire('job', job.id)}/cancel").raise_for_status()
+    team.http.post(f"/v1/jobs/{encode_id('job', job.id)}/cancel").raise_for_status()
     assert team.http.delete("/v1/sessions/busy").json() == gone(sessions=1, jobs=1)
 
 
@@ -123,7 +236,7 @@ def test_an_upload_goes_once_nothing_waits_for_it(team: Team, make: Any, storage
         waiting = accept(session, team.tenant_id, model="nobodys", init_image=source)
     refused = team.http.delete(f"/v1/uploads/{upload}")
     assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
-    team.http.post(f"/v1/jobs/{to_wire('job', waiting.id)}/cancel").raise_for_status()
+    team.http.post(f"/v1/jobs/{encode_id('job', waiting.id)}/cancel").raise_for_status()
     answer = team.http.delete(f"/v1/uploads/{upload}")
     assert answer.json() == gone(uploads=1, objects=1)
     assert storage.list_keys(f"_uploads/{upload}") == []
@@ -134,26 +247,26 @@ def test_an_upload_goes_once_nothing_waits_for_it(team: Team, make: Any, storage
     assert len(team.http.get(f"/v1/jobs/{job['id']}").json()["images"]) == 1
 
 
-def test_a_picture_that_a_waiting_job_starts_from_stays(team: Team) -> None:
+def test_an_image_that_a_waiting_job_starts_from_stays(team: Team) -> None:
     """Nothing that was accepted fails because somebody tidied up."""
     image = team.add("a boat", meaning=False, session_id="boats")
     with team.database.begin() as session:
-        row = session.get_one(image_models.Image, from_wire("img", image))
+        row = session.get_one(image_models.Image, decode_id("img", image))
         source = {"ref": image, "s3_key": row.s3_key, "sha256": row.sha256}
         waiting = accept(session, team.tenant_id, model="nobodys", init_image=source)
-        job = to_wire("job", row.job_id)
+        job = encode_id("job", row.job_id)
     paths = (f"/v1/images/{image}", f"/v1/jobs/{job}", "/v1/sessions/boats")
     for path in paths:
         refused = team.http.delete(path)
         assert (refused.status_code, refused.json()["code"]) == (409, "job_not_finished")
         assert "start" in refused.json()["detail"]
     assert team.http.get(paths[0]).status_code == 200
-    team.http.post(f"/v1/jobs/{to_wire('job', waiting.id)}/cancel").raise_for_status()
+    team.http.post(f"/v1/jobs/{encode_id('job', waiting.id)}/cancel").raise_for_status()
     assert team.http.delete(paths[0]).status_code == 200
 
 
 def data_url() -> str:
-    """A grey picture, as a client would put it into a job."""
+    """A grey image, as a client would put it into a job."""
     written = io.BytesIO()
     Image.new("RGB", (64, 64), "grey").save(written, "PNG")
     return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
@@ -182,20 +295,21 @@ def test_another_tenant_s_things_are_not_there(team: Team, landscapes: Team) -> 
 
 
 def test_what_storage_did_not_take_is_swept(
-    team: Team, storage: Storage, database: sessionmaker[Session]
+    team: Team, settings: Settings, storage: Storage, database: sessionmaker[Session]
 ) -> None:
     """As it is left when a process dies between the rows and the objects."""
     storage.put("swept/job_1/1/00.png", b"x", "image/png")
     storage.put("swept/job_1/1/00.thumb.webp", b"x", "image/webp")
     storage.put("swept/job_12/1/00.png", b"another job's", "image/png")
     with database.begin() as session:
-        session.execute(image_deletion.doom_objects(team.tenant_id, ["swept/job_1/"]))
-    Leftovers(database, storage, age=timedelta(hours=1)).sweep()
+        session.execute(image_deletion.schedule_deletions(team.tenant_id, ["swept/job_1/"]))
+    cleanup = Cleanup(settings, database, storage)
+    cleanup.sweep_pending_deletions(timedelta(hours=1))
     assert len(storage.list_keys("swept/")) == 3
-    Leftovers(database, storage, age=timedelta(0)).sweep()
+    cleanup.sweep_pending_deletions(timedelta(0))
     assert storage.list_keys("swept/") == ["swept/job_12/1/00.png"]
     with database() as session:
-        assert session.execute(image_deletion.list_doomed(timedelta(0), 10)).all() == []
+        assert session.execute(image_deletion.list_pending_deletions(timedelta(0), 10)).all() == []
 
 
 def test_a_session_that_is_deleted_while_jobs_come_into_it(team: Team) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -70,4 +71,5 @@ def test_a_cached_vector_that_cannot_be_read_is_made_again(
     key = broker.embedding_key(landscapes.embeddings.model, digest)
     redis_client.set(key, cached)
     assert landscapes.search(text)["data"]
-    assert len(base64.b64decode(redis_client.get(key))) == 4 * 384
+    kept: Any = redis_client.get(key)
+    assert len(base64.b64decode(kept)) == 4 * 384

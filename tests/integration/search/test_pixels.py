@@ -1,12 +1,13 @@
-"""Search by a picture's pixels, with a real image-text model of toy size (random weights).
+"""Search by an image's pixels, with a real image-text model of toy size (random weights).
 
-Random weights know nothing of cats, but pictures that look alike have like vectors all the same.
+Random weights know nothing of cats, but images that look alike have like vectors all the same.
 """
 
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx2
@@ -17,14 +18,15 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
-from migrations.commands import upgrade
 from shared.core.database import open_engine, session_factory
-from shared.core.ids import to_wire
+from shared.core.ids import encode_id
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES, Tenant
 from shared.images import models as image_models
-from shared.search.embeddings import PICTURES
+from shared.search.embeddings import IMAGES
+from shared.search.query import Phase
+from tests.conftest import MIGRATED
 from tests.integration.search.gallery import any_vector, insert_image
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
 
@@ -43,15 +45,15 @@ LOST = "its file is lost"
 def paint(name: str) -> Image.Image:
     """Sky over land."""
     sky, land = SCENES[name]
-    picture = Image.new("RGB", (96, 64), sky)
-    ImageDraw.Draw(picture).rectangle((0, 40, 96, 64), fill=land)
-    return picture
+    image = Image.new("RGB", (96, 64), sky)
+    ImageDraw.Draw(image).rectangle((0, 40, 96, 64), fill=land)
+    return image
 
 
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
-    """The file of a picture."""
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    """The file of an image."""
     written = io.BytesIO()
-    picture.save(written, kind, lossless=True)
+    image.save(written, kind, lossless=True)
     return written.getvalue()
 
 
@@ -65,8 +67,8 @@ class Studio:
     images: dict[str, str]
     model: str
 
-    def like(self, name: str, **parameters: object) -> list[tuple[str, float]]:
-        """(prompt, score) of pictures like one of ours."""
+    def like(self, name: str, **parameters: Any) -> list[tuple[str, float]]:
+        """(prompt, score) of images like one of ours."""
         answer = self.http.post(
             "/v1/search", params=parameters, json={"image_id": self.images[name]}
         )
@@ -118,15 +120,14 @@ def studio(
     toy_clip: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Studio]:
-    """Its pictures are on record before its CPU worker starts, which has to catch up."""
-    url = servers.postgres.create_database("pictures")
-    upgrade(url)
+    """Its images are on record before its CPU worker starts, which has to catch up."""
+    url = servers.postgres.create_database("images", template=MIGRATED)
     own = {
         **environment,
         "DARKROOM_DATABASE_URL": url,
         "DARKROOM_REDIS_URL": servers.redis_url.removesuffix("/0") + "/1",
-        "DARKROOM_PICTURE_MODEL": str(toy_clip),
-        "DARKROOM_PICTURE_DIMENSIONS": str(DIMENSIONS),
+        "DARKROOM_IMAGE_EMBEDDING_MODEL": str(toy_clip),
+        "DARKROOM_IMAGE_EMBEDDING_DIMENSIONS": str(DIMENSIONS),
     }
     engine = open_engine(Settings(**{**settings.model_dump(), "database_url": url}))
     database = session_factory(engine)
@@ -146,7 +147,7 @@ def studio(
                 session_id="warm" if "sunset" in name else "cold",
                 thumbnail_s3_key=thumbnail,
             )
-            images[name] = to_wire("img", image_id)
+            images[name] = encode_id("img", image_id)
     logs = tmp_path_factory.mktemp("logs")
     with (
         ApiProcess(own, free_port(), key, logs / "api.log") as api,
@@ -154,24 +155,25 @@ def studio(
     ):
         yield Studio(api.http, database, tenant_id, images, str(toy_clip))
     engine.dispose()
-    servers.postgres.drop_database("pictures")
+    servers.postgres.drop_database("images")
 
 
 @pytest.fixture(scope="module")
 def caught_up(studio: Studio) -> Studio:
-    """When every picture has been looked at, and the index is there."""
+    """When every image has been looked at, and the index is there."""
 
     def looked_at() -> bool:
         with studio.database() as session:
             seen = session.scalar(select(func.count()).select_from(image_models.ImageVector))
-            indexes = {name for name, valid in session.execute(PICTURES.list()) if valid}
-        return seen == len(SCENES) + 1 and indexes == {PICTURES.name(studio.model, DIMENSIONS)}
+            indexes = {name for name, valid in session.execute(IMAGES.list()) if valid}
+        return seen == len(SCENES) + 1 and indexes == {IMAGES.name(studio.model, DIMENSIONS)}
 
-    wait_until(looked_at, 90, "the vectors of all pictures")
+    wait_until(looked_at, 90, "the vectors of all images")
     return studio
 
 
-def test_a_file_finds_the_pictures_that_look_like_it(caught_up: Studio) -> None:
+@pytest.mark.long
+def test_a_file_finds_the_images_that_look_like_it(caught_up: Studio) -> None:
     for name in SCENES:
         file = {"file": ("mine.png", encoded(paint(name)))}
         answer = caught_up.http.post("/v1/search", files=file)
@@ -182,19 +184,19 @@ def test_a_file_finds_the_pictures_that_look_like_it(caught_up: Studio) -> None:
         assert [hit["score"] for hit in hits] == sorted((h["score"] for h in hits), reverse=True)
 
 
-def test_a_picture_of_ours_finds_its_like_but_not_itself(caught_up: Studio) -> None:
+def test_an_image_of_ours_finds_its_like_but_not_itself(caught_up: Studio) -> None:
     found = caught_up.like("sunset")
     assert found[0][0] == "sunset, later"
     assert "sunset" not in [prompt for prompt, _ in found]
 
 
-def test_no_picture_is_lost_even_without_a_vector(caught_up: Studio) -> None:
+def test_no_image_is_lost_even_without_a_vector(caught_up: Studio) -> None:
     found = caught_up.like("sunset")
     assert {prompt for prompt, _ in found} == {*SCENES, LOST} - {"sunset"}
     assert found[-1] == (LOST, 0.0)
 
 
-def test_a_picture_that_is_gone_and_was_never_looked_at_stands_for_its_prompt(
+def test_an_image_that_is_gone_and_was_never_looked_at_stands_for_its_prompt(
     caught_up: Studio,
 ) -> None:
     with caught_up.database.begin() as session:
@@ -215,7 +217,7 @@ def test_filters_pages_and_a_lowest_score(caught_up: Studio) -> None:
         prompt for prompt, _ in everything[:2]
     ]
     paged: list[str] = []
-    parameters: dict[str, object] = {"limit": 2}
+    parameters: dict[str, Any] = {"limit": 2}
     while True:
         answer = caught_up.http.post(
             "/v1/search", params=parameters, json={"image_id": caught_up.images["night"]}
@@ -227,7 +229,7 @@ def test_filters_pages_and_a_lowest_score(caught_up: Studio) -> None:
     assert paged == [prompt for prompt, _ in everything]
 
 
-def test_many_pictures_go_through_the_index_and_none_is_lost(
+def test_many_images_go_through_the_index_and_none_is_lost(
     caught_up: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from shared.search import image_similarity
@@ -240,30 +242,27 @@ def test_many_pictures_go_through_the_index_and_none_is_lost(
                 caught_up.tenant_id, _row_id(caught_up, "snow"), caught_up.model
             )
         ).one()
-        asked = image_similarity.Likeness(
+        asked = image_similarity.SimilarityQuery(
             caught_up.tenant_id, Filters(), QueryVector(caught_up.model, DIMENSIONS, vector)
         )
         session.execute(text("SET LOCAL enable_seqscan = off"))
-        few = [row[0].id for row in session.execute(image_similarity.page_of_few(asked, 10, None))]
-        many = [
-            row[0].id for row in session.execute(image_similarity.page_of_many(asked, 10, None))
-        ]
-        rest = [
-            row[0].id for row in session.execute(image_similarity.page_of_rest(asked, 10, None))
-        ]
+        few, many, rest = (
+            [row[0].id for row in session.execute(image_similarity.page(phase, asked, 10, None))]
+            for phase in (Phase.EXACT, Phase.ANN, Phase.FALLBACK)
+        )
     assert len(many) == 2
     assert many[0] == few[0] == _row_id(caught_up, "snow")
     assert sorted(many + rest) == sorted(few)
 
 
-def test_what_is_no_picture_is_refused(caught_up: Studio) -> None:
-    answer = caught_up.http.post("/v1/search", files={"file": ("a.png", b"not a picture")})
+def test_what_is_no_image_is_refused(caught_up: Studio) -> None:
+    answer = caught_up.http.post("/v1/search", files={"file": ("a.png", b"not an image")})
     assert (answer.status_code, answer.json()["code"]) == (422, "image_refused")
     nobody = caught_up.http.post("/v1/search", json={"image_id": "img_01jd4zk3v8e0x9m5q7r2t6w8ya"})
     assert nobody.status_code == 404
 
 
-def test_a_cursor_of_another_picture_is_refused(caught_up: Studio) -> None:
+def test_a_cursor_of_another_image_is_refused(caught_up: Studio) -> None:
     first = caught_up.http.post(
         "/v1/search?limit=1", json={"image_id": caught_up.images["night"]}
     ).json()

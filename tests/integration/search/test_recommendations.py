@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from shared.images import models as image_models
@@ -81,7 +82,7 @@ def test_stars_and_reused_seeds_lift_and_are_named(team: Team) -> None:
     assert "seed" not in reasons["a calm lake at dusk"]
 
 
-def test_deleting_a_picture_sinks_its_prompt(team: Team) -> None:
+def test_deleting_an_image_sinks_its_prompt(team: Team) -> None:
     doomed = [team.add("a calm lake, pines", seed=number) for number in range(4)]
     team.add("a calm lake, birches", seed=9)
     assert set(own(team, q="calm lake")) == {"a calm lake, pines", "a calm lake, birches"}
@@ -103,6 +104,7 @@ def test_what_the_session_has_used_is_skipped(team: Team) -> None:
     assert set(own(team, q="red building", session_id="new")) == {"a red house", "a red barn"}
 
 
+@pytest.mark.long
 def test_many_used_prompts_leave_room_for_others(team: Team) -> None:
     """More are nearest, and more complete the text, than are looked at."""
     for number in range(70):

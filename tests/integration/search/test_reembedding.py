@@ -12,9 +12,8 @@ from api.app import open_resources
 from api.core.principal import Principal
 from api.search import cursor
 from api.search import service as search_service
-from api.search.service import Asked
+from api.search.service import SearchRequest
 from deploy.local.servers import EmbeddedServers
-from migrations.commands import upgrade
 from shared.core import tenants
 from shared.core.database import open_engine, session_factory
 from shared.core.settings import Settings
@@ -22,9 +21,10 @@ from shared.images import models as image_models
 from shared.search import embeddings as search_embeddings
 from shared.search.embeddings import PROMPTS
 from shared.search.ranking import Filters
+from tests.conftest import MIGRATED
 from tests.integration.search.gallery import Embeddings, any_vector, insert_image
 from worker.search import reembed
-from worker.search.reembed import EmbeddingKeeper
+from worker.search.reembed import PromptIndexer
 
 FORMER = "it's-a:former/model"
 COUNT = 10
@@ -45,8 +45,7 @@ class Models:
 @pytest.fixture
 def other_settings(servers: EmbeddedServers, settings: Settings) -> Iterator[Settings]:
     """A database of its own, whose prompts are all of a former model with 8 numbers."""
-    url = servers.postgres.create_database("reembedding")
-    upgrade(url)
+    url = servers.postgres.create_database("reembedding", template=MIGRATED)
     yield Settings(
         **{**settings.model_dump(), "database_url": url, "redis_url": settings.redis_url}
     )
@@ -74,8 +73,8 @@ def test_it_goes_on_where_it_was_stopped(
     database = session_factory(engine)
     used = other_settings.embedding_model
 
-    def keeper(settings: Settings = other_settings) -> EmbeddingKeeper:
-        return EmbeddingKeeper(settings, engine, database, Models(), lambda: True)  # type: ignore[arg-type]
+    def restarter(settings: Settings = other_settings) -> PromptIndexer:
+        return PromptIndexer(settings, engine, database, Models(), lambda: True)  # type: ignore[arg-type]
 
     with database.begin() as session:
         tenant = session.scalars(tenants.ensure_tenant("t")).one()
@@ -83,10 +82,10 @@ def test_it_goes_on_where_it_was_stopped(
             vector = any_vector(number, 8)
             insert_image(session, tenant, f"prompt {number}", vector, model=FORMER)
     former = {"embedding_model": FORMER, "embedding_dimensions": 8}
-    keeper(other_settings.model_copy(update=former)).tend_indexes()
+    restarter(other_settings.model_copy(update=former)).tend_indexes()
     assert indexes(database) == {PROMPTS.name(FORMER, 8)}
 
-    first = keeper()
+    first = restarter()
     first.tend_indexes()
     assert indexes(database) == {PROMPTS.name(FORMER, 8), PROMPTS.name(used, 384)}
     assert first.embed_some() == 4
@@ -95,7 +94,7 @@ def test_it_goes_on_where_it_was_stopped(
         known = {tuple(row) for row in session.execute(search_embeddings.list_models())}
     assert known == {(FORMER, 8), (used, 384)}
 
-    second = keeper()
+    second = restarter()
     assert [second.embed_some() for _ in range(3)] == [4, 2, 0]
     assert counts(database) == {used: COUNT}
     second.tend_indexes()
@@ -122,7 +121,7 @@ def test_every_page_goes_by_the_models_that_the_first_one_had(
             seen: list[UUID] = []
             after = None
             while True:
-                asked = Asked("a prompt", Filters(), 3, after)
+                asked = SearchRequest("a prompt", Filters(), 3, after)
                 found, after = await search_service.find(resources, principal, asked)
                 seen += [entry.image.id for entry in found]
                 if after is None:

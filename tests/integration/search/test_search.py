@@ -21,7 +21,7 @@ def test_it_finds_what_is_meant(landscapes: Team, q: str, first: str) -> None:
     assert landscapes.prompts(q)[0] == first
 
 
-def test_every_picture_is_found_in_descending_order(landscapes: Team) -> None:
+def test_every_image_is_found_in_descending_order(landscapes: Team) -> None:
     page = landscapes.search("a lake", limit=100)
     scores = [hit["score"] for hit in page["data"]]
     assert scores == sorted(scores, reverse=True)
@@ -114,7 +114,7 @@ def test_filters_lose_no_rows(
     assert len(found) == len(expected)
 
 
-def test_pages_show_every_picture_once(landscapes: Team) -> None:
+def test_pages_show_every_image_once(landscapes: Team) -> None:
     seen: list[str] = []
     after = None
     while True:
@@ -130,7 +130,7 @@ def test_pages_show_every_picture_once(landscapes: Team) -> None:
     assert seen == [hit["image"]["id"] for hit in whole]
 
 
-def test_a_page_can_end_between_two_pictures_of_a_prompt(team: Team) -> None:
+def test_a_page_can_end_between_two_images_of_a_prompt(team: Team) -> None:
     made = [team.add("a red boat", seed=number) for number in range(5)]
     made += [team.add("a blue boat")]
     seen: list[str] = []
@@ -345,6 +345,26 @@ def test_near_duplicates_do_not_fill_the_first_row(team: Team) -> None:
         paged += [hit["image"]["id"] for hit in page["data"]]
         after = {"after": page["next_cursor"]}
     assert sorted(paged) == sorted(hit["image"]["id"] for hit in plain)
+
+
+def test_near_duplicates_are_folded_into_the_better_entry(team: Team) -> None:
+    boats = [team.add("a red boat on a lake", seed=number) for number in range(4)]
+    team.add("A red boat, on a lake!", seed=9)
+    other = team.add("a blue boat on a lake")
+    for parameters in ({"q": "a red boat on a lake"}, {}):
+        page = team.http.get("/v1/search", params={**parameters, "fold": "true"}).json()
+        by_prompt = {hit["prompt"].lower()[2:5]: hit for hit in page["data"]}
+        assert len(page["data"]) == 2
+        assert by_prompt["blu"]["image"]["id"] == other
+        assert by_prompt["blu"]["near_duplicates"] == []
+        alike = by_prompt["red"]["near_duplicates"]
+        assert len(alike) == 4
+        assert {image["seed"] for image in alike} <= {0, 1, 2, 3, 9}
+    plain = team.search("a red boat on a lake")["data"]
+    assert {len(hit["near_duplicates"]) for hit in plain} == {0}
+    like = {"image_id": boats[0]}
+    folded = team.http.post("/v1/search", json=like, params={"fold": "true"}).json()["data"]
+    assert [len(hit["near_duplicates"]) for hit in folded] == [3, 0]
 
 
 def test_without_a_query_the_filters_list(landscapes: Team) -> None:

@@ -15,7 +15,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def command(settings: Settings, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `darkroom-admin --json …` and gives what it answered."""
+    """Runs `darkroom-server admin --json …` and gives what it answered."""
 
     def run(*arguments: str) -> Any:
         assert admin.main(["--json", *arguments]) == 0
@@ -53,6 +53,21 @@ def test_a_key_is_made_rotated_and_revoked(command: Command, guarded: ApiProcess
     states = {row["id"]: row["state"] for row in command("keys", "list", "--tenant", "ops")}
     assert states == {key_id(old): "live", key_id(new): "revoked"}
     assert admin.main(["keys", "rotate", key_id(new)]) == 1
+
+
+def test_a_rotated_key_keeps_the_model_chosen_through_the_web_uis_api(
+    command: Command, guarded: ApiProcess
+) -> None:
+    old = command("keys", "create", "--tenant", "painters", "--name", "webui")["key"]
+    with guarded.client(old) as http:
+        first = http.get("/sdapi/v1/options").json()["sd_model_checkpoint"]
+        titles = [model["title"] for model in http.get("/sdapi/v1/sd-models").json()]
+        other = next(title for title in titles if title != first)
+        chosen = http.post("/sdapi/v1/options", json={"sd_model_checkpoint": other})
+        assert chosen.status_code == 200
+    new = command("keys", "rotate", key_id(old), "--grace", "1")["key"]
+    with guarded.client(new) as http:
+        assert http.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == other
 
 
 def test_a_rotated_key_ends_when_the_old_one_would(command: Command) -> None:

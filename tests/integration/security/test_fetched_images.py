@@ -11,7 +11,7 @@ from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.ids import from_wire
+from shared.core.ids import decode_id
 from shared.images.models import Upload
 from shared.jobs.models import Job
 from tests.integration.security.conftest import MakeClient
@@ -24,14 +24,14 @@ def png() -> bytes:
 
 
 class _Host(BaseHTTPRequestHandler):
-    """A host of pictures and of what is not one."""
+    """A host of images and of what is not one."""
 
     asked: list[str]
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
         status, body = {
-            "/picture.png": (200, png()),
+            "/image.png": (200, png()),
             "/page.html": (200, b"<script>EVIL</script>"),
             "/missing": (404, b""),
             "/redirect": (302, b""),
@@ -39,7 +39,7 @@ class _Host(BaseHTTPRequestHandler):
         }[self.path]
         self.send_response(status)
         if status == 302:
-            self.send_header("Location", "/picture.png")
+            self.send_header("Location", "/image.png")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         try:
@@ -67,24 +67,24 @@ def submit(client: httpx2.Client, url: str, **headers: str) -> httpx2.Response:
     return client.post("/v1/jobs", json=body, headers=headers)
 
 
-def test_a_picture_by_url_becomes_an_upload_before_the_job_runs(
+def test_an_image_by_url_becomes_an_upload_before_the_job_runs(
     client_with: MakeClient, host: ThreadingHTTPServer, database: sessionmaker[Session]
 ) -> None:
     client = client_with()
-    url = f"http://127.0.0.1:{host.server_port}/picture.png"
+    url = f"http://127.0.0.1:{host.server_port}/image.png"
     first = submit(client, url, **{"Idempotency-Key": "by url"})
     again = submit(client, url, **{"Idempotency-Key": "by url"})
     assert (first.status_code, first.json()["kind"]) == (202, "img2img")
     assert again.json() == first.json()
-    assert host.asked.count("/picture.png") == 1  # type: ignore[attr-defined]
+    assert host.asked.count("/image.png") == 1  # type: ignore[attr-defined]
     upload_id = first.json()["init_image"]
     upload = client.get(f"/v1/uploads/{upload_id}").json()
     assert (upload["width"], upload["height"], upload["content_type"]) == (64, 96, "image/png")
     with database() as session:
         job = session.scalars(
-            select(Job).where(Job.id == from_wire("job", first.json()["id"]))
+            select(Job).where(Job.id == decode_id("job", first.json()["id"]))
         ).one()
-        kept = session.scalars(select(Upload).where(Upload.id == from_wire("upl", upload_id))).one()
+        kept = session.scalars(select(Upload).where(Upload.id == decode_id("upl", upload_id))).one()
     assert job.init_image == {"ref": upload_id, "s3_key": kept.s3_key, "sha256": upload["sha256"]}
 
 
@@ -97,7 +97,7 @@ def test_a_picture_by_url_becomes_an_upload_before_the_job_runs(
         ("/huge", "image_too_large"),
     ],
 )
-def test_what_is_no_picture_is_refused(
+def test_what_is_no_image_is_refused(
     client_with: MakeClient, host: ThreadingHTTPServer, path: str, code: str
 ) -> None:
     refused = submit(client_with(), f"http://127.0.0.1:{host.server_port}{path}")
@@ -111,12 +111,12 @@ def test_what_is_no_picture_is_refused(
     ("url", "code"),
     [
         ("https://169.254.169.254/latest/meta-data/", "address_not_allowed"),
-        ("http://10.0.0.1/picture.png", "address_not_allowed"),
-        ("https://[::ffff:10.0.0.1]/picture.png", "address_not_allowed"),
-        ("https://0177.0.0.1/picture.png", "url_not_allowed"),
-        ("https://user@example.com/picture.png", "url_not_allowed"),
-        ("https://93.184.216.34:8443/picture.png", "url_not_allowed"),
-        ("https://picture.invalid/a.png", "unresolvable_host"),
+        ("http://10.0.0.1/image.png", "address_not_allowed"),
+        ("https://[::ffff:10.0.0.1]/image.png", "address_not_allowed"),
+        ("https://0177.0.0.1/image.png", "url_not_allowed"),
+        ("https://user@example.com/image.png", "url_not_allowed"),
+        ("https://93.184.216.34:8443/image.png", "url_not_allowed"),
+        ("https://image.invalid/a.png", "unresolvable_host"),
     ],
 )
 def test_the_guard_stands_before_it(client_with: MakeClient, url: str, code: str) -> None:

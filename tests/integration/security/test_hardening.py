@@ -17,10 +17,10 @@ from api.admin.keys import NoLiveKey, require_live_key
 from api.app import create_app, open_resources
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
-from migrations.commands import upgrade
 from shared.core.keys import parse_key
 from shared.core.logging import configure_logging
 from shared.core.settings import Settings
+from tests.conftest import MIGRATED
 from tests.processes import PROJECT, ApiProcess, free_port, wait_until
 from tests.unit.images.hostile import encode
 
@@ -86,8 +86,8 @@ def test_answers_carry_their_protection_and_no_internals(guarded: ApiProcess) ->
 
 
 def test_presigned_urls_live_for_fifteen_minutes_at_most(guarded: ApiProcess) -> None:
-    picture = encode(Image.new("RGB", (64, 64)), "PNG")
-    upload = guarded.http.post("/v1/uploads", files={"file": ("a.png", picture)}).json()
+    image = encode(Image.new("RGB", (64, 64)), "PNG")
+    upload = guarded.http.post("/v1/uploads", files={"file": ("a.png", image)}).json()
     query = parse_qs(urlsplit(upload["url"]).query)
     assert int(query["X-Amz-Expires"][0]) <= 900
 
@@ -97,8 +97,9 @@ def test_cors_is_for_the_sites_that_the_operator_names(settings: Settings, origi
     open_to = settings.model_copy(update={"cors_origins": ("https://studio.example",)})
 
     async def preflight() -> httpx2.Response:
-        transport = httpx2.ASGITransport(create_app(open_to))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
+        app = create_app(open_to)
+        client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://api")
+        async with app.router.lifespan_context(app), client:
             asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
             return await client.options("/v1/jobs", headers=asked)
 
@@ -109,8 +110,7 @@ def test_cors_is_for_the_sites_that_the_operator_names(settings: Settings, origi
 @pytest.fixture(scope="module")
 def empty_database(servers: EmbeddedServers) -> Iterator[str]:
     """Migrated, and without any key."""
-    url = servers.postgres.create_database("no_keys")
-    upgrade(url)
+    url = servers.postgres.create_database("no_keys", template=MIGRATED)
     yield url
     servers.postgres.drop_database("no_keys")
 
@@ -126,7 +126,7 @@ def test_without_a_live_key_it_does_not_start_outside_the_local_stack(
             await require_live_key(held)
 
     asyncio.run(check("local"))
-    with pytest.raises(NoLiveKey, match="darkroom-admin keys create"):
+    with pytest.raises(NoLiveKey, match="darkroom-server admin keys create"):
         asyncio.run(check("production"))
     create_key(empty_database, tenant="first", name="first", scopes=["admin"])
     asyncio.run(check("production"))

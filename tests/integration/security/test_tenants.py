@@ -12,18 +12,26 @@ from typing import Any
 import httpx2
 import pytest
 from PIL import Image
+from sqlalchemy import select
+from sqlalchemy.orm import Session as SqlSession
+from sqlalchemy.orm import sessionmaker
 
 from api.app import create_app
 from deploy.tenants import create_key
-from shared.core.ids import new_id, to_wire
+from shared.core.ids import encode_id, new_id
 from shared.core.keys import new_key
 from shared.core.settings import Settings
-from shared.core.tenants import RESOURCES
+from shared.core.tenants import RESOURCES, Tenant
+from shared.jobs.queries.loras import insert_lora
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 JOB = {"prompt": "a red circle", "model": "sim", "width": 64, "height": 64, "steps": 2}
 
-PUBLIC = {"health.live", "health.ready", "root", "problems.get", "models.list"}
+PUBLIC = {
+    *("health.live", "health.ready", "root", "problems.get"),
+    *("models.list", "openai.models", "openai.model"),
+    *("a1111.models", "a1111.samplers", "a1111.schedulers"),
+}
 """The same for everybody."""
 
 OF_THE_OPERATOR = {
@@ -35,6 +43,7 @@ OF_THE_OPERATOR = {
 WITHOUT_PATH_IDS = {
     "jobs.submit": "init_image; see below",
     "uploads.create": "names nothing",
+    "loras.create": "names nothing; see run_job/test_lora_uploads",
     "images.inspect": "a file; see below",
     "webhook_endpoints.create": "names nothing",
     "webhook_secret.rotate": "the tenant's own secret",
@@ -42,12 +51,22 @@ WITHOUT_PATH_IDS = {
     "batches.create": "upload_id, and init_image in lines; see below",
     "batches.files.create": "names nothing",
     "search.like": "image_id; see below",
+    "openai.generations": "init_image; see below",
+    "openai.edits": "images; see below",
+    "a1111.txt2img": "names nothing",
+    "a1111.img2img": "init_images; see below",
+    "a1111.set_options": "of the key that asks; see test_a1111",
+    "a1111.interrupt": "of the key that asks; see test_a1111",
+    "a1111.skip": "of the key that asks; see test_a1111",
+    "a1111.png_info": "a file that is not kept",
+    "huggingface.text_to_image": "parameters may name an init_image; see test_huggingface",
 }
 """Operations that change something and have no id in their path: where else could one be?"""
 
 BODIES = {
     "webhook_endpoints.update": {"description": "mine now"},
     "batches.update": {"priority": 9},
+    "images.upscale": {"scale": 2},
 }
 """Valid bodies of operations with an id in their path."""
 
@@ -68,7 +87,7 @@ class Victim:
     secrets: set[str] = field(default_factory=set)
     """Other things of theirs that nobody else may see."""
     image_url: str = ""
-    picture: bytes = b""
+    image: bytes = b""
     key: str = ""
 
 
@@ -80,11 +99,30 @@ def png() -> bytes:
 
 @pytest.fixture(scope="module")
 def victim(
-    api: ApiProcess, settings: Settings, generate_worker: WorkerProcess, cpu_worker: WorkerProcess
+    api: ApiProcess,
+    settings: Settings,
+    generate_worker: WorkerProcess,
+    cpu_worker: WorkerProcess,
+    database: sessionmaker[SqlSession],
 ) -> Iterator[Victim]:
     """Made over HTTP like anybody's."""
     url = settings.database_url.get_secret_value()
     key = create_key(url, tenant="victim", name="victim", scopes=RESOURCES)
+    with database.begin() as session:
+        tenant = session.scalars(select(Tenant.id).where(Tenant.name == "victim")).one()
+        session.execute(
+            insert_lora(
+                {
+                    "tenant_id": tenant,
+                    "name": "victims-lora",
+                    "family": "sd",
+                    "trigger_words": ["victims words"],
+                    "bytes": 1,
+                    "sha256": "0" * 64,
+                    "s3_key": "_loras/nothing",
+                }
+            )
+        )
     with api.client(key) as http:
         yield _furnish(http, key)
 
@@ -109,7 +147,7 @@ def _furnish(http: httpx2.Client, key: str) -> Victim:
     finished = wait_until(
         lambda: job if (job := http.get(f"/v1/jobs/{done['id']}").json())["images"] else None,
         60,
-        "the victim's picture",
+        "the victim's image",
     )
     (image,) = finished["images"]
     content = http.get(f"/v1/images/{image['id']}/content?proxy=1").content
@@ -124,6 +162,7 @@ def _furnish(http: httpx2.Client, key: str) -> Victim:
         "file_id": kept["id"],
         "key_id": extra["id"],
         "session_id": "victims",
+        "lora_name": "victims-lora",
         "job": done["id"],
     }
     secrets = {endpoint["secret"], *_texts(secret)} - {"v1"}
@@ -209,7 +248,7 @@ def ask(http: httpx2.Client, method: str, path: str, **request: Any) -> httpx2.R
 
 def of_nothing(known: dict[str, str]) -> dict[str, str]:
     """Ids of the same kinds that nobody has."""
-    unused = to_wire("job", new_id()).partition("_")[2]
+    unused = encode_id("job", new_id()).partition("_")[2]
     made = {name: f"{known[name].partition('_')[0]}_{unused}" for name in known}
     return {**made, "key_id": new_key().id, "session_id": "nobodys"}
 
@@ -284,6 +323,34 @@ def test_an_initial_image_of_another_tenant_is_no_image(
 
 
 @pytest.mark.parametrize("name", ["image_id", "upload_id"])
+@pytest.mark.parametrize("path", ["generations", "edits"])
+def test_nor_is_it_one_in_openais_api(
+    path: str, name: str, victim: Victim, intruder: httpx2.Client
+) -> None:
+    def submit(ids: dict[str, str]) -> tuple[Any, ...]:
+        source = {"init_image" if path == "generations" else "image": ids[name]}
+        body = {"prompt": "a red circle", "model": "sim", "size": "64x64", **source}
+        answer = intruder.post(f"/openai/v1/images/{path}", json=body)
+        return answer.status_code, answer.json()["error"]
+
+    refused = submit(victim.ids)
+    assert refused[0] == 404, refused
+    assert refused == submit(of_nothing(victim.ids))
+
+
+@pytest.mark.parametrize("name", ["image_id", "upload_id"])
+def test_nor_in_the_web_uis(name: str, victim: Victim, intruder: httpx2.Client) -> None:
+    def submit(ids: dict[str, str]) -> tuple[Any, ...]:
+        body = {"prompt": "a red circle", "width": 64, "height": 64, "init_images": [ids[name]]}
+        answer = intruder.post("/sdapi/v1/img2img", json=body)
+        return *verdict(answer), answer.json()["errors"]
+
+    refused = submit(victim.ids)
+    assert refused[:2] == (404, "not_found")
+    assert refused == submit(of_nothing(victim.ids))
+
+
+@pytest.mark.parametrize("name", ["image_id", "upload_id"])
 def test_in_a_line_of_a_batch_neither(name: str, victim: Victim, intruder: httpx2.Client) -> None:
     def submit(ids: dict[str, str]) -> httpx2.Response:
         items = [{**JOB, "init_image": ids[name]}]
@@ -308,7 +375,7 @@ def test_a_batch_cannot_be_made_from_another_tenant_s_file(
     assert submit(victim.ids)[0] == 404
 
 
-def test_nothing_is_like_a_picture_of_another_tenant(
+def test_nothing_is_like_an_image_of_another_tenant(
     victim: Victim, intruder: httpx2.Client
 ) -> None:
     def search(ids: dict[str, str]) -> httpx2.Response:
@@ -329,11 +396,11 @@ def test_an_idempotency_key_of_another_tenant_replays_nothing(
     assert "Idempotency-Replayed" not in mine.headers
 
 
-def test_a_picture_of_another_tenant_is_not_known_by_its_bytes(
+def test_an_image_of_another_tenant_is_not_known_by_its_bytes(
     victim: Victim, intruder: httpx2.Client
 ) -> None:
     """Its receipt is in the file for anybody who has it; whose it is stays unsaid."""
-    said = intruder.post("/v1/images/inspect", files={"file": ("a.png", victim.picture)}).json()
+    said = intruder.post("/v1/images/inspect", files={"file": ("a.png", victim.image)}).json()
     assert (said["stored"], said["image"]) == (False, None)
 
 

@@ -1,4 +1,4 @@
-"""A whole system that is observed: API, GPU worker and CPU worker, with traces and metrics on.
+"""A whole system that is observed: API, generate worker and CPU worker, with traces and metrics on.
 
 It has a database and a Redis of its own, so that no other test's processes take its jobs.
 """
@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
-from migrations.commands import upgrade
 from shared.core.database import session_factory
 from shared.core.settings import with_driver
+from tests.conftest import MIGRATED
 from tests.integration.telemetry.collector import Collector
 from tests.processes import ApiProcess, Process, WorkerProcess, free_port
 
@@ -70,8 +70,7 @@ def observed(
     servers: EmbeddedServers, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Observed]:
     """The system, for all tests of this folder."""
-    url = servers.postgres.create_database("observed")
-    upgrade(url)
+    url = servers.postgres.create_database("observed", template=MIGRATED)
     key = create_key(url, tenant="observed", name="observed", scopes=["jobs", "images", "search"])
     logs = tmp_path_factory.mktemp("observed")
     with Collector() as collector:
@@ -101,10 +100,10 @@ def observed(
             engine.dispose()
         finally:
             api.http.close()
-            for process in started:
-                process.child.terminate()
-            for process in started:
-                process.stop()
+            for running in started:
+                running.child.terminate()
+            for running in started:
+                running.stop()
     # To the last line of their end.
     assert all(log_events(process) for process in (generate, cpu))
 

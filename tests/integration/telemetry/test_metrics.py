@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from uuid import UUID
 
 import httpx2
 import pytest
 
-from tests.integration.telemetry.conftest import Observed
+from shared.core.ids import decode_id
+from tests.integration.telemetry.conftest import Observed, log_events
 from tests.processes import ApiProcess, free_port, wait_until
+from tests.receiver import Receiver
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for three processes to start
 
@@ -46,10 +49,17 @@ def test_the_api_counts_requests_by_route(observed: Observed) -> None:
             observed.api, "darkroom_http_requests_total", route=route, status="404"
         )
         assert found is not None, route
+    # Refused before it is routed.
+    early = {"Authorization": "Bearer drk_nobody", "Prefer": "wait=1"}
+    assert observed.api.http.get("/v1/jobs/job_1", headers=early).status_code == 401
+    found = observed.value(
+        observed.api, "darkroom_http_requests_total", route="/v1/jobs/{job_id}", status="401"
+    )
+    assert found is not None
     problems = observed.value(observed.api, "darkroom_http_problems_total", code="not_found")
     assert problems is not None
     submitted = observed.value(
-        observed.api, "darkroom_jobs_submitted_total", model="sim", lane="interactive"
+        observed.api, "darkroom_jobs_submitted_total", model="sim", queue_class="interactive"
     )
     assert submitted == count
 
@@ -58,20 +68,20 @@ def test_the_api_counts_requests_by_route(observed: Observed) -> None:
 def test_the_gpu_worker_counts_attempts_and_the_engine(observed: Observed) -> None:
     worker = observed.generate
     for name, labels in {
-        "darkroom_job_wait_seconds_count": {"lane": "interactive"},
+        "darkroom_job_wait_seconds_count": {"queue_class": "interactive"},
         "darkroom_job_run_seconds_count": {"outcome": "succeeded"},
         "darkroom_images_total": {},
         "darkroom_gpu_seconds_total": {},
         "darkroom_engine_ticks_total": {},
         "darkroom_engine_rows_total": {"kind": "live"},
-        "darkroom_engine_steps_total": {"lane": "interactive"},
+        "darkroom_engine_steps_total": {"queue_class": "interactive"},
         "darkroom_model_load_seconds_count": {"phase": "warm_up"},
     }.items():
         value = observed.value(worker, name, model="sim", **labels)
         assert value, name
     assert observed.value(worker, "darkroom_s3_request_seconds_count", operation="PutObject")
     assert observed.value(worker, "darkroom_worker_state") == 1
-    assert observed.value(worker, "darkroom_engine_batch_rows", model="sim") == 4
+    assert observed.value(worker, "darkroom_engine_batch_size", model="sim") == 4
 
 
 def test_the_leading_cpu_worker_tells_of_duties_and_the_backlog(observed: Observed) -> None:
@@ -82,9 +92,10 @@ def test_the_leading_cpu_worker_tells_of_duties_and_the_backlog(observed: Observ
     )
     assert observed.value(worker, "darkroom_dispatcher_leads") == 1
     assert observed.value(
-        worker, "darkroom_duty_last_success_timestamp_seconds", duty="publish_lost"
+        worker, "darkroom_periodic_task_last_success_timestamp_seconds", task="publish_lost"
     )
-    assert observed.value(worker, "darkroom_duty_failures_total", duty="publish_lost") is None
+    failures = observed.value(worker, "darkroom_periodic_task_failures_total", task="publish_lost")
+    assert failures == 0
     assert observed.value(worker, "darkroom_webhook_deliveries_due") == 0
 
 
@@ -98,7 +109,7 @@ def test_what_waits_is_counted_with_its_age(observed: Observed) -> None:
         what="the job in the backlog",
     )
     age = observed.value(
-        observed.cpu, "darkroom_queue_oldest_age_seconds", model="demo", lane="interactive"
+        observed.cpu, "darkroom_queue_oldest_age_seconds", model="demo", queue_class="interactive"
     )
     assert age is not None
     assert age > 0
@@ -110,6 +121,35 @@ def test_nothing_of_a_tenant_is_in_a_label(observed: Observed, job: dict[str, ob
     for process in (observed.api, observed.generate, observed.cpu):
         labels = json.dumps([sample.labels for sample in observed.samples(process)])
         assert [secret for secret in secrets if secret in labels] == []
+
+
+def test_alerts_see_the_first_event_of_a_kind(observed: Observed) -> None:
+    """Each of these series is there before anything has gone wrong."""
+    for process in (observed.cpu, observed.generate):
+        assert observed.value(process, "darkroom_leases_lost_total", model="sim") is not None
+        assert observed.value(process, "darkroom_database_errors_total", kind="read_only") == 0
+        assert (
+            observed.value(
+                process, "darkroom_s3_errors_total", operation="PutObject", kind="refused"
+            )
+            == 0
+        )
+    assert (
+        observed.value(
+            observed.generate, "darkroom_job_run_seconds_count", model="sim", outcome="failed"
+        )
+        is not None
+    )
+    assert (
+        observed.value(
+            observed.api,
+            "darkroom_http_requests_total",
+            route="/v1/search",
+            method="POST",
+            status="503",
+        )
+        is not None
+    )
 
 
 def test_other_paths_of_a_workers_listener_do_not_exist(observed: Observed) -> None:
@@ -131,3 +171,57 @@ def test_without_a_token_the_api_tells_them_on_a_port_of_its_own(
         assert answer.json()["code"] == "not_found"
         told = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=20)
         assert "darkroom_http_requests_total" in told.text
+
+
+# --- One line an event, with the ids that lead from a request to its job's attempts ---
+
+
+def test_a_request_is_found_again_in_the_lines_of_its_job(observed: Observed) -> None:
+    request_id = "a-request-of-this-test"
+    with Receiver() as receiver:
+        answer = observed.api.http.post(
+            "/v1/jobs",
+            json={
+                "prompt": "a logged house",
+                "session_id": "logged",
+                "model": "sim",
+                "webhook": {"url": receiver.url, "events": ["job.succeeded"]},
+            },
+            headers={"X-Request-Id": request_id, "Prefer": "wait=30"},
+        )
+        receiver.wait()
+    job_id = str(decode_id("job", answer.json()["id"]))
+
+    def ended() -> bool:
+        return any(
+            event["event"] == "job_succeeded" and event.get("job_id") == job_id
+            for event in log_events(observed.generate)
+        )
+
+    wait_until(ended, what="the end of the job in the log")
+    lines = [event for event in log_events(observed.generate) if event.get("job_id") == job_id]
+    assert {"job_started", "job_succeeded"} <= {line["event"] for line in lines}
+    for line in lines:
+        assert line["request_id"] == request_id
+        assert line["attempt"] == 1
+        assert UUID(line["tenant_id"])
+        assert len(line["trace_id"]) == 32
+        assert line["level"]
+        assert line["timestamp"].endswith("Z")
+    trace_ids = {line["trace_id"] for line in lines}
+    assert len(trace_ids) == 1
+    attempts = wait_until(
+        lambda: [
+            event
+            for event in log_events(observed.cpu)
+            if event["event"] == "webhook_attempt" and event.get("trace_id") in trace_ids
+        ],
+        what="the webhook in the log",
+    )
+    assert all(event["delivery_id"].startswith("whd_") for event in attempts)
+
+
+def test_every_line_of_every_process_is_an_event(observed: Observed) -> None:
+    for process in (observed.api, observed.generate, observed.cpu):
+        # `log_events` fails on a line that is none.
+        assert all("event" in event and "level" in event for event in log_events(process))

@@ -24,6 +24,7 @@ WHOLE = {
     "publish job": ("darkroom-api", "POST /v1/jobs"),
     "run job": ("darkroom-worker-generate", "publish job"),
     "claim job": ("darkroom-worker-generate", "run job"),
+    "wait for device": ("darkroom-worker-generate", "run job"),
     "generate image": ("darkroom-worker-generate", "run job"),
     "encode image": ("darkroom-worker-generate", "run job"),
     "S3 PutObject": ("darkroom-worker-generate", "run job"),
@@ -80,7 +81,7 @@ def test_a_job_is_one_trace_from_the_request_to_the_webhook(
     assert first.attributes["http.response.status_code"] == 202
     assert not any(span.failed for span in spans)
     assert all(span.begin <= span.end for span in spans)
-    # The picture and its thumbnail, whichever thread put them.
+    # The image and its thumbnail, whichever thread put them.
     assert sum(span.name == "S3 PutObject" for span in spans) == 2
     [run] = [span for span in spans if span.name == "run job"]
     assert run.attributes["darkroom.attempt"] == 1
@@ -89,6 +90,16 @@ def test_a_job_is_one_trace_from_the_request_to_the_webhook(
     [delivered] = receiver.received
     [sent] = [span for span in spans if span.name == "POST webhook"]
     assert delivered.headers["traceparent"] == f"00-{TRACE}-{sent.span_id}-01"
+
+
+def test_scrapes_and_probes_are_no_traces(observed: Observed, receiver: Receiver) -> None:
+    observed.scrape(observed.api)
+    for path in ("/healthz", "/readyz"):
+        assert observed.api.http.get(path).status_code == 200
+    submit(observed, receiver, traceparent=f"00-{TRACE[1:]}0-{CLIENT_SPAN}-01")
+    trace_with(observed, f"{TRACE[1:]}0", set(WHOLE))  # whatever was before it has come, too
+    told = {span.name for span in observed.collector.spans()}
+    assert not told & {"GET /metrics", "GET /healthz", "GET /readyz"}
 
 
 def test_what_a_client_wrote_is_in_no_span(observed: Observed, receiver: Receiver) -> None:
@@ -100,7 +111,7 @@ def test_what_a_client_wrote_is_in_no_span(observed: Observed, receiver: Receive
 
 
 def test_a_job_without_a_message_still_belongs_to_its_trace(observed: Observed) -> None:
-    """The ledger keeps the context, and the message that the dispatcher makes for it has none."""
+    """The database keeps the context, and the message that the dispatcher makes for it has none."""
     trace_id = "1234567890abcdef1234567890abcdef"
     with observed.database.begin() as session:
         tenant = session.scalars(select(Tenant.id).where(Tenant.name == "observed")).one()

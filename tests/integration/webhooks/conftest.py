@@ -1,4 +1,4 @@
-"""A CPU worker that waits for receivers for one second only, and a ledger to make events with."""
+"""A CPU worker that waits for receivers for one second only, and a database to make events with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
-from migrations.commands import upgrade
 from shared.core.broker import celery_app, publish_deliveries
 from shared.core.database import open_engine, session_factory
-from shared.core.ids import from_wire, to_wire
+from shared.core.ids import decode_id, encode_id
 from shared.core.settings import Settings
 from shared.core.tenants import ApiKey
 from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
 from shared.webhooks.models import WebhookDelivery, WebhookHold
+from tests.conftest import EVERY_SCOPE, MIGRATED
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 UNSERVED = "served by nobody"
@@ -45,11 +45,10 @@ def delivery_worker(
 
 
 @pytest.fixture(scope="session")
-def tenant(database: sessionmaker[Session], api_key: str) -> UUID:
-    """The tenant of `api.http`."""
-    with database.begin() as session:
-        key_id = api_key.split("_")[1]
-        return session.scalars(select(ApiKey.tenant_id).where(ApiKey.id == key_id)).one()
+def hooks_key(settings: Settings) -> str:
+    """A key of a tenant in which no job of another test can end."""
+    url = settings.database_url.get_secret_value()
+    return create_key(url, tenant="hooks", name="hooks", scopes=EVERY_SCOPE)
 
 
 @dataclass
@@ -80,7 +79,7 @@ class Hooks:
             "session_id": "hooks",
             "kind": "txt2img",
             "model": UNSERVED,
-            "lane": "interactive",
+            "queue_class": "interactive",
             "prompt": "a red house",
             "seeds": [7],
             "width": 64,
@@ -100,10 +99,10 @@ class Hooks:
 
     def cancel(self, job: Job) -> str:
         """End a queued job over HTTP; its wire id."""
-        wire_id = to_wire("job", job.id)
-        answer = self.http.post(f"/v1/jobs/{wire_id}/cancel")
+        public_id = encode_id("job", job.id)
+        answer = self.http.post(f"/v1/jobs/{public_id}/cancel")
         assert answer.json()["state"] == "canceled", answer.text
-        return wire_id
+        return public_id
 
     def deliveries(self, **filters: Any) -> list[dict[str, Any]]:
         """The log, newest first."""
@@ -134,7 +133,7 @@ class Hooks:
             WebhookDelivery.tenant_id == self.tenant, WebhookDelivery.state == "pending"
         )
         if delivery_ids:
-            ids = [from_wire("whd", delivery_id) for delivery_id in delivery_ids]
+            ids = [decode_id("whd", delivery_id) for delivery_id in delivery_ids]
             waiting = waiting.where(WebhookDelivery.id.in_(ids))
         # What a worker is just recording is left alone.
         waiting = waiting.where(WebhookDelivery.lease_until.is_(None))
@@ -152,20 +151,23 @@ class Hooks:
 
 @pytest.fixture
 def hooks(
-    api: ApiProcess, database: sessionmaker[Session], settings: Settings, tenant: UUID
+    api: ApiProcess, database: sessionmaker[Session], settings: Settings, hooks_key: str
 ) -> Iterator[Hooks]:
     """Without endpoints before and after."""
-    made = Hooks(api.http, database, celery_app(settings), tenant)
-    yield made
-    for endpoint in api.http.get("/v1/webhook-endpoints", params={"limit": 200}).json()["data"]:
-        path = f"/v1/webhook-endpoints/{endpoint['id']}"
-        # On a machine with other things to do the API may answer 503 first.
-        wait_until(lambda path=path: api.http.delete(path).status_code in (204, 404), 30, "an end")
+    with database() as session:
+        key_id = hooks_key.split("_")[1]
+        tenant = session.scalars(select(ApiKey.tenant_id).where(ApiKey.id == key_id)).one()
+    with api.client(hooks_key) as http:
+        yield Hooks(http, database, celery_app(settings), tenant)
+        for endpoint in http.get("/v1/webhook-endpoints", params={"limit": 200}).json()["data"]:
+            path = f"/v1/webhook-endpoints/{endpoint['id']}"
+            # On a machine with other things to do the API may answer 503 first.
+            wait_until(lambda path=path: http.delete(path).status_code in (204, 404), 30, "an end")
 
 
 @dataclass
 class Alone:
-    """A ledger and a queue that no other worker of the tests looks into."""
+    """A database and a queue that no other worker of the tests looks into."""
 
     hooks: Hooks
     environment: dict[str, str]
@@ -176,8 +178,7 @@ def alone(
     servers: EmbeddedServers, environment: dict[str, str], settings: Settings
 ) -> Iterator[Alone]:
     """A database of its own, and Redis's database 1."""
-    url = servers.postgres.create_database("killed_worker")
-    upgrade(url)
+    url = servers.postgres.create_database("killed_worker", template=MIGRATED)
     create_key(url, tenant="hooks", name="hooks", scopes=["jobs"])
     redis_url = environment["DARKROOM_REDIS_URL"].removesuffix("/0") + "/1"
     own = Settings.model_validate(

@@ -1,4 +1,4 @@
-"""Deliveries from the ledger through a real worker to real receivers on loopback."""
+"""Deliveries from the database through a real worker to real receivers on loopback."""
 
 import hashlib
 import threading
@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import func, select, update
 from standardwebhooks import Webhook
 
-from shared.core.ids import from_wire
+from shared.core.ids import decode_id
 from shared.jobs.queries import client_requests
 from shared.webhooks.delivery_queries import AT_ONCE
+from shared.webhooks.message import GAPS, JITTER
 from shared.webhooks.models import WebhookDelivery, WebhookEndpoint
-from shared.webhooks.schedule import GAPS, JITTER
 from tests.integration.webhooks.conftest import Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Behaviour, Receiver, Request, answer, drip, hang, reset
@@ -85,8 +85,8 @@ def test_a_jobs_own_webhook_is_signed_with_the_tenants_secret(
     assert data["id"] == job["id"]
     assert data["seeds"] == job["seeds"]
     [image] = data["images"]
-    picture = httpx2.get(image["url"], trust_env=False)
-    assert hashlib.sha256(picture.content).hexdigest() == image["sha256"]
+    answer = httpx2.get(image["url"], trust_env=False)
+    assert hashlib.sha256(answer.content).hexdigest() == image["sha256"]
     whole = hooks.http.get(f"/v1/jobs/{job['id']}").json()
     for name in ("state", "sequence", "model", "finished_at", "error", "metadata"):
         assert data[name] == whole[name], name
@@ -298,7 +298,7 @@ def test_five_days_of_failure_disable_an_endpoint(hooks: Hooks) -> None:
         with hooks.database.begin() as session:
             session.execute(
                 update(WebhookEndpoint)
-                .where(WebhookEndpoint.id == from_wire("whe", made["id"]))
+                .where(WebhookEndpoint.id == decode_id("whe", made["id"]))
                 .values(failing_since=func.now() - timedelta(days=5))
             )
         hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
@@ -430,7 +430,7 @@ def test_a_killed_workers_delivery_is_sent_by_another(
         )
         receiver.wait()
         [delivery] = hooks.deliveries(job_id=job_id)
-        row = select(WebhookDelivery).where(WebhookDelivery.id == from_wire("whd", delivery["id"]))
+        row = select(WebhookDelivery).where(WebhookDelivery.id == decode_id("whd", delivery["id"]))
         with hooks.database.begin() as session:
             # As if its worker had died: nobody will report this attempt, and the lease is over.
             held = session.scalars(row.with_for_update()).one()

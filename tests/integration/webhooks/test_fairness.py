@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
 from sqlalchemy import select, update
 
 from deploy.tenants import create_key
@@ -11,8 +12,7 @@ from shared.core.broker import publish_deliveries
 from shared.core.tenants import Tenant
 from shared.jobs.queries import client_requests
 from shared.webhooks import delivery_queries, outbox
-from shared.webhooks.events import EventType
-from shared.webhooks.models import WebhookDelivery
+from shared.webhooks.models import EventType, WebhookDelivery
 from tests.integration.webhooks.conftest import Alone, Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Receiver, hang
@@ -22,6 +22,7 @@ HANGING = 45
 """Receivers of one tenant, as in the report that this test comes from."""
 
 
+@pytest.mark.long
 def test_hanging_receivers_of_one_tenant_do_not_delay_another(alone: Alone, tmp_path: Path) -> None:
     hooks, released = alone.hooks, threading.Event()
     other = Hooks(hooks.http, hooks.database, hooks.celery, second_tenant(alone))

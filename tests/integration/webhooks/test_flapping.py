@@ -6,20 +6,28 @@
 import os
 import threading
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
-from shared.core.ids import from_wire
+from shared.core.broker import publish_deliveries
+from shared.core.ids import decode_id, encode_id
+from shared.core.settings import Settings
+from shared.core.storage import Storage
 from shared.jobs.models import Job
+from shared.jobs.queries import client_requests
 from shared.jobs.state import TERMINAL_STATES
-from tests.integration.webhooks.conftest import Hooks
+from shared.webhooks.models import WebhookAttempt, WebhookDelivery
+from tests.integration.webhooks.conftest import Alone, Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Behaviour, Receiver, Request, answer, drip, hang, reset
+from worker.webhooks.deliver import Deliverer
+from worker.webhooks.progress import WebhookNotifier
 
-JOBS = int(os.environ.get("DARKROOM_FLAPPING_JOBS", "24"))
+JOBS = int(os.environ.get("DARKROOM_FLAPPING_JOBS", "12"))
 NEVER = threading.Event()
 WAYS_TO_FAIL: list[Behaviour] = [
     answer(500),
@@ -61,6 +69,7 @@ class Flapping:
         WAYS_TO_FAIL[way](request)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(max(180, JOBS * 3))
 def test_every_end_is_delivered_once_at_least_and_under_one_id(
     hooks: Hooks, delivery_worker: WorkerProcess, generate_worker: WorkerProcess
@@ -100,13 +109,13 @@ def submit(hooks: Hooks, number: int) -> str:
     job = hooks.http.post("/v1/jobs", json=body).json()
     if number % 10 == 2:
         hooks.http.post(f"/v1/jobs/{job['id']}/cancel")
-    wire_id: str = job["id"]
-    return wire_id
+    public_id: str = job["id"]
+    return public_id
 
 
 def pending(hooks: Hooks, jobs: list[str]) -> int:
     """How many of the jobs have not ended."""
-    ids = [from_wire("job", job) for job in jobs]
+    ids = [decode_id("job", job) for job in jobs]
     ended = select(func.count()).where(Job.id.in_(ids), Job.state.in_(TERMINAL_STATES))
     with hooks.database.begin() as session:
         return len(jobs) - (session.scalar(ended) or 0)
@@ -118,3 +127,63 @@ def strip(message: dict[str, Any]) -> str:
         image.pop("url")
         image.pop("thumbnail_url", None)
     return repr(message)
+
+
+# A CPU worker is killed in the middle of a request: another sends it again, under the same id
+
+
+@pytest.mark.long
+def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
+    alone: Alone, tmp_path: Path
+) -> None:
+    hooks, released = alone.hooks, threading.Event()
+    with Receiver(hang(released)) as receiver:
+        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
+        job = hooks.queue(webhook=webhook)
+        with WorkerProcess(alone.environment, ["cpu"], tmp_path / "first.log") as first:
+            with hooks.database.begin() as session:
+                canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
+                made = list(canceled.webhook_deliveries or ())
+            publish_deliveries(hooks.celery, made)
+            receiver.wait(1)
+            first.kill()
+        with hooks.database.begin() as session:
+            delivery = session.scalars(select(WebhookDelivery)).one()
+            assert (delivery.id, delivery.state, delivery.attempts) == (made[0], "pending", 1)
+            assert session.scalar(select(func.count()).select_from(WebhookAttempt)) == 0
+            past = func.clock_timestamp() - timedelta(seconds=1)
+            session.execute(update(WebhookDelivery).values(lease_until=past))
+        receiver.behaviour = answer(200)
+        with WorkerProcess(alone.environment, ["cpu"], tmp_path / "second.log"):
+            wait_until(lambda: _state(hooks) == "succeeded", 60, "the delivery")
+        released.set()
+    assert len(receiver.received) == 2
+    assert {request.id for request in receiver.received} == {encode_id("evt", delivery.event_id)}
+    with hooks.database.begin() as session:
+        [recorded] = session.scalars(select(WebhookAttempt)).all()
+        assert (recorded.number, recorded.status) == (2, 200)
+
+
+def _state(hooks: Hooks) -> str:
+    with hooks.database.begin() as session:
+        return session.scalars(select(WebhookDelivery.state)).one()
+
+
+def test_a_request_under_way_keeps_its_worker_from_being_empty(
+    alone: Alone, settings: Settings, storage: Storage
+) -> None:
+    hooks, released = alone.hooks, threading.Event()
+    deliverer = Deliverer(settings, hooks.database, storage, WebhookNotifier(hooks.celery))
+    assert deliverer.is_idle
+    with Receiver(hang(released)) as receiver:
+        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
+        job = hooks.queue(webhook=webhook)
+        with hooks.database.begin() as session:
+            canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
+            [made] = canceled.webhook_deliveries or ()
+        assert deliverer.offer(made)
+        receiver.wait(1)
+        assert not deliverer.is_idle
+        released.set()
+        wait_until(lambda: deliverer.is_idle, 10, "the end of the request")
+    deliverer.close()

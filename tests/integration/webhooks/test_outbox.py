@@ -11,8 +11,7 @@ from sqlalchemy.orm import Session
 from shared.jobs.models import Job
 from shared.jobs.queries import claims, client_requests, endings, periodic
 from shared.webhooks import outbox
-from shared.webhooks.events import EventType
-from shared.webhooks.models import WebhookDelivery, WebhookEvent
+from shared.webhooks.models import EventType, WebhookDelivery, WebhookEvent
 from tests.integration.webhooks.conftest import Hooks
 
 URL = "https://receiver.invalid/hooks"
@@ -39,13 +38,13 @@ def run_and(end: Callable[[Job], Any]) -> Transition:
 
 def overdue(session: Session, job: Job) -> Any:
     """Claim it twice and let the lease run out each time."""
-    for suspect in (False, True):
-        claim = claims.claim(job.id, "w", "cpu", LEASE, suspect=suspect)
+    for poison in (False, True):
+        claim = claims.claim(job.id, "w", "cpu", LEASE, poison=poison)
         session.scalars(claim).one()
         session.connection().exec_driver_sql(
             "UPDATE jobs SET lease_until = '2020-01-01' WHERE id = %s", (job.id,)
         )
-        changed = session.scalars(periodic.expire_leases(100)).all()
+        changed = session.scalars(periodic.expire_leases(100, LEASE)).all()
     return changed
 
 
@@ -55,7 +54,7 @@ def late(session: Session, job: Job) -> Any:
     session.connection().exec_driver_sql(
         "UPDATE jobs SET finish_deadline = '2020-01-01' WHERE id = %s", (job.id,)
     )
-    return session.scalars(periodic.expire_unfinished(100)).all()
+    return session.scalars(periodic.expire_unfinished(100, LEASE)).all()
 
 
 TRANSITIONS: dict[str, tuple[dict[str, Any], Transition, str]] = {

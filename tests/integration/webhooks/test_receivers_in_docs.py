@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from shared.webhooks.signing import SigningKey, new_secret, secret_text, signed_headers
+from shared.webhooks.message import SigningKey, new_secret, secret_text, signed_headers
 from tests.processes import free_port, wait_until
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "webhooks.md"
@@ -78,6 +78,7 @@ def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[s
         child.wait(10)
 
 
+@pytest.mark.long
 def test_it_takes_what_darkroom_signs_and_nothing_else(receiver: tuple[str, Path]) -> None:
     url, output = receiver
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Comparing two makings of a picture: pixels, and what the receipts say."""
+"""Comparing two makings of an image: pixels, and what the receipts say."""
 
 import copy
 from typing import Any
@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api.jobs.reproduce import compare_pixels, explain
-from tests.unit.images.hostile import encode, picture
+from api.core.errors import Problem
+from api.jobs.reproduce import _options, compare_pixels, explain, loras_of_receipt
+from shared.core.model_catalog import ModelCatalog, ModelSpec
+from tests.unit.images.hostile import encode, make_image
 
 RECEIPT: dict[str, Any] = {
     "model": {"name": "demo", "content_hash": "a" * 64},
     "device": "cpu",
     "dtype": "float32",
-    "rows": 1,
+    "batch_size": 1,
     "cpu_threads": 2,
     "speed": {"channels_last": False, "compile": "off"},
     "notes": [],
@@ -22,7 +24,7 @@ RECEIPT: dict[str, Any] = {
 
 
 def shifted(levels: int) -> bytes:
-    image = picture()
+    image = make_image()
     x, y, step = 10, 10, levels
     red, green, blue = image.getpixel((x, y))  # type: ignore[misc]
     image.putpixel((x, y), (red - step if red >= step else red + step, green, blue))
@@ -34,18 +36,18 @@ def shifted(levels: int) -> bytes:
     [(0, "identical"), (1, "equivalent"), (8, "equivalent"), (9, "different"), (60, "different")],
 )
 def test_one_pixel_decides(levels: int, verdict: str) -> None:
-    result = compare_pixels(encode(picture(), "PNG"), shifted(levels))
+    result = compare_pixels(encode(make_image(), "PNG"), shifted(levels))
     assert (result.verdict, result.max_pixel_difference) == (verdict, levels)
 
 
 def test_the_file_format_does_not_matter() -> None:
-    lossless = encode(picture(), "WEBP", lossless=True, exact=True)
-    assert compare_pixels(encode(picture(), "PNG"), lossless).verdict == "identical"
+    lossless = encode(make_image(), "WEBP", lossless=True, exact=True)
+    assert compare_pixels(encode(make_image(), "PNG"), lossless).verdict == "identical"
 
 
 def test_other_sizes_are_different() -> None:
     small = encode(Image.new("RGB", (64, 64)), "PNG")
-    assert compare_pixels(encode(picture(), "PNG"), small).verdict == "different"
+    assert compare_pixels(encode(make_image(), "PNG"), small).verdict == "different"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_other_sizes_are_different() -> None:
     [
         (("model", "content_hash"), "b" * 64, "checkpoint"),
         (("device",), "NVIDIA H200", "device"),
-        (("rows",), 8, "rows"),
+        (("batch_size",), 8, "batch size"),
         (("speed", "channels_last"), True, "channels_last was false and is true"),
         (("speed", "compile"), "inductor", "compile was off and is inductor"),
         (("software", "torch"), "2.14", "torch"),
@@ -77,3 +79,16 @@ def test_receipts_from_before_speed_settings_were_recorded_are_not_said_to_diffe
 def test_equal_receipts_say_so() -> None:
     assert "equal" in explain(RECEIPT, RECEIPT, "identical")
     assert "hardware" in explain(RECEIPT, RECEIPT, "different")
+
+
+def test_pixels_are_resampled_without_a_lora_that_has_gone_and_name_it() -> None:
+    catalog = ModelCatalog(model=(ModelSpec(name="m", source="m"),))
+    receipt = {"loras": [{"name": "gone", "sha256": "a" * 64, "scale": 1.0}]}
+    assert loras_of_receipt(catalog, receipt, {}, needs_all=False) == receipt["loras"]
+    with pytest.raises(Problem, match="gone"):
+        loras_of_receipt(catalog, receipt, {}, needs_all=True)
+
+
+def test_the_number_of_cpu_threads_is_part_of_what_is_reproduced() -> None:
+    assert _options(RECEIPT, {}) == {"cpu_threads": 2}
+    assert _options({**RECEIPT, "cpu_threads": None}, {}) == {}

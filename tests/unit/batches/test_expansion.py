@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from api.batches.expansion import Expander, TemplateReader, alternatives
-from api.batches.reading import MAX_LINE_BYTES, MAX_LINES
+from api.batches.file_formats import MAX_LINE_BYTES, MAX_LINES
 from api.batches.report import FileRefused, LineRefused
 
 
@@ -114,6 +114,7 @@ def test_too_many_jobs_are_counted_but_never_made(line: dict[str, object]) -> No
     assert time.process_time() - started < 5  # making 2^500 of them takes for ever
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "text",
     [
@@ -179,6 +180,7 @@ def test_refused_lines_cannot_cost_without_end() -> None:
     assert stopped.value.code == "too_many_jobs"
 
 
+@pytest.mark.long
 def test_templates_cannot_cost_without_end() -> None:
     braces = "{|}" * (MAX_LINE_BYTES // 4)
     lines = ({"prompt": f"{number}{{a|b}}{braces}"} for number in range(MAX_LINES))

@@ -1,13 +1,16 @@
 """Answers of older and newer servers can be read."""
 
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
+from rich.pretty import pretty_repr
 
-from darkroom import Job, OtherState, Queued, UnexpectedAnswer
-from darkroom.decoding import Document, decode, wire
+from darkroom import APIResponseValidationError, Job, NewKey, OtherState, Queued
+from darkroom.decoding import Document, decode
 
 JOB: dict[str, Any] = {
     "id": "job_1",
@@ -28,16 +31,14 @@ JOB: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Thing(Document):
+class Thing(Document, frozen=True, kw_only=True):
     """Something with a renamed field and a nested list."""
 
-    size: int = wire("bytes")
+    size: int = msgspec.field(name="bytes")
     parts: "tuple[Part, ...]" = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part(Document):
+class Part(Document, frozen=True, kw_only=True):
     """A part."""
 
     at: datetime | None = None
@@ -76,6 +77,53 @@ def test_nested_lists_and_other_names() -> None:
     assert thing.parts[1].at == datetime(2025, 12, 31, 23, tzinfo=UTC)
 
 
+IMAGE: dict[str, Any] = {
+    "id": "img_1",
+    "seed": 7,
+    "width": 64,
+    "height": 64,
+    "content_type": "image/png",
+    "bytes": 10,
+    "sha256": "ab",
+    "url": "https://storage/secret",
+}
+
+
+def test_nested_documents_keep_what_they_were_made_from() -> None:
+    answer = {**JOB, "images": [{**IMAGE, "receipt": {"seed": 7}}], "error": None}
+    job = decode(Job, answer)
+    assert job.images[0].raw["receipt"] == {"seed": 7}
+    copy = pickle.loads(pickle.dumps(job))  # noqa: S301
+    assert copy == job
+    assert copy.images[0].raw == job.images[0].raw
+    assert Job(**{**JOB, "seeds": (7,), "created_at": job.created_at}).raw == {}
+
+
+@pytest.mark.parametrize("shown", [repr, pretty_repr])
+def test_no_secret_is_in_a_repr(shown: Callable[[object], str]) -> None:
+    job = decode(Job, {**JOB, "images": [IMAGE], "links": {"self": "https://x/secret"}})
+    key = {"id": "k", "name": "n", "tenant": "t", "scopes": [], "created_at": JOB["created_at"]}
+    for document in (job, decode(NewKey, {**key, "key": "drk_secret"})):
+        assert "secret" not in shown(document)
+        assert document.id in shown(document)
+
+
+def test_what_cannot_be_read_names_its_place() -> None:
+    with pytest.raises(APIResponseValidationError, match=r"`id` - at `\$.images\[1\]`"):
+        decode(Job, {**JOB, "images": [IMAGE, {}]})
+
+
+def test_refused_images_stand_apart() -> None:
+    refused = {"state": "filtered", "index": 0, "seed": 7, "filter": "words", "reason": "No."}
+    job = decode(Job, {**JOB, "images": [refused, IMAGE]})
+    assert [image.id for image in job.images] == [IMAGE["id"]]
+    assert job.images[0].raw == IMAGE
+    assert [(one.index, one.reason) for one in job.images.filtered] == [(0, "No.")]
+    again = pickle.loads(pickle.dumps(job))  # noqa: S301
+    assert again.images.filtered == job.images.filtered
+    assert decode(Job, JOB).images.filtered == ()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -90,5 +138,5 @@ def test_nested_lists_and_other_names() -> None:
     ],
 )
 def test_something_else_is_said_to_be_that(answer: Any) -> None:
-    with pytest.raises(UnexpectedAnswer, match="no Job"):
+    with pytest.raises(APIResponseValidationError, match="not a Job"):
         decode(Job, answer)

@@ -105,7 +105,7 @@ def test_the_asynchronous_client_does_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 def test_it_gives_up_after_some_tries(connect: Callable[[Service], Client]) -> None:
     service = Service(*[httpx2.ConnectTimeout] * 9)
-    with pytest.raises(darkroom.TimedOut):
+    with pytest.raises(darkroom.APITimeoutError):
         connect(service).jobs.get("job_1")
     assert len(service.requests) == 5
     service = Service(*[refusal(503, "overloaded") for _ in range(9)])
@@ -119,7 +119,7 @@ def test_what_may_have_been_done_is_not_done_twice(
     connect: Callable[[Service], Client], failure: Answer
 ) -> None:
     service = Service(failure)
-    with pytest.raises((darkroom.NoAnswer, darkroom.Unavailable)):
+    with pytest.raises((darkroom.APIConnectionError, darkroom.ServiceUnavailableError)):
         connect(service).keys.create("a key", scopes=["jobs"])
     assert len(service.requests) == 1
 
@@ -139,7 +139,7 @@ def test_what_will_not_pass_is_asked_once(
     connect: Callable[[Service], Client], status: int
 ) -> None:
     service = Service(refusal(status))
-    with pytest.raises(darkroom.ApiError):
+    with pytest.raises(darkroom.APIStatusError):
         connect(service).jobs.submit("a cat")
     assert len(service.requests) == 1
 
@@ -159,8 +159,8 @@ def test_waiting_outlasts_any_number_of_failures(connect: Callable[[Service], Cl
     assert max(service.pauses) <= 8
 
 
-def test_patience_ends() -> None:
-    patient = RetryPolicy(retries=0, patience=10.0)
+def test_the_retry_timeout_ends_retries() -> None:
+    patient = RetryPolicy(retries=0, retry_timeout=10.0)
     failure = httpx2.ConnectError("no")
     assert patient.after_failure(failure, repeatable=True, attempt=99, elapsed=9.0)
     assert patient.after_failure(failure, repeatable=True, attempt=1, elapsed=10.0) is None
@@ -181,3 +181,74 @@ def test_patience_ends() -> None:
 )
 def test_retry_after_has_two_forms(text: str, seconds: float | None) -> None:
     assert retry_after({"retry-after": text}, NOW) == seconds
+
+
+# --- For how long a stream that breaks is taken up again ---
+
+
+HOUR = 3600.0
+
+
+class Clock:
+    """Time that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Breaking(httpx2.SyncByteStream):
+    """A stream that tells some bytes, and breaks after a while in which nothing happened."""
+
+    def __init__(self, data: bytes, quiet: Callable[[], None]) -> None:
+        self._data, self._quiet = data, quiet
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        yield self._data
+        self._quiet()
+        raise httpx2.ReadError("broken")
+
+
+def snapshot(state: str, sequence: int) -> bytes:
+    job = httpx2.Response(200, json={**JOB, "state": state, "sequence": sequence}).content
+    return b"event: job\nid: 1-0\ndata: " + job + b"\n\n"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("darkroom.retries.time", made)
+    for module in ("transport", "jobs", "batches"):
+        monkeypatch.setattr(f"darkroom._sync.{module}.sleep", lambda _: None)
+    return made
+
+
+def test_a_stream_that_was_quiet_for_long_is_taken_up_again(clock: Clock) -> None:
+    def wait_in_the_queue() -> None:
+        clock.now += HOUR
+
+    headers = {"content-type": "text/event-stream"}
+    answers = [
+        httpx2.Response(200, headers=headers, stream=Breaking(snapshot("queued", 0), quiet))
+        for quiet in (wait_in_the_queue, wait_in_the_queue)
+    ]
+    answers.append(httpx2.Response(200, headers=headers, content=snapshot("succeeded", 1)))
+    service = httpx2.MockTransport(lambda _: answers.pop(0))
+    with Client("http://x", "drk_a_b", transport=service, retry_timeout=300) as client:
+        states = [event.job.state for event in client.jobs.events("job_1")]  # type: ignore[union-attr]
+    assert states == ["queued", "succeeded"]
+
+
+def test_results_of_a_service_that_is_gone_end(clock: Clock) -> None:
+    def gone(request: httpx2.Request) -> httpx2.Response:
+        clock.now += 1.0
+        raise httpx2.ConnectError("gone", request=request)
+
+    service = httpx2.MockTransport(gone)
+    with (
+        Client("http://x", "drk_a_b", transport=service, retry_timeout=0.01) as client,
+        pytest.raises(darkroom.APIConnectionError),
+    ):
+        list(client.batches.results("batch_1"))

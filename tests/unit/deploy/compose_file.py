@@ -29,7 +29,13 @@ def load_compose(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {name: _interpolated(part, variables) for name, part in value.items()}
+        # Without a value: passed if it is set.
+        given = {
+            name: variables.get(name) if part is None else part for name, part in value.items()
+        }
+        return {
+            name: _interpolated(part, variables) for name, part in given.items() if part is not None
+        }
     if isinstance(value, list):
         return [_interpolated(part, variables) for part in value]
     if isinstance(value, str):

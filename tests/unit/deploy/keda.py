@@ -48,7 +48,7 @@ SCALED_OBJECT = _object(
     ["apiVersion", "kind", "metadata", "spec"],
     apiVersion={"const": "keda.sh/v1alpha1"},
     kind={"const": "ScaledObject"},
-    metadata=_object(["name"], name=_TEXT, namespace=_TEXT),
+    metadata=_object(["name"], name=_TEXT, namespace=_TEXT, labels={"type": "object"}),
     spec=_object(
         ["scaleTargetRef", "triggers"],
         scaleTargetRef=_object(["name"], apiVersion=_TEXT, kind=_TEXT, name=_TEXT),
@@ -57,7 +57,17 @@ SCALED_OBJECT = _object(
         minReplicaCount=_COUNT,
         maxReplicaCount={"type": "integer", "minimum": 1},
         fallback=_object(
-            ["failureThreshold", "replicas"], failureThreshold=_COUNT, replicas=_COUNT
+            ["failureThreshold", "replicas"],
+            failureThreshold=_COUNT,
+            replicas=_COUNT,
+            behavior={
+                "enum": [
+                    "static",
+                    "currentReplicas",
+                    "currentReplicasIfHigher",
+                    "currentReplicasIfLower",
+                ]
+            },
         ),
         advanced=_object(
             [],

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from deploy.docker.secrets import NAMES, make_secrets
+from deploy.local.postgres_server import INITDB_OPTIONS
 from shared.core.keys import parse_key
 from shared.core.settings import Settings
 from tests.processes import PROJECT
@@ -18,7 +19,7 @@ DEPLOY = PROJECT / "deploy"
 DOCUMENT = load_compose()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 WORKERS = ("cpu-worker", "generate-worker", "generate-worker-cpu")
-OURS = ("migrate", "bootstrap", "api", *WORKERS)
+OURS = ("migrate", "bootstrap", "backup", "api", *WORKERS)
 
 
 def test_it_follows_the_compose_specification() -> None:
@@ -67,6 +68,15 @@ def test_every_image_says_its_version() -> None:
         assert re.search(r"\d+\.\d+", tag), f"{name}: {service['image']}"
 
 
+def test_images_of_others_can_come_from_elsewhere() -> None:
+    """By digest, or from a registry of one's own."""
+    names = {
+        f"{name}_IMAGE": f"own/{name}" for name in ("POSTGRES", "REDIS", "PROMETHEUS", "GRAFANA")
+    }
+    images = {service["image"] for service in load_compose(names)["services"].values()}
+    assert {image for image in images if not image.startswith("darkroom-")} == set(names.values())
+
+
 def test_every_setting_that_is_set_exists() -> None:
     known = {f"DARKROOM_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
@@ -75,6 +85,28 @@ def test_every_setting_that_is_set_exists() -> None:
     for name in OURS:
         secrets = set(SERVICES[name]["secrets"])
         assert {secret for secret in secrets if secret != "darkroom_api_key"} <= file_names
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_setting_can_be_set(name: str) -> None:
+    """What Compose does not pass is ignored without a word, even if it is a filter."""
+    given = {f"DARKROOM_{field.upper()}": "own" for field in Settings.model_fields}
+    environment = load_compose(given)["services"][name]["environment"]
+    passed = {setting for setting, value in environment.items() if value == "own"}
+    secrets = {secret.upper() for secret in SERVICES[name]["secrets"]}
+    own = {f"DARKROOM_{each}" for each in ("WORKER_NAME", "SHUTDOWN_GRACE")}
+    named = {setting for setting in environment if setting.startswith("DARKROOM_")}
+    assert named <= set(given), "a setting that there is not"
+    assert passed | secrets | set(SERVICES[name]["environment"]) | own >= set(given)
+    assert not passed & secrets
+    assert "DARKROOM_FILTERS" not in SERVICES[name]["environment"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_files_that_settings_name_are_there(name: str) -> None:
+    """Wherever settings are read, they are checked."""
+    assert "./files:/files:ro" in SERVICES[name]["volumes"]
+    assert "deploy/files" in (PROJECT / ".dockerignore").read_text("utf-8").splitlines()
 
 
 def test_settings_are_read_from_the_secrets(
@@ -130,6 +162,24 @@ def test_a_worker_is_given_time_to_hand_back(name: str) -> None:
         }
     )
     assert float(given.removesuffix("s")) >= settings.shutdown_grace.total_seconds() + 10
+
+
+def test_postgres_is_made_as_the_local_stack_makes_it() -> None:
+    """Its builtin locale refuses to start with another encoding than UTF8."""
+    assert tuple(SERVICES["postgres"]["environment"]["POSTGRES_INITDB_ARGS"].split()) == (
+        INITDB_OPTIONS
+    )
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_tmpfs_names_an_owner(name: str) -> None:
+    """Podman 4.3 refuses `uid=`."""
+    assert "uid=" not in str(SERVICES[name].get("tmpfs"))
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_is_healthy_when_it_takes_work(name: str) -> None:
+    assert SERVICES[name]["healthcheck"]["test"][-1].endswith("/readyz")
 
 
 def test_redis_forgets_nothing_on_its_own() -> None:

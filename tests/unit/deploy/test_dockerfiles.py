@@ -1,21 +1,27 @@
 """The Dockerfiles: linted, and everything they copy and install exists."""
 
+import os
 import subprocess
 import sys
+import time
 import tomllib
-from importlib.metadata import distributions
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from darkroom_server.__main__ import COMMANDS
+from deploy.docker import requirements
 from deploy.docker.healthy import is_healthy
 from deploy.docker.metadata import write_metadata
 from deploy.docker.prune import prune
-from deploy.docker.requirements import requirements
-from tests.processes import PROJECT
+from tests.processes import PROJECT, Process, free_port, wait_until
 from tests.unit.deploy.dockerfiles import DEPLOY, DOCKERFILES, command_of, instructions
 
 BY_NAME = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+REQUIREMENTS = requirements.FILE.read_text("utf-8").splitlines()[1:]
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
 
@@ -32,7 +38,7 @@ def test_every_copied_file_exists_and_reaches_the_build(dockerfile: Path) -> Non
     for word, rest in instructions(dockerfile):
         if word != "COPY" or rest.startswith("--from="):
             continue
-        *sources, _target = rest.split()
+        *sources, _target = rest.removeprefix("--chmod=755 ").split()
         for source in sources:
             assert (PROJECT / source).exists(), source
             assert _is_let_in(source), f".dockerignore keeps {source} out"
@@ -53,24 +59,42 @@ def test_the_base_says_its_version(dockerfile: Path) -> None:
     assert not base.endswith("latest")
 
 
-def test_extras_that_are_installed_exist() -> None:
-    for name, pyproject, extra in (
-        ("Dockerfile.api", "pyproject.toml", "api"),
-        ("Dockerfile.worker", "pyproject.toml", "worker"),
-        ("Dockerfile.playground", "client/pyproject.toml", "playground"),
-    ):
-        text = (DEPLOY / name).read_text("utf-8")
-        copied = [rest.split() for word, rest in instructions(DEPLOY / name) if word == "COPY"]
-        assert any(pyproject in sources for sources in copied)
-        assert f"/build/pyproject.toml {extra} >" in text
-        assert requirements(PROJECT / pyproject, [extra])
+@BY_NAME
+def test_packages_can_come_from_a_private_index(dockerfile: Path) -> None:
+    for word, rest in instructions(dockerfile):
+        if word == "RUN" and "pip install" in rest:
+            assert "--mount=type=secret,id=pip.conf,target=/etc/pip.conf" in rest
+            assert "--mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem" in rest
+
+
+@pytest.mark.parametrize("image", requirements.IMAGES)
+def test_an_image_installs_what_it_needs_by_hash(image: str) -> None:
+    lines = [line for line in REQUIREMENTS if image in line.partition(" # ")[2].split()]
+    pinned = dict(line.split()[0].split("==") for line in lines)
+    assert set(pinned) == requirements.packages(requirements.IMAGES[image]), "run `make lock`"
+    assert all("--hash=sha256:" in line for line in lines)
+    constraints = (PROJECT / "constraints.txt").read_text("utf-8").splitlines()
+    known = {
+        str(canonicalize_name(name)): version
+        for name, separator, version in (line.partition("==") for line in constraints)
+        if separator
+    }
+    assert {name: known[name] for name in pinned} == pinned, "run `make lock`"
+    text = (DEPLOY / f"Dockerfile.{image}").read_text("utf-8")
+    assert f"grep -E '# .*\\b{image}\\b' /build/requirements.txt" in text
+    assert f"--require-hashes --no-deps --requirement=/build/{image}.txt" in text
+
+
+def test_nothing_but_torch_is_installed_without_a_hash() -> None:
+    for dockerfile in DOCKERFILES:
+        for word, rest in instructions(dockerfile):
+            if word == "RUN" and "pip install" in rest and "--require-hashes" not in rest:
+                assert dockerfile.name == "Dockerfile.worker"
+                assert rest.endswith(" torch")
 
 
 def test_the_api_image_gets_no_model_code() -> None:
-    names = {
-        line.split(">")[0].split("[")[0]
-        for line in requirements(PROJECT / "pyproject.toml", ["api"])
-    }
+    names = requirements.packages(requirements.IMAGES["api"])
     assert not names & {"torch", "diffusers", "transformers", "sentence-transformers"}
     text = (DEPLOY / "Dockerfile.api").read_text("utf-8")
     assert "COPY worker" not in text
@@ -79,15 +103,15 @@ def test_the_api_image_gets_no_model_code() -> None:
 
 def test_every_requirement_is_pinned() -> None:
     pinned = {
-        line.partition("==")[0].lower().replace("_", "-")
+        canonicalize_name(line.partition("==")[0])
         for line in (PROJECT / "constraints.txt").read_text("utf-8").splitlines()
         if "==" in line
     }
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
-    for extra in project["optional-dependencies"]:
-        for line in requirements(PROJECT / "pyproject.toml", [extra]):
-            name = line.split(">")[0].split("[")[0].lower().replace("_", "-")
-            assert name in pinned, name
+    for lines in (project["dependencies"], *project["optional-dependencies"].values()):
+        for line in lines:
+            name = canonicalize_name(Requirement(line).name)
+            assert name in pinned or name.startswith("darkroom-"), name
 
 
 def test_pruning_leaves_what_the_api_reads(tmp_path: Path) -> None:
@@ -119,15 +143,46 @@ def test_an_image_knows_its_version(tmp_path: Path) -> None:
         assert "python /build/metadata.py /build/pyproject.toml /packages" in text
 
 
-def test_the_api_is_started_with_its_own_connection_class() -> None:
-    command = command_of(DEPLOY / "Dockerfile.api")
-    assert command[:4] == ["python", "-m", "uvicorn", "api.app:create_app"]
-    assert "--http=api.core.connection:Connection" in command
+@BY_NAME
+def test_images_run_the_commands_of_the_wheel(dockerfile: Path) -> None:
+    program, *arguments = command_of(dockerfile, "ENTRYPOINT") + command_of(dockerfile)
+    if program == "darkroom-server":
+        assert arguments[0] in COMMANDS
+        assert "deploy/docker/darkroom-server /usr/local/bin/" in dockerfile.read_text("utf-8")
+
+
+def test_the_playground_starts_where_its_image_has_packages(tmp_path: Path) -> None:
+    """Outside `site-packages` Streamlit believes itself a checkout, and refuses a port."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "streamlit").symlink_to(str(distribution("streamlit").locate_file("streamlit")))
+    port = free_port()
+    variables = {"PYTHONPATH": os.pathsep.join([str(packages), str(PROJECT / "client")])}
+    playground = Process(
+        variables, ["-m", "darkroom.playground", f"--port={port}"], tmp_path / "log"
+    )
+    playground.start()
+    try:
+        address = f"http://127.0.0.1:{port}/_stcore/health"
+        wait_until(lambda: is_healthy(address) or playground.child.poll() is not None, 60)
+        assert is_healthy(address), playground.tail()
+    finally:
+        playground.stop()
 
 
 def test_a_closed_port_is_not_healthy() -> None:
     assert not is_healthy("tcp://127.0.0.1:9")
     assert not is_healthy("http://127.0.0.1:9/healthz")
+
+
+def test_a_backup_of_three_days_ago_is_not_healthy(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    assert not is_healthy(manifest.as_uri())
+    manifest.touch()
+    assert is_healthy(manifest.as_uri())
+    old = time.time() - 3 * 24 * 3600
+    os.utime(manifest, (old, old))
+    assert not is_healthy(manifest.as_uri())
 
 
 def _is_let_in(source: str) -> bool:

@@ -22,8 +22,8 @@ COSTS = Costs(
 
 
 def test_work_grows_with_jobs_and_connections_with_workers() -> None:
-    slow = loads(COSTS, Fleet(gpus=1000, pictures_per_second=0.1))
-    quick = loads(COSTS, Fleet(gpus=100, pictures_per_second=1.0))
+    slow = loads(COSTS, Fleet(gpus=1000, images_per_second=0.1))
+    quick = loads(COSTS, Fleet(gpus=100, images_per_second=1.0))
     assert slow["jobs_per_second"] == quick["jobs_per_second"] == 100
     assert slow["wal_megabytes_per_second"] == quick["wal_megabytes_per_second"]
     assert slow["postgres_connections"] == 10 * quick["postgres_connections"] == 4000
@@ -31,9 +31,9 @@ def test_work_grows_with_jobs_and_connections_with_workers() -> None:
     assert slow["postgres_cores"] == pytest.approx(0.5 + 0.05 + 0.025)
 
 
-def test_slow_pictures_report_more_progress() -> None:
-    slow = loads(COSTS, Fleet(gpus=1000, pictures_per_second=0.1))
-    # 100 jobs/s × 20 commands, 9 s more of each picture × 8 commands, 100 announcements.
+def test_slow_images_report_more_progress() -> None:
+    slow = loads(COSTS, Fleet(gpus=1000, images_per_second=0.1))
+    # 100 jobs/s × 20 commands, 9 s more of each image × 8 commands, 100 announcements.
     assert slow["redis_commands_per_second"] == pytest.approx(2000 + 7200 + 100)
 
 

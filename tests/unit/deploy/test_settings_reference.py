@@ -16,6 +16,6 @@ def test_every_setting_has_a_row() -> None:
 def test_bounds_and_units_are_shown() -> None:
     rows = {setting.name: setting for setting in settings()}
     assert rows["DARKROOM_PRESIGN_TTL"].kind == "duration, ≤ 15 minutes"
-    assert rows["DARKROOM_WORKER_THREADS"].kind == "whole number, ≥ 2, ≤ 256"
+    assert rows["DARKROOM_WORKER_THREADS"].kind == "integer, ≥ 2, ≤ 256"
     assert rows["DARKROOM_DATABASE_URL"].default == "**required**"
-    assert rows["DARKROOM_LEASE"].section == "The ledger"
+    assert rows["DARKROOM_LEASE"].section == "The database"

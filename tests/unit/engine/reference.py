@@ -1,6 +1,9 @@
 """What diffusers' own pipeline makes of a request: the reference that the engine must equal."""
 
-from functools import lru_cache
+import copy
+import inspect
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +12,122 @@ import torch
 from numpy.typing import NDArray
 
 from shared.core.schedulers import SCHEDULERS
-from worker.engine.interface import ImageRequest
+from worker.engine.interface import ImageRequest, Lora
+
+Arguments = dict[str, Any] | None
+"""What a family's pipeline is called with besides."""
 
 
 class Reference:
     """A checkpoint behind diffusers' text-to-image and image-to-image pipelines."""
 
-    def __init__(self, folder: Path) -> None:
-        from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
+    def __init__(
+        self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
+        from diffusers import DiffusionPipeline
 
-        self._from_text = AutoPipelineForText2Image.from_pretrained(folder)
-        self._from_image = AutoPipelineForImage2Image.from_pipe(self._from_text)
-        for pipeline in (self._from_text, self._from_image):
-            pipeline.set_progress_bar_config(disable=True)
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        self._from_text = pipeline.to(device)
+        self._from_text.set_progress_bar_config(disable=True)
         self._base_config = self._from_text.scheduler.config
-        self.is_lcm = type(self._from_text).__name__ == "LatentConsistencyModelPipeline"
+        self._loras: set[str] = set()
 
-    def pixels(self, request: ImageRequest) -> NDArray[np.uint8]:
-        """(height, width, 3)."""
-        (image,) = self._call(request, "pil")
-        return np.asarray(image)
+    @cached_property
+    def _from_image(self) -> Any:
+        from diffusers import AutoPipelineForImage2Image, SanaSprintImg2ImgPipeline
 
-    def latents(self, request: ImageRequest) -> torch.Tensor:
-        """The final latents, (1, channels, h, w)."""
-        latents: torch.Tensor = self._call(request, "latent")
-        return latents
+        if type(self._from_text).__name__ == "SanaSprintPipeline":  # unknown to AutoPipeline
+            pipeline = SanaSprintImg2ImgPipeline(**self._from_text.components)
+        else:
+            pipeline = AutoPipelineForImage2Image.from_pipe(self._from_text)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
-    def _call(self, request: ImageRequest, output: str) -> Any:
+    @cached_property
+    def _inpaint(self) -> Any:
+        from diffusers import AutoPipelineForInpainting
+
+        pipeline = AutoPipelineForInpainting.from_pipe(self._from_text)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _controlled(self, request: ImageRequest) -> Any:
+        """The pipeline of this kind of request with the ControlNets that it names."""
         import diffusers
 
+        ending = "Inpaint" if request.mask else "Img2Img" if request.from_image else ""
+        name = type(self._from_text).__name__.replace("Inpaint", "")
+        name = name.replace("Pipeline", f"ControlNet{ending}Pipeline")
+        net_class = {"F": "FluxControlNetModel"}.get(name[0], "ControlNetModel")
+        net_class = "SD3ControlNetModel" if "Diffusion3" in name else net_class
+        nets = [
+            getattr(diffusers, net_class).from_pretrained(control.path, dtype=self._from_text.dtype)
+            for control in request.controls
+        ]
+        kind = getattr(diffusers, name)
+        taken = inspect.signature(kind.__init__).parameters
+        arguments = {**self._from_text.components, "requires_safety_checker": False}
+        pipeline = kind(
+            controlnet=nets if len(nets) > 1 else nets[0],
+            **{key: value for key, value in arguments.items() if key in taken},
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def set_loras(self, loras: Sequence[Lora]) -> None:
+        """Load those that are not loaded, and have these act alone."""
+        pipeline = self._from_text
+        for lora in loras:
+            if lora.name not in self._loras:
+                pipeline.load_lora_weights(str(lora.path), adapter_name=lora.name)
+                self._loras.add(lora.name)
+        if loras:
+            pipeline.enable_lora()
+            pipeline.set_adapters([lora.name for lora in loras], [lora.scale for lora in loras])
+        elif self._loras:
+            pipeline.disable_lora()
+
+    def pixels(self, request: ImageRequest, more: Arguments = None) -> NDArray[np.uint8]:
+        """(height, width, 3)."""
+        (image,) = self._call(request, "pil", more)
+        return np.asarray(image)
+
+    def together(self, requests: Sequence[ImageRequest]) -> list[Any]:
+        """Images from text in one call, which takes all but prompts and seeds from the first."""
+        import diffusers
+
+        first, pipeline = requests[0], self._from_text
+        scheduler_class = getattr(diffusers, SCHEDULERS[first.scheduler].class_name)
+        overrides = SCHEDULERS[first.scheduler].overrides
+        pipeline.scheduler = scheduler_class.from_config(self._base_config, **overrides)
+        images: list[Any] = pipeline(
+            prompt=[each.prompt for each in requests],
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance_scale,
+            width=first.width,
+            height=first.height,
+            generator=[torch.Generator("cpu").manual_seed(each.seed) for each in requests],
+        ).images
+        return images
+
+    def latents(self, request: ImageRequest, more: Arguments = None) -> torch.Tensor:
+        """The final latents, (1, …)."""
+        kept: list[torch.Tensor] = []
+        arguments = dict(more or {})
+
+        def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+            kept.append(tensors["latents"])
+            return tensors
+
+        if type(self._from_text).__name__ == "Flux2KleinPipeline":  # it hands them out unpacked
+            arguments["callback_on_step_end"] = keep
+        latents: torch.Tensor = self._call(request, "latent", arguments)
+        return kept[-1] if kept else latents
+
+    def _call(self, request: ImageRequest, output: str, more: Arguments) -> Any:
+        import diffusers
+
+        self.set_loras(request.loras)
         choice = SCHEDULERS[request.scheduler]
         scheduler_class = getattr(diffusers, choice.class_name)
         arguments: dict[str, Any] = {
@@ -47,19 +137,67 @@ class Reference:
             "generator": torch.Generator("cpu").manual_seed(request.seed),
             "output_type": output,
         }
-        if not self.is_lcm:
+        if "negative_prompt" in inspect.signature(self._from_text.__call__).parameters:
             arguments["negative_prompt"] = request.negative_prompt
-        if request.init_image is None:
+        if request.mask is not None:
+            pipeline = self._inpaint
+            arguments |= {
+                "image": request.init_image,
+                "mask_image": request.mask.image,
+                "strength": request.strength,
+                "width": request.width,
+                "height": request.height,
+            }
+            if request.mask.padding is not None:
+                arguments["padding_mask_crop"] = request.mask.padding
+        elif not request.from_image:
             pipeline = self._from_text
             arguments |= {"width": request.width, "height": request.height}
         else:
             pipeline = self._from_image
-            image = pipeline.image_processor.resize(
-                request.init_image, height=request.height, width=request.width
-            )
+            image = request.init_latents
+            if image is None:
+                image = pipeline.image_processor.resize(
+                    request.init_image, height=request.height, width=request.width
+                )
+            else:  # not all let latents through, although their `prepare_latents` takes them
+                pipeline = copy.copy(pipeline)
+                pipeline.image_processor = copy.copy(pipeline.image_processor)
+                pipeline.image_processor.preprocess = _as_it_is
+                pipeline.prepare_image = _as_it_is
             arguments |= {"image": image, "strength": request.strength}
-        pipeline.scheduler = scheduler_class.from_config(self._base_config, **choice.overrides)
+            if "width" in inspect.signature(pipeline.__call__).parameters:
+                arguments |= {"width": request.width, "height": request.height}
+        if request.controls:
+            pipeline = self._controlled(request)
+            arguments |= _control_arguments(request, pipeline)
+        arguments |= more or {}
+        overrides = dict(choice.overrides)
+        if choice.shift is not None:
+            base = self._base_config
+            overrides[choice.shift] = base["shift"] if "shift" in base else base["flow_shift"]
+        pipeline.scheduler = scheduler_class.from_config(self._base_config, **overrides)
+        if request.controls:  # some take less than their like without ControlNets
+            taken = inspect.signature(pipeline.__call__).parameters
+            arguments = {name: value for name, value in arguments.items() if name in taken}
         return pipeline(**arguments).images
+
+
+def _control_arguments(request: ImageRequest, pipeline: Any) -> dict[str, Any]:
+    torch.manual_seed(request.seed)  # SD3's encodes its image with noise of no generator
+    controls, called = request.controls, inspect.signature(pipeline.__call__).parameters
+    values: dict[str, list[Any]] = {
+        "control_image" if "control_image" in called else "image": [one.image for one in controls],
+        "controlnet_conditioning_scale": [one.scale for one in controls],
+        "control_guidance_start": [one.start for one in controls],
+        "control_guidance_end": [one.end for one in controls],
+    }
+    each = {name: value if len(value) > 1 else value[0] for name, value in values.items()}
+    return {**each, "width": request.width, "height": request.height}
+
+
+def _as_it_is(image: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return image
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """The step loop with its threads, over a simulated GPU."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
@@ -13,13 +14,14 @@ from shared.core.model_catalog import ModelSpec
 from tests.processes import wait_until
 from tests.unit.engine.toys import request
 from worker.engine import Canceled, EngineClosed, StepUpdate, open_engine
+from worker.engine.in_flight import UsageMeter
 from worker.engine.simulated import SimulatedEngine, SimulatedSpeed
 
 LIMIT = 30.0
 
 
 def engine_of(rows: int = 2, tick: float = 0.005, **speed: float) -> SimulatedEngine:
-    spec = ModelSpec(name="sim", source="simulated:", rows=rows)
+    spec = ModelSpec(name="sim", source="simulated:", max_batch_size=rows)
     engine = SimulatedEngine(spec, SimulatedSpeed(tick_seconds=tick, row_seconds=0.0, **speed))
     engine.load()
     return engine
@@ -90,14 +92,14 @@ def test_cancel_takes_one_image_back_and_leaves_its_neighbour(engine: SimulatedE
 
 
 def test_an_interactive_image_pauses_bulk_and_bulk_goes_on(engine: SimulatedEngine) -> None:
-    bulk = [engine.submit(request(seed=seed, steps=60, lane="bulk")) for seed in range(2)]
+    bulk = [engine.submit(request(seed=seed, steps=60, queue_class="bulk")) for seed in range(2)]
     wait_until(lambda: engine.counters.ticks >= 5, LIMIT, "the fifth tick")
     first = engine.submit(request(seed=9, steps=5)).future.result(LIMIT)
     assert not any(ticket.future.done() for ticket in bulk)
     assert engine.counters.pauses == 1
     for ticket in bulk:
         assert ticket.future.result(LIMIT).finished_at > first.finished_at
-    assert engine.counters.steps_by_lane == {"interactive": 5, "bulk": 120}
+    assert engine.counters.steps_by_queue_class == {"interactive": 5, "bulk": 120}
 
 
 def test_steps_are_told_seldom_and_the_last_one_always() -> None:
@@ -117,7 +119,7 @@ def test_a_failing_callback_harms_nobody(engine: SimulatedEngine) -> None:
     def fail(_: StepUpdate) -> None:
         raise RuntimeError("no")
 
-    assert engine.submit(request(), fail).future.result(LIMIT).facts.rows == 2
+    assert engine.submit(request(), fail).future.result(LIMIT).facts.batch_size == 2
 
 
 def test_strength_shortens_the_way(engine: SimulatedEngine) -> None:
@@ -128,7 +130,7 @@ def test_strength_shortens_the_way(engine: SimulatedEngine) -> None:
 
 
 def test_a_request_may_fix_its_rows(engine: SimulatedEngine) -> None:
-    assert engine.submit(request(rows=7)).future.result(LIMIT).facts.rows == 7
+    assert engine.submit(request(batch_size=7)).future.result(LIMIT).facts.batch_size == 7
 
 
 def test_what_cannot_be_done_is_refused_at_once(engine: SimulatedEngine) -> None:
@@ -171,7 +173,7 @@ def test_who_waits_for_the_engine_hears_of_its_end(engine: SimulatedEngine) -> N
 def test_many_decodings_hold_up_neither_each_other_nor_the_watchdog() -> None:
     """Eight at 0.2 s, where a piece of work may last 0.5 s."""
     faults: list[Any] = []
-    spec = ModelSpec(name="sim", source="simulated:", rows=8, tick_budget=0.5)
+    spec = ModelSpec(name="sim", source="simulated:", max_batch_size=8, tick_budget=0.5)
     speed = SimulatedSpeed(tick_seconds=0.02, row_seconds=0.0, decode_seconds=0.2)
     engine = SimulatedEngine(spec, speed, on_fault=faults.append)
     engine.load()
@@ -183,6 +185,20 @@ def test_many_decodings_hold_up_neither_each_other_nor_the_watchdog() -> None:
         assert ticket.future.result(LIMIT).pixels.shape == (64, 64, 3)
     assert faults == []
     engine.close()
+
+
+def test_between_two_ticks_images_are_decoded_for_as_long_as_a_tick_lasts() -> None:
+    """Five at 0.02 s beside a tick of 0.1 s: neither one by one nor all at once."""
+    engine = engine_of(rows=9, tick=0.1, decode_seconds=0.02)
+    long = engine.submit(request(steps=500))
+    ended: list[int] = []
+    tickets = [engine.submit(request(seed=seed, steps=2)) for seed in range(8)]
+    for ticket in tickets:
+        ticket.future.add_done_callback(lambda _: ended.append(engine.counters.ticks))
+    wait([ticket.future for ticket in tickets], LIMIT)
+    long.cancel()
+    engine.close()
+    assert 1 < max(Counter(ended).values()) < 8
 
 
 def test_an_engine_that_is_not_loaded_says_so() -> None:
@@ -203,3 +219,12 @@ def test_padding_is_counted(engine: SimulatedEngine) -> None:
     engine.submit(request(steps=4)).future.result(LIMIT)
     counters = engine.counters
     assert (counters.ticks, counters.live_rows, counters.padded_rows) == (4, 4, 4)
+    assert (counters.images, counters.canceled) == (1, 0)
+
+
+def test_the_time_of_a_tick_is_a_mean_in_which_the_last_one_counts_a_fifth() -> None:
+    meter = UsageMeter()
+    for seconds in (2.0, 2.0, 4.0):
+        meter.bill_tick(1, [], seconds)
+    assert meter.tick_seconds == pytest.approx(2.4)
+    assert meter.busy_seconds == 8.0

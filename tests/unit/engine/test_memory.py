@@ -16,7 +16,7 @@ from worker.engine import Canceled
 from worker.engine.device import Device, WorkKind, open_device
 from worker.engine.diffusion import DiffusionEngine
 from worker.engine.previews import PreviewMap
-from worker.engine.rescue import _with_pipeline
+from worker.engine.rescue import _with_parts
 
 LIMIT = 60.0
 
@@ -32,7 +32,8 @@ class SmallDevice(FaultyDevice):
 
     def _check(self, kind: WorkKind, result: Any) -> Any:
         assert self.engine is not None
-        if kind == self._kind and self.engine._backend.shape_of(request()).rows > self._most:
+        backend = self.engine._backend
+        if kind == self._kind and backend.most(backend.shape_of(request())) > self._most:
             raise out_of_memory()
         return result
 
@@ -46,14 +47,14 @@ def small_engine(kind: WorkKind, most: int, **changes: Any) -> DiffusionEngine:
 
 @pytest.mark.parametrize("kind", ["encode", "decode"])
 def test_a_want_of_memory_beside_the_ticks_means_fewer_rows_too(kind: WorkKind) -> None:
-    engine = small_engine(kind, most=2, rows=8)
+    engine = small_engine(kind, most=2, max_batch_size=8)
     images = [engine.submit(request(seed=seed)) for seed in range(5)]
     made = [image.future.result(LIMIT) for image in images]
     assert engine.counters.out_of_memory_shrinks == 2
-    assert engine.submit(request()).future.result(LIMIT).facts.rows == 2
+    assert engine.submit(request()).future.result(LIMIT).facts.batch_size == 2
     engine.close()
     for seed, image in enumerate(made):
-        same = toy_engine("sd15", rows=image.facts.rows)
+        same = toy_engine("sd15", max_batch_size=image.facts.batch_size)
         expected = same.submit(request(seed=seed)).future.result(LIMIT)
         assert np.array_equal(image.pixels, expected.pixels)
         same.close()
@@ -61,24 +62,55 @@ def test_a_want_of_memory_beside_the_ticks_means_fewer_rows_too(kind: WorkKind) 
 
 @pytest.mark.parametrize("kind", ["encode", "decode"])
 def test_a_want_of_memory_at_one_row_fails_the_image_alone(kind: WorkKind) -> None:
-    engine = small_engine(kind, most=0, rows=2)
+    engine = small_engine(kind, most=0, max_batch_size=2)
     for _ in range(2):
         with pytest.raises(OutOfMemory):
             engine.submit(request()).future.result(LIMIT)
     engine.close()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("too_slow", [0.0, 1000.0], ids=["in one piece", "in pieces"])
 @pytest.mark.parametrize("kind", ["tick", "decode"])
-def test_the_warm_up_finds_the_rows_that_fit(kind: WorkKind) -> None:
-    engine = small_engine(kind, most=2, rows=8, warm_sizes=((64, 64),))
-    assert [time.rows for time in engine.warm_up().tick_times] == [2]
+def test_the_warm_up_finds_the_rows_that_fit(
+    kind: WorkKind, too_slow: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the measurement keeps the pieces decides which sizes agree: 1 to 8, or 2 to 7."""
+    monkeypatch.setattr("worker.engine.agreement._TOO_SLOW", too_slow)
+    engine = small_engine(kind, most=2, max_batch_size=8, warm_sizes=((64, 64),))
+    engine.warm_up()
+    backend = engine._backend
+    assert backend.most(backend.shape_of(request())) == 2
     image = engine.submit(request()).future.result(LIMIT)
-    assert (image.facts.rows, image.facts.notes) == (2, ())
+    assert image.facts.notes == ()
+    engine.close()
+
+
+@pytest.mark.long
+def test_the_warm_up_of_a_larger_size_begins_with_the_rows_that_a_smaller_one_was_left_with() -> (
+    None
+):
+    ticks: list[int] = []
+
+    def check(kind: WorkKind, result: Any) -> Any:
+        if kind == "tick":
+            ticks.append(len(result) // 2)  # guided
+            if ticks[-1] > 4:
+                raise out_of_memory()
+        return result
+
+    changes = {"max_batch_size": 8, "warm_sizes": ((64, 64), (128, 64))}
+    engine = toy_engine("sd15", FaultyDevice(check), default_guidance_scale=5.0, **changes)
+    engine.warm_up()
+    backend = engine._backend
+    for width in (64, 128):
+        assert backend.most(backend.shape_of(request(width=width))) == 4
+    assert len([rows for rows in ticks if rows > 4]) == 1
     engine.close()
 
 
 def test_a_size_that_fits_at_no_rows_makes_the_model_unavailable() -> None:
-    engine = small_engine("tick", most=0, rows=2)
+    engine = small_engine("tick", most=0, max_batch_size=2)
     with pytest.raises(ModelUnavailable, match="64x64"):
         engine.warm_up()
     engine.close()
@@ -113,12 +145,12 @@ def test_a_preview_that_cannot_be_drawn_costs_nothing_else(
 def test_a_finished_image_is_gone_with_its_ticket() -> None:
     engine = toy_engine("sd15")
     ticket = engine.submit(request())
-    picture = weakref.ref(ticket.future.result(LIMIT))
+    result = weakref.ref(ticket.future.result(LIMIT))
     engine.close()
     gc.disable()
     try:
         del ticket
-        assert picture() is None
+        assert result() is None
     finally:
         gc.enable()
 
@@ -133,7 +165,7 @@ def test_a_closed_engine_ends_the_call_of_a_whole_pipeline() -> None:
     assert "pipeline" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_whole_pipeline_in_float32_is_gone_as_soon_as_its_picture_is_made(
+def test_a_whole_pipeline_in_float32_is_gone_as_soon_as_its_image_is_made(
     float32_copies: list["weakref.ref[torch.nn.Module]"],
 ) -> None:
     def spoil(kind: WorkKind, result: Any) -> Any:
@@ -151,9 +183,9 @@ def test_a_rescue_goes_by_the_checkpoint_s_own_schedule() -> None:
     """And not by the scheduler of whoever was prepared last, which the pipeline has then."""
     engine = toy_engine("sd15")
     backend: Any = engine._backend
-    model = backend._model
     engine.submit(request(scheduler="dpmpp-2m")).future.result(LIMIT)
-    assert _with_pipeline(model, model.pipeline).schedules is model.schedules
+    family = backend._family
+    assert _with_parts(family, {}).schedules is family.schedules
     engine.close()
 
 

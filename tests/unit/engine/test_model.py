@@ -1,4 +1,4 @@
-"""What a real model offers beside its pictures: facts, previews, truncation, refusals."""
+"""What a real model offers beside its images: facts, previews, truncation, refusals."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ START = Image.fromarray(np.random.default_rng(2).integers(0, 255, (90, 70, 3), d
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DiffusionEngine]:
-    opened = toy_engine("sd15", rows=2)
+    opened = toy_engine("sd15", max_batch_size=2)
     yield opened
     opened.close()
 
@@ -51,43 +51,43 @@ def test_warm_up_makes_every_size_and_fits_the_previews() -> None:
 
 
 def test_facts_are_enough_for_a_receipt_and_are_json(engine: DiffusionEngine) -> None:
-    facts = engine.submit(request(scheduler="euler", rows=1)).future.result(LIMIT).facts
+    facts = engine.submit(request(scheduler="euler", batch_size=1)).future.result(LIMIT).facts
     assert facts.scheduler_class == "EulerDiscreteScheduler"
     assert facts.scheduler_config["beta_end"] == 0.012
     json.dumps(facts.scheduler_config, allow_nan=False)
     assert facts.content_hash == engine.model.content_hash
-    assert (facts.rows, facts.dtype, facts.cuda_version) == (1, "float32", None)
+    assert (facts.batch_size, facts.dtype, facts.cuda_version) == (1, "float32", None)
     assert facts.cpu_threads is not None
 
 
 def test_a_fixed_number_of_rows_gives_the_bits_of_that_number(engine: DiffusionEngine) -> None:
-    asked = request(rows=1)
-    image = engine.submit(asked).future.result(LIMIT)
-    assert np.array_equal(image.pixels, reference(toy_folder("sd15")).pixels(asked))
+    image_request = request(batch_size=1)
+    image = engine.submit(image_request).future.result(LIMIT)
+    assert np.array_equal(image.pixels, reference(toy_folder("sd15")).pixels(image_request))
 
 
 def test_after_a_restart_the_bytes_are_the_same(engine: DiffusionEngine) -> None:
-    again = toy_engine("sd15", rows=2)
+    again = toy_engine("sd15", max_batch_size=2)
     first = engine.submit(request()).future.result(LIMIT)
     second = again.submit(request()).future.result(LIMIT)
     assert np.array_equal(first.pixels, second.pixels)
     again.close()
 
 
-def test_previews_have_the_size_of_the_latents_and_the_look_of_the_picture() -> None:
+def test_previews_have_the_size_of_the_latents_and_the_look_of_the_image() -> None:
     engine = toy_engine("sd15")
     engine.warm_up()
     updates: list[StepUpdate] = []
     for _ in range(2):
         engine.submit(request(previews=True), updates.append).future.result(LIMIT)
     engine.close()
-    pictures = [update.preview_webp for update in updates]
-    assert pictures
-    assert all(picture is not None and picture[8:12] == b"WEBP" for picture in pictures)
+    images = [update.preview_webp for update in updates]
+    assert images
+    assert all(image is not None and image[8:12] == b"WEBP" for image in images)
 
 
 def test_previews_know_the_mean_and_the_deviation_of_a_vae_s_latents(tmp_path: Path) -> None:
-    """The same picture as latents of two models, one of which standardizes them: one preview."""
+    """The same image as latents of two models, one of which standardizes them: one preview."""
     from diffusers import AutoencoderKL
 
     mean, deviation = [-0.24, -0.28, -0.01, 0.33], [0.17, 0.19, 0.15, 0.18]  # about the toy's own
@@ -95,10 +95,10 @@ def test_previews_know_the_mean_and_the_deviation_of_a_vae_s_latents(tmp_path: P
     standard = _with_vae_config(
         tmp_path / "standard", scaling_factor=1.0, latents_mean=mean, latents_std=deviation
     )
-    picture = torch.from_numpy(np.array(START.resize((8, 8)).resize((64, 64))))
+    image = torch.from_numpy(np.array(START.resize((8, 8)).resize((64, 64))))
     vae = AutoencoderKL.from_pretrained(plain / "vae")
     with torch.no_grad():
-        latents = vae.encode(picture.permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
+        latents = vae.encode(image.permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
     each_mean, each_deviation = torch.tensor([mean, deviation]).view(2, 1, 4, 1, 1)
     shown = _preview(plain, latents * 6.0)
     again = _preview(standard, (latents - each_mean) / each_deviation)
@@ -116,15 +116,18 @@ def _with_vae_config(folder: Path, **values: Any) -> Path:
 
 def _preview(folder: Path, latents: torch.Tensor) -> NDArray[np.int64]:
     """What a model shows of clean latents, (8, 8, 3), in 0 … 255."""
+    from worker.engine.batched_backend import BatchedBackend
     from worker.engine.device import open_device
+    from worker.engine.families.stable_diffusion import StableDiffusionXL
     from worker.engine.loaded import load
     from worker.engine.row import Prediction
-    from worker.engine.unet_backend import UnetBackend
 
-    backend = UnetBackend(load(toy_spec("sdxl", source=str(folder)), open_device("cpu")), "sdxl")
+    backend = BatchedBackend(
+        load(toy_spec("sdxl", source=str(folder)), open_device("cpu")), StableDiffusionXL
+    )
     backend.warm_up()
-    asked = request()
-    row, _ = backend.prepare(asked, backend.shape_of(asked))
+    image_request = request()
+    row, _ = backend.prepare(image_request, backend.shape_of(image_request))
     row.seen = Prediction(latents, torch.zeros_like(latents), timestep=0.0)
     shown = backend.preview(row)
     assert shown is not None
@@ -133,13 +136,13 @@ def _preview(folder: Path, latents: torch.Tensor) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "lms"])
 def test_the_predicted_latents_end_in_the_final_ones(scheduler: str) -> None:
-    from tests.unit.engine.crowds import make_alone
+    from tests.unit.engine.concurrency import make_alone
     from tests.unit.engine.toys import toy_backend
     from worker.engine.previews import predicted_latents
 
     backend = toy_backend("sd15", 1)
-    asked = request(scheduler=scheduler, previews=True, steps=12)
-    made = make_alone(backend, asked)
+    image_request = request(scheduler=scheduler, previews=True, steps=12)
+    made = make_alone(backend, image_request)
     alphas = backend._loaded.pipeline.scheduler.alphas_cumprod
     assert made.seen is not None
     predicted = predicted_latents(made.seen, alphas, "epsilon")
@@ -195,19 +198,19 @@ def test_a_latent_consistency_model_takes_no_other_scheduler(consistent: Diffusi
 def test_a_latent_consistency_model_runs_all_steps_at_any_strength(
     consistent: DiffusionEngine, steps: int, strength: float
 ) -> None:
-    asked = request(scheduler="lcm", steps=steps, strength=strength, init_image=START)
+    image_request = request(scheduler="lcm", steps=steps, strength=strength, init_image=START)
     updates: list[StepUpdate] = []
-    image = consistent.submit(asked, updates.append).future.result(LIMIT)
-    assert np.array_equal(image.pixels, reference(toy_folder("lcm")).pixels(asked))
+    image = consistent.submit(image_request, updates.append).future.result(LIMIT)
+    assert np.array_equal(image.pixels, reference(toy_folder("lcm")).pixels(image_request))
     assert (updates[-1].step, updates[-1].steps) == (steps, steps)
 
 
 def test_a_strength_that_leaves_a_latent_consistency_model_too_few_timesteps(
     consistent: DiffusionEngine,
 ) -> None:
-    asked = request(scheduler="lcm", steps=30, strength=0.4, init_image=START)
+    image_request = request(scheduler="lcm", steps=30, strength=0.4, init_image=START)
     with pytest.raises(InvalidInput):
-        consistent.submit(asked).future.result(LIMIT)
+        consistent.submit(image_request).future.result(LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -216,16 +219,16 @@ def test_a_strength_that_leaves_a_latent_consistency_model_too_few_timesteps(
 def test_another_pipeline_runs_through_its_own_call(
     whole: DiffusionEngine, changes: dict[str, Any]
 ) -> None:
-    asked = request(scheduler="euler-ancestral", **changes)
-    image = whole.submit(asked).future.result(LIMIT)
-    assert np.array_equal(image.pixels, reference(toy_folder("pag")).pixels(asked))
+    image_request = request(scheduler="euler-ancestral", **changes)
+    image = whole.submit(image_request).future.result(LIMIT)
+    assert np.array_equal(image.pixels, reference(toy_folder("pag")).pixels(image_request))
     assert whole.model.family == "pipeline"
 
 
 @pytest.fixture(scope="module")
 def patched() -> Iterator[DiffusionEngine]:
     """An engine over a pipeline whose sizes are multiples of 16."""
-    opened = toy_engine("flux")
+    opened = toy_engine("sd3pag")
     opened.warm_up()
     yield opened
     opened.close()
@@ -235,15 +238,15 @@ def patched() -> Iterator[DiffusionEngine]:
 def test_a_pipeline_makes_the_size_that_was_asked_for(
     patched: DiffusionEngine, changes: dict[str, Any]
 ) -> None:
-    asked = request(width=96, height=80, **changes)
-    image = patched.submit(asked).future.result(LIMIT)
+    image_request = request(width=96, height=80, **changes)
+    image = patched.submit(image_request).future.result(LIMIT)
     assert image.pixels.shape == (80, 96, 3)
     assert patched.model.family == "flow"
 
 
 def test_flow_matching_rounds_the_steps_that_run_up(patched: DiffusionEngine) -> None:
-    asked = request(width=96, height=80, steps=5, init_image=START, strength=0.5)
-    assert patched.submit(asked).future.result(LIMIT).steps == 3
+    image_request = request(width=96, height=80, steps=5, init_image=START, strength=0.5)
+    assert patched.submit(image_request).future.result(LIMIT).steps == 3
 
 
 @pytest.mark.parametrize("changes", [{"width": 72}, {"height": 72}])
@@ -254,7 +257,7 @@ def test_a_size_that_a_pipeline_would_round_is_refused(
         patched.submit(request(**changes))
 
 
-def test_a_picture_of_another_size_is_not_handed_over(
+def test_an_image_of_another_size_is_not_handed_over(
     whole: DiffusionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pipeline that rounds sizes and does not say by what."""
@@ -301,27 +304,29 @@ def test_a_scheduler_without_a_table_of_noise_levels_runs_as_its_own_pipeline_do
     engine = toy_engine("edm")
     engine.warm_up()
     assert engine.model.family == "pipeline"
-    asked = request(negative_prompt="blurry", init_image=START.resize((64, 64)), strength=0.5)
+    image_request = request(
+        negative_prompt="blurry", init_image=START.resize((64, 64)), strength=0.5
+    )
     images = [
         engine.submit(each).future.result(LIMIT)
-        for each in (request(negative_prompt="blurry"), asked)
+        for each in (request(negative_prompt="blurry"), image_request)
     ]
     engine.close()
     from_text = StableDiffusionXLPipeline.from_pretrained(toy_folder("edm"))
     from_image = StableDiffusionXLImg2ImgPipeline(**from_text.components)
     common = {
-        "prompt": asked.prompt,
+        "prompt": image_request.prompt,
         "negative_prompt": "blurry",
-        "num_inference_steps": asked.steps,
-        "guidance_scale": asked.guidance_scale,
+        "num_inference_steps": image_request.steps,
+        "guidance_scale": image_request.guidance_scale,
     }
-    start = {"image": asked.init_image, "strength": 0.5}
+    start = {"image": image_request.init_image, "strength": 0.5}
     for image, pipeline, more in (
         (images[0], from_text, {"width": 64, "height": 64}),
         (images[1], from_image, start),
     ):
         pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator("cpu").manual_seed(asked.seed)
+        generator = torch.Generator("cpu").manual_seed(image_request.seed)
         (expected,) = pipeline(**common, **more, generator=generator).images
         assert np.array_equal(image.pixels, np.asarray(expected))
         assert image.facts.scheduler_class == "EDMEulerScheduler"

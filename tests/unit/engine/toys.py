@@ -3,6 +3,7 @@
 import atexit
 import shutil
 import tempfile
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 
 from deploy.toy_models import BUILDERS
 from shared.core.model_catalog import ModelSpec
+from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import Device, open_device
 from worker.engine.diffusion import DiffusionEngine
+from worker.engine.families import family_of
 from worker.engine.interface import ImageRequest
 from worker.engine.loaded import load
-from worker.engine.unet_backend import UnetBackend, family_of
 
 torch.set_num_threads(1)  # toys are small: on a busy machine a second thread is only waited for
 
@@ -35,13 +37,14 @@ def toy_spec(family: str, **changes: Any) -> ModelSpec:
     values: dict[str, Any] = {
         "name": f"toy-{family}",
         "source": str(toy_folder(family)),
-        "scheduler": "lcm" if family == "lcm" else "dpmpp-2m",
+        "scheduler": scheduler_of(family),
         "default_width": 64,
         "default_height": 64,
         "max_width": 128,
         "max_height": 128,
         "default_steps": 4,
-        "rows": 1,
+        "max_batch_size": 1,
+        "cpu_threads": 1,
     }
     return ModelSpec(**{**values, **changes})
 
@@ -53,17 +56,29 @@ def toy_engine(family: str, device: Device | None = None, **changes: Any) -> Dif
     return engine
 
 
+def scheduler_of(family: str) -> str:
+    """The usual scheduler of a toy's family."""
+    if family == "lcm":
+        return "lcm"
+    if family == "sprint":
+        return "scm"
+    flow = family.startswith(
+        ("sd3", "flux", "schnell", "sana", "klein", "qwen", "zimage", "lumina2")
+    )
+    return "flow-euler" if flow else "dpmpp-2m"
+
+
 @lru_cache
-def toy_backend(family: str, rows: int) -> UnetBackend:
+def toy_backend(family: str, rows: int, *, on: str = "cpu", **changes: Any) -> BatchedBackend:
     """A backend without an engine around it, for tests that drive the turns themselves."""
-    loaded = load(toy_spec(family, rows=rows), open_device("cpu"))
+    loaded = load(toy_spec(family, max_batch_size=rows, **changes), open_device(on))
     found = family_of(loaded.pipeline)
     assert found is not None
-    return UnetBackend(loaded, found)
+    return BatchedBackend(loaded, found)
 
 
 def request(**changes: Any) -> ImageRequest:
-    """A small picture of a fox."""
+    """A small image of a fox."""
     values: dict[str, Any] = {
         "prompt": "a red fox in the snow",
         "negative_prompt": None,
@@ -75,3 +90,17 @@ def request(**changes: Any) -> ImageRequest:
         "scheduler": "dpmpp-2m",
     }
     return ImageRequest(**{**values, **changes})
+
+
+def long_but(quick: Iterable[object], values: Iterable[object]) -> list[Any]:
+    """Parameters of which `make test` takes the quick ones; the rest is long."""
+    import pytest  # which a GPU machine need not have: `make bench-gpu` takes its toys from here
+
+    chosen = set(quick)
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=() if value in chosen else pytest.mark.long,
+        )
+        for value in values
+    ]

@@ -4,8 +4,15 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from shared.jobs.calibration import Calibration, Estimate, Finished, Outcome, RateBook, Work
-from shared.jobs.estimates import Ahead, Load, Snapshot, ThroughputMeter, estimate_queued, servers
+from shared.jobs.calibration import (
+    Calibration,
+    DurationEstimate,
+    EstimateOutcome,
+    Finished,
+    RateBook,
+    Workload,
+)
+from shared.jobs.estimates import Load, Snapshot, ThroughputMeter, estimate_queued, servers
 
 GPU = "a GPU"
 ROWS = 8
@@ -16,9 +23,9 @@ TICK = 0.04
 class SimulatedJob:
     """A job on its way through the system."""
 
-    work: Work
+    work: Workload
     submitted: float
-    estimate: Estimate | None
+    estimate: DurationEstimate | None
     left: list[int] = field(default_factory=list)
     """Steps of each image that wait for a row."""
     running: list[int] = field(default_factory=list)
@@ -38,21 +45,25 @@ class System:
         self.book, self.calibration, self.meter = RateBook(), Calibration(), ThroughputMeter()
         self.snapshot = Snapshot()
         self.done: list[SimulatedJob] = []
-        self.outcomes: list[tuple[Estimate, float]] = []
+        self.outcomes: list[tuple[DurationEstimate, float]] = []
         self.looked = 0.0
 
     def submit(self) -> None:
         """One job; its estimate is that of this moment."""
         choose = self.chance.choice
-        work = Work("m", 64, 64, choose((5, 10, 20, 40)), guided=True, images=choose((1, 1, 2, 4)))
+        work = Workload(
+            "m", 64, 64, choose((5, 10, 20, 40)), guided=True, images=choose((1, 1, 2, 4))
+        )
         found = servers(self.snapshot, {GPU: ROWS}, work)
         estimate = None
         if found is not None:
-            ahead = Ahead(
-                sum(len(job.left) for job in self.queue),
-                sum(job.work.cost * len(job.left) for job in self.queue),
-                sum(len(job.running) for job in self.inside),
-                sum(job.work.cost * len(job.running) for job in self.inside),
+            ahead = Load(
+                model="m",
+                queue_class="interactive",
+                queued_images=sum(len(job.left) for job in self.queue),
+                queued_cost=sum(job.work.cost * len(job.left) for job in self.queue),
+                running_images=sum(len(job.running) for job in self.inside),
+                running_cost=sum(job.work.cost * len(job.running) for job in self.inside),
             )
             estimate = estimate_queued(self.snapshot, found, work, ahead)
         left = [work.steps] * work.images
@@ -93,14 +104,13 @@ class System:
             self._learn(job, overhead)
         cost = sum(job.work.cost * job.work.images for job in self.done)
         done = {"m": (len(self.done), cost)}
-        self.meter.looked(self.now - self.looked, done, {"m": len(self.queue)}, {"m": ROWS})
+        self.meter.observe(self.now - self.looked, done, {"m": len(self.queue)}, {"m": ROWS})
         self.done, self.looked = [], self.now
         self.snapshot = Snapshot(
             rates=self.book.rates(),
-            paces=self.book.paces(),
             factors=self.calibration.factors(),
             throughputs=self.meter.throughputs(),
-            loads=(Load(model="m", lane="interactive"),),
+            loads=(Load(model="m", queue_class="interactive"),),
         )
 
     def _learn(self, job: SimulatedJob, overhead: float) -> None:
@@ -109,10 +119,10 @@ class System:
         if job.estimate is not None:
             seconds = self.now - job.submitted + overhead
             self.outcomes.append((job.estimate, seconds))
-            self.calibration.learn([Outcome("m", job.estimate, seconds)])
+            self.calibration.learn([EstimateOutcome("m", job.estimate, seconds)])
 
 
-def traffic(seed: int, jobs_per_second: float, jobs: int) -> list[tuple[Estimate, float]]:
+def traffic(seed: int, jobs_per_second: float, jobs: int) -> list[tuple[DurationEstimate, float]]:
     """(estimate, seconds) of jobs that come by chance, every fortieth time a dozen at once."""
     system = System(seed)
     due = 0.0

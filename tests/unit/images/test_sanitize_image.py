@@ -1,31 +1,34 @@
 """What a clean image looks like: its pixels, its limits, and what the caller is told."""
 
+import base64
 import hashlib
 import io
 import struct
 import sys
 import zlib
+from typing import Any
 
 import pytest
 from PIL import Image, ImageChops, ImageCms, PngImagePlugin
 
-from shared.images import (
-    CleanImage,
+from shared.images import intake
+from shared.images.fitting import resized
+from shared.images.formats import (
     ImageDecoderUnavailable,
     ImageDimensions,
-    ImageLimits,
+    ImageNotRecognized,
     ImageTooLarge,
-    intake,
-    sanitize_image,
 )
-from tests.unit.images.hostile import chunk, encode, picture, png, with_chunk
+from shared.images.intake import CleanImage, ImageLimits, parse_data_url, sanitize_image
+from tests.unit.images.hostile import chunk, encode, make_image, png, with_chunk
 from tests.unit.images.profiles import cmyk_profile, gray_profile, rgb_profile
 
 
 def opened(clean: CleanImage) -> Image.Image:
+    """Its colours; what was transparent is white in them."""
     image = Image.open(io.BytesIO(clean.data), formats=("PNG",))
     image.load()
-    return image
+    return image.convert("RGB")
 
 
 def largest_difference(one: Image.Image, other: Image.Image) -> int:
@@ -37,18 +40,18 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
     [("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("JPEG", {"quality": 95}, 12)],
 )
 def test_pixels_come_through(image_format: str, options: dict[str, object], tolerance: int) -> None:
-    data = encode(picture(size=(80, 120)), image_format, **options)
+    data = encode(make_image(size=(80, 120)), image_format, **options)
 
     clean = sanitize_image(data)
 
     assert (clean.width, clean.height) == (80, 120)
     assert clean.content_type == "image/png"
     assert clean.sha256 == hashlib.sha256(clean.data).hexdigest()
-    assert largest_difference(opened(clean), picture(size=(80, 120))) <= tolerance
+    assert largest_difference(opened(clean), make_image(size=(80, 120))) <= tolerance
 
 
 def test_the_same_file_gives_the_same_bytes() -> None:
-    data = encode(picture(), "JPEG")
+    data = encode(make_image(), "JPEG")
     assert sanitize_image(data) == sanitize_image(io.BytesIO(data))
 
 
@@ -65,7 +68,7 @@ def test_exif_orientation_is_applied(orientation: int, image_format: str) -> Non
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if image_format == "WEBP" else {}
-    source = picture(size=(64, 100))
+    source = make_image(size=(64, 100))
 
     clean = sanitize_image(encode(source, image_format, exif=exif, **options))
 
@@ -85,8 +88,22 @@ def test_exif_orientation_is_read_in_either_byte_order(order: bytes) -> None:
     head = b"II*\0\x08\0\0\0" if little else b"MM\0*\0\0\0\x08"
     count = (1).to_bytes(4, "little" if little else "big")
     exif = b"Exif\0\0" + head + short(1) + short(0x0112) + short(3) + count + short(6) + short(0)
-    clean = sanitize_image(encode(picture(size=(64, 100)), "JPEG", exif=exif))
+    clean = sanitize_image(encode(make_image(size=(64, 100)), "JPEG", exif=exif))
     assert (clean.width, clean.height) == (100, 64)
+
+
+def test_transparency_is_kept_but_not_the_colours_under_it() -> None:
+    """It may be a mask; what nobody saw of the image stays unseen."""
+    image = Image.new("RGBA", (64, 64), (200, 0, 0, 0))
+    image.paste((0, 0, 200, 255), (0, 0, 32, 64))
+    clean = sanitize_image(encode(image, "PNG"))
+    with Image.open(io.BytesIO(clean.data)) as kept:
+        assert kept.mode == "RGBA"
+        assert kept.getpixel((48, 48)) == (255, 255, 255, 0)
+        assert kept.getpixel((10, 10)) == (0, 0, 200, 255)
+    opaque = sanitize_image(encode(Image.new("RGBA", (64, 64), (9, 9, 9, 255)), "PNG"))
+    with Image.open(io.BytesIO(opaque.data)) as kept:
+        assert kept.mode == "RGB"
 
 
 def test_transparency_is_laid_over_white() -> None:
@@ -161,11 +178,11 @@ def test_srgb_itself_changes_no_pixel_whatever_it_is_called() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     renamed = srgb.replace("sRGB".encode("utf-16-be"), "odd!".encode("utf-16-be"))
     for profile in (srgb, renamed):
-        clean = sanitize_image(encode(picture(), "PNG", icc_profile=profile))
-        assert largest_difference(opened(clean), picture()) == 0
+        clean = sanitize_image(encode(make_image(), "PNG", icc_profile=profile))
+        assert largest_difference(opened(clean), make_image()) == 0
 
 
-def test_a_profile_is_applied_before_the_picture_is_laid_over_white() -> None:
+def test_a_profile_is_applied_before_the_image_is_laid_over_white() -> None:
     image = Image.new("RGBA", (64, 64), (GRAY_55, GRAY_55, GRAY_55, 255))
     image.paste((0, 0, 0, 0), (0, 0, 32, 64))
     clean = opened(sanitize_image(encode(image, "PNG", icc_profile=rgb_profile(1.0))))
@@ -242,10 +259,13 @@ def test_orientation_in_imagemagicks_text_counts(name: str) -> None:
     lines = [block.hex()[at : at + 72] for at in range(0, 2 * len(block), 72)]
     body = "\n".join(["", name, f"{len(block):8}", *lines, ""])
     text.add_text(f"Raw profile type {name}", body, zip=True)
-    clean = sanitize_image(encode(picture(size=(64, 100)), "PNG", pnginfo=text))
+    clean = sanitize_image(encode(make_image(size=(64, 100)), "PNG", pnginfo=text))
     assert (clean.width, clean.height) == (100, 64)
     text.add_text(f"Raw profile type {name}", "\nexif\n  9\nno hexadecimal")
-    assert sanitize_image(encode(picture(size=(64, 100)), "PNG", pnginfo=text)).height in (64, 100)
+    assert sanitize_image(encode(make_image(size=(64, 100)), "PNG", pnginfo=text)).height in (
+        64,
+        100,
+    )
 
 
 def test_a_side_may_have_64_to_4096_pixels() -> None:
@@ -277,8 +297,8 @@ def test_an_upload_is_read_no_further_than_its_limit() -> None:
 
 
 def test_exactly_the_limit_is_accepted() -> None:
-    data = encode(picture(), "PNG")
-    assert sanitize_image(data, ImageLimits(max_bytes=len(data))).width == picture().width
+    data = encode(make_image(), "PNG")
+    assert sanitize_image(data, ImageLimits(max_bytes=len(data))).width == make_image().width
     for source in (data, io.BytesIO(data)):
         with pytest.raises(ImageTooLarge):
             sanitize_image(source, ImageLimits(max_bytes=len(data) - 1))
@@ -289,11 +309,11 @@ def test_busy_decoders_are_the_servers_fault_not_the_images() -> None:
         assert intake._decoders.acquire(timeout=5)
     try:
         with pytest.raises(ImageDecoderUnavailable):
-            sanitize_image(encode(picture(), "PNG"), ImageLimits(queue_s=0.01))
+            sanitize_image(encode(make_image(), "PNG"), ImageLimits(queue_s=0.01))
     finally:
         for _ in range(intake.DECODERS):
             intake._decoders.release()
-    assert sanitize_image(encode(picture(), "PNG")).width == picture().width
+    assert sanitize_image(encode(make_image(), "PNG")).width == make_image().width
 
 
 @pytest.mark.parametrize(
@@ -308,7 +328,7 @@ def test_a_decoder_that_fails_is_the_servers_fault(
         file.write(script.getvalue())
     monkeypatch.setattr(intake, "_DECODER", path)
     with pytest.raises(ImageDecoderUnavailable):
-        sanitize_image(encode(picture(), "PNG"))
+        sanitize_image(encode(make_image(), "PNG"))
 
 
 def test_a_decoder_that_cannot_be_started_is_the_servers_fault(
@@ -316,7 +336,7 @@ def test_a_decoder_that_cannot_be_started_is_the_servers_fault(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     with pytest.raises(ImageDecoderUnavailable):
-        sanitize_image(encode(picture(), "PNG"))
+        sanitize_image(encode(make_image(), "PNG"))
 
 
 def test_the_decoder_sees_none_of_the_environment(
@@ -329,6 +349,98 @@ def test_the_decoder_sees_none_of_the_environment(
     monkeypatch.setattr(intake, "_DECODER", path)
     monkeypatch.setenv("DARKROOM_SECRET", "hush")
     with pytest.raises(ImageDecoderUnavailable) as caught:
-        sanitize_image(encode(picture(), "PNG"))
+        sanitize_image(encode(make_image(), "PNG"))
     assert "DARKROOM_SECRET" not in str(caught.value)
     assert "[" in str(caught.value)
+
+
+# An initial image of another shape than its job: cropped, shown whole, or left to be stretched
+
+
+def flag(width: int = 90, height: int = 30) -> Image.Image:
+    """Red, white and blue, side by side."""
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("red", (0, 0, width // 3, height))
+    image.paste("blue", (width - width // 3, 0, width, height))
+    return image
+
+
+def test_fill_crops_what_is_too_much() -> None:
+    made = resized(flag(), (64, 64), "fill")
+    assert made.size == (64, 64)
+    assert made.getpixel((32, 32)) == (255, 255, 255)
+    edges: Any = [made.getpixel((x, 32)) for x in (0, 63)]
+    assert all(min(edge) > 150 for edge in edges)  # hardly red, hardly blue
+    tall = resized(flag(96, 192), (64, 64), "fill")
+    assert (tall.getpixel((0, 0)), tall.getpixel((63, 63))) == ((255, 0, 0), (0, 0, 255))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_fit_shows_all_of_it_and_continues_its_edges(turned: bool) -> None:
+    turn = Image.Transpose.TRANSPOSE
+    source = flag().transpose(turn) if turned else flag()
+    made = resized(source, (96, 64), "fit") if not turned else resized(source, (64, 96), "fit")
+    if turned:
+        made = made.transpose(turn)
+    assert made.size == (96, 64)
+    for y in (0, 32, 63):
+        assert [made.getpixel((x, y)) for x in (2, 48, 93)] == [
+            (255, 0, 0), (255, 255, 255), (0, 0, 255),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["stretch", None])
+def test_stretching_is_left_to_the_pipeline(mode: str | None) -> None:
+    source = flag()
+    assert resized(source, (64, 64), mode) is source
+
+
+@pytest.mark.parametrize("mode", ["fill", "fit"])
+def test_an_image_of_the_right_size_keeps_its_pixels(mode: str) -> None:
+    source = flag(64, 64)
+    assert resized(source, (64, 64), mode).tobytes() == source.tobytes()
+
+
+# --- `data:` URLs: the form, and the bound that comes before decoding ---
+
+
+HEAD = "data:image/png;base64,"
+
+
+def url(data: bytes, head: str = HEAD) -> str:
+    return head + base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 997, 998, 999, 1000])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "PNG"])
+def test_bytes_come_through(length: int, kind: str) -> None:
+    data = bytes(index % 251 for index in range(length))
+    assert parse_data_url(url(data, f"data:image/{kind};base64,"), 1000) == data
+
+
+@pytest.mark.parametrize("length", [1001, 1002, 1003, 1004, 50_000])
+def test_more_than_the_limit_is_refused(length: int) -> None:
+    with pytest.raises(ImageTooLarge):
+        parse_data_url(url(bytes(length)), 1000)
+
+
+def test_the_limit_is_seen_before_anything_is_decoded() -> None:
+    """Junk that is too long is "too large": nobody looked at it."""
+    with pytest.raises(ImageTooLarge):
+        parse_data_url(HEAD + "!" * 10_000, 1000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "data:", "data:,", "data:image/png,AAAA", "data:image/png;base64", "AAAA",
+        "data:image/svg+xml;base64,AAAA", "data:image/gif;base64,AAAA", "data:text/html;base64,AA",
+        "data:image/png;charset=utf-8;base64,AAAA", " " + HEAD + "AAAA", HEAD + "AAA",
+        HEAD + "AA=A", HEAD + "AA AA", HEAD + "AAAA\n", HEAD + "AA-_", HEAD + "%41%41%41%41",
+        HEAD + "ÀÀÀÀ", HEAD + "\ud800AAA", HEAD + "====", HEAD + "A",
+        "https://example.com/a.png", "file:///etc/passwd", "data:image/ｐng;base64,AAAA",
+    ],
+)  # fmt: skip
+def test_any_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ImageNotRecognized):
+        parse_data_url(text, 1000)

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from shared.images import CleanImage, ImageRefused, sanitize_image
+from shared.images.formats import ImageRefused
+from shared.images.intake import CleanImage, sanitize_image
 
 
 def judge(file: Path) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def faults(clean: CleanImage) -> str:
     """What is wrong with an image that passed; nothing, if all is well."""
     image = Image.open(io.BytesIO(clean.data), formats=("PNG",))  # Reads no pixels.
     found = []
-    if image.mode != "RGB" or image.size != (clean.width, clean.height):
+    if image.mode not in ("RGB", "RGBA") or image.size != (clean.width, clean.height):
         found.append(f"{image.mode} {image.size}")
     if image.info:
         found.append(f"kept {list(image.info)}")

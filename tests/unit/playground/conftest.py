@@ -1,11 +1,13 @@
 """The page as Streamlit's own AppTest runs it, against the real API and the simulated GPU."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Button
 
 import darkroom
 from tests.processes import ApiProcess, WorkerProcess, wait_until
@@ -65,11 +67,16 @@ def run_until(page: AppTest, what: str, condition: Callable[[], object]) -> None
     wait_until(holds, SECONDS, what)
 
 
-def button(page: AppTest, label: str) -> "AppTest.button":  # type: ignore[name-defined]
+def button(page: AppTest, label: str) -> Button:
     """The first button with this label."""
     found = [one for one in page.button if one.label == label]
     assert found, f"no button {label!r} among {[one.label for one in page.button]}"
     return found[0]
+
+
+def plain(text: str) -> str:
+    """A text as it appears: without the backslashes before its punctuation."""
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
 
 def said(page: AppTest) -> str:

@@ -32,7 +32,7 @@ def test_what_is_kept_is_read_again(quotas: Quotas) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"concurrent_jobs": 0}, {"gpu_seconds_per_day": float("inf")}, {"queued_cost": -1},
-     {"requests_per_minute": 1.5}, {"requests_per_hour": 1}],
+     {"requests_per_minute": 1.5}, {"requests_per_hour": 1}, {"queued_cost": 2**53}],
 )  # fmt: skip
 def test_what_limits_nothing_or_everything_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

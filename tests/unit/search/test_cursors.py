@@ -8,16 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.core.errors import Problem
+from api.core.serialization import seal
 from api.images import sessions
 from api.search import cursor
-from api.search.cursor import Cursor, Phase
+from api.search.cursor import Cursor
 from shared.core.ids import new_id
-from shared.search.query import Position
+from shared.search.query import Phase, Position
 from shared.search.terms import Lexical, Word
 
 WORDS = ["a", "kraken", "lake"]
 CURSOR = Cursor(
-    Phase.MANY,
+    Phase.ANN,
     Position(0.123456, new_id(), new_id()),
     Lexical((Word("kraken", 255, True), Word("a", 3, False)), 300),
     frozenset({cursor.model_digest("former"), cursor.model_digest("later")}),
@@ -61,8 +62,7 @@ def test_any_text_is_refused_and_nothing_worse(text: str) -> None:
 def test_a_forged_cursor_with_a_right_checksum_is_refused_too() -> None:
     """The checksum has no secret; what it protects must hold without it."""
     for body in (b"", b"\x09" * 47, cursor._HEAD.pack(1, 8, 0, 0, 1.0, b"1" * 16, b"2" * 16)):
-        raw = body + cursor._checksum(body, ("x",))
-        text = base64.urlsafe_b64encode(raw).decode().rstrip("=")
+        text = seal(body, "x")
         with pytest.raises(Problem):
             cursor.decode(text, WORDS, "x")
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from safetensors.torch import load_file
 
 from shared.core.settings import Settings
-from worker.search.embedders import Embedder, Loading, ModelNotLoaded, PictureEmbedder
+from worker.search.embedders import Embedder, ImageEmbedder, Loading, ModelNotLoaded
 
 
 def test_who_needs_it_waits_for_it() -> None:
@@ -90,4 +90,4 @@ def test_weights_in_a_pickle_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="safetensors"):
         Embedder(settings)
     with pytest.raises(OSError, match="safetensors"):
-        PictureEmbedder(str(model), 8)
+        ImageEmbedder(str(model), 8)

@@ -6,15 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from shared.core import metrics as core_metrics
-from shared.core.metrics import MetricsListener
+from shared.core.metrics import MetricsListener, show_zeros
 from shared.core.settings import Settings
+from shared.core.worker_registry import WorkerState
 from tests.processes import free_port
+from worker.core.metrics import probes
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -27,9 +30,11 @@ def listen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
     monkeypatch.setattr(core_metrics, "REGISTRY", CollectorRegistry())
     started: list[MetricsListener] = []
 
-    def start(**settings: object) -> MetricsListener:
+    def start(asked: dict[str, Any] | None = None, **settings: Any) -> MetricsListener:
         url = {"database_url": "postgresql://u:p@db/d", "redis_url": "redis://:p@redis"}
-        started.append(MetricsListener(Settings(environment="local", **url, **settings)))
+        started.append(
+            MetricsListener(Settings(environment="local", **(url | settings)), probes=asked or {})
+        )
         started[-1].start()
         return started[-1]
 
@@ -83,12 +88,13 @@ def test_the_token_is_asked_for(listen: Listen, header: str, status: int) -> Non
     listener = listen(metrics_port=free_port(), metrics_token="a-token-of-the-operator")
     answer = httpx2.get(
         f"http://127.0.0.1:{listener.port}/metrics",
-        headers={"Authorization": header.encode()},
+        headers={b"Authorization": header.encode()},
         trust_env=False,
     )
     assert answer.status_code == status
 
 
+@pytest.mark.long
 def test_processes_with_a_common_folder_answer_as_one(tmp_path: Path) -> None:
     """prometheus-client's multiprocess mode, as `uvicorn --workers` needs it."""
     program = (
@@ -112,3 +118,34 @@ def test_processes_with_a_common_folder_answer_as_one(tmp_path: Path) -> None:
         said = done.stdout
     assert 'darkroom_http_problems_total{code="not_found"} 4.0' in said
     assert 'darkroom_http_request_seconds_count{method="GET",route="/"} 2.0' in said
+
+
+@pytest.mark.parametrize(
+    ("state", "healthy", "started", "ready"),
+    [
+        (WorkerState.STARTING, 200, 503, 503),
+        (WorkerState.WARMING, 200, 503, 503),
+        (WorkerState.READY, 200, 200, 200),
+        (WorkerState.BUSY, 200, 200, 200),
+        (WorkerState.DRAINING, 200, 200, 503),
+        (WorkerState.FAULTY, 503, 200, 503),
+    ],
+)
+def test_probes_follow_the_workers_state(
+    listen: Listen, state: WorkerState, healthy: int, started: int, ready: int
+) -> None:
+    listener = listen(probes(lambda: {"state": state}), metrics_port=free_port())
+    answered = {
+        path: httpx2.get(f"http://127.0.0.1:{listener.port}{path}", trust_env=False).status_code
+        for path in ("/healthz", "/startupz", "/readyz")
+    }
+    assert answered == {"/healthz": healthy, "/startupz": started, "/readyz": ready}
+
+
+def test_a_series_begins_at_zero() -> None:
+    """`increase()` and `rate()` miss the event that a series is born at."""
+    counter = Counter("failures", "Of something.", ["part", "kind"], registry=None)
+    show_zeros(counter, ("a", "b"), ("x",))
+    samples = [sample for family in counter.collect() for sample in family.samples]
+    shown = {tuple(each.labels.values()) for each in samples if each.name == "failures_total"}
+    assert shown == {("a", "x"), ("b", "x")}

@@ -12,9 +12,8 @@ from shared.core.ids import new_id
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.images.models import Image
-from shared.webhooks.events import SUBSCRIBABLE
-from shared.webhooks.models import WebhookEvent
-from shared.webhooks.payloads import MAX_BYTES, build_body
+from shared.webhooks.message import MAX_BYTES, build_body
+from shared.webhooks.models import BATCH_EVENTS, JOB_EVENTS, WebhookEvent
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +80,12 @@ def image(job_id: UUID, index: int) -> Image:
 
 
 def test_what_can_be_asked_for_is_what_there_is() -> None:
-    assert set(get_args(EventName)) == set(SUBSCRIBABLE)
+    assert set(get_args(EventName)) == {*JOB_EVENTS, *BATCH_EVENTS}
 
 
 def test_a_job_is_told_by_its_wire_names(storage: Storage) -> None:
     happened = event()
-    body = build_body(happened, [image(happened.resource_id, 0)], storage, "https://api.example/")
+    body = build_body(happened, [image(happened.resource_id, 0)], storage, "https://api.example")
     message = json.loads(body)
     assert message["type"] == "job.succeeded"
     assert message["timestamp"] == "2026-03-01T11:00:02Z"
@@ -124,10 +123,10 @@ def test_what_does_not_fit_is_left_out_and_named(
     storage: Storage, images: int, metadata: dict[str, str], left_out: list[str]
 ) -> None:
     happened = event(metadata=metadata)
-    pictures = [image(happened.resource_id, index) for index in range(images)]
-    body = build_body(happened, pictures, storage, "https://api.example")
+    rows = [image(happened.resource_id, index) for index in range(images)]
+    body = build_body(happened, rows, storage, "https://api.example")
     job = json.loads(body)["data"]
     assert len(body) <= MAX_BYTES
     assert job.get("truncated", []) == left_out
-    assert all("url" in picture for picture in job["images"])
+    assert all("url" in shown for shown in job["images"])
     assert len(job["images"]) >= min(images, 20)

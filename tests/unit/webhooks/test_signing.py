@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from shared.webhooks.signing import (
+from shared.webhooks.message import (
     SigningKey,
     new_secret,
     public_key_text,
@@ -89,6 +89,7 @@ console.log(message.type);
 """
 
 
+@pytest.mark.long
 def test_the_node_library_accepts_a_v1_signature() -> None:
     node = shutil.which("node")
     if node is None:

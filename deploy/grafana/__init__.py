@@ -1,1 +1,0 @@
-"""Grafana's dashboards: defined in `definitions`, written by `python -m deploy.grafana`."""

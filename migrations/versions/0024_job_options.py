@@ -1,0 +1,23 @@
+"""Options of a job: what most jobs lack."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision: str = "0024"
+down_revision: str | None = "0023"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    # A migration that cannot have its lock soon must fail, not queue up in front of all traffic.
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.add_column("jobs", sa.Column("options", JSONB(), server_default="{}", nullable=False))
+
+
+def downgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '5s'")
+    op.drop_column("jobs", "options")

@@ -1,0 +1,76 @@
+"""Clients of Redis, wherever its address leads: to one server, or to Sentinels that name it."""
+
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import redis
+import redis.asyncio
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.sentinel import Sentinel
+
+from shared.core.settings import Settings
+
+_SENTINEL_PORT = 26379
+
+
+def open_redis(settings: Settings, **options: Any) -> "redis.Redis":
+    """A blocking client; `options` are redis-py's."""
+    if (found := _sentinels(settings)) is None:
+        return redis.Redis.from_url(settings.redis_url.get_secret_value(), **options)
+    hosts, of_sentinel, of_redis = found
+    sentinel = Sentinel(hosts, sentinel_kwargs=of_sentinel | _timeouts(options))  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
+        settings.redis_sentinel_master, **of_redis, **options
+    )
+    return client
+
+
+def open_async_redis(settings: Settings, **options: Any) -> redis.asyncio.Redis:
+    """The same for the event loop."""
+    if (found := _sentinels(settings)) is None:
+        return redis.asyncio.Redis.from_url(settings.redis_url.get_secret_value(), **options)
+    hosts, of_sentinel, of_redis = found
+    sentinel = AsyncSentinel(hosts, sentinel_kwargs=of_sentinel | _timeouts(options))  # type: ignore[no-untyped-call]
+    client: redis.asyncio.Redis = sentinel.master_for(
+        settings.redis_sentinel_master, **of_redis, **options
+    )
+    return client
+
+
+def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
+    """Celery's broker URL, and what its transport must know besides."""
+    url = settings.redis_url.get_secret_value()
+    if (found := _sentinels(settings)) is None:
+        return url, {}
+    hosts, of_sentinel, of_redis = found
+    userinfo = urlsplit(url).netloc.rpartition("@")[0]
+    each = [f"sentinel://{userinfo}@{host}:{port}/{of_redis['db']}" for host, port in hosts]
+    options = {
+        "master_name": settings.redis_sentinel_master,
+        "sentinel_kwargs": of_sentinel | {"socket_timeout": 2, "socket_connect_timeout": 2},
+    }
+    return ";".join(each), options
+
+
+def _timeouts(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("socket_connect_timeout",) if name in options}
+
+
+def _sentinels(
+    settings: Settings,
+) -> tuple[list[tuple[str, int]], dict[str, Any], dict[str, Any]] | None:
+    """The Sentinels' addresses, their options and those of Redis; None if the URL names Redis."""
+    parts = urlsplit(settings.redis_url.get_secret_value())
+    if parts.scheme != "sentinel":
+        return None
+    hosts = []
+    for address in parts.netloc.rpartition("@")[2].split(","):
+        host, _, port = address.partition(":")
+        hosts.append((host, int(port or _SENTINEL_PORT)))
+    of_redis: dict[str, Any] = {"db": int(parts.path.strip("/") or 0)}
+    if parts.password:
+        of_redis["password"] = unquote(parts.password)
+    if parts.username:
+        of_redis["username"] = unquote(parts.username)
+    own = settings.redis_sentinel_password
+    return hosts, {"password": own.get_secret_value()} if own else {}, of_redis

@@ -1,0 +1,1 @@
+"""Peers of Darkroom on the same work: `python -m tests.bench.peers`."""

@@ -1,0 +1,1 @@
+"""`make container-test`: deploy/compose.yaml in containers, where there is an engine."""

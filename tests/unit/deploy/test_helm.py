@@ -1,0 +1,418 @@
+"""The Helm chart: what it renders is valid by schema, and every name in it leads somewhere."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from kubernetes_validate import utils as schemas
+
+from deploy.docker.secrets import NAMES
+from deploy.local.postgres_server import INITDB_OPTIONS
+from shared.core.settings import Settings
+from tests.processes import PROJECT
+from tests.unit.deploy.chart import CHART, PREFIX, VALUES, Document, helm, rendered
+from tests.unit.deploy.dockerfiles import DEPLOY, command_of
+from tests.unit.deploy.keda import SCALED_OBJECT
+
+VERSION = "1.34"
+WORKLOADS = ("Deployment", "StatefulSet", "Job")
+EACH = pytest.mark.parametrize("name", VALUES)
+
+
+@EACH
+def test_helm_finds_nothing(name: str) -> None:
+    files = (f"--values={CHART / file}" for file in VALUES[name])
+    linted = helm("lint", "--strict", "--quiet", str(CHART), *files)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("settings.DARKROOM_REDIS_URL=redis://x", "DARKROOM_REDIS_URL"),
+        ("api.replicas=3", "replicas"),
+        ("generateWorker.gpus=2", "gpus"),
+        ("generateWorker.autoscaling.enabled=true", "autoscaling needs the names of the models"),
+    ],
+)
+def test_wrong_values_are_refused(wrong: str, said: str) -> None:
+    done = helm("template", str(CHART), f"--set={wrong}")
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_versions_agree() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
+
+
+@pytest.mark.long
+@EACH
+def test_every_manifest_is_valid(name: str) -> None:
+    """The validators raise."""
+    for document in rendered(name, "--set=ingress.enabled=true"):
+        if document["kind"] == "ScaledObject":
+            jsonschema.validate(document, SCALED_OBJECT)
+        elif not document["apiVersion"].startswith("monitoring.coreos.com/"):
+            schemas.validate(document, VERSION, strict=True)
+
+
+def test_the_schema_bites() -> None:
+    broken = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "x"},
+        "spec": {"prots": []},
+    }
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(broken, VERSION, strict=True)
+    [scaled] = [each for each in rendered("gpu") if each["kind"] == "ScaledObject"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**scaled, "spec": {**scaled["spec"], "minReplicas": 1}}, SCALED_OBJECT)
+
+
+@EACH
+def test_every_setting_exists(name: str) -> None:
+    known = {f"DARKROOM_{field.upper()}" for field in Settings.model_fields}
+    settings = _one(name, "ConfigMap", "settings")["data"]
+    assert set(settings) <= known
+    for workload in _workloads(name):
+        if workload["metadata"]["name"] == f"{PREFIX}playground":
+            continue
+        for container in _containers(workload):
+            named = {entry["name"] for entry in container.get("env", [])}
+            assert {entry for entry in named if entry.startswith("DARKROOM_")} <= known
+
+
+@EACH
+def test_every_configuration_and_secret_exists(name: str) -> None:
+    maps = {each["metadata"]["name"]: set(each["data"]) for each in _kind(name, "ConfigMap")}
+    values = (CHART / "values.yaml").read_text("utf-8")
+    keys = set(NAMES) if name == "minimal" else set(re.findall(r"#   (darkroom_\w+)", values))
+    claims = {each["metadata"]["name"] for each in _kind(name, "PersistentVolumeClaim")}
+    for workload in _workloads(name):
+        for volume in _pod(workload)["volumes"]:
+            if "configMap" in volume:
+                assert volume["configMap"]["name"] in maps
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] == "darkroom-secrets"
+                assert {item["key"] for item in volume["secret"].get("items", [])} <= keys
+            if "persistentVolumeClaim" in volume:
+                assert volume["persistentVolumeClaim"]["claimName"] in claims
+        for container in _containers(workload):
+            for source in container.get("envFrom", []):
+                assert source["configMapRef"]["name"] in maps
+            for entry in container.get("env", []):
+                reference = entry.get("valueFrom", {}).get("secretKeyRef")
+                assert reference is None or reference["key"] in keys
+
+
+@EACH
+def test_mounts_have_volumes_and_probes_have_ports(name: str) -> None:
+    for workload in _workloads(name):
+        volumes = {volume["name"] for volume in _pod(workload)["volumes"]}
+        claims = workload["spec"].get("volumeClaimTemplates", [])
+        volumes |= {claim["metadata"]["name"] for claim in claims}
+        for container in _containers(workload):
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            ports = {port["name"] for port in container.get("ports", [])}
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                described = container.get(probe, {})
+                check = described.get("httpGet") or described.get("tcpSocket")
+                assert check is None or check["port"] in ports
+
+
+@EACH
+def test_ports_are_those_that_the_images_listen_on(name: str) -> None:
+    settings = _one(name, "ConfigMap", "settings")["data"]
+    assert settings["DARKROOM_METRICS_PORT"] == "9464"
+    exposed = {"api": 8000, "playground": 8501, "cpu-worker": 9464, "generate-worker": 9464}
+    for workload, port in exposed.items():
+        [container] = _containers(_one(name, "Deployment", workload))
+        assert container["ports"][0]["containerPort"] == port
+        image = container["image"].rpartition("/")[2].partition(":")[0].removeprefix("darkroom-")
+        assert f"EXPOSE {port}" in (DEPLOY / f"Dockerfile.{image}").read_text("utf-8")
+
+
+@EACH
+def test_the_playground_knows_a_name_to_be_reached_by(name: str) -> None:
+    [container] = _containers(_one(name, "Deployment", "playground"))
+    own = command_of(DEPLOY / "Dockerfile.playground")
+    *same, host = container["args"]
+    assert same == own
+    assert re.fullmatch(r"--host=[a-z0-9.-]+", host)
+
+
+@EACH
+def test_every_selector_finds_pods(name: str) -> None:
+    pods = [workload["spec"]["template"] for workload in _workloads(name)]
+    for service in _kind(name, "Service"):
+        [pod] = [pod for pod in pods if _matches(service["spec"]["selector"], pod)]
+        ports = {port["name"] for each in pod["spec"]["containers"] for port in each["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for budget in _kind(name, "PodDisruptionBudget"):
+        assert any(_matches(budget["spec"]["selector"]["matchLabels"], pod) for pod in pods)
+    for policy in _kind(name, "NetworkPolicy"):
+        chosen = [pod for pod in pods if _chooses(policy["spec"]["podSelector"], pod)]
+        assert chosen, policy["metadata"]["name"]
+    for scaler in (*_kind(name, "HorizontalPodAutoscaler"), *_kind(name, "ScaledObject")):
+        target = scaler["spec"]["scaleTargetRef"]
+        deployment = _one(name, target["kind"], target["name"].removeprefix(PREFIX))
+        assert "replicas" not in deployment["spec"], "two would count the replicas"
+
+
+@EACH
+def test_pods_keep_the_restricted_standard(name: str) -> None:
+    for workload in _workloads(name):
+        pod = _pod(workload)
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+        for container in _containers(workload):
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+            assert ":" in container["image"]
+            assert not container["image"].endswith("latest")
+
+
+@EACH
+def test_a_worker_is_given_time_to_hand_back(name: str) -> None:
+    for worker in ("cpu-worker", "generate-worker"):
+        pod = _pod(_one(name, "Deployment", worker))
+        [container] = pod["containers"]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        grace = env.get("DARKROOM_SHUTDOWN_GRACE")
+        settings = Settings.model_validate(
+            {
+                "environment": "local",
+                "database_url": "postgresql://x/x",
+                "redis_url": "redis://x",
+                **({"shutdown_grace": grace} if grace else {}),
+            }
+        )
+        # 2 s to commit, 4 s to hand back (`worker.process`), and slack.
+        assert pod["terminationGracePeriodSeconds"] >= settings.shutdown_grace.total_seconds() + 10
+
+
+def test_files_a_token_and_a_signer_reach_every_pod_that_reads_settings() -> None:
+    more: dict[str, list[Any]] = {
+        "extraSecretKeys": ["darkroom_provenance_signer_token"],
+        "extraVolumes": [{"name": "files", "secret": {"secretName": "own"}}],
+        "extraVolumeMounts": [{"name": "files", "mountPath": "/files", "readOnly": True}],
+        "networkPolicies.extraEgress": [{"to": [{"podSelector": {}}], "ports": [{"port": 8080}]}],
+    }
+    arguments = [f"--set-json={name}={json.dumps(value)}" for name, value in more.items()]
+    documents = rendered("default", *arguments)
+    for document in documents:
+        schemas.validate(document, VERSION, strict=True)
+    pods = [
+        document["spec"]["template"]
+        for document in documents
+        if document["kind"] in WORKLOADS and "playground" not in document["metadata"]["name"]
+    ]
+    assert len(pods) == 4
+    [policy] = [e for e in documents if e["metadata"]["name"] == f"{PREFIX}data"]
+    assert policy["spec"]["egress"][-1] == more["networkPolicies.extraEgress"][0]
+    for pod in pods:
+        volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+        keys = {item["key"] for item in volumes["secrets"]["secret"]["items"]}
+        assert "darkroom_provenance_signer_token" in keys
+        assert volumes["files"] == more["extraVolumes"][0]
+        assert _chooses(policy["spec"]["podSelector"], pod)
+        for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
+            assert more["extraVolumeMounts"][0] in container["volumeMounts"]
+
+
+@pytest.mark.parametrize(
+    "field", [f for f, each in Settings.model_fields.items() if "SecretStr" in str(each.annotation)]
+)
+def test_no_secret_goes_into_the_config_map(field: str) -> None:
+    done = helm("template", str(CHART), f"--set=settings.DARKROOM_{field.upper()}=x")
+    assert done.returncode != 0
+    assert f"DARKROOM_{field.upper()}" in done.stderr
+
+
+def test_spot_machines_give_less_time() -> None:
+    pod = _pod(_one("gpu-spot", "Deployment", "generate-worker"))
+    assert pod["terminationGracePeriodSeconds"] <= 30
+    assert len(pod["tolerations"]) == 4
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+@EACH
+def test_nobody_reaches_the_metadata_address(name: str) -> None:
+    denied = _one(name, "NetworkPolicy", "deny-all")["spec"]
+    assert set(denied) == {"podSelector", "policyTypes"}
+    assert denied["policyTypes"] == ["Ingress", "Egress"]
+    for workload in _workloads(name):
+        assert _chooses(denied["podSelector"], workload["spec"]["template"])
+    for policy in _kind(name, "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            assert rule.get("to"), f"{policy['metadata']['name']} lets everything out"
+            for peer in rule["to"]:
+                block = peer.get("ipBlock", {})
+                if block.get("cidr") == "0.0.0.0/0":
+                    assert {"169.254.0.0/16", "10.0.0.0/8"} <= set(block["except"])
+
+
+@EACH
+def test_a_rollout_waits_until_a_worker_takes_work(name: str) -> None:
+    for worker in ("cpu-worker", "generate-worker"):
+        [container] = _pod(_one(name, "Deployment", worker))["containers"]
+        probed = {
+            probe: container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")
+        }
+        paths = {probe: described["httpGet"]["path"] for probe, described in probed.items()}
+        assert paths == {"startup": "/startupz", "liveness": "/healthz", "readiness": "/readyz"}
+        spread = _pod(_one(name, "Deployment", worker))["topologySpreadConstraints"]
+        assert [each["topologyKey"] for each in spread] == ["kubernetes.io/hostname"]
+
+
+def test_the_servers_for_a_try_make_postgres_as_the_local_stack_does() -> None:
+    [postgres] = [e for e in _kind("minimal", "StatefulSet") if e["metadata"]["name"] == "postgres"]
+    [container] = _pod(postgres)["containers"]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert tuple(env["POSTGRES_INITDB_ARGS"].split()) == INITDB_OPTIONS
+
+
+@pytest.mark.parametrize(("jobs", "most"), [(1, 1), (3, 3), (40, 16)])
+@pytest.mark.parametrize("cold", [60, 120, 180, 300, 900])
+def test_waiting_jobs_start_no_more_workers_than_they_can_use(
+    jobs: int, most: int, cold: int
+) -> None:
+    """The autoscaler's formula, look by look, while the first model is loaded."""
+    spec = _kind("gpu", "ScaledObject")[0]["spec"]
+    [policy] = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleUp"]["policies"]
+    assert policy["type"] == "Pods"
+    pods = [0.0]  # when each was started; KEDA starts the first
+    for now in range(0, cold, spec["pollingInterval"]):
+        measured = (jobs, min(now / 30, jobs))  # what the two queries ask for
+        wanted = 1
+        for trigger, value in zip(spec["triggers"], measured, strict=True):
+            share = value / float(trigger["metadata"]["threshold"])
+            ready = sum(now - begun > 10 for begun in pods)
+            factor = ready if trigger["metricType"] == "Value" else 1
+            wanted = max(wanted, ceil(factor * share))
+        room = policy["value"] - sum(now - begun < policy["periodSeconds"] for begun in pods[1:])
+        missing = min(wanted, spec["maxReplicaCount"]) - len(pods)
+        pods += [float(now)] * max(0, min(missing, room))
+    assert len(pods) <= most
+
+
+def test_a_busy_fleet_outlives_prometheus() -> None:
+    [scaled] = _kind("gpu", "ScaledObject")
+    assert scaled["spec"]["fallback"]["behavior"] == "currentReplicasIfHigher"
+    # A fallback needs it.
+    assert {trigger["metricType"] for trigger in scaled["spec"]["triggers"]} == {"AverageValue"}
+
+
+def test_the_autoscaler_asks_for_metrics_that_exist() -> None:
+    source = (PROJECT / "worker" / "maintenance" / "backlog.py").read_text("utf-8")
+    [scaled] = _kind("gpu", "ScaledObject")
+    models = {spec["name"] for spec in _models("gpu")}
+    for trigger in scaled["spec"]["triggers"]:
+        query = trigger["metadata"]["query"]
+        names = re.findall(r"darkroom_\w+", query)
+        assert names
+        for metric in names:
+            assert f'"{metric}"' in source, metric
+        assert set(re.findall(r'model=~"([^"]+)"', query)) <= models
+    assert scaled["spec"]["minReplicaCount"] == 0
+
+
+def test_the_servers_for_a_try_run_the_scripts_of_compose() -> None:
+    scripts = _one("minimal", "ConfigMap", "server-scripts")["data"]
+    assert set(scripts) == {"10-darkroom.sh", "prepare.sql", "redis.sh"}
+    for name, text in scripts.items():
+        folder = DEPLOY / "docker"
+        path = folder / name if (folder / name).exists() else folder / "postgres" / name
+        assert text.rstrip() == path.read_text("utf-8").rstrip(), name
+
+
+def test_an_upgrade_migrates_before_its_pods_start() -> None:
+    [installed] = _kind("default", "Job")
+    assert "helm.sh/hook" not in installed["metadata"]["annotations"]
+    [hook] = [e for e in rendered("default", "--is-upgrade") if e["kind"] == "Job"]
+    assert hook["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    [migrate] = hook["spec"]["template"]["spec"]["initContainers"]
+    assert migrate["command"] == ["darkroom-server", "migrate"]
+
+
+def test_prometheus_scrapes_every_process_and_has_every_alert() -> None:
+    [monitor] = _kind("gpu", "PodMonitor")
+    named = {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]}
+    for each in ("api", "cpu-worker", "generate-worker"):
+        pod = _one("gpu", "Deployment", each)["spec"]["template"]
+        assert _chooses(monitor["spec"]["selector"], pod)
+        [container] = pod["spec"]["containers"]
+        assert {port["name"] for port in container["ports"]} & named
+    [rule] = _kind("gpu", "PrometheusRule")
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text("utf-8"))
+    assert rule["spec"] == alerts
+
+
+def test_groups_of_workers_serve_models_of_their_own() -> None:
+    groups = "generateWorkers.large.models={sdxl,flux},generateWorkers.generate-worker.replicas=2"
+    documents = rendered("gpu", f"--set={groups}")
+    deployments = {
+        e["metadata"]["name"].removeprefix(PREFIX): e
+        for e in documents
+        if e["kind"] == "Deployment"
+    }
+    [container] = _pod(deployments["large"])["containers"]
+    assert container["args"] == ["generate", "--model=sdxl", "--model=flux"]
+    [scaled] = [
+        e["spec"]
+        for e in documents
+        if e["kind"] == "ScaledObject" and e["metadata"]["name"].endswith("large")
+    ]
+    assert all('model=~"sdxl|flux"' in each["metadata"]["query"] for each in scaled["triggers"])
+
+
+def _models(name: str) -> list[Document]:
+    text = _one(name, "ConfigMap", "models")["data"]["models.toml"]
+    return list(tomllib.loads(text)["model"])
+
+
+def _kind(name: str, kind: str) -> list[Document]:
+    return [document for document in rendered(name) if document["kind"] == kind]
+
+
+def _one(name: str, kind: str, called: str) -> Document:
+    [document] = [e for e in _kind(name, kind) if e["metadata"]["name"] == PREFIX + called]
+    return document
+
+
+def _workloads(name: str) -> Iterator[Document]:
+    return (document for kind in WORKLOADS for document in _kind(name, kind))
+
+
+def _pod(workload: Document) -> Document:
+    return dict(workload["spec"]["template"]["spec"])
+
+
+def _containers(workload: Document) -> list[Document]:
+    pod = _pod(workload)
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def _matches(labels: dict[str, str], pod: Document) -> bool:
+    return labels.items() <= pod["metadata"]["labels"].items()
+
+
+def _chooses(selector: dict[str, Any], pod: Document) -> bool:
+    labels = pod["metadata"]["labels"]
+    return _matches(selector.get("matchLabels", {}), pod) and all(
+        labels.get(rule["key"]) in rule["values"] for rule in selector.get("matchExpressions", [])
+    )

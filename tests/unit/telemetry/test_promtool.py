@@ -1,0 +1,280 @@
+"""Every alert fires when it should and not before, by Prometheus's own tool."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.processes import PROJECT
+from tests.unit.deploy.chart import rendered
+
+ALERTS = PROJECT / "deploy" / "prometheus" / "alerts.yaml"
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(
+    PROMTOOL is None, reason="no promtool on PATH; it comes with Prometheus"
+)
+
+
+_DONE = "darkroom_periodic_task_last_success_timestamp_seconds"
+_EXPIRES = "darkroom_signing_certificate_expires_timestamp_seconds"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Series by the minute, in promtool's notation, and when an alert follows from them."""
+
+    series: dict[str, str]
+    quiet: int
+    """A minute at which it does not fire."""
+    fires: int
+    """A minute at which it does, and only for `labels`."""
+    labels: dict[str, str]
+
+
+CASES = {
+    "DarkroomInteractiveJobsWait": Case(
+        {
+            'darkroom_queue_oldest_age_seconds{model="demo",queue_class="interactive"}': (
+                "10x3 130+10x20"
+            ),
+            'darkroom_queue_oldest_age_seconds{model="demo",queue_class="bulk"}': "5000x30",
+        },
+        8,
+        12,
+        {"model": "demo"},
+    ),
+    "DarkroomNoWorkerForModel": Case(
+        {
+            'darkroom_queue_jobs{model="demo",queue_class="bulk"}': "3x40",
+            'darkroom_queue_jobs{model="sdxl",queue_class="bulk"}': "2x40",
+            'darkroom_queue_jobs{model="idle",queue_class="bulk"}': "0x40",
+            'darkroom_engine_batch_size{instance="g",model="demo"}': "8x40",
+        },
+        14,
+        16,
+        {"model": "sdxl"},
+    ),
+    "DarkroomJobsFail": Case(
+        {
+            'darkroom_job_run_seconds_count{model="demo",outcome="failed"}': "0x20 0+2x40",
+            'darkroom_job_run_seconds_count{model="demo",outcome="succeeded"}': "0+8x60",
+            'darkroom_job_run_seconds_count{model="good",outcome="succeeded"}': "0+8x60",
+        },
+        20,
+        50,
+        {"model": "demo"},
+    ),
+    "DarkroomLeasesLost": Case(
+        {
+            'darkroom_leases_lost_total{model="demo"}': "0x5 4x30",
+            'darkroom_leases_lost_total{model="well"}': "0x40",
+        },
+        5,
+        12,
+        {"model": "demo"},
+    ),
+    "DarkroomNoDispatcher": Case(
+        {
+            'darkroom_dispatcher_leads{instance="a"}': "1x5 0x10",
+            'darkroom_dispatcher_leads{instance="b"}': "0x9 1x7",
+        },
+        7,
+        9,
+        {},
+    ),
+    "DarkroomPeriodicTaskNotDone": Case(
+        {
+            # The gauge of one that led once is old; the leader's counts.
+            f'{_DONE}{{instance="a",task="expire_leases"}}': ("0x30"),
+            f'{_DONE}{{instance="b",task="expire_leases"}}': ("0+60x30"),
+            f'{_DONE}{{instance="b",task="publish_lost"}}': ("0+60x5 300x25"),
+        },
+        7,
+        15,
+        {"task": "publish_lost"},
+    ),
+    "DarkroomPeriodicTaskFails": Case(
+        {'darkroom_periodic_task_failures_total{task="cleanup"}': "0x5 0+1x30"},
+        5,
+        20,
+        {"task": "cleanup"},
+    ),
+    "DarkroomWorkerFaulty": Case(
+        {
+            'darkroom_worker_state{instance="g",state="faulty"}': "_x5 1x10",
+            'darkroom_worker_state{instance="h",state="busy"}': "1x15",
+        },
+        5,
+        8,
+        {"instance": "g"},
+    ),
+    "DarkroomBatchesShrink": Case(
+        {'darkroom_engine_memory_shrinks_total{model="demo"}': "0x5 1x10"}, 5, 8, {"model": "demo"}
+    ),
+    "DarkroomSigningCertificateExpires": Case(
+        {
+            f'{_EXPIRES}{{instance="g"}}': f"{14 * 86400 + 600}x30",
+            f'{_EXPIRES}{{instance="has no certificate"}}': "0x30",
+        },
+        10,
+        11,
+        {"instance": "g"},
+    ),
+    "DarkroomApiErrors": Case(
+        {
+            'darkroom_http_requests_total{status="503"}': "0x10 0+5x30",
+            'darkroom_http_requests_total{status="202"}': "0x10 0+95x30",
+        },
+        9,
+        25,
+        {},
+    ),
+    "DarkroomSubmissionsSlow": Case(
+        {
+            'darkroom_http_request_seconds_bucket{method="POST",route="/v1/jobs",le="0.5"}': (
+                "0+100x20 2000+90x40"
+            ),
+            'darkroom_http_request_seconds_bucket{method="POST",route="/v1/jobs",le="1"}': (
+                "0+100x60"
+            ),
+            'darkroom_http_request_seconds_bucket{method="POST",route="/v1/jobs",le="+Inf"}': (
+                "0+100x60"
+            ),
+        },
+        20,
+        40,
+        {},
+    ),
+    "DarkroomSearchSlow": Case(
+        {
+            'darkroom_search_seconds_bucket{stage="whole",le="1"}': "0+100x20 2000+80x40",
+            'darkroom_search_seconds_bucket{stage="whole",le="2.5"}': "0+100x60",
+            'darkroom_search_seconds_bucket{stage="whole",le="+Inf"}': "0+100x60",
+        },
+        20,
+        50,
+        {},
+    ),
+    "DarkroomPostgresErrors": Case(
+        {
+            'darkroom_database_errors_total{kind="connection"}': "0x10 0+30x30",
+            'darkroom_database_errors_total{kind="conflict"}': "0+90x40",
+        },
+        10,
+        25,
+        {},
+    ),
+    "DarkroomRedisErrors": Case({"darkroom_redis_errors_total": "0x10 0+30x30"}, 10, 25, {}),
+    "DarkroomS3Errors": Case(
+        {
+            'darkroom_s3_errors_total{operation="PutObject",kind="refused"}': "0x10 0+30x30",
+            'darkroom_s3_errors_total{operation="GetObject",kind="missing"}': "0+30x40",
+        },
+        10,
+        25,
+        {"kind": "refused"},
+    ),
+    "DarkroomWebhooksLate": Case(
+        {"darkroom_webhook_oldest_due_age_seconds": "0x5 301x20"}, 5, 15, {}
+    ),
+    "DarkroomWebhooksFail": Case(
+        {
+            'darkroom_webhook_attempts_total{outcome="delivered"}': "0+10x30 300+1x90",
+            'darkroom_webhook_attempts_total{outcome="try_again"}': "0+1x30 30+9x90",
+        },
+        30,
+        110,
+        {},
+    ),
+}
+
+
+def test_every_alert_has_a_case() -> None:
+    assert set(CASES) == {rule["alert"] for rule in _rules()}
+
+
+@needs_promtool
+def test_every_alert_fires_when_it_should(tmp_path: Path) -> None:
+    shutil.copy(ALERTS, tmp_path / "alerts.yaml")
+    tests = [
+        {
+            "name": name,
+            "interval": "1m",
+            "input_series": _series(case.series),
+            "alert_rule_test": [
+                {"eval_time": f"{case.quiet}m", "alertname": name},
+                {
+                    "eval_time": f"{case.fires}m",
+                    "alertname": name,
+                    "exp_alerts": [_expected(name, case.labels)],
+                },
+            ],
+        }
+        for name, case in CASES.items()
+    ]
+    _promtool(tmp_path, {"rule_files": ["alerts.yaml"], "tests": tests})
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("jobs", "age", "workers"), [(1, 900, 1), (3, 60, 2), (40, 900, 30), (0, 0, 0)]
+)
+def test_waiting_asks_for_no_more_workers_than_jobs(
+    jobs: int, age: int, workers: int, tmp_path: Path
+) -> None:
+    """The autoscaler's second question, answered by Prometheus."""
+    [scaled] = [each["spec"] for each in rendered("gpu") if each["kind"] == "ScaledObject"]
+    query = scaled["triggers"][1]["metadata"]["query"]
+    labels = 'model="demo",queue_class="interactive"'
+    test = {
+        "interval": "1m",
+        "input_series": _series(
+            {
+                f"darkroom_queue_jobs{{{labels}}}": f"{jobs}x5",
+                f"darkroom_queue_oldest_age_seconds{{{labels}}}": f"{age}x5",
+            }
+        ),
+        "promql_expr_test": [
+            {
+                "expr": query,
+                "eval_time": "3m",
+                "exp_samples": [{"labels": "{}", "value": workers}],
+            }
+        ],
+    }
+    _promtool(tmp_path, {"tests": [test]})
+
+
+def _rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def _expected(name: str, labels: dict[str, str]) -> dict[str, Any]:
+    [rule] = [rule for rule in _rules() if rule["alert"] == name]
+    texts = {
+        key: re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: labels[found[1]], text)
+        for key, text in rule["annotations"].items()
+    }
+    return {"exp_labels": {**rule["labels"], **labels}, "exp_annotations": texts}
+
+
+def _series(values: dict[str, str]) -> list[dict[str, str]]:
+    return [{"series": series, "values": each} for series, each in values.items()]
+
+
+def _promtool(folder: Path, document: dict[str, Any]) -> None:
+    (folder / "tests.yaml").write_text(yaml.safe_dump({"evaluation_interval": "1m", **document}))
+    done = subprocess.run(
+        [str(PROMTOOL), "test", "rules", "tests.yaml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,73 @@
+"""PixArt-Sigma."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from worker.engine.backend import Shape
+from worker.engine.families.diffusion import DiffusionFamily
+from worker.engine.interface import ImageRequest
+from worker.engine.prompts import Reader
+from worker.engine.row import Half, Row, Tensors
+
+
+class PixArtSigma(DiffusionFamily):
+    """A transformer over masked T5 tokens, of whose output half is a learned variance."""
+
+    name = "pixart"
+    half_precision = "float16"
+    patch = 2
+
+    @classmethod
+    def fault(cls, pipeline: Any) -> str | None:
+        """The transformer takes the VAE's latents."""
+        missing = super().fault(pipeline)
+        if missing is None and (
+            pipeline.transformer.config.in_channels != pipeline.vae.config.latent_channels
+        ):
+            return "its transformer does not take the latents that its VAE makes"
+        return missing
+
+    def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
+        """The text as it was given, and which of its tokens count."""
+        del shape
+        text = request.prompt if half == "positive" else request.negative_prompt or ""
+        return self.encoded(text, "", lambda: self._encode(text))
+
+    def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
+        """One call of the transformer."""
+        del shape
+        output: torch.Tensor = network(
+            inputs["sample"],
+            encoder_hidden_states=inputs["tokens"],
+            encoder_attention_mask=inputs["mask"],
+            timestep=inputs["timestep"],
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return output
+
+    def combine(self, row: Row, outputs: Mapping[Half, torch.Tensor]) -> torch.Tensor:
+        """Without the learned variance."""
+        combined = super().combine(row, outputs)
+        learned = self.network.config.out_channels // 2 == self.network.config.in_channels
+        return combined.chunk(2, dim=1)[0] if learned else combined
+
+    def readers(self) -> list[Reader]:
+        """One tokenizer."""
+        return [(self.pipeline.tokenizer, self._text_tokens - 1)]
+
+    @property
+    def _text_tokens(self) -> int:
+        return self.spec.text_tokens or 300
+
+    def _encode(self, text: str) -> Tensors:
+        tokens, mask, _, _ = self.pipeline.encode_prompt(
+            text,
+            do_classifier_free_guidance=False,
+            device=self.encode_device,
+            clean_caption=False,
+            max_sequence_length=self._text_tokens,
+        )
+        return {"tokens": tokens, "mask": mask}
