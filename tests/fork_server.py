@@ -205,6 +205,8 @@ class _Server:
                         signal.pidfd_send_signal(process, signal.SIGKILL)
                     return None
                 elif isinstance(key.fileobj, socket.socket):  # whoever ordered it is gone
+                    if key.fileobj not in self._owners:
+                        continue  # Its process ended in the same moment, and was seen first.
                     self._selector.unregister(key.fileobj)
                     signal.pidfd_send_signal(self._owners[key.fileobj], signal.SIGKILL)
                 else:
@@ -223,7 +225,8 @@ class _Server:
             order: dict[str, Any] = json.loads(line)
             return order
         process = os.pidfd_open(child)
-        connection.sendall(f"{child}\n".encode())
+        with contextlib.suppress(OSError):  # Whoever ordered it is gone, which is seen at once.
+            connection.sendall(f"{child}\n".encode())
         self._owners[connection] = process
         self._selector.register(connection, selectors.EVENT_READ)
         self._selector.register(process, selectors.EVENT_READ, (child, connection))
