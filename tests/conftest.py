@@ -27,7 +27,14 @@ from shared.core.settings import Settings, get_settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
 from tests import fork_server
-from tests.processes import PROJECT, ApiProcess, Process, WorkerProcess, free_port
+from tests.processes import (
+    PROJECT,
+    ApiProcess,
+    Process,
+    WorkerProcess,
+    free_port,
+    share_ports,
+)
 from tests.stack import Stack, free_ports
 
 Process.warm = True
@@ -51,7 +58,10 @@ EVERY_SCOPE = RESOURCES
 
 def pytest_configure(config: pytest.Config) -> None:
     """Several processes of tests share one fork server, which the first of them starts."""
-    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        number = config.workerinput["workerid"].removeprefix("gw")
+        share_ports(int(number), int(config.workerinput["workercount"]))
+    elif getattr(config.option, "numprocesses", None):
         fork_server.start("heavy")
 
 
@@ -88,6 +98,9 @@ def environment(servers: EmbeddedServers) -> dict[str, str]:
         **servers.environment(),
         "DARKROOM_MODELS_FILE": str(MODELS),
         "DARKROOM_LOG_FORMAT": "console",
+        # The usual 1.5 s are soon over on a machine with other things to do, and then the answer
+        # is 503. Tests of outages set them again.
+        "DARKROOM_DATABASE_TIMEOUT": "PT15S",
     }
 
 

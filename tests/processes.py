@@ -12,10 +12,8 @@ from typing import Any, Self
 
 import httpx2
 
-from deploy.local.host import choose_port as free_port
+from deploy.local import host
 from tests import fork_server
-
-__all__ = ["ApiProcess", "Process", "WorkerProcess", "free_port", "slowness", "wait_until"]
 
 PROJECT = fork_server.PROJECT
 _READY_SECONDS = 90.0
@@ -32,16 +30,38 @@ def wait_until(
         AssertionError: it did not within the time.
     """
     began = time.monotonic()
-    while not (value := condition()):
-        if time.monotonic() - began > seconds * slowness():
+    while True:
+        # Before the look: one that took its time itself is not the last.
+        is_late = time.monotonic() - began > seconds * slowness()
+        if value := condition():
+            return value
+        if is_late:
             raise AssertionError(f"{what} did not come about within {seconds:g} s")
         time.sleep(0.02)
-    return value
 
 
 def slowness() -> float:
     """How many processes want each core, one at least: so much longer does everything take."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def share_ports(part: int, parts: int) -> None:
+    """Choose ports, here and in the stack's own code, in this one of so many parts of them all.
+
+    A port is chosen seconds before a server listens on it, and another process of tests that
+    chooses meanwhile finds it free as well.
+    """
+    host._CHOSEN_FROM = host._CHOSEN_FROM[part::parts]
+
+
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that was not given to anybody here before."""
+    port = host.choose_port(_given)
+    _given.add(port)
+    return port
 
 
 class Process:

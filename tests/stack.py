@@ -9,8 +9,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from deploy.local.host import choose_port
-from tests.processes import PROJECT, wait_until
+from tests.processes import PROJECT, free_port, wait_until
 
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
@@ -106,4 +105,4 @@ class Stack:
 def free_ports() -> dict[str, str]:
     """Other ports than the defaults, which a developer's own stack may want meanwhile."""
     parts = ("", "PLAYGROUND_", "POSTGRES_", "REDIS_", "S3_")
-    return {f"DARKROOM_{part}PORT": str(choose_port()) for part in parts}
+    return {f"DARKROOM_{part}PORT": str(free_port()) for part in parts}

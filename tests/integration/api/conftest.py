@@ -75,6 +75,7 @@ def lone_api(
         "DARKROOM_DATABASE_URL": relays.postgres.url,
         "DARKROOM_REDIS_URL": relays.redis.url,
         "DARKROOM_S3_ENDPOINT": relays.s3.url,
+        "DARKROOM_DATABASE_TIMEOUT": "PT1.5S",  # an outage is told soon
         "DARKROOM_LORA_UPLOADS": "true",
         "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
     }
