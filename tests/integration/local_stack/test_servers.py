@@ -24,6 +24,7 @@ from deploy.local.host import (
 )
 from deploy.local.servers import EmbeddedServers
 from deploy.local.service import Server
+from tests.processes import wait_until
 
 Ending = Callable[[Server], None]
 ENDINGS: list[Ending] = [Server.stop, Server.kill]
@@ -105,6 +106,8 @@ def test_redis_keeps_its_keys_over_a_clean_stop(servers: EmbeddedServers) -> Non
 
 def test_redis_keeps_over_a_kill_what_reached_its_file(servers: EmbeddedServers) -> None:
     with redis.Redis.from_url(servers.redis_url) as client:
+        # While what came before is on its way to the disk, Redis keeps the next in memory.
+        wait_until(lambda: not client.info("persistence")["aof_pending_bio_fsync"])
         client.set("killed", "yes")
     servers.redis.kill()
     servers.redis.start()
@@ -139,9 +142,9 @@ def test_s3_serves_presigned_urls_and_refuses_changed_ones(servers: EmbeddedServ
     url = client.generate_presigned_url(
         "get_object", Params={"Bucket": servers.s3_bucket, "Key": "a/b.png"}
     )
-    assert httpx2.get(url).content == b"image"
-    assert httpx2.get(url.replace("b.png", "c.png")).status_code == 403
-    assert httpx2.get(url.partition("?")[0]).status_code == 400  # not signed at all
+    assert httpx2.get(url, timeout=60).content == b"image"
+    assert httpx2.get(url.replace("b.png", "c.png"), timeout=60).status_code == 403
+    assert httpx2.get(url.partition("?")[0], timeout=60).status_code == 400  # not signed at all
 
 
 def test_s3_keeps_the_bucket_when_its_last_object_goes(servers: EmbeddedServers) -> None:

@@ -10,8 +10,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from deploy.local.host import choose_port
-from tests.processes import wait_until
+from tests.processes import free_port, slowness, wait_until
 from tests.stack import START_SECONDS, STOP_SECONDS, Stack
 
 
@@ -37,7 +36,7 @@ def test_it_writes_settings_that_a_shell_can_read_and_nobody_else(stack: Stack) 
 def test_the_playground_answers_where_it_says_and_knows_no_secret_but_the_key(stack: Stack) -> None:
     playground = re.search(r"playground +(http://127\.0\.0\.1:\d+)", stack.said)
     assert playground is not None
-    assert httpx2.get(f"{playground[1]}/_stcore/health").text == "ok"
+    assert httpx2.get(f"{playground[1]}/_stcore/health", timeout=60).text == "ok"
     known = stack.children()["playground"].environ()
     assert known["DARKROOM_API_KEY"] == stack.settings()["DARKROOM_API_KEY"]
     assert not {"DARKROOM_DATABASE_URL", "DARKROOM_S3_SECRET_KEY"} & set(known)
@@ -46,11 +45,10 @@ def test_the_playground_answers_where_it_says_and_knows_no_secret_but_the_key(st
 def test_a_second_start_on_the_same_home_says_so_and_harms_nothing(
     stack: Stack, tmp_path: Path
 ) -> None:
-    second = Stack(stack.home, tmp_path / "output", "up", f"--port={choose_port()}")
+    second = Stack(stack.home, tmp_path / "output", "up", f"--port={free_port()}")
     assert second.process.wait(START_SECONDS) == 1
     assert f"is in use by another stack (process {stack.process.pid})" in second.said
-    with stack.api() as api:
-        assert api.get("/readyz").status_code == 200
+    wait_until_ready(stack)
 
 
 def test_a_part_that_dies_is_started_again(stack: Stack) -> None:
@@ -58,8 +56,13 @@ def test_a_part_that_dies_is_started_again(stack: Stack) -> None:
         stack.children()[part].kill()
         stack.wait_for(f"{part} ended by SIGKILL")
         stack.wait_for(f"{part} runs again")
+    wait_until_ready(stack)
+
+
+def wait_until_ready(stack: Stack) -> None:
+    """What the API asks has little time to answer, and all of it runs on one machine."""
     with stack.api() as api:
-        assert api.get("/readyz").status_code == 200
+        wait_until(lambda: api.get("/readyz").status_code == 200, what="the API and its servers")
 
 
 @pytest.mark.long
@@ -90,7 +93,8 @@ def test_the_data_outlive_a_killed_supervisor_and_sigterm_stops_everything(
         parts = {"postgres", "redis", "s3", "api", "worker-generate", "worker-cpu", "playground"}
         assert set(children) == parts
         again.process.send_signal(signal.SIGTERM)
-        assert again.process.wait(STOP_SECONDS) == 0
+        # Which it promises; the rest is what a busy machine takes to tell of it.
+        assert again.process.wait(STOP_SECONDS + 5 * slowness()) == 0
         assert not any(process.is_running() for process in children.values())
         assert not list((again.home / "run").glob("*.json"))
     finally:
@@ -98,7 +102,7 @@ def test_the_data_outlive_a_killed_supervisor_and_sigterm_stops_everything(
 
 
 def test_the_port_of_the_api_is_taken(home: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", choose_port())) as other:
+    with socket.create_server(("127.0.0.1", free_port())) as other:
         taken = other.getsockname()[1]
         run = Stack(home, tmp_path / "output", "up", DARKROOM_PORT=str(taken))
         assert run.process.wait(START_SECONDS) == 1

@@ -200,7 +200,7 @@ def test_the_api_has_its_models_and_pages(installed: Installed) -> None:
     arguments = ("-m", "darkroom_server", "api", f"--port={port}")
     process = installed.start(*arguments, **nowhere)
     try:
-        with httpx2.Client(base_url=url, trust_env=False) as http:
+        with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
             wait_until(lambda: answers(process, http, "/docs"), 90, "the installed API")
             for page in ("/docs", "/redoc"):
                 assets = re.findall(r'(?:src|href)="([^"]+)"', http.get(page).text)
@@ -217,7 +217,7 @@ def test_the_playground_starts(installed: Installed) -> None:
     own = {"DARKROOM_URL": "http://127.0.0.1:1", "DARKROOM_API_KEY": "of-nobody"}
     process = installed.start("-m", "darkroom.playground", f"--port={port}", **own)
     try:
-        with httpx2.Client(base_url=url, trust_env=False) as http:
+        with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
             wait_until(lambda: answers(process, http, "/_stcore/health"), 90, "the playground")
     finally:
         process.terminate()
