@@ -1,7 +1,8 @@
-"""A CPU worker that waits for receivers for one second only, and a database to make events with."""
+"""A CPU worker that waits little for receivers, and a database to make events with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -27,11 +28,14 @@ from tests.processes import ApiProcess, WorkerProcess, wait_until
 UNSERVED = "served by nobody"
 """A model whose jobs stay queued until a test ends them."""
 
+PATIENCE = timedelta(seconds=5)
+"""Of the worker with a receiver, which may be slow on a machine with other things to do."""
+
 
 @pytest.fixture(scope="session")
 def impatient(environment: dict[str, str]) -> dict[str, str]:
-    """The environment of a worker whose webhooks time out after a second."""
-    return {**environment, "DARKROOM_WEBHOOK_TIMEOUT": "PT1S"}
+    """The environment of a worker whose webhooks time out soon."""
+    return {**environment, "DARKROOM_WEBHOOK_TIMEOUT": f"PT{PATIENCE.seconds}S"}
 
 
 @pytest.fixture(scope="session")
@@ -126,8 +130,27 @@ class Hooks:
         with self.database.begin() as session:
             session.execute(delete(WebhookHold).where(WebhookHold.tenant_id == self.tenant))
 
-    def make_due(self, *delivery_ids: str) -> None:
-        """Let the time until the next attempt pass, of these or of all deliveries."""
+    def postpone(self, delivery_id: str, by: timedelta) -> None:
+        """Make the next attempt wait for so long, whatever the schedule says."""
+        row = WebhookDelivery.id == decode_id("whd", delivery_id)
+        later = (
+            update(WebhookDelivery)
+            .where(row, WebhookDelivery.lease_until.is_(None))
+            .values(due_at=func.clock_timestamp() + by)
+            .returning(WebhookDelivery.id)
+        )
+
+        def is_written() -> bool:
+            with self.database.begin() as session:
+                return session.scalars(later).one_or_none() is not None
+
+        wait_until(is_written, what="the end of an attempt")
+
+    def make_due(self, *delivery_ids: str, attempts: int | None = None) -> None:
+        """Let the time until the next attempt pass, of these or of all deliveries.
+
+        `attempts`: only where there were so many.
+        """
         self.end_holds()
         waiting = select(WebhookDelivery.id).where(
             WebhookDelivery.tenant_id == self.tenant, WebhookDelivery.state == "pending"
@@ -135,6 +158,8 @@ class Hooks:
         if delivery_ids:
             ids = [decode_id("whd", delivery_id) for delivery_id in delivery_ids]
             waiting = waiting.where(WebhookDelivery.id.in_(ids))
+        if attempts is not None:
+            waiting = waiting.where(WebhookDelivery.attempts == attempts)
         # What a worker is just recording is left alone.
         waiting = waiting.where(WebhookDelivery.lease_until.is_(None))
         free = waiting.with_for_update(skip_locked=True).cte("free")

@@ -17,9 +17,9 @@ from shared.jobs.queries import client_requests
 from shared.webhooks.delivery_queries import AT_ONCE
 from shared.webhooks.message import GAPS, JITTER
 from shared.webhooks.models import WebhookDelivery, WebhookEndpoint
-from tests.integration.webhooks.conftest import Hooks
+from tests.integration.webhooks.conftest import PATIENCE, Hooks
 from tests.processes import WorkerProcess, wait_until
-from tests.receiver import Behaviour, Receiver, Request, answer, drip, hang, reset
+from tests.receiver import Behaviour, Received, Receiver, Request, answer, drip, hang, reset
 from tests.unit.outbound.servers import Authority
 
 pytestmark = pytest.mark.usefixtures("delivery_worker")
@@ -29,21 +29,19 @@ def seconds_until(moment: str) -> float:
     return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
 
 
-def gap_after(delivery: dict[str, Any]) -> float:
-    """Seconds from the end of the last attempt to the next one."""
-    last = delivery["attempts"][-1]
-    ended = datetime.fromisoformat(last["started_at"]) + timedelta(milliseconds=last["latency_ms"])
-    return (datetime.fromisoformat(delivery["next_attempt_at"]) - ended).total_seconds()
-
-
-def is_due_after(delivery: dict[str, Any], gap: timedelta) -> bool:
-    """Whether the next attempt comes so long after the last, give or take the jitter.
+def is_on_schedule(delivery: dict[str, Any], number: int) -> bool:
+    """Whether the attempt after this one comes when the schedule says, give or take the jitter.
 
     The gap begins when the outcome is recorded: after the attempt ends, before it is seen here.
+    The first is so short that it may be over by then.
     """
-    seconds = gap.total_seconds()
+    seconds = GAPS[number].total_seconds()
     shortest, longest = seconds * (1 - JITTER), seconds * (1 + JITTER)
-    return shortest <= gap_after(delivery) and seconds_until(delivery["next_attempt_at"]) <= longest
+    attempt, *later = delivery["attempts"][number - 1 :]
+    began, took = attempt["started_at"], timedelta(milliseconds=attempt["latency_ms"])
+    following = later[0]["started_at"] if later else delivery["next_attempt_at"]
+    gap = datetime.fromisoformat(following) - datetime.fromisoformat(began) - took
+    return shortest <= gap.total_seconds() and seconds_until(following) <= longest
 
 
 def test_an_endpoint_gets_a_signed_event_at_once(hooks: Hooks) -> None:
@@ -85,7 +83,7 @@ def test_a_jobs_own_webhook_is_signed_with_the_tenants_secret(
     assert data["id"] == job["id"]
     assert data["seeds"] == job["seeds"]
     [image] = data["images"]
-    answer = httpx2.get(image["url"], trust_env=False)
+    answer = httpx2.get(image["url"], timeout=60, trust_env=False)
     assert hashlib.sha256(answer.content).hexdigest() == image["sha256"]
     whole = hooks.http.get(f"/v1/jobs/{job['id']}").json()
     for name in ("state", "sequence", "model", "finished_at", "error", "metadata"):
@@ -101,9 +99,13 @@ def test_progress_is_told_to_those_who_ask(hooks: Hooks, generate_worker: Worker
         body = {"prompt": "x", "model": "sim", "steps": 100, "num_images": 16, "width": 512}
         job = hooks.http.post("/v1/jobs", json=body).json()
         wait_until(lambda: receiver.of_type("job.succeeded"), 60, "the end")
-        told = [r for r in receiver.of_type("job.progress") if r.message["data"]["id"] == job["id"]]
+
+        def progress() -> list[Received]:
+            heard = receiver.of_type("job.progress")
+            return [request for request in heard if request.message["data"]["id"] == job["id"]]
+
+        told = wait_until(progress, what="the progress, which the end may overtake")
         assert other.of_type("job.progress") == []
-    assert told
     fractions = [request.message["data"]["progress"]["fraction"] for request in told]
     assert all(0 < fraction <= 1 for fraction in fractions)
     times = [datetime.fromisoformat(request.message["timestamp"]) for request in told]
@@ -121,19 +123,29 @@ FAILURES: list[tuple[str, Behaviour, int | None, str]] = [
 ]
 
 
+def once(behaviour: Behaviour) -> Behaviour:
+    """Behave so at first, and well from then on."""
+    rest = iter([behaviour])
+
+    def behave(request: Request) -> None:
+        next(rest, answer(204))(request)
+
+    return behave
+
+
 @pytest.mark.parametrize(
     ("behaviour", "status", "code"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES]
 )
 def test_a_failure_is_tried_again_on_schedule(
     hooks: Hooks, behaviour: Behaviour, status: int | None, code: str
 ) -> None:
-    with Receiver(behaviour) as receiver:
+    with Receiver(once(behaviour)) as receiver:
         hooks.register(receiver.url)
         job_id = hooks.cancel(hooks.queue())
         delivery = hooks.wait_for_attempts(job_id=job_id)
-        assert delivery["state"] == "pending"
-        assert is_due_after(delivery, GAPS[1])
-        receiver.behaviour = answer(204)
+        # Where five seconds are over before this looks, the second attempt has been made.
+        assert delivery["state"] == ("pending" if len(delivery["attempts"]) == 1 else "succeeded")
+        assert is_on_schedule(delivery, 1)
         hooks.make_due(delivery["id"])
         delivery = hooks.wait_for_attempts(2, job_id=job_id)
     failed, fine = delivery["attempts"]
@@ -154,7 +166,7 @@ def test_silence_is_cut_off_by_the_time_limit(hooks: Hooks) -> None:
         released.set()
     [attempt] = delivery["attempts"]
     assert attempt["error"]["code"] == "deadline_exceeded"
-    assert attempt["latency_ms"] >= 1000
+    assert attempt["latency_ms"] >= PATIENCE.total_seconds() * 1000
 
 
 def test_a_certificate_that_nobody_trusts_fails(hooks: Hooks, tmp_path: Path) -> None:
@@ -206,9 +218,16 @@ def test_retry_after_holds_new_events_too_and_nothing_overtakes(hooks: Hooks) ->
         assert len(receiver.received) == 1
         receiver.behaviour = answer(200)
         hooks.end_holds()
-        receiver.wait(5)
+        wait_until(
+            lambda: {d["state"] for d in hooks.deliveries(endpoint_id=made["id"])} == {"succeeded"},
+            what="the deliveries",
+        )
+        done = hooks.deliveries(endpoint_id=made["id"])
     told = [request.message["data"]["id"] for request in receiver.received]
-    assert told == [jobs[0], *jobs]
+    assert (told[:2], sorted(told[2:])) == ([jobs[0]] * 2, sorted(jobs[1:]))
+    # Once it answers, several requests go out at a time: begun in order, they come in any.
+    begun = sorted(done, key=lambda delivery: str(delivery["attempts"][-1]["started_at"]))
+    assert [delivery["job_id"] for delivery in begun] == jobs
 
 
 def test_retry_after_counts_for_an_hour_at_most(hooks: Hooks) -> None:
@@ -231,7 +250,9 @@ def test_retry_after_of_one_path_holds_no_other(hooks: Hooks) -> None:
         return hooks.cancel(hooks.queue(webhook=own))
 
     with Receiver(behave) as receiver:
-        retried = hooks.wait_for_attempts(job_id=cancel("fine"))
+        failed = hooks.wait_for_attempts(job_id=cancel("fine"))
+        hooks.postpone(failed["id"], timedelta(seconds=100))  # five are soon over
+        [retried] = hooks.deliveries(job_id=failed["job_id"])
         busy = hooks.wait_for_attempts(job_id=cancel("busy?job=1"))
         same = cancel("busy?job=2")
         [kept] = hooks.deliveries(job_id=retried["job_id"])
@@ -239,7 +260,8 @@ def test_retry_after_of_one_path_holds_no_other(hooks: Hooks) -> None:
         later = hooks.wait_for_attempts(job_id=cancel("fine"))
         [waiting] = hooks.deliveries(job_id=same)
         hooks.make_due(retried["id"])
-        fine = hooks.wait_for_attempts(2, job_id=retried["job_id"])
+        tried = len(retried["attempts"])
+        fine = hooks.wait_for_attempts(tried + 1, job_id=retried["job_id"])
     assert 500 < seconds_until(busy["next_attempt_at"]) <= 600
     assert kept["next_attempt_at"] == retried["next_attempt_at"]
     assert seconds_until(kept["next_attempt_at"]) < 120
@@ -274,10 +296,10 @@ def test_the_whole_schedule_then_failure_then_redelivery(hooks: Hooks) -> None:
     with Receiver(answer(500)) as receiver:
         hooks.register(receiver.url)
         job_id = hooks.cancel(hooks.queue())
-        for number, gap in enumerate(GAPS[1:], start=1):
+        for number in range(1, len(GAPS)):
             delivery = hooks.wait_for_attempts(number, job_id=job_id)
-            assert is_due_after(delivery, gap)
-            hooks.make_due(delivery["id"])
+            assert is_on_schedule(delivery, number)
+            hooks.make_due(delivery["id"], attempts=number)
         delivery = hooks.wait_for_attempts(len(GAPS), job_id=job_id)
         assert (delivery["state"], delivery["next_attempt_at"]) == ("failed", None)
         receiver.behaviour = answer(200)
@@ -293,7 +315,8 @@ def test_five_days_of_failure_disable_an_endpoint(hooks: Hooks) -> None:
     with Receiver(answer(500)) as failing, Receiver() as other:
         made = hooks.register(failing.url, events=["job.canceled"])
         hooks.register(other.url, events=["batch.completed"])
-        hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        first = hooks.wait_for_attempts(job_id=hooks.cancel(hooks.queue()))
+        hooks.postpone(first["id"], timedelta(hours=1))  # the second job's is to be the last
         assert hooks.endpoint(made)["failing_since"] is not None
         with hooks.database.begin() as session:
             session.execute(
@@ -344,7 +367,7 @@ def test_many_events_go_out_at_once_but_never_too_many(hooks: Hooks) -> None:
     def wait_for_company(request: Request) -> None:
         if receiver.in_flight >= AT_ONCE:
             is_full.set()
-        is_full.wait(0.5)  # less than the worker's patience
+        is_full.wait(PATIENCE.total_seconds() / 2)
         request.reply(200)
 
     with Receiver(wait_for_company) as receiver:

@@ -65,7 +65,7 @@ class Flapping:
             return
         way = (number + seen) % len(WAYS_TO_FAIL)
         if way in SLOW and number % 12:
-            way = 0  # A second's silence for each would only make the test long.
+            way = 0  # The worker's patience with each would only make the test long.
         WAYS_TO_FAIL[way](request)
 
 
@@ -85,7 +85,7 @@ def test_every_end_is_delivered_once_at_least_and_under_one_id(
             flapping.asked.clear()
             hooks.make_due()  # Lets the hours of the schedule pass.
             flapping.asked.wait(1)
-            # A machine so busy that a second's patience is too short for ten attempts in a row
+            # A machine so busy that the worker's patience is too short for ten attempts in a row
             # fails deliveries for good; whoever runs the receiver then asks for them again.
             hooks.http.post(f"{path}/redeliver", params={"since": began})
             return len(flapping.taken) >= JOBS

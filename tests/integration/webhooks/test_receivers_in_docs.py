@@ -66,7 +66,7 @@ def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[s
     def listens() -> bool:
         assert child.poll() is None, output.read_text()
         try:
-            return httpx2.post(url, trust_env=False).status_code == 400
+            return httpx2.post(url, timeout=60, trust_env=False).status_code == 400
         except httpx2.TransportError:
             return False
 
@@ -91,7 +91,9 @@ def test_it_takes_what_darkroom_signs_and_nothing_else(receiver: tuple[str, Path
     malformed = {**fine, "webhook-signature": "v1"}
 
     def status(headers: dict[str, str], body: bytes = BODY) -> int:
-        return httpx2.post(url, headers=headers, content=body, trust_env=False).status_code
+        return httpx2.post(
+            url, headers=headers, content=body, timeout=60, trust_env=False
+        ).status_code
 
     assert [status(fine), status(rotated)] == [204, 204]
     assert [status(stranger), status(old), status(malformed)] == [400, 400, 400]
