@@ -216,10 +216,14 @@ class ApiProcess(Process):
         super().__init__({**environment, "DARKROOM_PUBLIC_URL": self.url}, arguments, log)
         self.http = self.client(key)
 
-    def client(self, key: str | None) -> httpx2.Client:
+    def client(
+        self, key: str | None, transport: httpx2.BaseTransport | None = None
+    ) -> httpx2.Client:
         """A client with another key, or with none."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=70, trust_env=False)
+        return httpx2.Client(
+            base_url=self.url, headers=headers, timeout=70, trust_env=False, transport=transport
+        )
 
     def wait_ready(self) -> None:
         """Wait until the API and all it depends on answer."""

@@ -2,10 +2,12 @@
 
 import base64
 import io
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -13,6 +15,9 @@ from PIL import Image
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from deploy.local.servers import EmbeddedServers
+from shared.core import tenants
+from shared.core.database import open_engine, session_factory
 from shared.core.errors import StorageUnavailable
 from shared.core.ids import decode_id, encode_id
 from shared.core.settings import Settings
@@ -20,9 +25,11 @@ from shared.core.storage import Storage
 from shared.images import deletion as image_deletion
 from shared.images import models as image_models
 from shared.jobs.models import Job, JobAttempt
+from tests.conftest import MIGRATED
 from tests.integration.search.conftest import Team
+from tests.integration.search.gallery import any_vector, insert_image
 from tests.jobs import accept
-from tests.processes import WorkerProcess
+from tests.processes import WorkerProcess, wait_until
 from worker.maintenance.cleanup import Cleanup
 
 JOB = {"model": "sim", "width": 64, "height": 64, "steps": 2}
@@ -158,7 +165,30 @@ def pass_a_minute(team: Team, cleanup: Cleanup) -> None:
             .where(image_models.DeletedImage.tenant_id == team.tenant_id)
             .values(deleted_at=func.statement_timestamp() - timedelta(seconds=66))
         )
-    cleanup.purge_deleted_images()
+
+    def is_purged() -> bool:
+        cleanup.purge_deleted_images()  # so many as a round has time for
+        return count_deleted(team.database, team.tenant_id) == 0
+
+    wait_until(is_purged, what="the end of what was deleted")
+
+
+def count_deleted(database: sessionmaker[Session], tenant: UUID) -> int:
+    """Images of a tenant that can be restored or will be purged."""
+    table = image_models.DeletedImage
+    counted = select(func.count()).select_from(table).where(table.tenant_id == tenant)
+    with database() as session:
+        return session.scalar(counted) or 0
+
+
+@pytest.fixture
+def undisturbed(servers: EmbeddedServers, settings: Settings) -> Iterator[sessionmaker[Session]]:
+    """A database in which no leader purges anything."""
+    url = servers.postgres.create_database("undisturbed", template=MIGRATED)
+    engine = open_engine(Settings(**{**settings.model_dump(), "database_url": url}))
+    yield session_factory(engine)
+    engine.dispose()
+    servers.postgres.drop_database("undisturbed")
 
 
 class Failing(Storage):
@@ -174,30 +204,25 @@ class Failing(Storage):
 
 
 def test_what_was_purged_before_an_outage_or_the_deadline_is_not_purged_again(
-    settings: Settings, team: Team, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, undisturbed: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader's other tasks wait for a round."""
-    table = image_models.DeletedImage
-    mine = table.tenant_id == team.tenant_id
-
-    def count() -> int:
-        with team.database() as session:
-            return session.scalar(select(func.count()).select_from(table).where(mine)) or 0
-
-    for prompt in ("a dam", "a mill", "a ford"):
-        team.http.delete(f"/v1/images/{team.add(prompt, meaning=False)}").raise_for_status()
-    before = count()
-    with team.database.begin() as session:  # ahead of what other tests have left
-        session.execute(update(table).where(mine).values(deleted_at=func.to_timestamp(0)))
+    with undisturbed.begin() as session:
+        tenant = session.scalars(tenants.ensure_tenant("t")).one()
+        for number, prompt in enumerate(("a dam", "a mill", "a ford")):
+            image = insert_image(session, tenant, prompt, any_vector(number))
+            session.execute(image_deletion.delete_image(tenant, image))
+        session.execute(update(image_models.DeletedImage).values(deleted_at=func.to_timestamp(0)))
+    assert count_deleted(undisturbed, tenant) == 3
     storage = Failing(settings)
-    cleanup = Cleanup(settings, team.database, storage)
+    cleanup = Cleanup(settings, undisturbed, storage)
     with pytest.raises(StorageUnavailable):
         cleanup.purge_deleted_images()
-    assert count() == before - 1
+    assert count_deleted(undisturbed, tenant) == 2
     storage.is_away = False
     monkeypatch.setattr("worker.maintenance.cleanup._ORPHAN_SECONDS", -1)
     assert cleanup.purge_deleted_images() == 1
-    assert count() == before - 2
+    assert count_deleted(undisturbed, tenant) == 1
     storage.close()
 
 
@@ -319,7 +344,9 @@ def test_a_session_that_is_deleted_while_jobs_come_into_it(team: Team) -> None:
 
     def submit(_: int) -> list[int]:
         codes = []
-        with httpx2.Client(base_url=team.http.base_url, headers=team.http.headers) as http:
+        with httpx2.Client(
+            base_url=team.http.base_url, headers=team.http.headers, timeout=60
+        ) as http:
             for _round in range(rounds):
                 start.wait(30)
                 body = {"prompt": "a boat", **JOB, "session_id": "brief"}
