@@ -14,7 +14,7 @@ from fastapi.sse import format_sse_event
 from api.context import Resources, parse_id
 from api.core.errors import Problem
 from api.core.principal import Principal
-from api.jobs.followers import Following
+from api.jobs.followers import Follower, Following
 from api.jobs.redis_events import START, StreamEvent, edges, order
 from api.jobs.schemas import Job
 from shared.jobs.state import TERMINAL_STATES
@@ -73,11 +73,14 @@ class _Reader:
         if event.kind == "job":
             # Entries tell of a change; what the job is now, only the database says. An entry that
             # the database has moved past says nothing: its successor's entry is still to come.
+            # Nor does one that a snapshot was quicker than.
+            told = event.decoded().get("sequence")
+            if told is not None and told <= self.sequence:
+                return None
             job = await self._read()
             if job is None:
                 return None
-            is_stale = event.decoded().get("sequence", job.sequence) < job.sequence
-            return None if is_stale else self.show(job)
+            return None if told is not None and told < job.sequence else self.show(job)
         if event.kind == "preview" and not self.with_previews:
             return None
         return format_sse_event(event=event.kind, data_str=event.data, id=event.id)
@@ -156,6 +159,17 @@ async def _stream(reader: _Reader, job: Job, *, resumes: bool) -> AsyncGenerator
                     yield shown
                 if reader.is_over:
                     return
-            if follower.take_move() and (shown := await reader.snapshot()) is not None:
-                yield shown
+            if follower.has_moved and not await _is_behind(reader, follower):
+                follower.take_move()
+                if (shown := await reader.snapshot()) is not None:
+                    yield shown
             follower.sequence = max(follower.sequence, reader.sequence)
+
+
+async def _is_behind(reader: _Reader, follower: Follower) -> bool:
+    """Whether Redis has entries that the client has not got: they come before what the database
+    has moved on to meanwhile, or the client would never get them."""
+    if follower.events:
+        return True
+    known = await edges(reader.resources, follower.followed)
+    return known is not None and order(follower.position) < order(known[1])

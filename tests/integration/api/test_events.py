@@ -1,8 +1,9 @@
 """Event streams: a snapshot, what happens, the end; resumed, and without Redis's help."""
 
+import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,10 @@ import pytest
 import redis
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.app import open_resources
+from api.core.principal import Principal
+from api.jobs.followers import Following
+from api.jobs.sse import open_stream
 from shared.core.broker import events_key
 from shared.core.settings import Settings
 from tests.integration.api.conftest import Relays, uuid_of
@@ -188,6 +193,51 @@ def test_events_come_as_they_happen(
         succeed(database, job)
         tell(redis_client, job, "job", state="succeeded", sequence=2)
         assert [event.data["state"] for event in events] == ["succeeded"]
+
+
+def test_what_a_snapshot_has_told_is_not_told_again(
+    http: httpx2.Client, submit: Submit, database: Database, redis_client: "redis.Redis"
+) -> None:
+    """The look at the database may come before the worker's event."""
+    job = submit()
+    with following(http, job) as events:
+        next(events)
+        claim(database, job)
+        assert next(events).data["state"] == "running"
+        tell(redis_client, job, "job", state="running", sequence=1)
+        tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0.125)
+        assert next(events).type == "progress"
+
+
+def test_what_was_missed_comes_before_an_end_that_the_database_tells(
+    settings: Settings,
+    database: Database,
+    story: tuple[dict[str, Any], list[str]],
+    row_of: Callable[[str], Any],
+) -> None:
+    """The look at the database may come before the first read of Redis."""
+    job, ids = story
+    row = row_of(job["id"])
+    principal = Principal(row.tenant_id, row.api_key_id, frozenset({"jobs"}))
+
+    async def resume() -> list[str]:
+        async with open_resources(settings) as held:
+            stream = await open_stream(
+                held, principal, job["id"], ids[1], with_previews=True, seconds=60
+            )
+            assert stream is not None
+            first = asyncio.create_task(_next(stream))
+            await asyncio.sleep(0)  # it follows
+            await held.get(Following)._poll(held)
+            async with held.get(Following).running(held):
+                pieces = [await first, *[piece async for piece in stream]]
+        return [event.type for event in parse(iter(b"".join(pieces).decode().splitlines()))]
+
+    assert asyncio.run(resume()) == ["progress", "preview", "image", "job"]
+
+
+async def _next(stream: AsyncIterator[bytes]) -> bytes:
+    return await anext(stream)
 
 
 def test_a_cancellation_is_told(http: httpx2.Client, submit: Submit) -> None:
