@@ -178,9 +178,15 @@ def api(
 
 @pytest.fixture(scope="session")
 def generate_worker(
-    settings: Settings, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    settings: Settings,
+    environment: dict[str, str],
+    cpu_worker: WorkerProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[WorkerProcess]:
-    """A running generate worker on the simulated GPU (model `sim`)."""
+    """A running generate worker on the simulated GPU (model `sim`).
+
+    With a dispatcher: a job that Redis was too slow to take would wait for ever without one.
+    """
     log = tmp_path_factory.mktemp("worker") / "generate.log"
     with WorkerProcess(environment, ["generate", "--model", "sim"], log) as process:
         yield process
@@ -188,9 +194,12 @@ def generate_worker(
 
 @pytest.fixture(scope="session")
 def demo_worker(
-    settings: Settings, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    settings: Settings,
+    environment: dict[str, str],
+    cpu_worker: WorkerProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[WorkerProcess]:
-    """A running generate worker on the real demo pipeline (model `demo`)."""
+    """A running generate worker on the real demo pipeline (model `demo`), with a dispatcher."""
     log = tmp_path_factory.mktemp("worker") / "demo.log"
     with WorkerProcess(environment, ["generate", "--model", "demo"], log) as process:
         yield process

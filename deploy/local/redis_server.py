@@ -33,9 +33,10 @@ class RedisServer(Server):
 
     name = "redis"
 
-    def __init__(self, home: Home, port: int) -> None:
-        """Starts nothing yet."""
+    def __init__(self, home: Home, port: int, *, durable: bool = True) -> None:
+        """``durable=False``: a busy disk does not hold it up; a power cut may cost its data."""
         super().__init__(home, port)
+        self._durable = durable
         self._folder = DataFolder(home.path / "redis", "Redis")
         self._config = self._folder.path / "redis.conf"
 
@@ -59,7 +60,7 @@ class RedisServer(Server):
             "dir .",  # its working folder, whose path may need quoting
             "daemonize no",
             "appendonly yes",
-            "appendfsync everysec",
+            f"appendfsync {'everysec' if self._durable else 'no'}",
             'save ""',
             "maxmemory-policy noeviction",  # a queue must not evict
         ]

@@ -28,7 +28,7 @@ class EmbeddedServers:
     def __init__(self, home: Path, *, durable: bool = True, default_ports: bool = False) -> None:
         """Opens and locks the home, and chooses the ports; starts nothing yet.
 
-        ``durable=False``: Postgres does not wait for the disk; for data that a power cut may cost.
+        ``durable=False``: they do not wait for the disk; for data that a power cut may cost.
         ``default_ports``: the documented ports, or those of ``DARKROOM_POSTGRES_PORT``,
         ``DARKROOM_REDIS_PORT`` and ``DARKROOM_S3_PORT``; otherwise any free ones. Ports are
         remembered in the home and used again where they are still free.
@@ -45,7 +45,7 @@ class EmbeddedServers:
                 wanted = default if default_ports else None
                 ports[name] = self.home.choose_port(name, wanted, ports.values())
             self.postgres = PostgresServer(self.home, ports["postgres"], durable=durable)
-            self.redis = RedisServer(self.home, ports["redis"])
+            self.redis = RedisServer(self.home, ports["redis"], durable=durable)
             self.s3 = S3Server(self.home, ports["s3"])
         except BaseException:
             self.home.close()

@@ -70,18 +70,25 @@ def lone_api(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ApiProcess]:
     """An API process of its own, with the model `paper` that nobody serves."""
+    log = tmp_path_factory.mktemp("lone_api") / "api.log"
+    with start_alone(environment, relays, make_key("lone"), log) as process:
+        yield process
+
+
+def start_alone(
+    environment: dict[str, str], relays: Relays, key: str, log: Path, **more: str
+) -> ApiProcess:
+    """Such a process, with more variables; to be entered."""
     own = {
         **environment,
         "DARKROOM_DATABASE_URL": relays.postgres.url,
         "DARKROOM_REDIS_URL": relays.redis.url,
         "DARKROOM_S3_ENDPOINT": relays.s3.url,
-        "DARKROOM_DATABASE_TIMEOUT": "PT1.5S",  # an outage is told soon
         "DARKROOM_LORA_UPLOADS": "true",
         "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
+        **more,
     }
-    log = tmp_path_factory.mktemp("lone_api") / "api.log"
-    with ApiProcess(own, free_port(), make_key("lone"), log) as process:
-        yield process
+    return ApiProcess(own, free_port(), key, log)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import timedelta
@@ -28,7 +28,7 @@ from shared.core.storage import Storage
 from shared.core.tenants import Tenant
 from shared.jobs.models import Job
 from tests.conftest import MODELS
-from tests.integration.api.conftest import Relays, queued_tasks
+from tests.integration.api.conftest import Relays, queued_tasks, start_alone
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url
 from tests.integration.search.gallery import any_vector, insert_image
@@ -37,6 +37,27 @@ from worker.maintenance.cleanup import Cleanup
 
 JOB = {"prompt": "a red circle"}
 Sweep = Callable[[timedelta], int]
+
+
+@pytest.fixture(scope="module")
+def lone_api(
+    environment: dict[str, str],
+    relays: Relays,
+    make_key: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ApiProcess]:
+    """One that waits for Postgres no longer than it does by default."""
+    log = tmp_path_factory.mktemp("impatient_api") / "api.log"
+    default = Settings.model_fields["database_timeout"].default
+    more = {"DARKROOM_DATABASE_TIMEOUT": f"PT{default.total_seconds()}S"}
+    with start_alone(environment, relays, make_key("lone"), log, **more) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def http(lone_api: ApiProcess) -> httpx2.Client:
+    """Its client."""
+    return lone_api.http
 
 
 @pytest.fixture(autouse=True)
