@@ -161,11 +161,14 @@ def test_the_playground_starts_where_its_image_has_packages(tmp_path: Path) -> N
     playground = Process(
         variables, ["-m", "darkroom.playground", f"--port={port}"], tmp_path / "log"
     )
+
+    def healthy() -> bool:
+        assert playground.child.poll() is None, playground.tail()
+        return is_healthy(f"http://127.0.0.1:{port}/_stcore/health")
+
     playground.start()
     try:
-        address = f"http://127.0.0.1:{port}/_stcore/health"
-        wait_until(lambda: is_healthy(address) or playground.child.poll() is not None, 60)
-        assert is_healthy(address), playground.tail()
+        wait_until(healthy, 60, "a healthy playground")
     finally:
         playground.stop()
 

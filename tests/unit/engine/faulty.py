@@ -42,9 +42,11 @@ class Hang:
 
     def __init__(self) -> None:
         self.armed = False
+        self.begun = threading.Event()
         self.release = threading.Event()
 
     def __call__(self, kind: WorkKind, result: Any) -> Any:
         if self.armed and kind == "tick":
+            self.begun.set()
             self.release.wait(60)
         return result

@@ -14,6 +14,7 @@ from tests.unit.engine.families import DIFFUSION_TOYS, TOYS, Toy
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.reference import reference
 from tests.unit.engine.toys import long_but, request, toy_backend, toy_engine, toy_folder, toy_spec
+from tests.unit.engine.turns import submit_together
 from worker.engine.backend import Shape
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import Device, open_device
@@ -222,7 +223,7 @@ def test_fewer_rows_that_fit_have_the_same_bits() -> None:
     base = backend._model.base
     alone = [made.submit(request(seed=seed)).future.result(LIMIT) for seed in range(6)]
     engine = made
-    tickets = [made.submit(request(seed=seed)) for seed in range(6)]
+    tickets = submit_together(made, [request(seed=seed) for seed in range(6)])
     images = [ticket.future.result(LIMIT) for ticket in tickets]
     made.close()
     if base != 1:
@@ -292,9 +293,8 @@ def test_a_live_proof_says_that_it_is_alive_and_the_next_comes_later() -> None:
 
     engine._ticks._alive = counted
     for width in (96, 128):
-        seeds = range(3)
-        tickets = [engine.submit(request(width=width, steps=6, seed=seed)) for seed in seeds]
-        for ticket in tickets:
+        asked = [request(width=width, steps=6, seed=seed) for seed in range(3)]
+        for ticket in submit_together(engine, asked):
             ticket.future.result(LIMIT)
     engine.close()
     assert device.kinds.count("prove") == 1

@@ -14,6 +14,7 @@ from shared.core.errors import DeviceLost, InternalError, JobError, NanOutput, O
 from tests.processes import slowness
 from tests.unit.engine.faulty import FaultyDevice, Hang, out_of_memory, poisoned
 from tests.unit.engine.toys import request, toy_engine, toy_spec
+from tests.unit.engine.turns import Clock, WatchedClock, between_turns, submit_together
 from worker.engine import loop
 from worker.engine.device import WorkKind, open_device
 from worker.engine.diffusion import DiffusionEngine
@@ -39,7 +40,7 @@ def test_out_of_memory_means_fewer_rows_and_loses_nothing() -> None:
         return result
 
     engine = faulty_engine(fault, max_batch_size=8)
-    images = [engine.submit(request(seed=seed)) for seed in range(3)]
+    images = submit_together(engine, [request(seed=seed) for seed in range(3)])
     small = toy_engine("sd15", max_batch_size=2)
     for seed, ticket in enumerate(images):
         image = ticket.future.result(LIMIT)
@@ -144,39 +145,20 @@ def test_a_want_of_memory_in_float32_is_answered_with_what_lies_unused(kind: Wor
     engine.close()
 
 
-class Clock:
-    """The watchdog's time, which passes as the test says."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._looked = threading.Event()
-
-    def monotonic(self) -> float:
-        """The time; notes that the watchdog has looked at it."""
-        if threading.current_thread().name == "engine-watchdog":
-            self._looked.set()
-        return self.now
-
-    def pass_by(self, seconds: float) -> None:
-        """Let time pass, until the watchdog has seen it."""
-        self.now += seconds
-        self._looked.clear()
-        assert self._looked.wait(LIMIT)
-
-
 def test_an_image_can_be_taken_back_while_it_is_made_again_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And each of its steps has the whole budget of a tick."""
-    clock, budget = Clock(), 0.04
+    clock, budget = WatchedClock(LIMIT), 0.04
     monkeypatch.setattr(loop, "time", clock)
-    again = threading.Event()
+    taken_back: list[Any] = []
     spoil = _nan_where(torch.bfloat16, ("tick",))
 
     def fault(kind: WorkKind, result: Any) -> Any:
         if kind == "tick" and result.dtype == torch.float32:
-            clock.pass_by(0.75 * budget)
-            again.set()
+            clock.sleep(0.75 * budget)
+            for ticket in taken_back:
+                ticket.cancel()
         return spoil(kind, result)
 
     faults: list[JobError] = []
@@ -185,10 +167,8 @@ def test_an_image_can_be_taken_back_while_it_is_made_again_in_float32(
     assert image.facts.dtype == "float32"
     assert clock.now > 3 * budget
     assert faults == []
-    again.clear()
-    ticket = engine.submit(request(steps=60))
-    assert again.wait(LIMIT)
-    ticket.cancel()
+    between_turns(engine, lambda: taken_back.append(engine.submit(request(steps=60))))
+    [ticket] = taken_back
     with pytest.raises(Canceled):
         ticket.future.result(LIMIT)
     assert engine.counters.canceled == 1
@@ -243,29 +223,31 @@ class Faults:
     def __init__(self) -> None:
         self.seen: list[JobError] = []
         self.told = threading.Event()
+        self.told_at = 0.0
 
     def __call__(self, error: JobError) -> None:
         self.seen.append(error)
+        self.told_at = time.monotonic()
         self.told.set()
 
 
 def test_a_poisoned_context_hands_everything_back_within_seconds() -> None:
-    broken = threading.Event()
+    broken_at: list[float] = []
 
     def fault(kind: WorkKind, result: Any) -> Any:
-        if broken.is_set() and kind == "tick":
+        if kind == "tick":
+            broken_at.append(time.monotonic())
             raise poisoned()
         return result
 
     faults = Faults()
     engine = faulty_engine(fault, faults)
-    tickets = [engine.submit(request(steps=500, seed=seed)) for seed in range(3)]
-    broken.set()
-    started = time.monotonic()
+    tickets = submit_together(engine, [request(steps=500, seed=seed) for seed in range(3)])
     for ticket in tickets:
         assert isinstance(ticket.future.exception(LIMIT), DeviceLost)
     assert faults.told.wait(LIMIT)
-    assert time.monotonic() - started < 5 * slowness()
+    assert faults.told_at - broken_at[0] < 5 * slowness()
+    assert len(broken_at) == 1
     assert len(faults.seen) == 1
     assert faults.seen[0].retryable
     with pytest.raises(DeviceLost):
@@ -273,12 +255,16 @@ def test_a_poisoned_context_hands_everything_back_within_seconds() -> None:
     engine.close()
 
 
-def test_a_hung_tick_is_noticed() -> None:
+def test_a_hung_tick_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, budget = Clock(), 2.0
+    monkeypatch.setattr(loop, "time", clock)
     hang, faults = Hang(), Faults()
-    engine = faulty_engine(hang, faults, tick_budget=2.0)
+    engine = faulty_engine(hang, faults, tick_budget=budget)
     engine.submit(request()).future.result(LIMIT)
     hang.armed = True
-    tickets = [engine.submit(request(seed=seed)) for seed in range(2)]
+    tickets = submit_together(engine, [request(seed=seed) for seed in range(2)])
+    assert hang.begun.wait(LIMIT)
+    clock.sleep(budget + 0.1)
     for ticket in tickets:
         assert isinstance(ticket.future.exception(LIMIT), DeviceLost)
     assert faults.told.wait(LIMIT)

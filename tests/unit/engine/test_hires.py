@@ -163,7 +163,7 @@ def test_one_ticket_has_both_passes_on_its_bill_and_in_its_progress() -> None:
     assert made.hires.steps == 60
     assert ticket.gpu_seconds == pytest.approx(engine.busy_seconds, rel=0.01)
     assert engine.counters.images == 1
-    wait_until(lambda: steps.updates[-1].step == 100, LIMIT, "the last step")
+    wait_until(lambda: steps.has_told(100), LIMIT, "the last step")
     assert {update.steps for update in steps.updates} == {100}
     fractions = [update.fraction for update in steps.updates]
     assert fractions == sorted(fractions)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared.core.errors import ModelUnavailable, OutOfMemory
+from tests.processes import wait_until
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.toys import request, toy_engine, toy_spec
 from worker.engine import Canceled
@@ -137,8 +138,8 @@ def test_a_preview_that_cannot_be_drawn_costs_nothing_else(
     seen: list[Any] = []
     image = engine.submit(request(previews=True), seen.append).future.result(LIMIT)
     assert image.pixels.std() > 0
+    wait_until(lambda: seen, LIMIT, "an update")
     engine.close()
-    assert seen
     assert {update.preview_webp for update in seen} == {None}
 
 

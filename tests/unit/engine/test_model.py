@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.core.errors import InvalidInput
+from tests.processes import wait_until
 from tests.unit.engine.reference import reference
 from tests.unit.engine.toys import request, toy_engine, toy_folder, toy_spec
 from worker.engine import Canceled, StepUpdate
@@ -80,9 +81,9 @@ def test_previews_have_the_size_of_the_latents_and_the_look_of_the_image() -> No
     updates: list[StepUpdate] = []
     for _ in range(2):
         engine.submit(request(previews=True), updates.append).future.result(LIMIT)
+    wait_until(lambda: updates, LIMIT, "an update")
     engine.close()
     images = [update.preview_webp for update in updates]
-    assert images
     assert all(image is not None and image[8:12] == b"WEBP" for image in images)
 
 
@@ -202,6 +203,11 @@ def test_a_latent_consistency_model_runs_all_steps_at_any_strength(
     updates: list[StepUpdate] = []
     image = consistent.submit(image_request, updates.append).future.result(LIMIT)
     assert np.array_equal(image.pixels, reference(toy_folder("lcm")).pixels(image_request))
+    wait_until(
+        lambda: (steps, steps) in [(update.step, update.steps) for update in list(updates)],
+        LIMIT,
+        "the update of the last step",
+    )
     assert (updates[-1].step, updates[-1].steps) == (steps, steps)
 
 
@@ -287,10 +293,9 @@ def test_what_another_pipeline_refuses_by_itself_is_not_tried_again(
 
 def test_another_pipeline_can_be_canceled_between_steps(whole: DiffusionEngine) -> None:
     ticks = whole.counters.ticks
-    ticket = whole.submit(request(steps=400))
+    ticket = whole.submit(request(steps=900))
     neighbour = whole.submit(request(seed=3))
-    while whole.counters.ticks < ticks + 2:
-        assert not ticket.future.done()
+    wait_until(lambda: whole.counters.ticks >= ticks + 2, LIMIT, "its second step")
     ticket.cancel()
     assert isinstance(ticket.future.exception(LIMIT), Canceled)
     image = neighbour.future.result(LIMIT)

@@ -12,6 +12,7 @@ import torch
 
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.toys import request, toy_engine
+from tests.unit.engine.turns import between_turns
 from worker.engine import Canceled
 from worker.engine.device import Device, WorkKind
 from worker.engine.diffusion import DiffusionEngine
@@ -44,8 +45,13 @@ def test_bits_and_bills_are_the_same(engine: DiffusionEngine) -> None:
         request(seed=seed, steps=3 + seed % 4, width=64 + 32 * (seed % 2), scheduler=scheduler)
         for seed, scheduler in enumerate(["euler", "heun", "lms", "dpmpp-2m", "ddim"] * 2)
     ]
-    tickets = [engine.submit(each) for each in image_request]
-    tickets[4].cancel()
+
+    def submit_and_cancel() -> list[Any]:
+        tickets = [engine.submit(each) for each in image_request]
+        tickets[4].cancel()
+        return tickets
+
+    tickets = between_turns(engine, submit_and_cancel)
     plain = toy_engine("sd15", max_batch_size=4)
     same = [plain.submit(each) for each in image_request]
     for number, (expected, ticket) in enumerate(zip(same, tickets, strict=True)):
