@@ -16,7 +16,7 @@ from sqlalchemy import delete
 from shared.jobs.models import Job
 from tests.chaos.checker import Report, check
 from tests.chaos.result import Result
-from tests.chaos.system import SHORT_LEASES, System
+from tests.chaos.system import SHORT_LEASES, STEADY, System
 from tests.chaos.trials_servers import FEW_THREADS, full_disk, full_redis, read_only_redis
 from tests.processes import wait_until
 
@@ -51,14 +51,14 @@ def no_fencing(system: System, *, broken: bool) -> Report:
     defects = ["no fencing"] if broken else []
     with _stage(system):
         system.fleet.start("cpu", "cpu")
-        zombie = system.fleet.start("zombie", broken=defects)
+        zombie = system.fleet.start("zombie", broken=defects, tick=0.1)
         [job] = system.submit(steps=60)
         system.wait_running(job)
         zombie.send(signal.SIGSTOP)
-        system.fleet.start("rival", broken=defects)
-        system.wait_all(30)
+        system.fleet.start("rival", broken=defects, environment=STEADY)
+        system.wait_all(60)
         zombie.send(signal.SIGCONT)
-        zombie.wait_for_log("job_succeeded" if broken else "job_stopped", 20)
+        zombie.wait_for_log("job_succeeded" if broken else "job_stopped", 60)
         return check(system)
 
 
@@ -90,8 +90,8 @@ def held_slots(system: System, *, broken: bool) -> Report:
     with _stage(system):
         system.fleet.start("cpu", "cpu")
         system.fleet.start("w1", broken=["held slots"] if broken else [], environment=FEW_THREADS)
-        full_redis(system, 4 if broken else 30)
-        system.wait_all(1 if broken else 30)
+        full_redis(system, 4 if broken else 60)
+        system.wait_all(1 if broken else 60)
         return check(system)
 
 
@@ -99,9 +99,9 @@ def fatal_refusals(system: System, *, broken: bool) -> Report:
     """Redis is read-only for a moment, and nobody starts a worker that ends."""
     with _stage(system):
         system.fleet.start("cpu", "cpu")
-        system.fleet.start("w1", broken=["fatal refusals"] if broken else [])
-        read_only_redis(system, 2)
-        system.wait_all(5 if broken else 30)
+        worker = system.fleet.start("w1", broken=["fatal refusals"] if broken else [])
+        read_only_redis(system, 2, ends=worker if broken else None)
+        system.wait_all(5 if broken else 60)
         return check(system)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class CheapEmbedder:
 def run_process(role: str, options: dict[str, Any]) -> None:
     """Become a `generate` or `cpu` worker, the `api`, or the `supervisor` of a worker.
 
-    Options: `clock` (seconds by which the wall clock is wrong), `crash_at` (a crash point, where
+    Options: `clock` (seconds by which the wall clock is wrong), `tick` (seconds that each tick of
+    the simulated GPU takes, instead of the catalogue's), `crash_at` (a crash point, where
     the process dies once for each job; `crashed` is the folder that remembers which), `poison` (a
     seed that kills whoever draws it), `broken` (names of `BROKEN_BUILDS`), `port` of the API,
     `home` of the supervisor, `namespace` of another host.
@@ -67,6 +69,8 @@ def run_process(role: str, options: dict[str, Any]) -> None:
         two_hosts.enter(namespace)
     if shift := options.get("clock"):
         _shift_clock(float(shift))
+    if tick := options.get("tick"):
+        _tick_in(float(tick))
     if point := options.get("crash_at"):
         CrashPoint(point, Path(options["crashed"])).install()
     if "poison" in options:
@@ -115,6 +119,18 @@ def _shift_clock(seconds: float) -> None:
     """What Python calls the wall clock is wrong; the monotonic clock never is."""
     honest = time.time
     time.time = lambda: honest() + seconds
+
+
+def _tick_in(seconds: float) -> None:
+    """So slow that a job is still in hand, however late a fault comes; others are quick."""
+    from worker.engine.simulated import SimulatedSpeed
+
+    from_source = SimulatedSpeed.from_source
+
+    def other_speed(source: str) -> SimulatedSpeed:
+        return replace(from_source(source), tick_seconds=seconds)
+
+    SimulatedSpeed.from_source = other_speed  # type: ignore[method-assign,assignment]
 
 
 class CrashPoint:
@@ -234,7 +250,7 @@ def _with_early_acknowledgement() -> None:
 
     def commit_first(*args: Any, **kwargs: Any) -> Job:
         done = commit(*args, **kwargs)
-        time.sleep(0.2)
+        time.sleep(60)  # the worker is killed before that
         while later:
             later.pop()()
         return done

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests import fork_server
-from tests.processes import wait_until
+from tests.processes import slowness, wait_until
 
 
 class Worker:
@@ -37,7 +37,7 @@ class Worker:
 
     def wait_gone(self, seconds: float) -> None:
         """Wait for its end."""
-        self._process.wait(seconds)
+        self._process.wait(seconds * slowness())
 
     def said(self) -> str:
         """What it has logged in this life."""

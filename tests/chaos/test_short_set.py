@@ -6,6 +6,7 @@
 import random
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx2
@@ -17,7 +18,7 @@ from tests.chaos import broken, trials_job_store
 from tests.chaos.checker import check
 from tests.chaos.entry import CRASH_POINTS
 from tests.chaos.proxy import Verdict
-from tests.chaos.system import SHORT_LEASES, System
+from tests.chaos.system import SHORT_LEASES, STEADY, System
 from tests.chaos.trials_servers import (
     COMMITS,
     FEW_THREADS,
@@ -35,7 +36,9 @@ ON_LINUX = pytest.mark.skipif(not FULL_DEVICE.exists(), reason="no device that i
 QUICK = ("mid_step", "after_commit")
 """Enough of the crash points for `make test`."""
 LONG_JOB = 60
-"""Steps; about 0.6 s."""
+"""Steps; about 0.6 s, or a minute for a worker with the tick `SLOW`."""
+SLOW = 1.0
+"""Seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +68,12 @@ def assert_holds(system: System, *, reruns: int | None = None) -> None:
 
 
 def test_a_killed_workers_job_runs_again_when_it_restarts(system: System) -> None:
-    worker = system.fleet.start("w1")
+    worker = system.fleet.start("w1", environment=STEADY, tick=SLOW)
     [job] = system.submit(steps=LONG_JOB)
     system.wait_running(job)
     worker.kill()
-    system.fleet.start("w1")
-    system.wait_all(30)
+    system.fleet.start("w1", environment=STEADY)
+    system.wait_all(60)
     assert_holds(system, reruns=1)
     assert [attempt.outcome for attempt in system.attempts(job)] == ["lost", "succeeded"]
 
@@ -81,8 +84,8 @@ def test_a_message_that_died_with_an_idle_worker_is_published_again(system: Syst
     worker.send(signal.SIGSTOP)
     system.submit()
     worker.kill()
-    system.fleet.start("w2")
-    system.wait_all(30)
+    system.fleet.start("w2", environment=STEADY)
+    system.wait_all(60)
     assert_holds(system, reruns=0)
 
 
@@ -91,21 +94,21 @@ def test_workers_that_start_before_a_full_queue_do_each_job_once(system: System)
     """Their first claims and successes come from many threads at once."""
     for name in ("w1", "w2", "w3"):
         system.submit(16)
-        worker = system.fleet.start(name)
-        system.wait_all(30)
+        worker = system.fleet.start(name, environment=STEADY)
+        system.wait_all(60)
         worker.kill()
     assert_holds(system, reruns=0)
 
 
 def test_a_zombie_cannot_overwrite_its_rival(system: System) -> None:
-    zombie = system.fleet.start("zombie")
+    zombie = system.fleet.start("zombie", tick=SLOW)
     [job] = system.submit(steps=LONG_JOB)
     system.wait_running(job)
     zombie.send(signal.SIGSTOP)
-    system.fleet.start("rival")
-    system.wait_all(30)
+    system.fleet.start("rival", environment=STEADY)
+    system.wait_all(60)
     zombie.send(signal.SIGCONT)
-    zombie.wait_for_log("job_stopped", 30)
+    zombie.wait_for_log("job_stopped", 60)
     assert_holds(system, reruns=1)
     assert system.job(job).attempt == 2
 
@@ -117,25 +120,26 @@ def test_a_zombie_cannot_overwrite_its_rival(system: System) -> None:
 def test_a_crash_at_each_point_loses_and_repeats_nothing(
     system: System, tmp_path: Path, point: str
 ) -> None:
-    with kept_alive(system, "w1", crash_at=point, crashed=str(tmp_path)) as deaths:
+    how = {"crash_at": point, "crashed": str(tmp_path), "environment": STEADY}
+    with kept_alive(system, "w1", **how) as deaths:
         system.submit(steps=5)
-        system.wait_all(30)
+        system.wait_all(60)
         wait_until(lambda: deaths, 30, "the crash")
     assert_holds(system)
 
 
 @pytest.mark.long
 def test_a_poisonous_job_is_quarantined_alone_and_can_be_retried(system: System) -> None:
-    with kept_alive(system, "w1", poison=666):
+    with kept_alive(system, "w1", poison=666, environment=STEADY):
         others = system.submit(6)
         [poison] = system.submit(steps=20, seed=666)
         others += system.submit(6)
-        system.wait_all(60)
+        system.wait_all(90)
     assert {system.job(job).state for job in others} == {"succeeded"}
     row = system.job(poison)
     assert (row.state, row.error_code, row.attempt) == ("failed", "worker_lost", 2)
     system.evict()
-    system.fleet.start("w2")
+    system.fleet.start("w2", environment=STEADY)
     answer = system.api.http.post(f"/v1/jobs/{encode_id('job', poison)}/retry")
     assert answer.status_code in (200, 202), answer.text
     system.note(answer.json())
@@ -149,17 +153,17 @@ def test_a_poisonous_job_is_quarantined_alone_and_can_be_retried(system: System)
 def test_sigterm_finishes_what_fits_into_the_grace_and_hands_back_the_rest(
     system: System,
 ) -> None:
-    grace = {"DARKROOM_SHUTDOWN_GRACE": "PT2S"}
-    leaving = system.fleet.start("w1", environment=grace)
-    [short] = system.submit(steps=LONG_JOB)
-    [long] = system.submit(steps=350)
+    grace = {**STEADY, "DARKROOM_SHUTDOWN_GRACE": "PT5S"}
+    leaving = system.fleet.start("w1", environment=grace, tick=0.1)
+    [short] = system.submit(steps=10)  # a second
+    [long] = system.submit(steps=300)  # half a minute
     for job in (short, long):
         system.wait_running(job)
     leaving.send(signal.SIGTERM)
-    leaving.wait_gone(15)
-    wait_until(lambda: system.job(long).state == "queued", 5, "the job handed back")
-    system.fleet.start("w2")
-    system.wait_all(30)
+    leaving.wait_gone(30)
+    wait_until(lambda: system.job(long).state == "queued", 30, "the job handed back")
+    system.fleet.start("w2", environment=STEADY, tick=0.001)
+    system.wait_all(60)
     assert_holds(system)
     assert [attempt.outcome for attempt in system.attempts(short)] == ["succeeded"]
     assert [attempt.outcome for attempt in system.attempts(long)] == ["released", "succeeded"]
@@ -169,14 +173,14 @@ def test_sigterm_finishes_what_fits_into_the_grace_and_hands_back_the_rest(
 def test_a_flushed_redis_loses_no_job(system: System) -> None:
     system.submit(30)
     system.servers.redis.flush()
-    system.fleet.start("w1")
+    system.fleet.start("w1", environment=STEADY)
     system.wait_all(60)
     assert_holds(system, reruns=0)
 
 
 @pytest.mark.long
 def test_a_killed_redis_costs_neither_the_job_in_hand_nor_the_worker(system: System) -> None:
-    worker = system.fleet.start("w1")
+    worker = system.fleet.start("w1", environment=STEADY)
     [in_hand] = system.submit(steps=LONG_JOB)
     system.wait_running(in_hand)
     system.servers.redis.kill()
@@ -189,7 +193,7 @@ def test_a_killed_redis_costs_neither_the_job_in_hand_nor_the_worker(system: Sys
 
 
 def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: System) -> None:
-    system.fleet.start("w1")
+    system.fleet.start("w1", environment=STEADY)
     proxy = system.proxies["postgres"]
     # Drawn, not counted: every third could always be the same one of a dispatcher's round.
     luck = random.Random(7)
@@ -209,45 +213,53 @@ def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: Syst
 
 @pytest.mark.long
 def test_finished_images_outlast_an_outage_of_postgres(system: System) -> None:
-    system.fleet.start("w1")
+    system.fleet.start("w1", environment=STEADY)
     [job] = system.submit(steps=LONG_JOB)
     system.wait_running(job)
     system.servers.postgres.kill()
     # Long enough for the job to be done, and shorter than its lease.
     system.redis.blpop(["nothing"], timeout=1)
     system.servers.postgres.start()
-    system.wait_all(30)
+    system.wait_all(60)
     assert_holds(system, reruns=0)
 
 
 @pytest.mark.long
 def test_finished_images_outlast_an_outage_of_s3(system: System) -> None:
-    system.fleet.start("w1")
+    lease = timedelta(seconds=8)
+    system.fleet.start("w1", environment={"DARKROOM_LEASE": f"PT{lease.seconds}S"})
     proxy = system.proxies["s3"]
     proxy.refusing = True
     proxy.cut_all()
     [job] = system.submit()
     system.wait_running(job)
-    system.redis.blpop(["nothing"], timeout=4)  # longer than a lease
+    first = system.job(job).lease_until
+    assert first is not None
+
+    def is_over() -> bool:
+        """The lease that it began with, which was renewed meanwhile."""
+        return (system.job(job).lease_until or first) > first + lease
+
+    wait_until(is_over, 30, "an outage that is longer than a lease")
     proxy.refusing = False
-    system.wait_all(30)
+    system.wait_all(60)
     assert_holds(system, reruns=0)
 
 
 @pytest.mark.long
 def test_a_redis_out_of_memory_stops_no_worker(system: System) -> None:
-    worker = system.fleet.start("w1", environment=FEW_THREADS)
+    worker = system.fleet.start("w1", environment={**STEADY, **FEW_THREADS})
     assert full_redis(system) is not None
-    system.wait_all(30)
+    system.wait_all(60)
     assert worker.alive
     assert_holds(system, reruns=0)
 
 
 @pytest.mark.long
 def test_a_read_only_redis_costs_no_warm_model(system: System) -> None:
-    worker = system.fleet.start("w1")
+    worker = system.fleet.start("w1", environment=STEADY)
     read_only_redis(system, 3)
-    system.wait_all(30)
+    system.wait_all(60)
     assert worker.alive
     assert_holds(system, reruns=0)
 
@@ -264,10 +276,11 @@ def test_a_full_disk_ends_no_supervisor(system: System, tmp_path: Path) -> None:
 def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> None:
     """Its slots were lost, by kombu's own acknowledgements: no cause that we know of now."""
     port = free_port()
-    own = {**FEW_THREADS, "DARKROOM_STALL_LIMIT": "PT2S", "DARKROOM_METRICS_PORT": str(port)}
-    worker = system.fleet.start("w1", broken=["held slots"], environment=own)
+    own = {**STEADY, **FEW_THREADS, "DARKROOM_METRICS_PORT": str(port)}
+    impatient = {**own, "DARKROOM_STALL_LIMIT": "PT5S"}
+    worker = system.fleet.start("w1", broken=["held slots"], environment=impatient)
     probe = f"http://127.0.0.1:{port}/healthz"
-    assert httpx2.get(probe, trust_env=False).status_code == 200
+    assert httpx2.get(probe, trust_env=False, timeout=30).status_code == 200
     assert full_redis(system, patience=0) is None
 
     def faulty() -> bool:
@@ -275,10 +288,10 @@ def test_a_consumer_that_leaves_work_alone_says_so_and_ends(system: System) -> N
         return [said.state for said in shown if said.name == "w1"] == ["faulty"]
 
     wait_until(faulty, 30, "the worker's word that it takes nothing")
-    assert httpx2.get(probe, trust_env=False).status_code == 503
+    assert httpx2.get(probe, trust_env=False, timeout=30).status_code == 503
     worker.wait_gone(30)
     system.fleet.start("w1", environment=own)
-    system.wait_all(30)
+    system.wait_all(60)
     assert_holds(system, reruns=0)
 
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
+from uuid import UUID, uuid4
 
 import httpx2
 from sqlalchemy import select
@@ -22,7 +23,7 @@ from tests.chaos.proxy import Answer, Judge, Verdict
 from tests.chaos.result import Result, quantiles
 from tests.chaos.system import System
 from tests.chaos.two_hosts import TwoHosts
-from tests.processes import free_port, wait_until
+from tests.processes import free_port, slowness, wait_until
 
 COMMITS = (b"COMMIT", b"simulated GPU", b"image/png")
 """What a client sends to Postgres that commits: claims and successes are statements that commit
@@ -187,17 +188,18 @@ def t6_read_only(folder: Path, n: int, seconds: float) -> Result:
 
 def full_redis(system: System, patience: float = 30) -> float | None:
     """Jobs end while Redis takes nothing; how long a job waits that is submitted afterwards."""
-    during = system.submit(4, steps=25)
+    during = system.submit(4, steps=200)
     system.wait_running(during[0])
+    system.redis.config_resetstat()
     system.redis.config_set("maxmemory", 1)
     try:
-        wait_until(lambda: all(system.job(job).finished_at for job in during[:2]), 30, "two ends")
-        _sleep(0.5)  # for their acknowledgements
+        wait_until(lambda: all(system.job(job).finished_at for job in during[:2]), 60, "two ends")
+        wait_until(lambda: _settled(system, during[:2]), 30, "their acknowledgements")
     finally:
         system.redis.config_set("maxmemory", 0)
     began = time.monotonic()
     after = system.submit(1, steps=5)
-    deadline = began + patience
+    deadline = began + patience * slowness()
     while time.monotonic() < deadline:
         if system.job(after[0]).attempt:
             return time.monotonic() - began
@@ -205,14 +207,28 @@ def full_redis(system: System, patience: float = 30) -> float | None:
     return None
 
 
-def read_only_redis(system: System, seconds: float) -> None:
-    """While it is so a job is in hand, and another is submitted."""
+def _settled(system: System, jobs: Sequence[UUID]) -> bool:
+    """Whether their messages are acknowledged, or Redis has refused as many acknowledgements."""
+    if _refused(system) >= len(jobs):
+        return True
+    kept = system.redis.hvals("unacked")
+    return not any(str(job).encode() in message for job in jobs for message in kept)
+
+
+def _refused(system: System) -> int:
+    """How many deletions from a hash, which nothing but acknowledgements make, were refused."""
+    known: dict[str, Any] = system.redis.info("commandstats")
+    return int(known.get("cmdstat_hdel", {}).get("rejected_calls", 0))
+
+
+def read_only_redis(system: System, seconds: float, ends: Worker | None = None) -> None:
+    """While it is so a job is in hand, and another is submitted; or until a worker has ended."""
     [before] = system.submit(1, steps=60)
     system.wait_running(before)
     system.redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
     try:
         system.submit(1, steps=5)
-        _sleep(seconds)
+        ends.wait_gone(60) if ends else _sleep(seconds)
     finally:
         system.redis.execute_command("REPLICAOF", "NO", "ONE")
 
