@@ -28,6 +28,7 @@ from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
 from tests import fork_server
 from tests.processes import (
+    PATIENT,
     PROJECT,
     ApiProcess,
     Process,
@@ -172,7 +173,7 @@ def api(
 ) -> Iterator[ApiProcess]:
     """A running API process. `api.http` is a client with the key of the tenant `tests`."""
     log = tmp_path_factory.mktemp("api") / "api.log"
-    with ApiProcess(environment, free_port(), api_key, log) as process:
+    with ApiProcess(environment, free_port(), api_key, log, factory=PATIENT) as process:
         yield process
 
 

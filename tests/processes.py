@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -82,6 +83,7 @@ class Process:
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         self._arguments = [python, *arguments]
         self.log = log
+        self._said_before = 0
         self._child: subprocess.Popen[bytes] | fork_server.ForkedProcess | None = None
 
     @property
@@ -93,6 +95,7 @@ class Process:
     def start(self) -> None:
         """Start it; does not wait."""
         self.log.touch()
+        self._said_before = self.log.stat().st_size
         if Process.warm and self.imports:
             command = self._arguments[2:]  # behind `python -m`
             self._child = fork_server.fork(self.imports, command, self._environment, self.log)
@@ -111,33 +114,43 @@ class Process:
         """Send a signal."""
         self.child.send_signal(which)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stand still for a while: what it would do next waits for the end of the block."""
+        self.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.send(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         self.child.kill()
         self.child.wait()
 
     def stop(self, seconds: float = 20.0) -> int:
-        """SIGTERM, and wait; SIGKILL after `seconds`. Returns the exit code."""
+        """SIGTERM, and wait; SIGKILL after `seconds` of an idle machine. Returns the exit code."""
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGCONT)
             self.child.terminate()
         try:
-            return self.child.wait(seconds)
+            return self.child.wait(seconds * slowness())
         except subprocess.TimeoutExpired:
             self.kill()
             return int(self.child.returncode or 0)
 
     def wait_for_log(self, text: str, seconds: float = _READY_SECONDS) -> None:
-        """Wait until the log says something.
+        """Wait until the log says something, since the last start.
 
         Raises:
             AssertionError: it did not, or the process ended; with the end of the log.
         """
 
         def said() -> bool:
-            if text in self.log.read_text("utf-8", "replace"):
+            has_ended = self.child.poll() is not None  # before the look at its last words
+            if text.encode() in self.log.read_bytes()[self._said_before :]:
                 return True
-            assert self.child.poll() is None, f"the process ended:\n{self.tail()}"
+            assert not has_ended, f"the process ended:\n{self.tail()}"
             return False
 
         wait_until(said, seconds, f"the line {text!r} in the log")
@@ -192,6 +205,10 @@ class WorkerProcess(Process):
         self.stop()
 
 
+PATIENT = "tests.patient_api:create_app"
+"""The API for tests in which no server is away: one that is slow gets the time that it takes."""
+
+
 class ApiProcess(Process):
     """The API under uvicorn, and a client for it."""
 
@@ -219,10 +236,10 @@ class ApiProcess(Process):
     def client(
         self, key: str | None, transport: httpx2.BaseTransport | None = None
     ) -> httpx2.Client:
-        """A client with another key, or with none."""
+        """A client with another key, or with none. What hangs is for pytest's timeout to end."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx2.Client(
-            base_url=self.url, headers=headers, timeout=70, trust_env=False, transport=transport
+            base_url=self.url, headers=headers, timeout=300, trust_env=False, transport=transport
         )
 
     def wait_ready(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.processes import ApiProcess, WorkerProcess, free_port
+from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port
 
 
 def client_of(api: ApiProcess, key: str | None = None) -> InferenceClient:
@@ -57,5 +57,5 @@ def test_refusals(api: ApiProcess, generate_worker: WorkerProcess, other_api_key
 
 def test_it_can_be_turned_off(environment: dict[str, str], api_key: str, tmp_path: Path) -> None:
     off = environment | {"DARKROOM_COMPAT_HUGGINGFACE": "false"}
-    with ApiProcess(off, free_port(), api_key, tmp_path / "api.log") as without:
+    with ApiProcess(off, free_port(), api_key, tmp_path / "api.log", factory=PATIENT) as without:
         assert without.http.post("/hf", json={"inputs": "x"}).status_code == 404

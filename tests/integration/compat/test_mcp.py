@@ -36,7 +36,8 @@ from api.core.limits import RELEASE
 from deploy.tenants import create_key
 from shared.core.quotas import Quotas
 from shared.core.settings import Settings
-from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
+from tests.patient_api import be_patient
+from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port, wait_until
 
 MakeKey = Callable[..., str]
 T = TypeVar("T")
@@ -529,7 +530,8 @@ def test_waits_are_limited_for_each_key_and_end_with_their_client(
             result = await client.call_tool("get_job", {"job_id": jobs[0], "wait_seconds": 1})
             return not result.is_error
 
-    with ApiProcess(environment | limits, free_port(), api_key, tmp_path / "api.log") as narrow:
+    narrow_environment, log = environment | limits, tmp_path / "api.log"
+    with ApiProcess(narrow_environment, free_port(), api_key, log, factory=PATIENT) as narrow:
         for mode in AGES:
             run(crowd(narrow, mode))
             wait_until(lambda: run(wait_again(narrow)), what="the place of a client that left")
@@ -540,13 +542,16 @@ def test_waits_are_limited_for_each_key_and_end_with_their_client(
 @pytest.mark.long
 @pytest.mark.parametrize("mode", AGES)
 def test_in_memory(
+    *,
     settings: Settings,
     api: ApiProcess,
     generate_worker: WorkerProcess,
     cpu_worker: WorkerProcess,
     mode: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server itself, without HTTP: what its door would tell it of the request is put in."""
+    be_patient(monkeypatch.setattr)
     app = create_app(settings)
 
     async def talk() -> None:
@@ -811,12 +816,19 @@ def test_over_stdio(
             names = [one.name for one in (await client.list_tools()).tools]
             assert "generate_image" in names
             assert not (await waiting).is_error
-            with pytest.raises(TimeoutError):  # the SDK then sends a cancellation
-                async with asyncio.timeout(2):
-                    await client.call_tool(
-                        "generate_image",
-                        {"prompt": "unheard", "model": "unserved", "wait_seconds": 300},
-                    )
+            begun = asyncio.Event()
+
+            async def begin(_: float, __: float | None, ___: str | None) -> None:
+                begun.set()
+
+            slow = {"prompt": "unheard", "model": "unserved", "wait_seconds": 300}
+            unheard = asyncio.create_task(
+                client.call_tool("generate_image", slow, progress_callback=cast("Any", begin))
+            )
+            await begun.wait()
+            unheard.cancel()  # the SDK then sends a cancellation
+            with pytest.raises(asyncio.CancelledError):
+                await unheard
             assert (await call(client, "list_jobs", limit=1))["jobs"][0]["prompt"] == "unheard"
         if mode != "legacy":
             async with mcp.Client(program(api.key), mode=mode, extensions=[tasks]) as client:
@@ -838,6 +850,6 @@ def test_over_stdio(
 
 def test_it_can_be_turned_off(environment: dict[str, str], api_key: str, tmp_path: Path) -> None:
     off = environment | {"DARKROOM_COMPAT_MCP": "false"}
-    with ApiProcess(off, free_port(), api_key, tmp_path / "api.log") as without:
+    with ApiProcess(off, free_port(), api_key, tmp_path / "api.log", factory=PATIENT) as without:
         answer = without.http.post("/mcp", json=initialize(), headers=ACCEPT)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

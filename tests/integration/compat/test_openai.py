@@ -23,7 +23,7 @@ from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import IdempotencyKey, Job
 from tests.conftest import MODELS
-from tests.processes import ApiProcess, WorkerProcess, free_port
+from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port
 
 MakeKey = Callable[..., str]
 
@@ -352,7 +352,8 @@ def test_a_retry_is_known_by_what_was_sent(
         catalogue = tmp_path / f"{number}.toml"
         catalogue.write_text(changed)
         other = environment | {"DARKROOM_MODELS_FILE": str(catalogue)}
-        with ApiProcess(other, free_port(), api.key, tmp_path / f"{number}.log") as later:
+        log = tmp_path / f"{number}.log"
+        with ApiProcess(other, free_port(), api.key, log, factory=PATIENT) as later:
             again = send(later, "1")
             assert (again.status_code, again.json()["job"]) == (202, first.json()["job"])
             assert again.headers["idempotency-replayed"] == "true"

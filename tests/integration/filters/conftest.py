@@ -7,7 +7,7 @@ import pytest
 
 from shared.core.settings import Settings
 from tests.filters import install
-from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port
+from tests.processes import PATIENT, PROJECT, ApiProcess, WorkerProcess, free_port
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def filtered_environment(
         "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
         "DARKROOM_FILTERS": "obedient,word_list",
         "DARKROOM_FILTER_WORDS": str(words),
-        "DARKROOM_FILTER_DEADLINE": "PT5S",
+        "DARKROOM_FILTER_DEADLINE": "PT15S",
         "TOY_DENIED": str(denied),
     }
 
@@ -43,7 +43,7 @@ def filtered_api(
 ) -> Iterator[ApiProcess]:
     """A running API with filters."""
     log = tmp_path_factory.mktemp("api") / "filtered.log"
-    process = ApiProcess(filtered_environment, free_port(), api_key, log)
+    process = ApiProcess(filtered_environment, free_port(), api_key, log, factory=PATIENT)
     process.imports = ""  # a forked process would not read PYTHONPATH
     with process:
         yield process
