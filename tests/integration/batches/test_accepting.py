@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx2
@@ -15,11 +16,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.batches.models import Batch
 from shared.core.ids import decode_id
 from shared.jobs.models import Job
-from tests.integration.batches.client import get, jsonl, lines_of, make, post_file
+from tests.integration.batches import client
+from tests.integration.batches.client import get, jsonl, lines_of, post_file
 from tests.processes import ApiProcess
 
 GOOD = {"prompt": "a red hat"}
-SIM = {"model": "sim"}
+HELD = {"model": "held"}
+"""No worker takes these jobs, whoever else has started workers."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +31,10 @@ def _end_what_was_made(api: ApiProcess) -> Any:
     yield
     for batch in api.http.get("/v1/batches", params={"state": "queued"}).json()["data"]:
         api.http.post(f"/v1/batches/{batch['id']}/cancel")
+
+
+def make(api: ApiProcess, items: Sequence[object], **options: Any) -> dict[str, Any]:
+    return client.make(api, items, defaults={**HELD, "steps": 2}, **options)
 
 
 def jobs_of(database: sessionmaker[Session], batch: dict[str, Any]) -> list[Job]:
@@ -97,7 +104,7 @@ def test_a_jsonl_file_with_options_in_form_fields(
         api.http,
         gzip.compress(content),
         "prompts.jsonl.gz",
-        defaults={**SIM, "steps": 3},
+        defaults={**HELD, "steps": 3},
         session_id="from-a-file",
         priority=2,
     )
@@ -115,7 +122,7 @@ def test_a_csv_file(api: ApiProcess, database: sessionmaker[Session]) -> None:
         ["a", 'a "red", hat\n!', 3, "x"],
     ]
     csv.writer(text).writerows(rows)
-    answer = post_file(api.http, text.getvalue().encode(), "prompts.csv", defaults=SIM)
+    answer = post_file(api.http, text.getvalue().encode(), "prompts.csv", defaults=HELD)
     assert answer.status_code == 202, answer.text
     assert answer.json()["source"] == "csv"
     [job] = jobs_of(database, answer.json())
@@ -128,7 +135,7 @@ def test_a_file_sent_ahead_and_never_a_stranger_s(api: ApiProcess, other_api_key
     kept = api.http.post("/v1/batches/files", files=files)
     assert kept.status_code == 201, kept.text
     upload_id = kept.json()["id"]
-    body = {"upload_id": upload_id, "defaults": SIM}
+    body = {"upload_id": upload_id, "defaults": HELD}
     answer = api.http.post("/v1/batches", json=body)
     assert answer.status_code == 202, answer.text
     assert answer.json()["counts"]["total"] == 2
@@ -146,7 +153,7 @@ def test_one_bad_line_among_many_refuses_all(
     with database.begin() as session:
         before = session.scalar(select(func.count()).select_from(Job))
     lines = [GOOD] * 1500 + [{"prompt": "x", "steps": 0}] + [GOOD] * 10
-    [finding] = refused(api, post_file(api.http, jsonl(lines), defaults=SIM))
+    [finding] = refused(api, post_file(api.http, jsonl(lines), defaults=HELD))
     assert finding == {
         "type": "validation",
         "line": 1501,
@@ -161,7 +168,7 @@ def test_one_bad_line_among_many_refuses_all(
 
 def test_bad_lines_can_be_skipped_and_all_their_errors_are_kept(api: ApiProcess) -> None:
     lines = [GOOD, {"prompt": "", "colour": 1}, GOOD, {"prompt": "x", "width": 7, "model": "no"}]
-    answer = post_file(api.http, jsonl(lines), defaults=SIM, on_error="skip")
+    answer = post_file(api.http, jsonl(lines), defaults=HELD, on_error="skip")
     assert answer.status_code == 202, answer.text
     batch = answer.json()
     assert (batch["lines"], batch["invalid_lines"], batch["counts"]["total"]) == (4, 2, 2)
@@ -195,7 +202,7 @@ def test_bad_lines_can_be_skipped_and_all_their_errors_are_kept(api: ApiProcess)
 def test_what_a_line_may_not_say(
     api: ApiProcess, lines: list[Any], pointer: str | None, code: str | None
 ) -> None:
-    report = refused(api, post_file(api.http, jsonl(lines), defaults=SIM))
+    report = refused(api, post_file(api.http, jsonl(lines), defaults=HELD))
     assert report[0]["pointer"] == pointer
     assert code in (None, report[0]["code"])
 
@@ -210,7 +217,7 @@ def test_an_image_of_another_tenant_is_no_starting_point(
     line = {**GOOD, "init_image": mine, "strength": 0.9, "steps": 4}
     assert make(api, [line] * 3)["counts"]["total"] == 3
     with api.client(other_api_key) as stranger:
-        answer = post_file(stranger, jsonl([line]), defaults=SIM)
+        answer = post_file(stranger, jsonl([line]), defaults=HELD)
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["code"] == "init_image_not_found"
 
@@ -223,7 +230,7 @@ def test_lines_may_have_a_true_guidance_scale(
     scales = [job.true_cfg_scale for job in jobs_of(database, make(api, lines))]
     assert scales == [2.5, 1.0, 3.0]
     table = b"prompt,true_cfg_scale\na,4.5\nb,\n"
-    batch = post_file(api.http, table, "a.csv", defaults={**SIM, "steps": 2}).json()
+    batch = post_file(api.http, table, "a.csv", defaults={**HELD, "steps": 2}).json()
     assert [job.true_cfg_scale for job in jobs_of(database, batch)] == [4.5, None]
 
 
@@ -239,8 +246,8 @@ def test_initial_images_keep_their_shape_in_every_kind_of_file(
     table = f"prompt,init_image,width,height,resize_mode\na,{wide},,,\nb,{wide},64,64,fit\n"
     batches = [
         make(api, [line, matrix]),
-        post_file(api.http, jsonl([line, matrix]), defaults={**SIM, "steps": 2}).json(),
-        post_file(api.http, table.encode(), "a.csv", defaults={**SIM, "steps": 2}).json(),
+        post_file(api.http, jsonl([line, matrix]), defaults={**HELD, "steps": 2}).json(),
+        post_file(api.http, table.encode(), "a.csv", defaults={**HELD, "steps": 2}).json(),
     ]
     made = [
         [(job.width, job.height, job.resize_mode) for job in jobs_of(database, batch)]
@@ -275,7 +282,7 @@ def test_initial_images_keep_their_shape_in_every_kind_of_file(
 def test_hostile_files_get_a_clear_report(
     api: ApiProcess, content: bytes, name: str, code: str
 ) -> None:
-    report = refused(api, post_file(api.http, content, name, defaults=SIM))
+    report = refused(api, post_file(api.http, content, name, defaults=HELD))
     assert code in {finding["code"] for finding in report}
 
 
@@ -313,7 +320,7 @@ def test_what_a_few_bytes_expand_to_is_bounded(
     """The first took gigabytes of memory, the second a minute of a thread; each is 100 kB sent."""
     api.forget_peak()
     before, cpu = api.peak_bytes(), api.cpu_seconds()
-    answer = post_file(api.http, gzip.compress(content, 9), defaults=SIM | defaults)
+    answer = post_file(api.http, gzip.compress(content, 9), defaults=HELD | defaults)
     report = refused(api, answer)
     assert code in {finding["code"] for finding in report}
     assert api.peak_bytes() - before < 150 * 1024 * 1024
@@ -351,12 +358,12 @@ def test_of_a_line_that_fails_late_nothing_is_left(
         {**GOOD, "custom_id": "lost", "strength": 1.0, "matrix": {"init_image": images}},
         {**GOOD, "custom_id": "bad", "seed": 7},
     ]
-    answer = post_file(api.http, jsonl(lines), defaults={**SIM, "steps": 1}, on_error="skip")
+    answer = post_file(api.http, jsonl(lines), defaults={**HELD, "steps": 1}, on_error="skip")
     assert answer.status_code == 202, answer.text
     batch = answer.json()
     assert (batch["lines"], batch["invalid_lines"], batch["counts"]["total"]) == (4, 2, 301)
     model = api.http.get("/v1/models").json()["data"]
-    [side] = [m["default_width"] * m["default_height"] for m in model if m["name"] == "sim"]
+    [side] = [m["default_width"] * m["default_height"] for m in model if m["name"] == "held"]
     assert batch["cost"] == 301 * side
     jobs = jobs_of(database, batch)
     assert [job.custom_id for job in jobs] == [*(f"first-{n + 1}" for n in range(300)), "bad"]
@@ -408,7 +415,7 @@ def test_a_dry_run_counts_and_keeps_nothing(
     ]
     body: dict[str, Any] = {
         "items": items,
-        "defaults": {**SIM, "width": 64, "height": 64, "steps": 5},
+        "defaults": {**HELD, "width": 64, "height": 64, "steps": 5},
     }
     shown = api.http.post("/v1/batches", params={"dry_run": 1}, json=body)
     assert shown.status_code == 200, shown.text
@@ -441,7 +448,7 @@ def test_a_dry_run_shows_the_columns_and_the_first_jobs(api: ApiProcess) -> None
     jobs = mapped["first_jobs"]
     assert len(jobs) == min(5, mapped["jobs"])
     assert jobs[0]["prompt"].startswith("a big ")
-    assert (jobs[0]["line"], jobs[0]["model"], len(jobs[0]["seeds"])) == (2, "sim", 1)
+    assert (jobs[0]["line"], jobs[0]["model"], len(jobs[0]["seeds"])) == (2, "held", 1)
     lines = jsonl([{"prompt": "a hat", "steps": 0}, "a scarf", {"prompt": "a cap", "seeds": [7]}])
     skipped = tried(lines, "l.jsonl", on_error="skip")
     assert [job["prompt"] for job in skipped["first_jobs"]] == ["a scarf", "a cap"]
@@ -457,17 +464,17 @@ def test_a_batch_is_called_as_it_was_told_or_as_its_file(api: ApiProcess) -> Non
         return batch["name"]
 
     content = jsonl([GOOD])
-    assert name_of(post_file(api.http, content, "hüte.jsonl", defaults=SIM)) == "hüte.jsonl"
-    named = {"items": [GOOD], "defaults": SIM, "name": "Hats"}
+    assert name_of(post_file(api.http, content, "hüte.jsonl", defaults=HELD)) == "hüte.jsonl"
+    named = {"items": [GOOD], "defaults": HELD, "name": "Hats"}
     assert name_of(api.http.post("/v1/batches", json=named)) == "Hats"
-    form = {"name": "7", "defaults": json.dumps(SIM)}
+    form = {"name": "7", "defaults": json.dumps(HELD)}
     file = {"file": ("a.jsonl", content)}
     assert name_of(api.http.post("/v1/batches", data=form, files=file)) == "7"
-    assert name_of(api.http.post("/v1/batches", json={"items": [GOOD], "defaults": SIM})) is None
+    assert name_of(api.http.post("/v1/batches", json={"items": [GOOD], "defaults": HELD})) is None
     refused_batch = post_file(api.http, b"no\n", "bad.jsonl")
     assert (refused_batch.status_code, name_of(refused_batch)) == (422, "bad.jsonl")
     sent = api.http.post("/v1/batches/files", files={"file": ("sent.jsonl", content)}).json()
-    ahead = {"upload_id": sent["id"], "defaults": SIM}
+    ahead = {"upload_id": sent["id"], "defaults": HELD}
     assert name_of(api.http.post("/v1/batches", json=ahead)) == "sent.jsonl"
     for name in ("", "a\0b", "x" * 201):
         answer = api.http.post("/v1/batches", json={"items": [GOOD], "name": name})
@@ -477,12 +484,12 @@ def test_a_batch_is_called_as_it_was_told_or_as_its_file(api: ApiProcess) -> Non
 def test_an_idempotency_key_replays_the_original_answer(api: ApiProcess) -> None:
     content = jsonl([GOOD] * 3)
     headers = {"Idempotency-Key": "batch-once"}
-    first = post_file(api.http, content, defaults=SIM, headers=headers)
-    again = post_file(api.http, content, defaults=SIM, headers=headers)
+    first = post_file(api.http, content, defaults=HELD, headers=headers)
+    again = post_file(api.http, content, defaults=HELD, headers=headers)
     assert first.status_code == again.status_code == 202
     assert first.content == again.content
     assert again.headers["idempotency-replayed"] == "true"
-    other = post_file(api.http, content + b'"x"\n', defaults=SIM, headers=headers)
+    other = post_file(api.http, content + b'"x"\n', defaults=HELD, headers=headers)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reuse")
 
 
@@ -532,7 +539,7 @@ PRODUCTS = b"sku,product,colour,stock,seed\nH-1,felt {a|b} hat,red,7,5\nS-2,scar
 TABLE: dict[str, Any] = {
     "template": "a {big|small} {colour} {product}",
     "columns": {"sku": ["custom_id", "metadata.sku"]},
-    "defaults": SIM,
+    "defaults": HELD,
 }
 
 
@@ -563,7 +570,7 @@ def test_a_product_table_with_a_template(
 
 
 def test_what_does_not_fit_a_table_is_named(api: ApiProcess) -> None:
-    answer = post_file(api.http, PRODUCTS, "p.csv", defaults=SIM, template="a {color} hat")
+    answer = post_file(api.http, PRODUCTS, "p.csv", defaults=HELD, template="a {color} hat")
     [error] = refused(api, answer)
     assert (error["code"], error["line"]) == ("unknown_placeholder", 1)
     assert "Did you mean colour?" in error["message"]

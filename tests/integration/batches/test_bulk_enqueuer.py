@@ -13,18 +13,22 @@ from shared.core.broker import generate_queue
 from shared.jobs.models import Job
 from shared.jobs.queries import client_requests
 from tests.integration.batches.job_store import counts, ended, make_batch
-from tests.processes import ApiProcess, wait_until
+from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu_worker", "generate_worker")
 
 
-def finish_order(database: sessionmaker[Session], batch_ids: list[UUID]) -> list[UUID]:
-    """The batch of each finished job, in the order of their ends."""
+def resume(database: sessionmaker[Session], *batch_ids: UUID) -> None:
+    """Let batches that were made paused begin at the same time."""
     with database.begin() as session:
-        statement = select(Job.batch_id).where(
-            Job.batch_id.in_(batch_ids), Job.finished_at.is_not(None)
-        )
-        return list(session.scalars(statement.order_by(Job.finished_at)))
+        session.execute(update(Batch).where(Batch.id.in_(batch_ids)).values(paused=False))
+
+
+def start_order(database: sessionmaker[Session], batch_ids: list[UUID]) -> list[UUID]:
+    """The batch of each job, in the order of their starts."""
+    with database.begin() as session:
+        statement = select(Job.batch_id).where(Job.batch_id.in_(batch_ids))
+        return list(session.scalars(statement.order_by(Job.started_at)))
 
 
 def wait_ended(database: sessionmaker[Session], batch_id: UUID) -> str:
@@ -48,33 +52,41 @@ def test_a_batch_is_fed_to_its_end_and_runs_each_job_once(
 
 
 def test_the_small_do_not_wait_for_the_large(database: sessionmaker[Session], tenant: UUID) -> None:
-    large = make_batch(database, tenant, 120, key="large")
-    small = [make_batch(database, tenant, 10, key=key) for key in ("small", "smaller")]
+    large, *small = (
+        make_batch(database, tenant, jobs, key=key, batch={"paused": True})
+        for key, jobs in (("large", 120), ("small", 10), ("smaller", 10))
+    )
+    resume(database, large, *small)
     for batch_id in (*small, large):
         assert wait_ended(database, batch_id) == "succeeded"
-    order = finish_order(database, [large, *small])
+    order = start_order(database, [large, *small])
     last_of_small = max(place for place, batch_id in enumerate(order) if batch_id != large)
-    # Of three keys each gets a third: 30 places, and what was fed before the small ones came.
+    # Of three keys each gets a third: 30 places, and some more, as many threads take them.
     assert last_of_small < 80
 
 
 def test_a_higher_priority_overtakes(database: sessionmaker[Session], tenant: UUID) -> None:
-    first = make_batch(database, tenant, 90)
-    urgent = make_batch(database, tenant, 10, batch={"priority": 9})
+    first = make_batch(database, tenant, 90, batch={"paused": True})
+    urgent = make_batch(database, tenant, 10, batch={"paused": True, "priority": 9})
+    resume(database, first, urgent)
     assert wait_ended(database, urgent) == "succeeded"
     assert wait_ended(database, first) == "succeeded"
-    order = finish_order(database, [first, urgent])
+    order = start_order(database, [first, urgent])
     assert max(place for place, batch_id in enumerate(order) if batch_id == urgent) < 65
 
 
 @pytest.mark.long
 def test_what_redis_loses_is_fed_again(
-    database: sessionmaker[Session], tenant: UUID, redis_client: "redis.Redis"
+    database: sessionmaker[Session],
+    tenant: UUID,
+    redis_client: "redis.Redis",
+    generate_worker: WorkerProcess,
 ) -> None:
-    batch_id = make_batch(database, tenant, 60, job={"steps": 20})
     queue = generate_queue("sim", "bulk")
-    wait_until(lambda: redis_client.llen(queue), 30, "messages in the bulk queue")
-    redis_client.delete(queue)
+    with generate_worker.frozen():
+        batch_id = make_batch(database, tenant, 60, job={"steps": 20})
+        wait_until(lambda: redis_client.llen(queue), 30, "messages in the bulk queue")
+        redis_client.delete(queue)
     assert wait_ended(database, batch_id) == "succeeded"
     assert counts(database, [batch_id]) == {"succeeded": 60}
 
@@ -82,8 +94,8 @@ def test_what_redis_loses_is_fed_again(
 def test_an_interactive_job_never_waits_for_a_bulk_job_to_end(
     database: sessionmaker[Session], tenant: UUID, api: ApiProcess
 ) -> None:
-    # Each of these takes seconds on the simulated GPU, and there are more than threads.
-    batch_id = make_batch(database, tenant, 40, job={"steps": 3000})
+    # Each of these takes minutes on the simulated GPU, and there are more than threads.
+    batch_id = make_batch(database, tenant, 40, job={"steps": 100_000})
     try:
         wait_until(lambda: counts(database, [batch_id]).get("running", 0) >= 8, 60, "busy slots")
         for _ in range(3):
@@ -110,5 +122,5 @@ def test_jobs_that_are_not_due_yet_are_fed_when_they_are(
     soon = func.clock_timestamp() + timedelta(seconds=2)
     with database.begin() as session:
         session.execute(update(Job).where(Job.batch_id == batch_id).values(not_before=soon))
-        session.execute(update(Batch).where(Batch.id == batch_id).values(paused=False))
+    resume(database, batch_id)
     assert wait_ended(database, batch_id) == "succeeded"
