@@ -11,7 +11,7 @@ import pytest
 from deploy.tenants import create_key
 from shared.core.settings import Settings
 from shared.core.tenants import OPERATOR, RESOURCES
-from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
+from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port, wait_until
 
 Start = Callable[..., WorkerProcess]
 
@@ -22,8 +22,7 @@ def own(environment: dict[str, str]) -> dict[str, str]:
     return {
         **environment,
         "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
-        "DARKROOM_HEARTBEAT": "PT1S",
-        "DARKROOM_LEASE": "PT10S",
+        "DARKROOM_HEARTBEAT": "PT3S",
     }
 
 
@@ -35,7 +34,7 @@ def operator(
     url = own["DARKROOM_DATABASE_URL"]
     key = create_key(url, tenant="fleet", name="operator", scopes=[*RESOURCES, OPERATOR])
     log = tmp_path_factory.mktemp("fleet") / "api.log"
-    with ApiProcess(own, free_port(), key, log) as api:
+    with ApiProcess(own, free_port(), key, log, factory=PATIENT) as api:
         yield api.http
 
 
@@ -80,11 +79,12 @@ def wait_for_state(operator: httpx2.Client, name: str, *states: str) -> dict[str
 
 
 def drained(operator: httpx2.Client, name: str) -> dict[str, Any]:
-    """Wait until nothing is in the hands of a draining worker."""
+    """Wait until nothing is in the hands of a draining worker, and its next heartbeat says so."""
 
     def looked() -> dict[str, Any] | None:
         worker = worker_of(operator, name)
-        return worker if worker["drain"]["drained_at"] else None
+        is_drained = worker["drain"]["drained_at"] and worker["state"] == "draining"
+        return worker if is_drained and not worker["jobs"] else None
 
     worker: dict[str, Any] = wait_until(looked, 30, "empty hands")
     return worker
