@@ -15,7 +15,7 @@ from deploy.tenants import create_key
 from shared.core.settings import Settings
 from tests import fork_server
 from tests.conftest import EVERY_SCOPE
-from tests.processes import PROJECT, ApiProcess, WorkerProcess, wait_until
+from tests.processes import PROJECT, ApiProcess, WorkerProcess, slowness, wait_until
 
 Darkroom = Callable[..., Result]
 
@@ -86,8 +86,9 @@ class Program:
         """Wait until something has come about, as long as it runs."""
 
         def look() -> Any:
+            has_ended = self.child.poll() is not None  # before the look at what it did last
             found = condition()
-            assert found or self.child.poll() is None, f"it ended:\n{self.stdout}\n{self.stderr}"
+            assert found or not has_ended, f"it ended:\n{self.stdout}\n{self.stderr}"
             return found
 
         return wait_until(look, 120, what)
@@ -96,7 +97,7 @@ class Program:
         """Send a signal, if any; the exit code."""
         if how is not None:
             self.child.send_signal(how)
-        return self.child.wait(180)
+        return self.child.wait(180 * slowness())
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def test_a_batch_is_steered_from_the_terminal(darkroom: Darkroom, client: Client
     assert shown["state"] == "paused"
     assert json.loads(darkroom("batch", "resume", batch.id, "--json").stdout)["paused"] is False
     assert darkroom("batch", "cancel", batch.id).exit_code == 0
-    client.batches.wait(batch, timeout=30)
+    client.batches.wait(batch, timeout=120)
     fetched = darkroom("batch", "fetch", batch.id, "--out", "out")
     assert fetched.exit_code == 9
     assert darkroom("batch", "retry", batch.id).exit_code == 6

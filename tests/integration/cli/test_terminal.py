@@ -14,7 +14,7 @@ from pathlib import Path
 from darkroom import Client
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.cli.conftest import HELD, Darkroom
-from tests.processes import PROJECT
+from tests.processes import PROJECT, WorkerProcess, slowness
 
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*[34]\d[0-9;]*m")
 
@@ -56,7 +56,7 @@ def on_terminal(
             is_over = True
             child.send_signal(signal.SIGINT)
     os.close(ours)
-    assert child.wait(60) == 0, said.decode()
+    assert child.wait(60 * slowness()) == 0, said.decode()
     return said
 
 
@@ -81,13 +81,23 @@ def test_lists_are_tables_on_eighty_columns(
         assert max(map(len, lines)) <= 80, words
 
 
-def test_a_job_is_drawn_as_it_develops_and_shown(environ: dict[str, str], tmp_path: Path) -> None:
-    arguments = ("generate", "a red circle", "--steps", "100", "--n", "8", "--out", "here")
-    said = on_terminal(environ, tmp_path, *arguments, COLORTERM="truecolor")
+def test_a_job_is_drawn_as_it_develops_and_shown(
+    environ: dict[str, str], generate_worker: WorkerProcess, tmp_path: Path
+) -> None:
+    arguments = ("generate", "a red circle", "--steps", "100", "--n", "16", "--out", "here")
+    with ExitStack() as beginning:
+        beginning.enter_context(generate_worker.frozen())  # until the job is followed
+
+        def begin(said: bytes) -> bool:
+            if b"queued" in said:
+                beginning.close()
+            return False
+
+        said = on_terminal(environ, tmp_path, *arguments, until=begin, COLORTERM="truecolor")
     assert re.search(rb"step \d+ of 100", said)
-    assert said.count("▀".encode()) > 8 * 16 * 16
+    assert said.count("▀".encode()) > 16 * 16 * 16
     assert said.rfind(b"\x1b[?25h") > said.rfind(b"\x1b[?25l"), "the cursor stays hidden"
-    assert len(list((tmp_path / "here").iterdir())) == 8
+    assert len(list((tmp_path / "here").iterdir())) == 16
 
 
 def test_watching_shows_what_is_going_on_until_ctrl_c(
@@ -151,15 +161,23 @@ def test_one_look_is_a_page_on_a_terminal_and_lines_in_a_pipe(
     assert image.job_id not in [job["id"] for job in own["jobs"]]
 
 
+_PATIENTLY = """
+import runpy
+from darkroom.cli import options
+options._COMPLETION_SECONDS = 60.0  # nobody has pressed Tab
+runpy.run_module("darkroom.cli", run_name="__main__")
+"""
+
+
 def test_the_shell_completes_what_the_server_has(environ: dict[str, str]) -> None:
     words = "darkroom generate --model "
     asked = {"_DARKROOM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "3"}
     done = subprocess.run(
-        [sys.executable, "-m", "darkroom.cli"],
+        [sys.executable, "-c", _PATIENTLY],
         env={**os.environ, **environ, **asked, "PYTHONPATH": str(PROJECT / "client")},
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=60 * slowness(),
     )
     assert "sim" in done.stdout.split()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from threading import Event
 
 import httpx2
@@ -14,7 +15,7 @@ from darkroom import AsyncClient, Canceled, Client, JobChanged, ProgressMade
 from shared.core.settings import Settings
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.client.test_jobs import NOBODY
-from tests.processes import ApiProcess, free_port, wait_until
+from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def frail_api(
 ) -> Iterator[ApiProcess]:
     """An API process to be killed, over the same database as the others."""
     log = tmp_path_factory.mktemp("frail") / "api.log"
-    with ApiProcess(environment, free_port(), key, log) as process:
+    with ApiProcess(environment, free_port(), key, log, factory=PATIENT) as process:
         yield process
 
 
@@ -102,11 +103,15 @@ def test_waiting_and_events_outlast_a_restart(
     assert states == ["queued", "canceled"]
 
 
-def test_events_go_on_behind_the_last_one(client: Client, relay: Relay, key: str) -> None:
-    with Client(relay.url, key) as behind:
+def test_events_go_on_behind_the_last_one(
+    relay: Relay, key: str, generate_worker: WorkerProcess
+) -> None:
+    with Client(relay.url, key) as behind, ExitStack() as beginning:
+        beginning.enter_context(generate_worker.frozen())  # lest the end be the first event
         handle = behind.jobs.submit("a long one", num_images=16, steps=100)
         ids, cuts = [], 0
         for event in handle.events():
+            beginning.close()
             ids.append(event.id)
             if isinstance(event, ProgressMade) and cuts < 2:
                 cuts += 1

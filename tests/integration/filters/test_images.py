@@ -1,6 +1,7 @@
 """Images that a filter refuses: charged and on record, and nowhere else."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +91,24 @@ def test_a_refused_image_among_others(
     assert "preview" not in [kind for kind, _ in events_of(http, job["id"])]
 
 
-def test_the_client_keeps_refused_images_apart(filtered_api: ApiProcess) -> None:
-    with darkroom.Client(filtered_api.url, filtered_api.key) as client:
+def test_the_client_keeps_refused_images_apart(
+    filtered_api: ApiProcess, filtered_worker: WorkerProcess
+) -> None:
+    made = []
+    with darkroom.Client(filtered_api.url, filtered_api.key) as client, ExitStack() as beginning:
+        beginning.enter_context(filtered_worker.frozen())  # until the events are followed
         handle = client.jobs.submit("refuse images 1 for the client", num_images=2)
-        made = [
-            (event.image_index, event.image_id is None)
-            for event in client.jobs.events(handle)
-            if isinstance(event, darkroom.ImageMade)
-        ]
+        for event in client.jobs.events(handle):
+            beginning.close()
+            if isinstance(event, darkroom.ImageMade):
+                made.append((event.image_index, event.image_id is None))
         job = client.jobs.wait(handle)
         assert [image.index for image in job.images] == [0]
         [refused] = job.images.filtered
         assert (refused.index, refused.filter) == (1, "obedient")
         assert refused.raw["state"] == "filtered"
         assert len(client.jobs.image_handles(job)) == 1
-        assert made in ([(0, False), (1, True)], [])  # none where the stream was late
+        assert made == [(0, False), (1, True)]
 
 
 def test_a_job_fails_only_if_all_its_images_are_refused(
