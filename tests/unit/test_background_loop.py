@@ -19,7 +19,7 @@ class Counted(BackgroundLoop):
     def __init__(
         self, action: Callable[[int], None] = lambda _: None, interval: float | None = 0.001
     ) -> None:
-        super().__init__("counted", interval)
+        super().__init__("counted", interval, join=LONG)
         self.steps = 0
         self.finished = 0
         self.moved = threading.Semaphore(0)

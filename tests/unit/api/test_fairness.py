@@ -127,18 +127,23 @@ def test_too_many_of_one_key_are_refused_and_others_are_not() -> None:
 
 def test_a_thread_keeps_its_place_when_nobody_waits_for_it_any_more() -> None:
     async def trial() -> None:
-        semaphore, threads, done = (
-            FairSemaphore("test", 1, 1),
-            ThreadPoolExecutor(1),
-            threading.Event(),
-        )
-        with pytest.raises(TimeoutError):
-            await semaphore.run(threads, "a", 0.01, done.wait)
+        semaphore, threads = FairSemaphore("test", 1, 1), ThreadPoolExecutor(1)
+        begun, done = threading.Event(), threading.Event()
+
+        def work() -> None:
+            begun.set()
+            done.wait()
+
+        task = asyncio.create_task(semaphore.run(threads, "a", None, work))
+        await asyncio.to_thread(begun.wait)  # one that has not begun would not begin any more
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         with pytest.raises(TimeoutError):
             async with semaphore.turn("b", 0.01):
                 pass
         done.set()
-        async with semaphore.turn("b", 10):
+        async with semaphore.turn("b", 60):
             pass
 
     asyncio.run(trial())

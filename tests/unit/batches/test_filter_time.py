@@ -22,9 +22,15 @@ class _Filters:
 
     def __init__(self) -> None:
         self.free: list[bool] = []
+        self.clock = 0.0
+        """Seconds, of which a question takes two."""
+
+    def monotonic(self) -> float:
+        return self.clock
 
     async def check(self, resources: Any, prompts: list[Any]) -> list[Any]:
         self.free.append(not validation.turns.locked())
+        self.clock += 2
         await asyncio.sleep(0.05)
         return [NOTHING] * len(prompts)
 
@@ -35,10 +41,11 @@ class _Filters:
 def test_filters_are_asked_without_the_turn_and_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(validation, "_FILTER_SECONDS", 0.01)
+    monkeypatch.setattr(validation, "_FILTER_SECONDS", 1.0)
     monkeypatch.setattr(validation, "turns", asyncio.Semaphore(1))
     monkeypatch.setattr(validation, "prompt_of", lambda plan, _: plan)
     filters = _Filters()
+    monkeypatch.setattr(validation, "time", filters)
     resources: Any = SimpleNamespace(get=lambda _: filters)
     principal: Any = SimpleNamespace(tenant_id=new_id())
     parts: Any = [SimpleNamespace(jobs=[SimpleNamespace(plan=number) for number in range(40)])]
@@ -61,8 +68,6 @@ def test_filters_are_asked_without_the_turn_and_not_for_ever(
 
 
 def test_the_wait_for_a_turn_is_none_of_the_filters_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(validation, "turns", asyncio.Semaphore(1))
     monkeypatch.setattr(validation, "prompt_of", lambda plan, _: plan)
     have_answered = asyncio.Event()
@@ -70,11 +75,11 @@ def test_the_wait_for_a_turn_is_none_of_the_filters_time(monkeypatch: pytest.Mon
     class Filters(_Filters):
         async def check(self, resources: Any, prompts: list[Any]) -> list[Any]:
             findings = await super().check(resources, prompts)
-            clock[0] += 2
             have_answered.set()
             return findings
 
     filters = Filters()
+    monkeypatch.setattr(validation, "time", filters)
     resources: Any = SimpleNamespace(get=lambda _: filters)
     principal: Any = SimpleNamespace(tenant_id=new_id())
     parts: Any = [SimpleNamespace(jobs=[SimpleNamespace(plan="a hat")])]
@@ -82,7 +87,7 @@ def test_the_wait_for_a_turn_is_none_of_the_filters_time(monkeypatch: pytest.Mon
     async def other_file() -> None:
         async with validation.turns:
             await have_answered.wait()
-            clock[0] += 1000
+            filters.clock += 1000
 
     async def check() -> float:
         with tempfile.TemporaryFile() as rows:
@@ -96,4 +101,4 @@ def test_the_wait_for_a_turn_is_none_of_the_filters_time(monkeypatch: pytest.Mon
         return validated.filter_seconds
 
     assert asyncio.run(check()) == 2
-    assert (filters.free, clock[0]) == ([False], 1002)
+    assert (filters.free, filters.clock) == ([False], 1002)
