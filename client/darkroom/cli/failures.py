@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from darkroom.errors import APIResponseValidationError, APIStatusError, DarkroomError
 
 _MAX_SHOWN = 20
+_PROBE_SECONDS = 2.0
+"""How long to ask an address what is there."""
 
 
 class ExitCode(IntEnum):
@@ -262,7 +264,9 @@ def identify_address(url: str | None) -> str:
     import httpx2
 
     try:
-        is_streamlit = url and httpx2.get(f"{url}/_stcore/health", timeout=2).text == "ok"
+        is_streamlit = (
+            url and httpx2.get(f"{url}/_stcore/health", timeout=_PROBE_SECONDS).text == "ok"
+        )
     except (httpx2.HTTPError, httpx2.InvalidURL):
         is_streamlit = False
     if is_streamlit:

@@ -201,7 +201,9 @@ def test_an_answer_that_is_no_problem_is_not_called_unknown(status: int) -> None
     assert failure.advice
 
 
-def test_the_playgrounds_address_is_recognised() -> None:
+def test_the_playgrounds_address_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darkroom.cli.failures._PROBE_SECONDS", 60.0)
+
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)

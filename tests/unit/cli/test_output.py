@@ -3,6 +3,7 @@
 import io
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -144,8 +145,9 @@ def test_a_long_prompt_is_cut_to_its_lines() -> None:
     assert whole[-1].endswith(HOSTILE)
 
 
-def test_ages_in_tables_are_short() -> None:
+def test_ages_in_tables_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     now = datetime.now(UTC)
+    monkeypatch.setattr("darkroom.cli.output.datetime", SimpleNamespace(now=now.astimezone))
     seconds = (7, 125, 7_300, 400_000, -30)
     assert [age(now - timedelta(seconds=each)) for each in seconds] == [
         *("7s", "2m", "2h", "4d", "0s")
@@ -196,7 +198,7 @@ def test_watch_says_at_once_that_it_is_refused_and_asks_again_within_a_minute(
         if len(sleeps) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("darkroom.cli.watch.time.sleep", sleep)
+    monkeypatch.setattr("darkroom.cli.watch.time", SimpleNamespace(sleep=sleep))
     monkeypatch.setenv("TERM", "xterm")
     cli = Cli(get_command(watch.app))
     cli.output = Output(as_json=False)

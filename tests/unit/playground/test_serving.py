@@ -63,7 +63,7 @@ def test_no_other_interface_listens(port: int) -> None:
 
 def test_no_other_site_may_frame_it_or_bring_scripts_into_it(port: int) -> None:
     for path in ("/", "/_stcore/health"):
-        headers = httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False).headers
+        headers = httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=60).headers
         policy = headers["content-security-policy"]
         assert "frame-ancestors 'none'" in policy
         assert "default-src 'self'" in policy

@@ -54,7 +54,9 @@ def test_a_second_worker_of_a_host_takes_the_next_port(listen: Listen) -> None:
     assert second.port is not None
     assert port < second.port < port + core_metrics.PORTS
     for listener in (first, second):
-        answer = httpx2.get(f"http://127.0.0.1:{listener.port}/metrics", trust_env=False)
+        answer = httpx2.get(
+            f"http://127.0.0.1:{listener.port}/metrics", trust_env=False, timeout=60
+        )
         assert answer.status_code == 200
 
 
@@ -70,7 +72,7 @@ def test_a_worker_without_a_port_goes_on(listen: Listen, monkeypatch: pytest.Mon
 def test_without_a_token_whoever_reaches_it_may_read(listen: Listen) -> None:
     listener = listen(metrics_port=free_port())
     url = f"http://127.0.0.1:{listener.port}/metrics"
-    assert httpx2.get(url, trust_env=False).status_code == 200
+    assert httpx2.get(url, trust_env=False, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,7 @@ def test_the_token_is_asked_for(listen: Listen, header: str, status: int) -> Non
         f"http://127.0.0.1:{listener.port}/metrics",
         headers={b"Authorization": header.encode()},
         trust_env=False,
+        timeout=60,
     )
     assert answer.status_code == status
 
@@ -136,7 +139,9 @@ def test_probes_follow_the_workers_state(
 ) -> None:
     listener = listen(probes(lambda: {"state": state}), metrics_port=free_port())
     answered = {
-        path: httpx2.get(f"http://127.0.0.1:{listener.port}{path}", trust_env=False).status_code
+        path: httpx2.get(
+            f"http://127.0.0.1:{listener.port}{path}", trust_env=False, timeout=60
+        ).status_code
         for path in ("/healthz", "/startupz", "/readyz")
     }
     assert answered == {"/healthz": healthy, "/startupz": started, "/readyz": ready}
