@@ -13,7 +13,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from darkroom import Client
+from darkroom import Client, Job
+from darkroom.types.webhooks import Delivery
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
 
 EXAMPLES = PROJECT / "examples"
@@ -56,6 +57,12 @@ def cards(variables: dict[str, str], tmp_path: Path) -> Iterator[httpx2.Client]:
         app.wait(20)
 
 
+def delivered(client: Client, job: Job) -> Delivery | None:
+    """The delivery of the job's success, once its receiver's answer is on record."""
+    [found] = client.webhooks.deliveries.list(job=job, event="job.succeeded").take(1)
+    return found if found.state == "succeeded" else None
+
+
 def answers(http: httpx2.Client) -> bool:
     try:
         return http.get("/").status_code == 200
@@ -76,7 +83,9 @@ def test_the_app_orders_a_card_once_and_shows_it(
     [file] = (tmp_path / "cards").glob("*.png")
     fetched = file.stat().st_mtime_ns
     with Client(variables["DARKROOM_URL"], variables["DARKROOM_API_KEY"]) as client:
-        succeeded = client.webhooks.deliveries.list(event="job.succeeded").take(1)[0]
+        [job] = client.jobs.list().take(1)
+        # The image is there while the attempt that told of it is still being written down.
+        succeeded = wait_until(lambda: delivered(client, job), 60, "the first delivery")
         before = len(succeeded.attempts)
         client.webhooks.deliveries.redeliver(succeeded)
         wait_until(
