@@ -81,6 +81,7 @@ class Playground:
         """Fills a field and presses Enter until something is seen."""
 
         def fill() -> None:
+            self.field(key).fill("")  # the same text again would ask for nothing
             self.field(key).fill(text)
             self.field(key).press("Enter")
 
@@ -127,6 +128,7 @@ class Playground:
 
     def drag(self, where: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Draws with the mouse from one point to another, each as a share of width and height."""
+        self.settle()  # what is drawn late above it would move it
         box = where.bounding_box()
         assert box is not None
         points = [

@@ -11,6 +11,7 @@ from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
 from tests.e2e.browser.conftest import PHONE, Browsers
+from tests.processes import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(360)]
 
@@ -114,7 +115,9 @@ def test_a_draft_survives_a_reload(browsers: Browsers) -> None:
         page.settings(steps=9)
         expect(page.field("form-prompt")).to_have_value("a lake that was never sent")
         page.field("form-negative").press_sequentially("typed, and not left")
-        page.page.wait_for_timeout(500)  # the page waits for a pause in the typing
+        # The page waits for a pause in the typing.
+        kept = "Object.values(sessionStorage).join().includes('typed, and not left')"
+        wait_until(lambda: page.page.evaluate(kept), 60, "the draft")
         page.page.reload()
         expect(page.field("form-prompt")).to_have_value("a lake that was never sent")
         expect(page.field("form-negative")).to_have_value("typed, and not left")
@@ -141,6 +144,7 @@ def test_the_gallery_by_keys_and_several_at_once(browsers: Browsers) -> None:
         expect(dialog).to_have_count(0)
         page.page.get_by_text("Select several").click()
         for place in (0, 1):
+            page.settle()
             page.cards().nth(place).locator("label").click()
             expect(page.page.get_by_text(f"{place + 1} selected")).to_be_visible()
         download = page.download(page.button("Download ZIP"))
