@@ -79,7 +79,7 @@ def test_a_net_steers_the_image_which_can_be_made_again(http: httpx2.Client) -> 
     made = [job["images"][0]["sha256"] for job in (plain, one, two)]
     assert len(set(made)) == 3
     image = one["images"][0]["id"]
-    again = http.post(f"/v1/images/{image}/reproduce").json()
+    again = http.post(f"/v1/images/{image}/reproduce", headers={"Prefer": "wait=60"}).json()
     assert again["verdict"] == "identical", again["reason"]
     larger = make(http, "edges", hires={"scale": 1.5})
     assert larger["images"][0]["width"] == 96

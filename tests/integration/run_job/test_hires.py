@@ -335,7 +335,7 @@ def as_key(api: ApiProcess, settings: Settings) -> Iterator[Callable[..., httpx2
         url = settings.database_url.get_secret_value()
         key = create_key(url, tenant=tenant, name="hires", **access)
         headers = {"Authorization": f"Bearer {key}"}
-        opened.append(httpx2.Client(base_url=api.url, headers=headers, timeout=60))
+        opened.append(httpx2.Client(base_url=api.url, headers=headers, timeout=70))
         return opened[-1]
 
     yield open_client

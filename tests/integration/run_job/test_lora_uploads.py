@@ -87,10 +87,7 @@ def test_an_uploaded_lora_runs_for_its_tenant_alone(
         f"/v1/images/{job['images'][0]['id']}/reproduce", headers={"Prefer": "wait=60"}
     ).json()
     assert finished(open_api, again["job"], 120)["state"] == "succeeded"
-    with httpx2.Client(
-        base_url=open_api.url,
-        headers={"Authorization": f"Bearer {_key(settings, 'strangers')}"},
-    ) as stranger:
+    with open_api.client(_key(settings, "strangers")) as stranger:
         body = {"prompt": "x", "model": "demo", "loras": [{"name": "mine"}]}
         assert "unknown_lora" in stranger.post("/v1/jobs", json=body).text
         assert stranger.delete("/v1/loras/mine").status_code == 404
@@ -158,8 +155,7 @@ def test_it_takes_the_scope_and_the_operators_word(
     open_api: ApiProcess, api: ApiProcess, settings: Settings
 ) -> None:
     assert send(api.http).json()["code"] == "lora_uploads_disabled"
-    headers = {"Authorization": f"Bearer {_key(settings, 'uploaders', ('jobs',))}"}
-    with httpx2.Client(base_url=open_api.url, headers=headers) as http:
+    with open_api.client(_key(settings, "uploaders", ("jobs",))) as http:
         assert send(http).json()["code"] == "insufficient_scope"
         assert http.get("/v1/loras").status_code == 200
 

@@ -86,7 +86,7 @@ def test_a_real_lora_changes_the_image_and_is_in_the_receipt_and_made_again(
     image_id = changed["images"][0]["id"]
     receipt = api.http.get(f"/v1/images/{image_id}/receipt").json()
     assert receipt["loras"] == [{**GRAIN, "sha256": SHA256}]
-    body = httpx2.get(changed["images"][0]["url"]).content
+    body = httpx2.get(changed["images"][0]["url"], timeout=60).content
     with PILImage.open(io.BytesIO(body)) as image:
         assert read_receipt(image) == receipt
         assert f'Lora hashes: "grain: {SHA256[:12]}"' in image.info["parameters"]

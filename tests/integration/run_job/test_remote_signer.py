@@ -84,7 +84,7 @@ def test_an_image_outlasts_a_remote_signer_that_fails(
     own = {name: at for name, at in signing.items() if not name.endswith("KEY_FILE")} | {
         "DARKROOM_PROVENANCE_SIGNER_URL": receiver.url,
         "DARKROOM_PROVENANCE_SIGNER_TOKEN": "a-token",
-        "DARKROOM_PROVENANCE_SIGNER_TIMEOUT": "PT1S",
+        "DARKROOM_PROVENANCE_SIGNER_TIMEOUT": "PT5S",  # which a whole answer never takes
     }
     service.failures = ["refuse"]  # at the start, which must not stop the worker
     log = tmp_path / "log"

@@ -106,6 +106,7 @@ def observed(
                 running.stop()
     # To the last line of their end.
     assert all(log_events(process) for process in (generate, cpu))
+    assert all(process.log.read_bytes().endswith(b"\n") for process in (generate, cpu))
 
 
 def _other_database(redis_url: str) -> str:
@@ -113,5 +114,6 @@ def _other_database(redis_url: str) -> str:
 
 
 def log_events(process: Process) -> list[dict[str, Any]]:
-    """The log of a process, whose every line must be one event."""
-    return [json.loads(line) for line in process.log.read_text("utf-8").splitlines()]
+    """The log of a process, whose every line must be one event; the last may not be whole yet."""
+    whole, _, _ = process.log.read_bytes().rpartition(b"\n")
+    return [json.loads(line) for line in whole.decode("utf-8").splitlines()]

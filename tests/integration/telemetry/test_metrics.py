@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for three processe
 def job(observed: Observed) -> dict[str, object]:
     """A job that is done, so that there is something to count."""
     asked = {"prompt": "a counted house", "session_id": "counted", "model": "sim", "seeds": [1, 2]}
-    answer = observed.api.http.post("/v1/jobs", json=asked, headers={"Prefer": "wait=30"})
+    answer = observed.api.http.post("/v1/jobs", json=asked, headers={"Prefer": "wait=60"})
     done: dict[str, object] = answer.json()
     assert done["state"] == "succeeded", done
     return done
@@ -77,8 +77,11 @@ def test_the_gpu_worker_counts_attempts_and_the_engine(observed: Observed) -> No
         "darkroom_engine_steps_total": {"queue_class": "interactive"},
         "darkroom_model_load_seconds_count": {"phase": "warm_up"},
     }.items():
-        value = observed.value(worker, name, model="sim", **labels)
-        assert value, name
+        # An attempt is measured when it is over, a little after its job has its images.
+        wait_until(
+            lambda name=name, labels=labels: observed.value(worker, name, model="sim", **labels),
+            what=name,
+        )
     assert observed.value(worker, "darkroom_s3_request_seconds_count", operation="PutObject")
     assert observed.value(worker, "darkroom_worker_state") == 1
     assert observed.value(worker, "darkroom_engine_batch_size", model="sim") == 4
@@ -91,8 +94,11 @@ def test_the_leading_cpu_worker_tells_of_duties_and_the_backlog(observed: Observ
         what="the first measurement of the backlog",
     )
     assert observed.value(worker, "darkroom_dispatcher_leads") == 1
-    assert observed.value(
-        worker, "darkroom_periodic_task_last_success_timestamp_seconds", task="publish_lost"
+    wait_until(
+        lambda: observed.value(
+            worker, "darkroom_periodic_task_last_success_timestamp_seconds", task="publish_lost"
+        ),
+        what="the end of a periodic task",
     )
     failures = observed.value(worker, "darkroom_periodic_task_failures_total", task="publish_lost")
     assert failures == 0
@@ -155,8 +161,9 @@ def test_alerts_see_the_first_event_of_a_kind(observed: Observed) -> None:
 def test_other_paths_of_a_workers_listener_do_not_exist(observed: Observed) -> None:
     observed.scrape(observed.cpu)
     url = str(observed.scrape(observed.cpu).url)
-    assert httpx2.get(url.replace("/metrics", "/"), trust_env=False).status_code == 404
-    assert httpx2.post(url, trust_env=False).status_code == 404
+    with httpx2.Client(trust_env=False, timeout=20) as http:
+        assert http.get(url.replace("/metrics", "/")).status_code == 404
+        assert http.post(url).status_code == 404
 
 
 def test_without_a_token_the_api_tells_them_on_a_port_of_its_own(
@@ -187,7 +194,7 @@ def test_a_request_is_found_again_in_the_lines_of_its_job(observed: Observed) ->
                 "model": "sim",
                 "webhook": {"url": receiver.url, "events": ["job.succeeded"]},
             },
-            headers={"X-Request-Id": request_id, "Prefer": "wait=30"},
+            headers={"X-Request-Id": request_id, "Prefer": "wait=60"},
         )
         receiver.wait()
     job_id = str(decode_id("job", answer.json()["id"]))

@@ -37,7 +37,7 @@ class Prometheus(Process):
 
     def __init__(self, observed: Observed, folder: Path) -> None:
         url = f"127.0.0.1:{free_port()}"
-        self.http = httpx2.Client(base_url=f"http://{url}", timeout=20, trust_env=False)
+        self.http = httpx2.Client(base_url=f"http://{url}", timeout=70, trust_env=False)
         (folder / "token").write_text(TOKEN, "utf-8")
         jobs: dict[str, list[Process]] = {
             "darkroom-api": [observed.api],
@@ -128,7 +128,7 @@ def _do_some_of_everything(observed: Observed) -> None:
         webhook = {"url": receiver.url, "events": ["job.succeeded"]}
         wanted = {"prompt": "a measured house", "model": "sim", "webhook": webhook}
         for _ in range(3):
-            done = http.post("/v1/jobs", json=wanted, headers={"Prefer": "wait=30"}).json()
+            done = http.post("/v1/jobs", json=wanted, headers={"Prefer": "wait=60"}).json()
             assert done["state"] == "succeeded", done
         assert http.post("/v1/jobs", json=wanted).status_code == 202  # one that is timed
         receiver.wait(4)  # a delivery that finds nobody would be a failure

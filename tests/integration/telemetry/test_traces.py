@@ -48,7 +48,7 @@ def submit(observed: Observed, receiver: Receiver, **headers: str) -> dict[str, 
         "model": "sim",
         "webhook": {"url": receiver.url, "events": ["job.succeeded"]},
     }
-    answer = observed.api.http.post("/v1/jobs", json=job, headers={"Prefer": "wait=30", **headers})
+    answer = observed.api.http.post("/v1/jobs", json=job, headers={"Prefer": "wait=60", **headers})
     assert answer.status_code == 202, answer.text
     done: dict[str, Any] = answer.json()
     assert done["state"] == "succeeded"
