@@ -4,20 +4,24 @@ import io
 import json
 import unicodedata
 import zipfile
+from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 from PIL import Image as PILImage
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
+from shared.core.broker import generate_queue, job_of
 from shared.core.ids import decode_id, encode_id
 from shared.jobs.models import Job
 from shared.webhooks.models import WebhookEvent
 from tests.integration.batches.client import get, lines_of, make, wait_ended
 from tests.integration.batches.job_store import make_batch
-from tests.processes import ApiProcess, wait_until
+from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu_worker", "generate_worker")
 
@@ -96,6 +100,30 @@ def test_a_paused_batch_starts_nothing_until_it_is_resumed(
     assert wait_ended(api, batch_id, 90)["counts"]["succeeded"] == 60
     refused = api.http.post(f"/v1/batches/{batch_id}/pause")
     assert (refused.status_code, refused.json()["code"]) == (409, "batch_has_ended")
+
+
+@pytest.mark.long
+def test_what_was_fed_before_a_pause_starts_after_it(
+    api: ApiProcess, environment: dict[str, str], redis_client: "redis.Redis", tmp_path: Path
+) -> None:
+    """Its messages are in Redis, where nobody takes them back."""
+    held = {"model": "held", "steps": 2}
+    batch_id = make(api, ["a hat"] * 3, defaults=held)["id"]
+    items = api.http.get(f"/v1/batches/{batch_id}/items").json()["data"]
+    jobs = {decode_id("job", item["id"]) for item in items}
+
+    def is_fed() -> bool:
+        messages: Any = redis_client.lrange(generate_queue("held", "bulk"), 0, -1)
+        return jobs <= set(map(job_of, messages))
+
+    wait_until(is_fed, 60, "the messages")
+    assert api.http.post(f"/v1/batches/{batch_id}/pause").json()["paused"]
+    with WorkerProcess(environment, ["generate", "--model", "held"], tmp_path / "log"):
+        # Another batch, whose messages are behind these, comes and goes.
+        wait_ended(api, make(api, ["a hat"] * 3, defaults=held)["id"])
+        assert get(api, batch_id)["counts"]["queued"] == 3
+        assert not api.http.post(f"/v1/batches/{batch_id}/resume").json()["paused"]
+        assert wait_ended(api, batch_id)["counts"]["succeeded"] == 3
 
 
 def test_cancel_keeps_what_was_made(
