@@ -580,6 +580,14 @@ def test_a_keys_use_is_of_its_unfinished_jobs_and_of_today(store: Store) -> None
     assert use("k") == (1, 7, 2.0, 1.25)
 
 
+def test_the_device_time_of_a_day_adds_up_however_many_attempts_end(store: Store) -> None:
+    """More than there are slots, so that some share one."""
+    for _ in range(70):
+        job = store.add(**RUNNING, api_key_id="k")
+        store.session.scalars(endings.fail(job, 1, "internal_error", "m", gpu_seconds=0.5)).one()
+    assert store.session.execute(quota_queries.measure_use("k")).one() == (0, 0, 0.0, 35.0)
+
+
 def test_the_queue_is_what_waits_of_all_tenants(store: Store) -> None:
     store.add(cost=7)
     store.add(cost=5, not_before=FUTURE)
