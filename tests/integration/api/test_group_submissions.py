@@ -159,8 +159,11 @@ def test_a_locked_session_holds_up_its_own_submissions_alone(
 def test_a_place_in_the_queue_counts_those_of_the_group(
     lone_api: ApiProcess, make_key: MakeKey, database: sessionmaker[Session]
 ) -> None:
+    by_itself = make_key("positions", quotas=Quotas(concurrent_jobs=1))
+    [last] = (answer.json() for answer in post_all(lone_api, [(by_itself, {}, None)]))
     answers = post_all(lone_api, [(make_key("positions"), {}, None)] * 24)
     jobs = sorted((answer.json() for answer in answers), key=lambda job: job["id"])
+    assert jobs[0]["queue_position"] == last["queue_position"] + 1
     together: dict[str, list[int]] = {}
     with database() as session:
         for job in jobs:

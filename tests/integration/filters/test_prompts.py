@@ -183,6 +183,28 @@ def test_lines_of_a_batch_fail_one_by_one(
     assert (again.status_code, again.json()["code"]) == (409, "nothing_to_retry")
 
 
+def test_of_what_failed_in_a_batch_no_refused_prompt_is_tried_again(
+    filtered_api: ApiProcess, filtered_worker: WorkerProcess, cpu_worker: WorkerProcess
+) -> None:
+    """A refused image is: the toy counts on and lets the next one pass."""
+    http = filtered_api.http
+    lines = [
+        {"custom_id": "image", "prompt": "refuse images 0 of a line"},
+        {"custom_id": "prompt", "prompt": "refuse prompt of a line"},
+    ]
+    body = {"defaults": {"model": "seen", "steps": 2}, "items": lines}
+    path = f"/v1/batches/{http.post('/v1/batches', json=body).json()['id']}"
+
+    def is_in(state: str) -> bool:
+        return bool(http.get(path).json()["state"] == state)
+
+    wait_until(lambda: is_in("failed"), 60, "the end of the batch")
+    assert http.post(f"{path}/retry-failed").json()["retried"] == 1
+    wait_until(lambda: is_in("partial"), 60, "another end")
+    [error] = map(json.loads, http.get(f"{path}/errors").text.splitlines())
+    assert (error["custom_id"], error["code"]) == ("prompt", "refused_by_filter")
+
+
 def test_a_batch_whose_filter_fails_is_not_accepted(filtered_api: ApiProcess) -> None:
     items = [{"prompt": "a good line"}, {"prompt": "crash prompt"}]
     answer = filtered_api.http.post("/v1/batches", json={"items": items})

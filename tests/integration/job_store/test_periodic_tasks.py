@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,11 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.batches import queries as batch_queries
+from shared.batches.models import Batch
 from shared.core import broker
 from shared.core.broker import celery_app, publish_job
 from shared.core.ids import earliest_id_at, encode_id, new_id
@@ -23,12 +26,13 @@ from shared.images import queries as image_queries
 from shared.images.models import Image, Prompt, Upload
 from shared.jobs.models import IdempotencyKey, Job
 from shared.jobs.queries import accept as job_acceptance
-from shared.jobs.queries import claims, endings
+from shared.jobs.queries import claims, client_requests, endings
 from shared.jobs.queries.lookups import list_finished
+from tests.integration.batches.job_store import make_batch
 from tests.jobs import accept, image_columns
 from tests.processes import Process, wait_until
 from worker.maintenance.cleanup import Cleanup
-from worker.maintenance.recovery import Recovery
+from worker.maintenance.recovery import BatchLifecycle, Recovery
 
 LEASE = timedelta(minutes=1)
 PAST = func.now() - timedelta(days=3)
@@ -168,6 +172,27 @@ def test_only_what_is_due_is_published(world: World) -> None:
         world.tasks.publish_lost()
     assert world.messages == 1
     assert world.state(bulk) == "queued"
+
+
+def test_a_retry_that_comes_before_the_end_of_its_batch_keeps_it_open(world: World) -> None:
+    """The leader has seen that all jobs have ended, and waits for the batch that a client holds."""
+    batch = make_batch(world.job_store, world.tenant, 1)
+    with world.job_store.begin() as session:
+        job = session.scalars(select(Job.id).where(Job.batch_id == batch)).one()
+        running = {"state": "running", "started_at": PAST}
+        session.execute(update(Batch).where(Batch.id == batch).values(**running))
+    world.set(job, state="failed", error_code="internal_error", finished_at=PAST)
+    waiting = text("SELECT 1 FROM pg_locks WHERE NOT granted")
+    with world.job_store() as client, ThreadPoolExecutor(1) as threads:
+        client.execute(batch_queries.lock_batch(world.tenant, batch))
+        client.scalars(client_requests.retry(world.tenant, job, "key")).one()
+        leader = threads.submit(BatchLifecycle(world.job_store, world.redis, world.app).advance)
+        wait_until(lambda: client.scalars(waiting).all(), 30, "the leader at the lock")
+        client.commit()
+        leader.result()
+    with world.job_store.begin() as session:
+        assert session.get_one(Batch, batch).state == "running"
+    assert world.state(job) == "queued"
 
 
 # Retention -----------------------------------------------------------------------------------

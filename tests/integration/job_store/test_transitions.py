@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -22,7 +24,9 @@ from shared.jobs.queries import claims, client_requests, endings, periodic, tran
 from shared.jobs.queries import quotas as quota_queries
 from tests.chaos.job_store_machine import JobStoreMachine
 from tests.jobs import accept
+from worker.jobs.claim import claim_job
 from worker.jobs.commit import delete_uncommitted
+from worker.jobs.lease import LeaseRenewer, StopReason
 
 LEASE = timedelta(minutes=1)
 
@@ -103,6 +107,27 @@ def test_a_heartbeat_does_not_wait_for_a_stuck_commit(
     assert lost == [], "a job that is being committed is not lost"
 
 
+def test_a_heartbeat_stops_a_job_at_its_finish_deadline_and_not_before(
+    job_store: sessionmaker[Session], tenant: UUID, settings: Settings
+) -> None:
+    renewer = LeaseRenewer(settings, job_store, lambda: "w")
+    job = claim(job_store, submit(job_store, tenant))
+    assert job is not None
+
+    def reason_with(deadline: timedelta) -> StopReason | None:
+        with job_store.begin() as session:
+            late = update(Job).where(Job.id == job.id)
+            session.execute(late.values(finish_deadline=func.clock_timestamp() + deadline))
+        renewer.renew()
+        return lease.stop_reason
+
+    with renewer.hold(job) as lease:
+        assert reason_with(settings.lease / 2) is None
+        assert reason_with(timedelta(0)) is StopReason.EXPIRED
+    with job_store.begin() as session:
+        assert session.scalars(endings.expire_running(job.id, 1)).one().state == "expired"
+
+
 def test_the_dispatcher_leaves_a_job_alone_that_is_just_being_committed(
     job_store: sessionmaker[Session], tenant: UUID
 ) -> None:
@@ -113,6 +138,36 @@ def test_the_dispatcher_leaves_a_job_alone_that_is_just_being_committed(
         assert session.scalars(periodic.expire_leases(1000, LEASE)).all() == []
     with job_store.begin() as session:
         assert [row.id for row in session.scalars(periodic.expire_leases(1000, LEASE))] == [job]
+
+
+def test_a_worker_takes_one_suspicious_job_at_a_time(
+    job_store: sessionmaker[Session], tenant: UUID, settings: Settings
+) -> None:
+    """Of two at once nobody could tell which one kills workers; the second goes to the end."""
+    first, second = (submit(job_store, tenant, losses=1, failures=1) for _ in range(2))
+    put_off: list[UUID] = []
+    worker: Any = SimpleNamespace(
+        settings=settings,
+        name="w",
+        device="gpu",
+        claims=True,
+        database=job_store,
+        leases=LeaseRenewer(settings, job_store, lambda: "w"),
+        poison_slot=threading.Semaphore(),
+        publish=lambda job: put_off.append(job.id),
+    )
+    with claim_job(worker, first) as job:
+        assert job is not None
+        with claim_job(worker, second) as other:
+            assert other is None
+        with claim_job(worker, submit(job_store, tenant)) as harmless:
+            assert harmless is not None
+    assert (put_off, look(job_store, second).state) == ([second], "queued")
+    with claim_job(worker, second) as other:
+        assert other is not None
+    with job_store.begin() as session:
+        for claimed in (job, harmless, other):
+            session.scalars(endings.release(claimed.id, 1)).one()
 
 
 def test_a_stale_commit_is_refused_and_changes_nothing(
