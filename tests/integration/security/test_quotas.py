@@ -5,6 +5,8 @@ import base64
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,14 +14,14 @@ from uuid import UUID
 import httpx2
 import pytest
 from PIL import Image as PILImage
-from sqlalchemy import select, update
+from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
 from api.context import Resources
 from api.core.errors import Problem
 from api.core.principal import Principal
-from api.jobs.admission import LoadShedding
+from api.jobs.admission import Demand, LoadShedding, admitted
 from api.jobs.idempotency import IdempotentRequest
 from api.jobs.submission import JobSubmission
 from api.jobs.submit import _accept_group, _Submission
@@ -32,9 +34,11 @@ from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.core.tenants import ApiKey
 from shared.images import models as image_models
+from shared.images.queries import session_lock
 from shared.jobs import models as job_models
 from shared.jobs.queries import claims, endings
 from shared.jobs.queries import quotas as quota_queries
+from shared.jobs.queries.accept import ensure_session
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
 from tests.processes import ApiProcess, slowness, wait_until
@@ -249,10 +253,11 @@ def test_a_rotated_key_does_not_begin_anew(
     settings: Settings,
 ) -> None:
     quotas = Quotas(gpu_seconds_per_day=1.0, concurrent_jobs=1, upload_bytes=10**6)
-    old = client_with(quotas=quotas)
+    old = client_with(scopes=["jobs", "batches"], quotas=quotas)
     run(database, submit(old).json()["id"], 0.7)
     assert submit(old).status_code == 202
     kept = send(old).json()["bytes"]
+    kept += send(old, "/v1/batches/files", b'"a prompt"\n').json()["bytes"]
     key_id = old.get("/v1/usage").json()["key_id"]
     url = settings.database_url.get_secret_value()
     with guarded.client(rotate_key(url, key_id, timedelta(days=1))) as new:
@@ -346,6 +351,9 @@ def test_models_and_sizes(client_with: MakeClient) -> None:
     elsewhere = client_with(quotas=Quotas(models=["another"]))
     assert refusal(submit(elsewhere)) == (403, "model_not_allowed")
     assert submit(client_with(quotas=Quotas(models=[MODEL]))).status_code == 202
+    of_batches = client_with(scopes=["batches"], quotas=Quotas(models=[MODEL]))
+    both = {"defaults": JOB, "items": [{}, {"model": "remote"}]}
+    assert refusal(of_batches.post("/v1/batches", json=both)) == (403, "model_not_allowed")
     none = submit(client_with(quotas=Quotas(models=[])))
     assert none.json()["detail"] == "This key may use no model."
     small = client_with(quotas=Quotas(max_pixels=64 * 64))
@@ -492,6 +500,57 @@ def test_a_replay_takes_no_room_below_the_ceiling(settings: Settings, principal:
     asyncio.run(fill())
 
 
+def test_work_that_is_not_written_after_all_takes_no_room_below_the_ceiling(
+    settings: Settings, principal: Principal
+) -> None:
+    demand = Demand(3 * COST, frozenset({MODEL}), 64 * 64, 0.0)
+
+    async def fill() -> None:
+        async with open_resources(settings) as held, held.transaction() as session:
+            measure = quota_queries.measure_queue(timedelta(minutes=1), datetime.now(UTC))
+            queued, _ = (await session.execute(measure)).one()
+        narrow = settings.model_copy(update={"max_queued_cost": queued + 4 * COST})
+        async with open_resources(narrow) as held, held.transaction() as session:
+            for _ in range(4):
+                with pytest.raises(OSError, match="the disk is full"):
+                    async with admitted(held, session, principal, demand):
+                        raise OSError("the disk is full")
+
+    asyncio.run(fill())
+
+
+def test_of_submissions_in_several_processes_only_as_many_as_allowed_pass(
+    settings: Settings, database: sessionmaker[Session], principal: Principal
+) -> None:
+    """All have seen the place free before any of them writes: their session is held till then."""
+    greedy = replace(principal, quotas=Quotas(concurrent_jobs=1))
+    job = JobSubmission.model_validate(JOB)
+    waiting = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    with database.begin() as session:  # or they would wait for each other to make it
+        session.execute(ensure_session(greedy.tenant_id, "default"))
+
+    async def race() -> list[object]:
+        async with AsyncExitStack() as stack:
+            with database() as session:
+                lock = session_lock(literal(greedy.tenant_id), literal("default"))
+                session.execute(select(func.pg_advisory_xact_lock(lock)))
+                submissions = [
+                    asyncio.create_task(submit_job(held, greedy, job, None))
+                    for held in [
+                        await stack.enter_async_context(open_resources(settings)) for _ in range(4)
+                    ]
+                ]
+
+                def all_wait() -> bool:
+                    return len(session.scalars(waiting).all()) == 4
+
+                await asyncio.to_thread(wait_until, all_wait, 30, "four that wait")
+            return await asyncio.gather(*submissions, return_exceptions=True)
+
+    refused = [one.kind.code for one in asyncio.run(race()) if isinstance(one, Problem)]
+    assert refused == ["too_many_jobs"] * 3
+
+
 def test_a_group_that_cannot_be_written_sends_its_members_alone(
     settings: Settings, principal: Principal
 ) -> None:
@@ -517,6 +576,9 @@ def test_the_rate_is_measured_by_finished_images(
         job = session.scalars(select(job_models.Job).where(job_models.Job.id == job_id)).one()
         _insert_image(session, job)
         assert session.execute(measure).one()[1] == before + COST
+        later = datetime.now(UTC) + timedelta(minutes=2)
+        measure = quota_queries.measure_queue(timedelta(minutes=1), later)
+        assert session.execute(measure).one()[1] == 0
         session.rollback()
 
 

@@ -88,6 +88,22 @@ def test_who_stops_waiting_leaves_no_place_taken() -> None:
     asyncio.run(trial())
 
 
+def test_who_leaves_in_the_moment_of_being_given_a_place_gives_it_back() -> None:
+    async def trial() -> None:
+        semaphore = FairSemaphore("test", 1, 1)
+        await semaphore.acquire("a")
+        waiting = asyncio.create_task(semaphore.acquire("b"))
+        await let_others_run()
+        semaphore.release("a")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        async with semaphore.turn("c", 1):
+            pass
+
+    asyncio.run(trial())
+
+
 def test_those_who_began_to_wait_after_a_moment_can_be_refused() -> None:
     async def trial() -> None:
         semaphore, release = FairSemaphore("test", 1, 1), asyncio.Event()
