@@ -137,6 +137,16 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_parsed(
         assert b" 413 " in connection.recv(65536).partition(b"\r\n")[0]
 
 
+def test_a_body_of_just_the_limit_is_read(flooded: ApiProcess) -> None:
+    body = b'{"prompt": "a red circle"}'.ljust(LIMIT)
+    headers = {"Content-Type": "application/json"}
+    statuses = [
+        flooded.http.post("/v1/jobs", content=content, headers=headers).status_code
+        for content in (body, body + b" ")
+    ]
+    assert statuses == [202, 413]
+
+
 @pytest.mark.parametrize("every", [15, pytest.param(6, marks=pytest.mark.long)])
 def test_hostile_images_cost_little_memory_and_no_failure(flooded: ApiProcess, every: int) -> None:
     """Some of them; `make fuzz` throws all 300."""

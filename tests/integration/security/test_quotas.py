@@ -223,6 +223,21 @@ def test_who_retries_a_batch_pays(client_with: MakeClient, database: sessionmake
     assert free.get("/v1/usage").json()["concurrent_jobs"]["used"] == 0
 
 
+def test_a_batch_is_retried_by_a_key_that_may_make_its_largest_image(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    free = client_with(scopes=["batches", "jobs"])
+    items = [{}, {"width": 72}, {}]
+    batch = free.post("/v1/batches", json={"defaults": JOB, "items": items}).json()["id"]
+    for job in free.get(f"/v1/batches/{batch}/items").json()["data"]:
+        run(database, job["id"], 0.1)
+    retry = f"/v1/batches/{batch}/retry-failed"
+    small = client_with(scopes=["batches"], quotas=Quotas(max_pixels=64 * 64))
+    assert refusal(small.post(retry)) == (403, "size_not_allowed")
+    able = client_with(scopes=["batches"], quotas=Quotas(max_pixels=72 * 64))
+    assert able.post(retry).json()["retried"] == 3
+
+
 def test_who_has_an_image_made_again_pays(
     client_with: MakeClient, database: sessionmaker[Session]
 ) -> None:
@@ -321,6 +336,23 @@ def test_uploads_that_are_kept_have_a_quota_whatever_way_they_came(
     assert send(client, "/v1/batches/files", b'"a"\n').status_code == 201
     assert client.delete(f"/v1/uploads/{other}").status_code == 200
     assert submit(client, init_image=url, strength=1.0).status_code == 202
+
+
+def test_of_uploads_at_once_only_those_that_fit_are_kept(
+    client_with: MakeClient, database: sessionmaker[Session]
+) -> None:
+    """All have found room before the row of any is written: the table is held till then."""
+    client = client_with(quotas=Quotas(upload_bytes=send(client_with()).json()["bytes"]))
+    waiting = text("SELECT 1 FROM pg_locks WHERE relation = 'uploads'::regclass AND NOT granted")
+    with database() as session, ThreadPoolExecutor(4) as pool:
+        session.execute(text("LOCK TABLE uploads IN SHARE MODE"))
+        answers = [pool.submit(send, client) for _ in range(4)]
+        try:
+            wait_until(lambda: len(session.scalars(waiting).all()) == 4, what="four that wait")
+        finally:
+            session.rollback()
+        statuses = [answer.result().status_code for answer in answers]
+    assert sorted(statuses) == [201, 429, 429, 429]
 
 
 def test_a_refused_submission_leaves_no_image(client_with: MakeClient, storage: Storage) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,6 +104,21 @@ def test_who_leaves_in_the_moment_of_being_given_a_place_gives_it_back() -> None
             pass
 
     asyncio.run(trial())
+
+
+def test_busy_keys_leave_open_answers_to_new_ones_and_none_is_beyond_the_last() -> None:
+    answers, held = OpenAnswers("too_many_waits", per_key=4, at_most=10), Counter[str]()
+
+    def hold_all(stack: ExitStack, key: str) -> None:
+        while True:
+            stack.enter_context(answers.hold(key, {}))
+            held[key] += 1
+
+    with ExitStack() as stack:
+        for key in "abcde":
+            with pytest.raises(Problem, match="too_many_waits"):
+                hold_all(stack, key)
+    assert held == {"a": 4, "b": 3, "c": 2, "d": 1}
 
 
 def test_those_who_began_to_wait_after_a_moment_can_be_refused() -> None:
