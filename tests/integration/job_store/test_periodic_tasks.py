@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import redis
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import create_engine, delete, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches import queries as batch_queries
@@ -32,6 +32,7 @@ from tests.integration.batches.job_store import make_batch
 from tests.jobs import accept, image_columns
 from tests.processes import Process, wait_until
 from worker.maintenance.cleanup import Cleanup
+from worker.maintenance.leader import Dispatcher, PeriodicTask
 from worker.maintenance.recovery import BatchLifecycle, Recovery
 
 LEASE = timedelta(minutes=1)
@@ -385,6 +386,32 @@ def test_another_leads_when_the_leader_is_gone(
             wait_until(lambda: len(leaders(sign)) > so_far + 10, 30, "more rounds")
     # A leader that wakes up may finish the duty that it was in; it leads no more.
     assert leaders(sign)[so_far:].count(first.child.pid) <= 1
+
+
+def test_a_new_leader_expires_leases_when_workers_had_time_to_renew_them(
+    settings: Settings, quiet_url: str
+) -> None:
+    """Those that lived through an outage of Postgres could not."""
+    performed: list[str] = []
+    tasks = [
+        PeriodicTask("leases", lambda: performed.append("leases"), waits_for_renewals=True),
+        PeriodicTask("others", lambda: performed.append("others")),
+    ]
+    engine = create_engine(quiet_url)
+    patient = settings.model_copy(update={"heartbeat": timedelta(seconds=2)})
+    leading = Dispatcher(patient, engine, tasks)
+
+    def has_expired_leases() -> bool:
+        leading.step()
+        return "leases" in performed
+
+    try:
+        assert not has_expired_leases()
+        assert performed == ["others"]
+        wait_until(has_expired_leases, 30, "the leases' turn")
+    finally:
+        leading.finish()
+        engine.dispose()
 
 
 # --- What estimates are learnt from: no attempt is passed by, however long it took ---

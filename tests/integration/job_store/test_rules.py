@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import delete, func, insert, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.batches import lifecycle
 from shared.core import tenants
 from shared.core.ids import earliest_id_at, new_id
 from shared.images import queries as image_queries
@@ -433,6 +434,19 @@ def test_due_jobs_are_listed_by_queue_the_oldest_first(store: Store) -> None:
     assert store.changed(periodic.list_due("sim", "interactive", 9)) == due
     counted = store.session.execute(periodic.count_due("interactive")).all()
     assert {tuple(row) for row in counted} == {("sim", 3), ("another", 1)}
+
+
+def test_due_jobs_of_a_batch_are_listed_from_where_it_was_read(
+    job_store: sessionmaker[Session], store: Store
+) -> None:
+    batch, other = (make_batch(job_store, store.tenant, 1, model="another") for _ in range(2))
+    due = [store.add(batch_id=batch) for _ in range(3)]
+    store.add(batch_id=batch, not_before=FUTURE)
+    store.add(batch_id=batch, **RUNNING)
+    store.add(batch_id=other)
+    assert store.changed(lifecycle.list_next(batch, "sim", 9, None)) == due
+    assert store.changed(lifecycle.list_next(batch, "sim", 1, due[0])) == due[1:2]
+    assert store.changed(lifecycle.list_left_behind(batch, "sim", 9, due[1])) == due[:2]
 
 
 def test_retention_finds_what_ended_long_ago_and_deletes_nothing_else(store: Store) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from deploy import admin
 from shared.core.settings import Settings
-from tests.processes import ApiProcess
+from tests.processes import ApiProcess, wait_until
 
 Command = Callable[..., Any]
 
@@ -50,6 +50,8 @@ def test_a_key_is_made_rotated_and_revoked(command: Command, guarded: ApiProcess
         with guarded.client(key) as http:
             assert http.get("/v1/jobs").status_code == 200
     command("keys", "revoke", key_id(new))
+    with guarded.client(new) as http:  # which has seen the key alive
+        wait_until(lambda: http.get("/v1/jobs").status_code == 401, 30, "the end of the key")
     states = {row["id"]: row["state"] for row in command("keys", "list", "--tenant", "ops")}
     assert states == {key_id(old): "live", key_id(new): "revoked"}
     assert admin.main(["keys", "rotate", key_id(new)]) == 1

@@ -141,6 +141,18 @@ def test_an_image_of_another_variant_waits_for_no_whole_image() -> None:
     assert made == [(first, bulk), (second,)]
 
 
+def test_at_more_rows_variants_take_turns_also_where_each_text_has_its_own() -> None:
+    first, second = (Waiting(Shape(64, 64, batch_size=2, variant=(n,))) for n in (9, 17))
+    composer = admitted(first, second, variant_per_text=True)
+    made = []
+    for _ in range(3):
+        batch = composer.choose()
+        assert batch is not None
+        made.append(batch.entries)
+        composer.charge(batch.shape, 1.0)
+    assert made == [(first,), (second,), (first,)]
+
+
 def test_bulk_rows_slow_no_image_down_that_another_waits_for() -> None:
     one, other = (Shape(64, 64, batch_size=1, variant=(length,)) for length in (9, 17))
     first, beside = Waiting(one), Waiting(one)
