@@ -70,6 +70,21 @@ def test_between_shapes_only_the_last_bits_differ() -> None:
     assert (one - four).abs().max() < 1e-3
 
 
+def test_at_more_rows_latents_of_either_layout_share_a_batch() -> None:
+    """Those of an initial image may come channels-last; the others' bits are theirs, too."""
+    backend = toy_backend("sd15", 2)
+    shape = backend.shape_of(request())
+    made = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        rows = [backend.prepare(request(seed=seed), shape)[0] for seed in (1, 2)]
+        rows[1].latents = rows[1].latents.to(memory_format=layout)
+        assert backend.tick(shape, rows).finish()[0] == 2
+        made.append(torch.cat([row.latents for row in rows]))
+        for row in rows:
+            backend.discard(row)
+    assert torch.equal(*made)
+
+
 # --- A row's place in the batch does not show in its bits, with several threads too ---
 
 

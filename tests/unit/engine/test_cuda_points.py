@@ -8,7 +8,7 @@ import torch
 
 from tests.unit.engine.concurrency import make_alone
 from tests.unit.engine.families import TOYS
-from tests.unit.engine.reference import Reference
+from tests.unit.engine.reference import Reference, reference
 from tests.unit.engine.test_one_row import START
 from tests.unit.engine.toys import request, toy_backend, toy_engine, toy_folder
 from worker.engine.batch import TickBatch
@@ -122,6 +122,21 @@ def test_an_image_in_another_layout_does_not_compile_in_a_live_tick(
         batch.tick([row])
     assert modes == ["inductor", "off"]
     assert row.compiled == "off"
+
+
+def test_predictions_outlive_the_tick_after_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph writes each output over the last one, and schedulers keep some of them."""
+    eagerly, memory = NetworkOverBuffers.run_eagerly, dict[Any, torch.Tensor]()
+
+    def over_the_last(self: NetworkOverBuffers, size: int) -> torch.Tensor:
+        made = eagerly(self, size)
+        return memory.setdefault((self, size), torch.empty_like(made)).copy_(made)
+
+    monkeypatch.setattr(NetworkOverBuffers, "run_eagerly", over_the_last)
+    image_request = request(guidance_scale=1.0, scheduler="pndm", steps=6)
+    made = make_alone(toy_backend("sd15", 1), image_request)
+    assert torch.equal(made.latents, reference(toy_folder("sd15")).latents(image_request))
+    assert memory
 
 
 def test_pixels_that_are_handed_out_are_not_the_device_s_memory() -> None:

@@ -80,6 +80,10 @@ def test_a_size_that_is_no_power_of_two() -> None:
     assert_equal_to_diffusers("sd15", request(width=104, height=72))
 
 
+def test_the_largest_seed() -> None:
+    assert_equal_to_diffusers("sd15", request(seed=2**53 - 1))
+
+
 def test_the_default_size_is_not_needed_to_reproduce_a_cached_prompt() -> None:
     first = make_alone(toy_backend("sdxl", 1), request(negative_prompt="blurry"))
     again = make_alone(toy_backend("sdxl", 1), request(negative_prompt="blurry"))
