@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.unit.engine.concurrency import make_alone, make_among_others
 from tests.unit.engine.families import DIFFUSION_TOYS, TOYS, Toy
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.reference import reference
+from tests.unit.engine.test_controls import control
 from tests.unit.engine.toys import long_but, request, toy_backend, toy_engine, toy_folder, toy_spec
 from tests.unit.engine.turns import submit_together
 from worker.engine.backend import Shape
@@ -177,6 +179,21 @@ def test_sizes_that_differ_beyond_repair_are_not_used(
     assert torch.equal(crowded.latents, alone.latents)
     shape = backend.shape_of(image_request)
     assert shape.batch_size == (base or largest)
+
+
+@pytest.mark.long
+def test_rows_with_nets_share_no_batch_of_a_size_that_was_proven_without() -> None:
+    backend = warmed("sd15")
+    if backend._model.base != 1:
+        pytest.skip("no sizes agree here")
+    assert backend.most(backend.shape_of(request())) == MOST
+    asked = request(controls=(control("sd15"),))
+    shape = backend.shape_of(asked)
+    rows = [backend.prepare(replace(asked, seed=seed), shape)[0] for seed in (1, 2)]
+    for _ in range(2):  # once measured, what nobody has compared would be
+        backend.tick(shape, rows).finish()
+    assert backend.facts(rows[0], shape, ()).agreeing_sizes == (1,)
+    assert backend.most(shape) == 1
 
 
 @pytest.mark.long
