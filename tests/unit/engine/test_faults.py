@@ -55,6 +55,22 @@ def test_out_of_memory_means_fewer_rows_and_loses_nothing() -> None:
     small.close()
 
 
+def test_rows_that_do_not_fit_at_a_large_size_still_fit_at_smaller_ones() -> None:
+    def fault(kind: WorkKind, result: Any) -> Any:
+        if kind == "tick" and result.shape[-1] > 64 // 8 and len(result) > 2 * 1:
+            raise out_of_memory()
+        return result
+
+    engine = faulty_engine(fault, max_batch_size=4)
+    rows = [
+        engine.submit(request(width=width, steps=2)).future.result(LIMIT).facts.batch_size
+        for width in (64, 96, 128, 64)
+    ]
+    assert rows == [4, 1, 1, 4]
+    assert engine.counters.out_of_memory_shrinks == 2, "what did not fit was tried at a larger size"
+    engine.close()
+
+
 def test_out_of_memory_in_the_middle_of_an_image_starts_it_anew() -> None:
     ticks = 0
 

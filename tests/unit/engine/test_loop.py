@@ -237,9 +237,9 @@ def test_many_decodings_hold_up_neither_each_other_nor_the_watchdog(
 def test_between_two_ticks_images_are_decoded_for_as_long_as_a_tick_lasts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Five at 0.02 s beside a tick of 0.1 s: neither one by one nor all at once."""
+    """Five at 0.021 s beside a tick of 0.1 s: neither one by one nor all at once."""
     monkeypatch.setattr(simulated, "time", Clock())
-    engine = engine_of(rows=9, tick=0.1, decode_seconds=0.02)
+    engine = engine_of(rows=9, tick=0.1, decode_seconds=0.021)
     ended: list[int] = []
 
     def submit() -> list[Any]:
@@ -252,7 +252,8 @@ def test_between_two_ticks_images_are_decoded_for_as_long_as_a_tick_lasts(
     wait([ticket.future for ticket in between_turns(engine, submit)], LIMIT)
     engine.close()
     assert len(ended) == 8
-    assert 1 < max(Counter(ended).values()) < 8
+    # The first one is alone: how long it takes is not known yet.
+    assert list(Counter(ended).values()) == [1, 5, 2]
 
 
 def test_an_engine_that_is_not_loaded_says_so() -> None:
