@@ -139,9 +139,9 @@ def test_a_running_job_expires_at_its_finish_deadline_and_its_worker_is_told(wor
     world.set(start, start_deadline=PAST)
     with world.redis.pubsub(ignore_subscribe_messages=True) as heard:  # type: ignore[no-untyped-call]
         heard.subscribe(broker.STOP_CHANNEL)
-        heard.get_message(timeout=5)
+        heard.get_message(timeout=60)  # that it listens
         assert [job.id for job in world.tasks.expire_deadlines()] == [finish]
-        message = heard.get_message(timeout=5)
+        message = heard.get_message(timeout=60)
     assert message["data"].decode() == str(finish)
     assert (world.state(finish), world.state(start)) == ("expired", "running")
     with world.job_store.begin() as session:

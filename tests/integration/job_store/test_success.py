@@ -148,7 +148,7 @@ def test_jobs_with_one_prompt_and_one_original_commit_side_by_side(
 
     first, second = (running(job_store, tenant, text) for _ in range(2))
     with job_store.begin() as slow, job_store.begin() as session:
-        session.execute(sql_text("SET LOCAL lock_timeout = '2s'"))
+        session.execute(sql_text("SET LOCAL lock_timeout = '10s'"))
         assert slow.scalars(success(first)).one().state == "succeeded"
         assert session.scalars(success(second)).one().state == "succeeded"
 

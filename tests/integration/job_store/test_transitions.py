@@ -66,9 +66,9 @@ def stuck_commit(job_store: sessionmaker[Session], job: UUID, attempt: int) -> I
 
 @contextmanager
 def impatient(job_store: sessionmaker[Session]) -> Iterator[Session]:
-    """A session whose statements fail rather than wait for a lock."""
+    """A session whose statements fail rather than wait for a commit that does not end."""
     with job_store.begin() as session:
-        session.execute(text("SET LOCAL lock_timeout = '200ms'"))
+        session.execute(text("SET LOCAL lock_timeout = '10s'"))
         yield session
 
 

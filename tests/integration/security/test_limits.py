@@ -14,7 +14,8 @@ from tests.fuzz.load import throw_images
 from tests.processes import ApiProcess, free_port
 from tests.unit.images import hostile
 
-GRACE = 1.0
+GRACE = 4.0
+"""Less patience than a client of these tests needs would be refused to it, too."""
 LIMIT = 16 * 1024 * 1024
 
 

@@ -1,4 +1,4 @@
-"""One tenant's storm does not reach another: a neighbour's worst request stays near its own."""
+"""One tenant's storm does not reach another: a neighbour's slow requests stay near its own."""
 
 import io
 import threading
@@ -48,13 +48,15 @@ def storm(request: Callable[[], object], at_once: int) -> Iterator[None]:
             over.set()
 
 
-def worst(request: Callable[[], int], expected: int, times: int) -> float:
-    longest = 0.0
+def slow(request: Callable[[], int], expected: int, times: int) -> float:
+    """What four of five take at most. A storm holds up all of them; the machine holds up single
+    ones, whatever anybody sends."""
+    took = []
     for _ in range(times):
         began = time.perf_counter()
         assert request() == expected
-        longest = max(longest, time.perf_counter() - began)
-    return longest
+        took.append(time.perf_counter() - began)
+    return sorted(took)[times * 4 // 5 - 1]
 
 
 @pytest.mark.parametrize("at_once", [8, pytest.param(32, marks=pytest.mark.long)])
@@ -63,9 +65,9 @@ def test_large_uploads_of_one_key_do_not_hold_up_anothers_small_one(
 ) -> None:
     small, large = png(64), png(4096)
     neighbour, flood = client_with(tenant="neighbour"), client_with(tenant="flood")
-    calm = worst(lambda: upload(neighbour, small), 201, 3)
+    calm = slow(lambda: upload(neighbour, small), 201, 5)
     with storm(lambda: upload(flood, large), at_once):
-        stormy = worst(lambda: upload(neighbour, small), 201, 3)
+        stormy = slow(lambda: upload(neighbour, small), 201, 5)
     assert stormy < 2 * slowness() + 3 * calm
 
 
@@ -81,9 +83,9 @@ def test_unknown_keys_do_not_take_the_database_from_known_ones(
         return neighbour.get("/v1/jobs").status_code
 
     with guarded.client(None) as strangers:
-        calm = worst(read, 200, 10)
+        calm = slow(read, 200, 10)
         with storm(stranger, 64):
-            stormy = worst(read, 200, 30)
+            stormy = slow(read, 200, 30)
     assert stormy < 0.2 * slowness() + 2 * calm
 
 
@@ -100,8 +102,8 @@ def test_submissions_under_one_quota_take_no_connections_from_others(
     def read() -> int:
         return neighbour.get("/v1/jobs").status_code
 
-    calm = worst(read, 200, 10)
+    calm = slow(read, 200, 10)
     with storm(submit, 64):
-        stormy = worst(read, 200, 30)
+        stormy = slow(read, 200, 30)
     assert stormy < 0.2 * slowness() + 2 * calm
     assert set(answers) <= {202, 429}

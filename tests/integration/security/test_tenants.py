@@ -409,7 +409,7 @@ def test_a_presigned_url_cannot_be_turned_to_another_object(
 ) -> None:
     upload = intruder.post("/v1/uploads", files={"file": ("a.png", png())}).json()
     own, theirs = httpx2.URL(upload["url"]), httpx2.URL(victim.image_url)
-    with httpx2.Client(trust_env=False) as stranger:
+    with httpx2.Client(timeout=60, trust_env=False) as stranger:
         assert stranger.get(own).status_code == 200
         assert stranger.get(own.copy_with(path=theirs.path)).status_code == 403
         assert stranger.get(theirs.copy_with(query=b"")).status_code in (400, 403)
@@ -418,7 +418,7 @@ def test_a_presigned_url_cannot_be_turned_to_another_object(
 def test_a_job_of_another_tenant_reproduces_nothing(
     victim: Victim, intruder: httpx2.Client
 ) -> None:
-    done = intruder.post("/v1/jobs", json=JOB, headers={"Prefer": "wait=30"}).json()
+    done = intruder.post("/v1/jobs", json=JOB, headers={"Prefer": "wait=60"}).json()
     (image,) = done["images"]
     path = f"/v1/images/{image['id']}/reproduce"
     refused = intruder.post(path, params={"job": victim.ids["job"]})
