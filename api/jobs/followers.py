@@ -205,7 +205,7 @@ class Following:
             await self._some.wait()
             try:
                 await self._read_once()
-            except (RedisError, OSError, ValueError) as error:
+            except Exception as error:  # whatever it is: without this task nobody hears anything
                 if isinstance(error, ResponseError) and await self._set_aside():
                     continue
                 self._redis_failed.set()

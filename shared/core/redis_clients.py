@@ -27,6 +27,29 @@ def open_redis(settings: Settings, **options: Any) -> "redis.Redis":
 
 def open_async_redis(settings: Settings, **options: Any) -> redis.asyncio.Redis:
     """The same for the event loop."""
+    client = _open_async(settings, **options)
+    pool: Any = client.connection_pool
+    pool.connection_class = type("Connection", (_OnUvloop, pool.connection_class), {})
+    return client
+
+
+class _OnUvloop:
+    """A connection that is gone says so as redis-py does: where its other end has closed it in this
+    very moment, uvloop's RuntimeError comes out, which nobody takes for an outage."""
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """Send.
+
+        Raises:
+            redis.ConnectionError: it is gone.
+        """
+        try:
+            await super().send_packed_command(*args, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise redis.ConnectionError("the connection is closed") from error
+
+
+def _open_async(settings: Settings, **options: Any) -> redis.asyncio.Redis:
     if (found := _sentinels(settings)) is None:
         return redis.asyncio.Redis.from_url(settings.redis_url.get_secret_value(), **options)
     hosts, of_sentinel, of_redis = found

@@ -11,18 +11,22 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+import uvloop
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
 from api.core.principal import Principal
 from api.jobs.followers import Following
+from api.jobs.redis_events import START
 from api.jobs.sse import open_stream
 from shared.core.broker import events_key
+from shared.core.redis_clients import open_async_redis
 from shared.core.settings import Settings
 from tests.integration.api.conftest import Relays, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.api.test_polling import claim, fail, succeed, tell
+from tests.patient_api import be_patient
 from tests.processes import ApiProcess, wait_until
 
 Submit = Callable[..., dict[str, Any]]
@@ -214,8 +218,10 @@ def test_what_was_missed_comes_before_an_end_that_the_database_tells(
     database: Database,
     story: tuple[dict[str, Any], list[str]],
     row_of: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The look at the database may come before the first read of Redis."""
+    be_patient(monkeypatch.setattr)
     job, ids = story
     row = row_of(job["id"])
     principal = Principal(row.tenant_id, row.api_key_id, frozenset({"jobs"}))
@@ -234,6 +240,51 @@ def test_what_was_missed_comes_before_an_end_that_the_database_tells(
         return [event.type for event in parse(iter(b"".join(pieces).decode().splitlines()))]
 
     assert asyncio.run(resume()) == ["progress", "preview", "image", "job"]
+
+
+def test_nothing_ends_the_reading_of_events(
+    settings: Settings, submit: Submit, redis_client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_patient(monkeypatch.setattr)
+    job = submit()
+
+    async def follow() -> list[str]:
+        async with open_resources(settings) as held:
+            following = held.get(Following)
+            read = following._redis.xread
+            failures = [RuntimeError("as uvloop's about a transport"), KeyError("anything")]
+
+            async def fail_at_first(*args: Any, **options: Any) -> Any:
+                if failures:
+                    raise failures.pop()
+                return await read(*args, **options)
+
+            monkeypatch.setattr(following._redis, "xread", fail_at_first)
+            async with following.running(held):
+                with following.follow(uuid_of(job), "key", START, 0) as follower:
+                    tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0)
+                    while not (events := following.take_events(follower)):
+                        assert await follower.news(60)
+        return [event.kind for event in events]
+
+    assert asyncio.run(follow()) == ["progress"]
+
+
+def test_a_connection_that_has_just_closed_is_an_outage(
+    settings: Settings, redis_client: "redis.Redis"
+) -> None:
+    """uvloop, the API's event loop, has an error of its own for it."""
+
+    async def send() -> None:
+        async with open_async_redis(settings) as client:
+            connection = await client.connection_pool.get_connection()
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            with pytest.raises(redis.ConnectionError):
+                await connection.send_command("PING")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(send())
 
 
 async def _next(stream: AsyncIterator[bytes]) -> bytes:
@@ -331,7 +382,9 @@ def test_a_key_may_not_hold_every_stream(
     limits = httpx2.Limits(max_connections=at_most + 1)
     headers = {"Authorization": f"Bearer {key}"}
     with ExitStack() as stack:
-        many = stack.enter_context(httpx2.Client(headers=headers, limits=limits, trust_env=False))
+        many = stack.enter_context(
+            httpx2.Client(headers=headers, limits=limits, timeout=70, trust_env=False)
+        )
         results = f"/v1/batches/{make_batch(fresh)['id']}/results"
         results = str(fresh.base_url.join(results))
         following_results = stack.enter_context(many.stream("GET", results))
@@ -365,20 +418,21 @@ def test_many_readers_see_the_same(
     def read() -> None:
         with lone_api.client(lone_api.key) as client, following(client, job) as events:
             next(events)
-            ready.wait(30)
-            first = next(events)
-            ready.wait(30)  # an end may overtake the progress before it
-            seen.append([first.type, *(event.type for event in events)])
+            ready.wait(60)
+            first = [next(events).type, next(events).type]
+            ready.wait(60)  # an end may overtake the progress before it
+            seen.append([*first, *(event.type for event in events)])
 
     readers = [threading.Thread(target=read) for _ in range(5)]
     for reader in readers:
         reader.start()
-    ready.wait(30)
+    ready.wait(60)
     claim(database, job)
+    tell(redis_client, job, "job", state="running", sequence=1)
     tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0.125)
-    ready.wait(30)
+    ready.wait(60)
     succeed(database, job)
     tell(redis_client, job, "job", state="succeeded", sequence=2)
     for reader in readers:
-        reader.join(20)
-    assert seen == [["progress", "job"]] * 5
+        reader.join(60)
+    assert seen == [["job", "progress", "job"]] * 5
