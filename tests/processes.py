@@ -1,5 +1,6 @@
 """The system's own processes, started and stopped by tests the way an operator would."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,6 +45,35 @@ def wait_until(
 def slowness() -> float:
     """How many processes want each core, one at least: so much longer does everything take."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+class Stopwatch:
+    """Seconds since it was made, less those for which these processes, and this one, have waited
+    for a core: what they took on a machine that had one for each."""
+
+    def __init__(self, *processes: "Process") -> None:
+        self._pids = [os.getpid(), *(process.child.pid for process in processes)]
+        self._began = time.monotonic()
+        self._before = [_waits_for_a_core(pid) for pid in self._pids]
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        passed = time.monotonic() - self._began
+        for pid, before in zip(self._pids, self._before, strict=True):
+            after = _waits_for_a_core(pid)
+            # Threads wait side by side: the one that waited longest counts.
+            passed -= max(after[thread] - before.get(thread, 0.0) for thread in after)
+        return passed
+
+
+def _waits_for_a_core(pid: int) -> dict[str, float]:
+    """For how long each thread has been ready to run and did not (proc(5), schedstat)."""
+    waits = {}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            waits[thread.name] = int((thread / "schedstat").read_text("ascii").split()[1]) / 1e9
+    return waits
 
 
 def share_ports(part: int, parts: int) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import Job
 from tests.integration.api.relay import Relay
-from tests.processes import ApiProcess, free_port
+from tests.processes import PATIENT, ApiProcess, free_port
 
 MODEL = "paper"
 EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
@@ -39,6 +40,13 @@ class Relays:
 @pytest.fixture(scope="session")
 def relays(environment: dict[str, str]) -> Iterator[Relays]:
     """Open relays to the session's servers."""
+    with open_relays(environment) as opened:
+        yield opened
+
+
+@contextmanager
+def open_relays(environment: dict[str, str]) -> Iterator[Relays]:
+    """New ones."""
     made = Relays(
         Relay(environment["DARKROOM_DATABASE_URL"]),
         Relay(environment["DARKROOM_REDIS_URL"]),
@@ -71,12 +79,12 @@ def lone_api(
 ) -> Iterator[ApiProcess]:
     """An API process of its own, with the model `paper` that nobody serves."""
     log = tmp_path_factory.mktemp("lone_api") / "api.log"
-    with start_alone(environment, relays, make_key("lone"), log) as process:
+    with start_alone(environment, relays, make_key("lone"), log, factory=PATIENT) as process:
         yield process
 
 
 def start_alone(
-    environment: dict[str, str], relays: Relays, key: str, log: Path, **more: str
+    environment: dict[str, str], relays: Relays, key: str, log: Path, *, factory: str, **more: str
 ) -> ApiProcess:
     """Such a process, with more variables; to be entered."""
     own = {
@@ -88,7 +96,7 @@ def start_alone(
         "DARKROOM_MODELS_FILE": str(Path(__file__).with_name("models.toml")),
         **more,
     }
-    return ApiProcess(own, free_port(), key, log)
+    return ApiProcess(own, free_port(), key, log, factory=factory)
 
 
 @pytest.fixture(scope="session")

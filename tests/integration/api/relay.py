@@ -96,14 +96,16 @@ class Relay:
                 continue
             except OSError:
                 return
+            with self._lock:
+                self._open.add(client)  # here, so that none is passed over when all are cut
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with self._lock:
-            self._open.add(client)
         try:
             server = socket.create_connection(self._target, timeout=5)
         except OSError:
+            with self._lock:
+                self._open.discard(client)
             client.close()
             return
         with self._lock:

@@ -193,7 +193,7 @@ def test_every_problem_type_has_a_page(http: httpx2.Client) -> None:
 def test_a_body_that_comes_after_its_answer_does_no_harm(lone_api: ApiProcess) -> None:
     """Clients send header and body apart; the connection is then used again for long."""
     headers = {"Authorization": f"Bearer {lone_api.key}"}
-    connection = HTTPConnection(lone_api.url.removeprefix("http://"), timeout=10)
+    connection = HTTPConnection(lone_api.url.removeprefix("http://"), timeout=60)
     connection.auto_open = 0  # the test is about this very connection
     connection.connect()
     connection.request("PUT", "/v1/jobs", headers={**headers, "Content-Length": "2"})
@@ -235,7 +235,7 @@ def test_head_of_a_stream_ends_at_once(http: httpx2.Client) -> None:
     job = http.post("/v1/jobs", json={"prompt": "a red circle"}).json()
     # More often than a key may hold streams: none stays open.
     for _ in range(80):
-        head = http.head(f"/v1/jobs/{job['id']}/events", timeout=10)
+        head = http.head(f"/v1/jobs/{job['id']}/events", timeout=60)
         assert (head.status_code, head.headers["content-type"]) == (
             *(200, "text/event-stream; charset=utf-8"),
         )

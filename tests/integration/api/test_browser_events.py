@@ -23,7 +23,10 @@ FOLLOW = """url => {
   source.onerror = () => { window.failed = source.readyState === EventSource.CLOSED; };
   for (const kind of ["job", "progress"]) source.addEventListener(kind, event => {
     const data = JSON.parse(event.data);
-    window.seen.push(kind === "job" ? data.state : `step ${data.step}`);
+    const said = kind === "job" ? data.state : `step ${data.step}`;
+    // One that came back may be told again what the database has.
+    const states = window.seen.filter(one => !one.startsWith("step"));
+    if (kind !== "job" || said !== states.at(-1)) window.seen.push(said);
     window.ids.push(event.lastEventId);
   });
 }"""

@@ -107,7 +107,8 @@ def test_attempts_and_errors_are_shown(
 
 
 def test_the_place_in_the_queue_is_how_many_go_first(http: httpx2.Client, submit: Submit) -> None:
-    first, second = submit(), submit()
+    # Of a model whose other jobs nobody ends meanwhile.
+    first, second = submit(model="remote"), submit(model="remote")
     positions = [http.get(job["links"]["self"]).json()["queue_position"] for job in (first, second)]
     assert positions[1] == positions[0] + 1
     http.post(first["links"]["cancel"])
@@ -272,10 +273,10 @@ def test_waiting_ends_with_the_job(
     worker = threading.Timer(0.3, work)
     worker.start()
     started = time.monotonic()
-    answer = http.get(job["links"]["self"], headers={"Prefer": "respond-async, wait=30"})
-    assert time.monotonic() - started < 20
+    answer = http.get(job["links"]["self"], headers={"Prefer": "respond-async, wait=60"})
+    assert time.monotonic() - started < 50
     assert answer.json()["state"] == "succeeded"
-    assert answer.headers["preference-applied"] == "wait=30"
+    assert answer.headers["preference-applied"] == "wait=60"
     worker.join()
 
 

@@ -1,6 +1,6 @@
 """Reference images: over every way in and out, how they are kept, and what is refused."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -106,16 +106,20 @@ def test_an_image_of_ours_may_be_looked_at_and_an_upscaled_one_looks_at_the_same
     assert inspected["job"]["references"] == job["references"]
 
 
-def test_a_dry_run_keeps_nothing(http: httpx2.Client) -> None:
-    red = upload(http, RED)
-    references = [{"image": red}, {"image": data_url(BLUE), "scale": 2}]
-    before = http.get("/v1/usage").json()
-    planned = http.post("/v1/jobs?dry_run=true", json={**BODY, "references": references}).json()
+def test_a_dry_run_keeps_nothing(
+    http: httpx2.Client, api: ApiProcess, make_key: Callable[..., str]
+) -> None:
+    with api.client(make_key("dry")) as client:  # one whose use is not that of other tests' jobs
+        red = upload(client, RED)
+        references = [{"image": red}, {"image": data_url(BLUE), "scale": 2}]
+        before = client.get("/v1/usage").json()
+        body = {**BODY, "references": references}
+        planned = client.post("/v1/jobs?dry_run=true", json=body).json()
+        assert client.get("/v1/usage").json() == before
     assert planned["references"] == [
         {"image": red, "scale": 0.6},
         {"image": None, "scale": 2.0},
     ]
-    assert http.get("/v1/usage").json() == before
 
 
 def test_a_reference_is_kept_for_its_job(

@@ -125,7 +125,7 @@ def test_a_stream_ends_with_its_ticket(
     http: httpx2.Client, nobody: httpx2.Client, submit: Submit
 ) -> None:
     job = submit()
-    end = datetime.now(UTC) + timedelta(seconds=3)
+    end = datetime.now(UTC) + timedelta(seconds=8)  # of which opening it may take some
     with open_with(nobody, signed(http, job, end)) as events:
         assert [event.data["state"] for event in events] == ["queued"]
 

@@ -13,12 +13,12 @@ import httpx2
 import pytest
 import redis
 
-from shared.core.broker import INTERACTIVE, WORKERS, generate_queue, worker_key
+from shared.core.broker import WORKERS, worker_key
 from shared.core.ids import decode_id
 from shared.core.storage import Storage
 from shared.core.worker_registry import ModelStatus, WorkerHeartbeat, WorkerState
 from shared.jobs.models import Job
-from tests.integration.api.conftest import MODEL
+from tests.integration.api.conftest import MODEL, queued_tasks
 from tests.integration.api.test_bad_input import PNG, check_problem, data_url
 from tests.processes import ApiProcess, wait_until
 from tests.unit.images.hostile import encode, make_image
@@ -67,8 +67,7 @@ def test_a_prompt_is_enough(http: httpx2.Client, row_of: Callable[[str], Job]) -
 
 def test_the_queue_carries_the_id(submit: Submit, redis_client: "redis.Redis") -> None:
     job = submit()
-    newest: Any = redis_client.lindex(generate_queue(MODEL, INTERACTIVE), 0)
-    assert str(decode_id("job", job["id"])).encode() in newest
+    assert str(decode_id("job", job["id"])) in queued_tasks(redis_client)
 
 
 def test_a_model_that_nobody_serves_is_said(submit: Submit) -> None:

@@ -83,7 +83,7 @@ def newest_job(
 def test_an_accepted_job_is_answered_202_though_postgres_fails(
     fresh: httpx2.Client, relays: Relays, redis_client: "redis.Redis", mode: Mode
 ) -> None:
-    headers = {"Prefer": "wait=4"}
+    headers = {"Prefer": "wait=8"}
     wait_until(lambda: not follows_a_job(redis_client), 30, "the end of earlier waits")
     with in_background(lambda: fresh.post("/v1/jobs", json=JOB, headers=headers)) as answers:
         job = newest_job(fresh, set())
@@ -105,8 +105,11 @@ def test_a_wait_outlasts_an_outage(
     # The outage of the test before may not be over in every pool.
     wait_until(lambda: fresh.post("/v1/jobs?dry_run=true", json=JOB).is_success, 60, "its end")
     wait_until(lambda: fresh.get("/v1/jobs").is_success, 60, "its end")
+    wait_until(lambda: not follows_a_job(redis_client), 30, "the end of earlier waits")
     with in_background(lambda: fresh.post("/v1/jobs", json=JOB, headers=headers)) as answers:
         job = newest_job(fresh, set())
+        # The row is seen before the request has the commit's answer.
+        wait_until(lambda: follows_a_job(redis_client), 30, "a wait that has begun")
         claim(database, job)
         with relays.postgres.set_to(Mode.REFUSE):
             succeed(database, job)
@@ -154,7 +157,7 @@ def test_a_get_that_waits_outlasts_an_outage(
 
 @pytest.mark.long
 def test_an_image_that_is_being_made_again_is_answered_202_though_postgres_fails(
-    http: httpx2.Client, relays: Relays, database: Database
+    http: httpx2.Client, relays: Relays, database: Database, redis_client: "redis.Redis"
 ) -> None:
     with database.begin() as session:
         tenant = session.scalars(select(Tenant.id).where(Tenant.name == "lone")).one()
@@ -167,9 +170,11 @@ def test_an_image_that_is_being_made_again_is_answered_202_though_postgres_fails
     )
     known = {job["id"] for job in recent}
     path = f"/v1/images/{encode_id('img', image)}/reproduce"
-    headers = {"Prefer": "wait=4"}
+    headers = {"Prefer": "wait=15"}
+    wait_until(lambda: not follows_a_job(redis_client), 30, "the end of earlier waits")
     with in_background(lambda: http.post(path, headers=headers)) as answers:
         job = newest_job(http, known, answers)
+        wait_until(lambda: follows_a_job(redis_client), 30, "a wait that has begun")
         with relays.postgres.set_to(Mode.REFUSE):
             wait_until(lambda: answers, 30, "an answer")
     [answer] = answers
@@ -213,6 +218,7 @@ def test_a_wait_and_a_stream_end_with_their_key(
 ) -> None:
     made = http.post("/v1/keys", json={"name": "brief", "scopes": ["jobs"]}).json()
     job = submit()
+    known = {job["id"] for job in http.get("/v1/jobs", params={"limit": 5}).json()["data"]}
     headers = {"Prefer": "wait=60"}
     started = time.monotonic()
     with (
@@ -222,7 +228,7 @@ def test_a_wait_and_a_stream_end_with_their_key(
         in_background(lambda: brief.post("/v1/jobs", json=JOB, headers=headers)) as posted,
     ):
         assert next(events).data["state"] == "queued"
-        newest_job(http, {job["id"]})
+        newest_job(http, known)
         assert http.delete(f"/v1/keys/{made['id']}").status_code == 204
         assert list(events) == []
         wait_until(lambda: got and posted, 40, "the answers")

@@ -88,11 +88,12 @@ def running(place: Place, key: str, folder: Path, *roles: str) -> Iterator[ApiPr
 
 
 def search(api: ApiProcess, query: str) -> list[dict[str, Any]]:
-    """The hits, once the worker that embeds queries has loaded its model."""
+    """The hits, once the worker that embeds has loaded its model, and embedded this prompt."""
 
     def found() -> Any:
         answer = api.http.get("/v1/search", params={"q": query})
-        return answer.json()["data"] if answer.status_code == 200 else None
+        hits = answer.json()["data"] if answer.status_code == 200 else []
+        return hits if hits and hits[0]["prompt"] == query else None
 
     hits: list[dict[str, Any]] = wait_until(found, 60, "the search")
     return hits
