@@ -389,6 +389,8 @@ def a_trickle(head: bytes, drop: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         over.set()
+        # Without it the thread would go on to accept, perhaps on what has this descriptor next.
+        listener.shutdown(socket.SHUT_RDWR)
         listener.close()
 
 
