@@ -384,13 +384,14 @@ def a_trickle(head: bytes, drop: bytes) -> Iterator[str]:
                 return
             threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
-    threading.Thread(target=accept, daemon=True).start()
+    acceptor = threading.Thread(target=accept, daemon=True)
+    acceptor.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         over.set()
-        # Without it the thread would go on to accept, perhaps on what has this descriptor next.
         listener.shutdown(socket.SHUT_RDWR)
+        acceptor.join()  # or it might go on to accept on what has this descriptor next
         listener.close()
 
 
