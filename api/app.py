@@ -67,7 +67,7 @@ from shared.core.database import open_async_engine
 from shared.core.filters import find_filters
 from shared.core.logging import configure_logging
 from shared.core.metrics import MetricsListener
-from shared.core.model_catalog import families_of, load_catalog
+from shared.core.model_catalog import CatalogError, families_of, load_catalog
 from shared.core.quotas import RequestRates
 from shared.core.redis_clients import open_async_redis
 from shared.core.settings import Settings, SettingsError, darkroom_version, get_settings
@@ -113,7 +113,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         chosen = settings or get_settings()
         find_filters(chosen.filters, "prompt")
         check_trust_file(chosen.provenance_trust_file)
-    except SettingsError as error:
+        load_catalog(chosen.models_file)
+    except (CatalogError, SettingsError) as error:
         sys.exit(f"darkroom api: {error}")  # without a traceback, which would hide it
     configure_logging(chosen)
     configure_tracing(chosen, "darkroom-api")

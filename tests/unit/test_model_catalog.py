@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from api.app import create_app
 from shared.core import model_catalog
 from shared.core.model_catalog import CatalogError, ModelSpec, families_of, load_catalog
+from shared.core.settings import Settings
 from tests import earlier_version
 
 MODEL = '[[model]]\nname = "a"\nsource = "s"\n'
@@ -102,3 +104,13 @@ def test_the_shipped_catalogue_is_sound() -> None:
 def test_a_catalogue_of_an_earlier_version_is_told_what_its_keys_are_called_now() -> None:
     with pytest.raises(CatalogError, match="rows: it is now called max_batch_size"):
         load_catalog(earlier_version.MODELS)
+
+
+def test_the_api_stops_at_such_a_catalogue_with_a_sentence() -> None:
+    settings = Settings(
+        database_url="postgresql://darkroom:a-long-enough-password@127.0.0.1/none",
+        redis_url="redis://:a-long-enough-password@127.0.0.1/0",
+        models_file=earlier_version.MODELS,
+    )
+    with pytest.raises(SystemExit, match=r"darkroom api: .* now called max_batch_size"):
+        create_app(settings)
