@@ -18,7 +18,18 @@ from deploy.docker.healthy import is_healthy
 from deploy.docker.metadata import write_metadata
 from deploy.docker.prune import prune
 from tests.processes import PROJECT, Process, free_port, wait_until
-from tests.unit.deploy.dockerfiles import DEPLOY, DOCKERFILES, command_of, instructions
+from tests.unit.deploy.dockerfiles import (
+    DEPLOY,
+    DOCKERFILES,
+    command_of,
+    copies,
+    copy_all,
+    imported,
+    instructions,
+    is_module,
+    is_ours,
+    modules_named,
+)
 
 BY_NAME = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 REQUIREMENTS = requirements.FILE.read_text("utf-8").splitlines()[1:]
@@ -35,13 +46,24 @@ def test_hadolint_finds_nothing(dockerfile: Path) -> None:
 
 @BY_NAME
 def test_every_copied_file_exists_and_reaches_the_build(dockerfile: Path) -> None:
-    for word, rest in instructions(dockerfile):
-        if word != "COPY" or rest.startswith("--from="):
-            continue
-        *sources, _target = rest.removeprefix("--chmod=755 ").split()
-        for source in sources:
-            assert (PROJECT / source).exists(), source
-            assert _is_let_in(source), f".dockerignore keeps {source} out"
+    for source, _ in copies(dockerfile):
+        assert (PROJECT / source).exists(), source
+        assert _is_let_in(source), f".dockerignore keeps {source} out"
+
+
+@BY_NAME
+def test_an_image_has_every_module_that_its_code_imports(dockerfile: Path, tmp_path: Path) -> None:
+    copy_all(dockerfile, tmp_path)
+    app = tmp_path / "app"
+    wanted = dict.fromkeys(modules_named(dockerfile), dockerfile.name)
+    program, *arguments = command_of(dockerfile, "ENTRYPOINT") + command_of(dockerfile)
+    if program == "darkroom-server":
+        wanted[COMMANDS[arguments[0]].module] = program
+    for path in app.rglob("*.py"):
+        wanted |= dict.fromkeys(imported(path), str(path.relative_to(app)))
+    ours = {name: user for name, user in wanted.items() if is_ours(name)}
+    assert ours or dockerfile.name == "Dockerfile.s3"
+    assert {name: user for name, user in ours.items() if not is_module(name, app)} == {}
 
 
 @BY_NAME
