@@ -36,7 +36,7 @@ def find_compose() -> tuple[str, list[str]]:
 
 
 class Composition:
-    """`compose.yaml` with the profiles `cpu` and `backup`; `close` removes all of it."""
+    """`compose.yaml` with the profiles for a CPU and backups; `close` removes all of it."""
 
     def __init__(self) -> None:
         self.engine, self._compose = find_compose()
@@ -84,7 +84,7 @@ class Composition:
 
     def compose(self, *arguments: str) -> str:
         """A command of Compose; gives its standard output."""
-        profiles = ("--profile", "cpu", "--profile", "backup")
+        profiles = [f"--profile={name}" for name in ("cpu", "backup", "restore")]
         file = ("--file", str(PROJECT / "deploy" / "compose.yaml"))
         return self._call([*self._compose, "--project-name", _NAME, *file, *profiles, *arguments])
 

@@ -19,7 +19,7 @@ DEPLOY = PROJECT / "deploy"
 DOCUMENT = load_compose()
 SERVICES: dict[str, dict[str, Any]] = DOCUMENT["services"]
 WORKERS = ("cpu-worker", "generate-worker", "generate-worker-cpu")
-OURS = ("migrate", "bootstrap", "backup", "api", *WORKERS)
+OURS = ("migrate", "bootstrap", "backup", "restore", "api", *WORKERS)
 
 
 def test_it_follows_the_compose_specification() -> None:
@@ -60,6 +60,22 @@ def test_what_a_service_waits_for_exists_and_can_become_so(name: str) -> None:
             assert "test" in SERVICES[other]["healthcheck"], f"{other} is never healthy"
         if wait["condition"] == "service_completed_successfully":
             assert SERVICES[other]["restart"].startswith("on-failure"), f"{other} runs for ever"
+
+
+def test_a_restore_finds_an_empty_database() -> None:
+    """`run` starts what a service waits for, and what that waits for."""
+    started, found = {"restore"}, {"restore"}
+    while found:
+        found = {each for name in found for each in SERVICES[name].get("depends_on", {})} - started
+        started |= found
+    assert started == {"restore", "postgres", "s3"}
+    command = "docker compose -f deploy/compose.yaml run --rm restore"
+    assert f"`{command}`" in (PROJECT / "docs" / "deploy.md").read_text("utf-8")
+    assert SERVICES["restore"]["command"] == ["restore", "/backups"]
+    assert SERVICES["restore"]["restart"] == "no"
+    saving = SERVICES["backup"]["volumes"]
+    assert "backups:/backups" in saving
+    assert SERVICES["restore"]["volumes"] == saving
 
 
 def test_every_image_says_its_version() -> None:
