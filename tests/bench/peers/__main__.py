@@ -26,7 +26,7 @@ from tests.bench.peers.systems import QUEUES, SERVING, Bench, Contender, Darkroo
 from tests.bench.system import running_system
 from tests.processes import PROJECT, slowness
 
-_CELL_SECONDS = 90.0
+_CELL_SECONDS = 300.0
 _SYSTEMS = {system.name: system for system in (*SERVING, *QUEUES)}
 
 
