@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # isort: split
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tests import fork_server
 from tests.processes import (
     PATIENT,
     PROJECT,
+    QUICK_WORKER,
     ApiProcess,
     Process,
     WorkerProcess,
@@ -173,7 +175,8 @@ def api(
 ) -> Iterator[ApiProcess]:
     """A running API process. `api.http` is a client with the key of the tenant `tests`."""
     log = tmp_path_factory.mktemp("api") / "api.log"
-    with ApiProcess(environment, free_port(), api_key, log, factory=PATIENT) as process:
+    process = ApiProcess(environment, free_port(), api_key, log, factory=PATIENT)
+    with _for_the_session(process):
         yield process
 
 
@@ -189,7 +192,8 @@ def generate_worker(
     With a dispatcher: a job that Redis was too slow to take would wait for ever without one.
     """
     log = tmp_path_factory.mktemp("worker") / "generate.log"
-    with WorkerProcess(environment, ["generate", "--model", "sim"], log) as process:
+    process = WorkerProcess(environment, ["generate", "--model", "sim"], log)
+    with _for_the_session(process):
         yield process
 
 
@@ -202,7 +206,8 @@ def demo_worker(
 ) -> Iterator[WorkerProcess]:
     """A running generate worker on the real demo pipeline (model `demo`), with a dispatcher."""
     log = tmp_path_factory.mktemp("worker") / "demo.log"
-    with WorkerProcess(environment, ["generate", "--model", "demo"], log) as process:
+    process = WorkerProcess(environment, ["generate", "--model", "demo"], log)
+    with _for_the_session(process):
         yield process
 
 
@@ -212,8 +217,24 @@ def cpu_worker(
 ) -> Iterator[WorkerProcess]:
     """A running CPU worker: dispatcher, embeddings, webhooks."""
     log = tmp_path_factory.mktemp("worker") / "cpu.log"
-    with WorkerProcess(environment, ["cpu"], log) as process:
+    process = WorkerProcess(environment, ["cpu"], log, module=QUICK_WORKER)
+    with _for_the_session(process):
         yield process
+
+
+_of_the_session: list[Process] = []
+
+
+@contextmanager
+def _for_the_session(process: ApiProcess | WorkerProcess) -> Iterator[None]:
+    """Those that run until the end of all tests end side by side: the first that is stopped tells
+    the others."""
+    with process:
+        _of_the_session.append(process)
+        yield
+        for each in _of_the_session:
+            each.child.terminate()
+        _of_the_session.clear()
 
 
 @pytest.fixture(scope="session")
@@ -222,6 +243,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder, deploy = tmp_path_factory.mktemp("stack"), MODELS.parent.parent / "deploy"
     shipped = (deploy / "models.toml").read_text("utf-8")
     catalogue = re.sub(r'source = "(?=[^/])', f'source = "{deploy.as_posix()}/', shipped)
+    # Its warm-up need not measure what pays most on this machine.
+    catalogue = re.sub(r"(?m)^cpu_threads = .*", r"\g<0>\nmax_batch_size = 2", catalogue)
     source = (MODELS.parent / "loras" / "grain.safetensors").as_posix()
     lora = f'[[lora]]\nname = "grain"\nsource = "{source}"\nfamily = "sd"\n'
     models = folder / "models.toml"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -210,8 +210,15 @@ class WorkerProcess(Process):
 
     imports = "heavy"
 
-    def __init__(self, environment: Mapping[str, str], arguments: Sequence[str], log: Path) -> None:
-        super().__init__(environment, ["-m", "worker", *arguments], log)
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        module: str = "worker",
+    ) -> None:
+        super().__init__(environment, ["-m", module, *arguments], log)
 
     def wait_ready(self) -> None:
         """Wait until it consumes."""
@@ -234,6 +241,9 @@ class WorkerProcess(Process):
     ) -> None:
         self.stop()
 
+
+QUICK_WORKER = "tests.quick_worker"
+"""The CPU worker for tests that wait for what it looks at now and then."""
 
 PATIENT = "tests.patient_api:create_app"
 """The API for tests in which no server is away: one that is slow gets the time that it takes."""
@@ -301,3 +311,17 @@ class ApiProcess(Process):
     ) -> None:
         self.http.close()
         self.stop()
+
+
+@contextmanager
+def together(*processes: ApiProcess | WorkerProcess) -> Iterator[None]:
+    """Start them side by side, and let them end so."""
+    with ExitStack() as started:
+        for process in processes:
+            process.start()
+            started.push(process)
+        for process in processes:
+            process.wait_ready()
+        yield
+        for process in processes:
+            process.child.terminate()

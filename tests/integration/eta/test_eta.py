@@ -14,7 +14,14 @@ from deploy.tenants import create_key
 from shared.core.ids import decode_id
 from shared.core.settings import Settings
 from shared.jobs.models import Job
-from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
+from tests.processes import (
+    QUICK_WORKER,
+    ApiProcess,
+    WorkerProcess,
+    free_port,
+    together,
+    wait_until,
+)
 
 SECONDS = 0.5
 """Of an image of 10 steps on the model `steady`."""
@@ -38,8 +45,13 @@ def http(
         ["generate", "--model", "steady"],
         logs / "gpu.log",
     )
-    cpu = WorkerProcess({**own, "DARKROOM_WORKER_NAME": "eta-cpu"}, ["cpu"], logs / "cpu.log")
-    with api, gpu, cpu:
+    cpu = WorkerProcess(
+        {**own, "DARKROOM_WORKER_NAME": "eta-cpu"},
+        ["cpu"],
+        logs / "cpu.log",
+        module=QUICK_WORKER,
+    )
+    with together(api, gpu, cpu):
         yield api.http
 
 
@@ -96,8 +108,7 @@ def with_eta(http: httpx2.Client, job: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def evidence(http: httpx2.Client) -> None:
     """Some finished jobs, and the snapshot that has learnt of them."""
-    for _ in range(3):
-        job = submit(http)
+    for job in [submit(http) for _ in range(3)]:
         answer = http.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=60"}).json()
         assert answer["state"] == "succeeded"
     wait_until(lambda: ask(http).json()["eta"], 30, "an estimate")

@@ -49,15 +49,19 @@ def outsider(request: pytest.FixtureRequest, settings: Settings) -> dict[str, st
 @pytest.fixture(scope="module")
 def start(own: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start a worker of this name and wait until it is ready; it is stopped with the module."""
+    started: list[WorkerProcess] = []
     with ExitStack() as running:
 
         def begin(name: str, *arguments: str, **settings: str) -> WorkerProcess:
             environment = {**own, "DARKROOM_WORKER_NAME": name}
             environment |= {f"DARKROOM_{key.upper()}": value for key, value in settings.items()}
             log = tmp_path_factory.mktemp(name) / "worker.log"
-            return running.enter_context(WorkerProcess(environment, arguments, log))
+            started.append(WorkerProcess(environment, arguments, log))
+            return running.enter_context(started[-1])
 
         yield begin
+        for worker in started:  # they end side by side
+            worker.child.terminate()
 
 
 def worker_of(operator: httpx2.Client, name: str) -> dict[str, Any]:

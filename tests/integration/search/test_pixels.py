@@ -28,7 +28,15 @@ from shared.search.embeddings import IMAGES
 from shared.search.query import Phase
 from tests.conftest import MIGRATED
 from tests.integration.search.gallery import any_vector, insert_image
-from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port, wait_until
+from tests.processes import (
+    PROJECT,
+    QUICK_WORKER,
+    ApiProcess,
+    WorkerProcess,
+    free_port,
+    together,
+    wait_until,
+)
 
 DIMENSIONS = 24
 TOKENIZER = PROJECT / "deploy/demo_model/checkpoint/tokenizer"
@@ -149,10 +157,8 @@ def studio(
             )
             images[name] = encode_id("img", image_id)
     logs = tmp_path_factory.mktemp("logs")
-    with (
-        ApiProcess(own, free_port(), key, logs / "api.log") as api,
-        WorkerProcess(own, ["cpu"], logs / "cpu.log"),
-    ):
+    api = ApiProcess(own, free_port(), key, logs / "api.log")
+    with together(api, WorkerProcess(own, ["cpu"], logs / "cpu.log", module=QUICK_WORKER)):
         yield Studio(api.http, database, tenant_id, images, str(toy_clip))
     engine.dispose()
     servers.postgres.drop_database("images")

@@ -21,7 +21,14 @@ from shared.core.database import session_factory
 from shared.core.settings import with_driver
 from tests.conftest import MIGRATED
 from tests.integration.telemetry.collector import Collector
-from tests.processes import ApiProcess, Process, WorkerProcess, free_port
+from tests.processes import (
+    QUICK_WORKER,
+    ApiProcess,
+    Process,
+    WorkerProcess,
+    free_port,
+    together,
+)
 
 TOKEN = "a-token-of-the-operator"
 _REDIS_DATABASE = "7"
@@ -82,28 +89,17 @@ def observed(
             "DARKROOM_TRACING": "true",
             "DARKROOM_METRICS_PORT": str(free_port()),
             "DARKROOM_METRICS_TOKEN": TOKEN,
+            "DARKROOM_DISPATCH_INTERVAL": "PT0.2S",
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_BSP_SCHEDULE_DELAY": "100",
         }
         api = ApiProcess(own, free_port(), key, logs / "api.log")
         generate = WorkerProcess(own, ["generate", "--model", "sim"], logs / "generate.log")
-        cpu = WorkerProcess(own, ["cpu"], logs / "cpu.log")
-        started: list[Process] = []
-        try:
-            for process in (api, generate, cpu):
-                process.start()
-                started.append(process)
-            for ready in (api, generate, cpu):
-                ready.wait_ready()
+        cpu = WorkerProcess(own, ["cpu"], logs / "cpu.log", module=QUICK_WORKER)
+        with together(api, generate, cpu):
             engine = create_engine(with_driver(url))
             yield Observed(collector, api, generate, cpu, session_factory(engine))
             engine.dispose()
-        finally:
-            api.http.close()
-            for running in started:
-                running.child.terminate()
-            for running in started:
-                running.stop()
     # To the last line of their end.
     assert all(log_events(process) for process in (generate, cpu))
     assert all(process.log.read_bytes().endswith(b"\n") for process in (generate, cpu))
