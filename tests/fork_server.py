@@ -255,7 +255,8 @@ class _Server:
 def _become(order: dict[str, Any]) -> NoReturn:
     os.setsid()
     for descriptor, name in ((1, order["output"]), (2, order["errors"])):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
+        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY  # it may be a test's terminal
+        os.dup2(os.open(name, how, 0o644), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(order["folder"])
     os.environ.clear()

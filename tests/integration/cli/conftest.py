@@ -31,6 +31,13 @@ def key(settings: Settings) -> str:
     return create_key(url, tenant="terminals", name="cli", scopes=scopes)
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows a batch in this process looks ten times a second."""
+    for module in ("darkroom._sync.batches", "darkroom.cli.batch_run"):
+        monkeypatch.setattr(f"{module}._POLL_SECONDS", 0.1)
+
+
 @pytest.fixture
 def environ(api: ApiProcess, generate_worker: WorkerProcess, key: str) -> dict[str, str]:
     """What the program finds in its environment."""

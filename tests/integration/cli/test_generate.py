@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from darkroom import Client
@@ -269,7 +270,10 @@ def test_exit_codes_tell_failures_apart(darkroom: Darkroom, api: ApiProcess) -> 
     assert darkroom("jobs", "cancel", job).exit_code == 6
 
 
-def test_a_server_that_is_not_there_is_exit_code_8(darkroom: Darkroom) -> None:
+def test_a_server_that_is_not_there_is_exit_code_8(
+    darkroom: Darkroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darkroom.retries._FIRST_PAUSE", 0.02)
     done = darkroom("usage", DARKROOM_URL="http://127.0.0.1:9")
     assert done.exit_code == 8
     assert "darkroom doctor" in done.stderr

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from darkroom import Client
+from tests import fork_server
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.cli.conftest import HELD, Darkroom
 from tests.processes import PROJECT, WorkerProcess, slowness
@@ -33,30 +35,22 @@ def on_terminal(
     ours, theirs = pty.openpty()
     environment = {**os.environ, **environ, "COLUMNS": "120", "TERM": "xterm-256color", **more}
     environment["PYTHONPATH"] = str(PROJECT / "client")
-    child = subprocess.Popen(
-        # Whoever starts the tests in the background has them ignore Ctrl-C, and all their children.
-        ["env", "--default-signal=INT", sys.executable, "-m", "darkroom.cli", *arguments],
-        env=environment,
-        cwd=folder,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
+    terminal = Path(os.ttyname(theirs))
+    command = ["darkroom.cli", *arguments]
+    child = fork_server.fork("light", command, environment, terminal, folder=folder)
     said, is_over = b"", False
     while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # Linux says that the other side is closed by an error
-            piece = b""
-        if not piece:
+        has_ended = child.poll() is not None  # before the look at its last words
+        if select.select([ours], [], [], 0 if has_ended else 0.05)[0]:
+            said += os.read(ours, 65536)
+        elif has_ended:
             break
-        said += piece
         if not is_over and until(said):
             is_over = True
             child.send_signal(signal.SIGINT)
     os.close(ours)
-    assert child.wait(60 * slowness()) == 0, said.decode()
+    os.close(theirs)
+    assert child.wait() == 0, said.decode()
     return said
 
 

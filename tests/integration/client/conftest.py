@@ -18,6 +18,13 @@ def key(settings: Settings) -> str:
     return create_key(url, tenant="clients", name="client", scopes=EVERY_SCOPE)
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who follows a batch looks ten times a second."""
+    for module in ("darkroom._sync.batches", "darkroom._async.batches"):
+        monkeypatch.setattr(f"{module}._POLL_SECONDS", 0.1)
+
+
 @pytest.fixture
 def client(api: ApiProcess, generate_worker: WorkerProcess, key: str) -> Iterator[Client]:
     """A blocking client of a system that makes images on a simulated GPU."""

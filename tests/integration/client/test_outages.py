@@ -18,6 +18,13 @@ from tests.integration.client.test_jobs import NOBODY
 from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port, wait_until
 
 
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pauses between attempts are short; they grow as ever."""
+    monkeypatch.setattr("darkroom.retries._FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("darkroom.retries._FIRST_RECONNECT", 0.02)
+
+
 @pytest.fixture(scope="module")
 def frail_api(
     settings: Settings,
