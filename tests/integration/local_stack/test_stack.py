@@ -51,6 +51,7 @@ def test_a_second_start_on_the_same_home_says_so_and_harms_nothing(
     wait_until_ready(stack)
 
 
+@pytest.mark.long  # `test_restarts.py` shows it of one part
 def test_a_part_that_dies_is_started_again(stack: Stack) -> None:
     for part in ("redis", "api"):
         stack.children()[part].kill()

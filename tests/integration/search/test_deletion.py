@@ -337,9 +337,10 @@ def test_what_storage_did_not_take_is_swept(
         assert session.execute(image_deletion.list_pending_deletions(timedelta(0), 10)).all() == []
 
 
-def test_a_session_that_is_deleted_while_jobs_come_into_it(team: Team) -> None:
+@pytest.mark.parametrize("rounds", [3, pytest.param(12, marks=pytest.mark.long)])
+def test_a_session_that_is_deleted_while_jobs_come_into_it(team: Team, rounds: int) -> None:
     """Neither side breaks: each submission is accepted, each deletion done or refused."""
-    rounds, submitters = 12, 3
+    submitters = 3
     start = Barrier(submitters + 1)
 
     def submit(_: int) -> list[int]:
