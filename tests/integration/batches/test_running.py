@@ -78,9 +78,9 @@ def test_archive_and_contact_sheet(api: ApiProcess) -> None:
 def test_a_paused_batch_starts_nothing_until_it_is_resumed(
     api: ApiProcess, database: sessionmaker[Session], tenant: UUID
 ) -> None:
-    row_id = make_batch(database, tenant, 60, job={"steps": 400}, batch={"paused": True})
+    row_id = make_batch(database, tenant, 60, job={"steps": 100}, batch={"paused": True})
     batch_id, of_batch = encode_id("batch", row_id), Job.batch_id == row_id
-    with database.begin() as session:  # a few are quick, the others take half a minute
+    with database.begin() as session:  # a few are quick, the others take six seconds
         session.execute(update(Job).where(of_batch, Job.line < 5).values(steps=2))
     api.http.post(f"/v1/batches/{batch_id}/resume")
     wait_until(lambda: get(api, batch_id)["counts"]["succeeded"], 60, "a first image")
@@ -129,7 +129,7 @@ def test_what_was_fed_before_a_pause_starts_after_it(
 def test_cancel_keeps_what_was_made(
     api: ApiProcess, database: sessionmaker[Session], tenant: UUID
 ) -> None:
-    batch_id = encode_id("batch", make_batch(database, tenant, 200, job={"steps": 400}))
+    batch_id = encode_id("batch", make_batch(database, tenant, 200, job={"steps": 100}))
     wait_until(lambda: get(api, batch_id)["counts"]["succeeded"], 60, "a first image")
     canceled = api.http.post(f"/v1/batches/{batch_id}/cancel")
     assert canceled.status_code == 200, canceled.text

@@ -501,18 +501,17 @@ def test_edits_that_are_refused(client: openai.OpenAI, api: ApiProcess) -> None:
 
 
 def test_a_stream_shows_previews_and_then_the_images(
-    api: ApiProcess, demo_worker: WorkerProcess
+    api: ApiProcess, generate_worker: WorkerProcess
 ) -> None:
     async def run() -> list[Any]:
         async with openai.AsyncOpenAI(base_url=f"{api.url}/openai/v1", api_key=api.key) as client:
             stream = await client.images.generate(
                 prompt="a green mountain",
-                model="demo",
+                model="sim",
                 n=2,
                 stream=True,
                 partial_images=2,
-                quality="max",
-                extra_body={"seed": 3},
+                extra_body={"seed": 3, "num_inference_steps": 100},
             )
             return [event async for event in stream]
 
@@ -533,7 +532,7 @@ def test_a_stream_shows_previews_and_then_the_images(
         file = base64.b64decode(event.b64_json)
         assert hashlib.sha256(file).hexdigest() == image["sha256"]
         assert (event.id, event.seed, event.usage.total_tokens) == (image["id"], image["seed"], 0)
-    assert events[-1].size == "128x128"
+    assert events[-1].size == "64x64"
 
 
 def test_an_edit_can_be_streamed(client: openai.OpenAI) -> None:

@@ -102,7 +102,7 @@ def test_an_orphan_on_record_is_stopped(tmp_path: Path) -> None:
 def test_an_orphan_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     child = ChildProcess(sleeper(tmp_path, ignore_sigterm=True))
     wait_for_log(child.program, "up")
-    stop_orphans([child.program.record], seconds=2)  # in which it has to say that it was asked
+    stop_orphans([child.program.record], seconds=1)  # in which it has to say that it was asked
     assert child.wait(10)
     assert "got SIGTERM" in child.program.log.read_text()
 

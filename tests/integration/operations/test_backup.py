@@ -209,7 +209,7 @@ def test_a_backup_is_made_again_and_again_until_it_is_stopped(
 ) -> None:
     backup = tmp_path / "backup"
     with subprocess.Popen(
-        [sys.executable, "-m", "deploy.backup", "save", str(backup), "--every=PT0.5S"],
+        [sys.executable, "-m", "deploy.backup", "save", str(backup), "--every=PT0.1S"],
         env={**os.environ, **source.environment},
         cwd=PROJECT,
         stdout=subprocess.PIPE,
