@@ -243,8 +243,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder, deploy = tmp_path_factory.mktemp("stack"), MODELS.parent.parent / "deploy"
     shipped = (deploy / "models.toml").read_text("utf-8")
     catalogue = re.sub(r'source = "(?=[^/])', f'source = "{deploy.as_posix()}/', shipped)
-    # Its warm-up need not measure what pays most on this machine.
-    catalogue = re.sub(r"(?m)^cpu_threads = .*", r"\g<0>\nmax_batch_size = 2", catalogue)
+    # Its warm-up need not measure which batches pay, nor prove that they agree.
+    catalogue = re.sub(r"(?m)^cpu_threads = .*", r"\g<0>\nmax_batch_size = 1", catalogue)
     source = (MODELS.parent / "loras" / "grain.safetensors").as_posix()
     lora = f'[[lora]]\nname = "grain"\nsource = "{source}"\nfamily = "sd"\n'
     models = folder / "models.toml"
