@@ -321,9 +321,10 @@ def _hollow_module(module: Any) -> nn.Module:
             kind.from_config(module.config) if hasattr(kind, "from_config") else kind(module.config)
         )
     dtypes = {name: weight.dtype for name, weight in module.named_parameters()}
+    usual = module.dtype  # diffusers looks at all weights for it
     for name, weight in list(made.named_parameters()):
-        dtype = dtypes.get(name, module.dtype)  # quantized weights are integers
-        zero = _zero(weight, dtype if dtype.is_floating_point else module.dtype)
+        dtype = dtypes.get(name, usual)  # quantized weights are integers
+        zero = _zero(weight, dtype if dtype.is_floating_point else usual)
         owner, last = _place(made, name)
         owner._parameters[last] = nn.Parameter(zero, requires_grad=False)
     for name, value in list(made.named_buffers()):
