@@ -13,6 +13,13 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays() -> None:
+    """Toys, and libraries that come with them: the garbage collector has seen them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def float32_copies(
     monkeypatch: pytest.MonkeyPatch,
