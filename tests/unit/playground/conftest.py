@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Button
 
@@ -16,6 +18,15 @@ APP = Path(darkroom.__file__).parent / "playground" / "app.py"
 SECONDS = 60
 
 Open = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _packages_are_read_once() -> Iterator[None]:
+    """For each page AppTest looks through all that is installed for components of Streamlit's."""
+    with pytest.MonkeyPatch.context() as patched:
+        scan = cache(manifest_scanner.scan_component_manifests)
+        patched.setattr(manifest_scanner, "scan_component_manifests", scan)
+        yield
 
 
 @pytest.fixture

@@ -292,6 +292,7 @@ def test_unfolded_images_do_not_push_out_other_results(
 def test_a_batchs_names_and_a_receipts_names_are_drawn_as_text(
     open_page: Open, client: darkroom.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("darkroom._sync.batches._POLL_SECONDS", 0.05)
     session, link = name("escape"), "[x](https://e.example)"
     batch = client.batches.submit(
         [{"prompt": "a hat", "custom_id": link, "steps": 2}], session_id=session
