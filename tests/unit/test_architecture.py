@@ -3,7 +3,10 @@
 import re
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
+
+import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = ("api", "worker", "shared", "migrations", "deploy", "darkroom_server")
@@ -58,13 +61,29 @@ def test_kept_statements_are_compiled_before_threads_share_them() -> None:
     assert places == {"shared/webhooks/outbox.py", "shared/jobs/queries/accept.py"}
 
 
-def test_the_api_starts_without_model_code() -> None:
-    heavy = ("torch", "diffusers", "transformers", "sentence_transformers", "numpy", "mcp")
-    program = f"import sys, api.app; print([m for m in {heavy!r} if m in sys.modules])"
+@lru_cache
+def imports_of(module: str) -> frozenset[str]:
+    """All that is imported where this module is."""
+    program = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PROJECT
     )
-    assert done.stdout.strip() == "[]"
+    assert module in done.stdout.split()
+    return frozenset(done.stdout.split())
+
+
+def test_the_api_starts_without_model_code() -> None:
+    heavy = {"torch", "diffusers", "transformers", "sentence_transformers", "numpy", "mcp"}
+    assert imports_of("api.app") & heavy == set()
+
+
+TRACERS = ("opentelemetry.sdk.trace", "opentelemetry.exporter", "shared.core.tracing")
+"""Other parts of OpenTelemetry come with FastAPI and redis-py, which look for it by themselves."""
+
+
+@pytest.mark.parametrize("module", ["api.app", "worker.cpu"])
+def test_nobody_imports_a_tracer(module: str) -> None:
+    assert [name for name in imports_of(module) if name.startswith(TRACERS)] == []
 
 
 def test_every_module_says_what_it_is_for() -> None:

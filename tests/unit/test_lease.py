@@ -36,6 +36,13 @@ def failing(*errors: Exception, then: str = "done") -> Any:
     return action
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first attempts, which all fail as soon."""
+    monkeypatch.setattr("worker.jobs.lease._FIRST_PAUSE", 0.01)
+
+
+@pytest.mark.usefixtures("short_pauses")
 def test_an_outage_is_waited_out() -> None:
     assert retry_database(failing(outage(), outage()), a_lease()) == "done"
     assert retry_outage(failing(StorageUnavailable("away")), a_lease()) == "done"
@@ -60,6 +67,7 @@ def test_what_was_stopped_before_its_first_try_is_not_tried(reason: StopReason) 
         assert action.calls == 0
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_an_unanswered_commit_is_asked_about_even_when_the_lease_looks_lost() -> None:
     lease = a_lease()
 

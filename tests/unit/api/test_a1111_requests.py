@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from api.app import create_app
 from api.compat.a1111.errors import retell
 from api.compat.a1111.requests import (
     check_supported,
@@ -25,7 +24,6 @@ from shared.core.families import FAMILIES
 from shared.core.model_catalog import ModelCatalog, ModelSpec
 from shared.core.prompt_weights import parse_weights
 from shared.core.schedulers import SCHEDULERS
-from shared.core.settings import Settings
 
 TURBO = ModelSpec(name="turbo", source="a/b", aliases=("flux/dev",))
 CATALOG = ModelCatalog(model=(TURBO, ModelSpec(name="sd1.5", source="a/b")))
@@ -242,15 +240,3 @@ def test_every_problem_has_the_web_uis_shape(code: str) -> None:
     told = retell(Problem(code, "why"))
     assert set(told.members) == {"error", "body"}
     assert told.status == (504 if code == "job_not_done" else CATALOGUE[code].status)
-
-
-@pytest.mark.parametrize("on", [True, False])
-def test_a_setting_turns_it_off(on: bool) -> None:
-    settings = Settings(
-        database_url="postgresql://darkroom:a-long-enough-password@127.0.0.1/none",
-        redis_url="redis://:a-long-enough-password@127.0.0.1/0",
-        compat_a1111=on,
-    )
-    paths = create_app(settings).openapi()["paths"]
-    assert any(path.startswith("/sdapi/") for path in paths) is on
-    assert any(path.startswith("/openai/") for path in paths)

@@ -214,7 +214,7 @@ def test_the_playgrounds_address_is_recognised(monkeypatch: pytest.MonkeyPatch) 
             pass
 
     with HTTPServer(("127.0.0.1", 0), Health) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         failure = explain(errors.api_error(405, None, {}, None), url=url)
         server.shutdown()

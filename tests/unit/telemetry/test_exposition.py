@@ -28,6 +28,7 @@ Listen = Callable[..., MetricsListener]
 def listen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listen]:
     """Starts listeners and ends them."""
     monkeypatch.setattr(core_metrics, "REGISTRY", CollectorRegistry())
+    monkeypatch.setattr(core_metrics, "_POLL_SECONDS", 0.01)  # for so long does its end take
     started: list[MetricsListener] = []
 
     def start(asked: dict[str, Any] | None = None, **settings: Any) -> MetricsListener:

@@ -86,23 +86,8 @@ def test_the_console_form_is_for_people() -> None:
     assert "RuntimeError: at the end" in text
 
 
-# Traces that are off cost nothing: no tracer is imported, no span is made, no context is sent
-
-
-TRACERS = ("opentelemetry.sdk.trace", "opentelemetry.exporter", "shared.core.tracing")
-"""Other parts of OpenTelemetry come with FastAPI and redis-py, which look for it by themselves."""
-
-
-@pytest.mark.parametrize("module", ["api.app", "worker.cpu"])
-def test_nobody_imports_a_tracer(module: str) -> None:
-    program = (
-        f"import sys, {module}; "
-        f"print([name for name in sys.modules if name.startswith({TRACERS!r})])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PROJECT
-    )
-    assert done.stdout.strip() == "[]"
+# Traces that are off cost nothing: no span is made, no context is sent. That no tracer is imported
+# is a test of `test_architecture.py`
 
 
 def test_a_span_is_nothing(settings_off: Settings) -> None:
