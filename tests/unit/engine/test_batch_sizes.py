@@ -342,7 +342,7 @@ def test_a_proof_that_fails_costs_no_image(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_what_clients_ask_for_is_forgotten_and_what_was_warmed_is_not() -> None:
-    backend = warmed("sd15")
+    backend = warmed("sd15", max_batch_size=2)
     model: Any = backend._model
     warm = dict(model._agreements)
     known = next(iter(warm.values()))

@@ -22,7 +22,7 @@ ALL = tuple(DIFFUSION_SCHEDULERS)
 @pytest.mark.parametrize("rows", long_but([4], [2, 4]))
 @pytest.mark.parametrize(
     "scheduler",
-    long_but(["euler-ancestral", "pndm"], ["dpmpp-2m", "euler-ancestral", "heun", "pndm"]),
+    long_but(["euler-ancestral"], ["dpmpp-2m", "euler-ancestral", "heun", "pndm"]),
 )
 def test_a_row_is_the_same_in_any_crowd(rows: int, scheduler: str) -> None:
     backend = toy_backend("sd15", rows)
