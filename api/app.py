@@ -29,8 +29,8 @@ from api.context import Resources
 from api.core.auth import InTurn
 from api.core.errors import HANDLED, handle
 from api.core.fairness import FairSemaphores, OpenAnswers
-from api.core.health import metrics_router as metrics
 from api.core.health import router as health
+from api.core.health import unlisted_router as unlisted
 from api.core.limits import BodyLimits
 from api.core.live_workers import LiveWorkers
 from api.core.metrics import watch_routes
@@ -175,7 +175,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         *([mcp.router] if chosen.compat_mcp and mcp.is_installed() else []),
         pages,
         health,
-        metrics,
+        unlisted,
         jobs,
         streams,
         images,
@@ -199,7 +199,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         # Clients of others' APIs, and what makes EventSource work in old browsers, add parameters
         # of their own. Files that a ticket opens see to it themselves.
-        not_strict = (openai, a1111, pages, health, metrics, loras, models, streams, image_files)
+        not_strict = (openai, a1111, pages, health, unlisted, loras, models, streams, image_files)
         strict = router not in not_strict
         checks = [Depends(refuse_unknown_parameters)] if strict else None
         app.include_router(router, dependencies=checks)

@@ -1,4 +1,4 @@
-"""Whether the service lives and can work, and `GET /metrics`."""
+"""Whether the service lives and can work, and, for machines, `/readyz/database` and `/metrics`."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -156,10 +156,22 @@ async def problem_type(
     return ProblemTypeInfo.of(kind)
 
 
-metrics_router = APIRouter(include_in_schema=False)
+unlisted_router = APIRouter(include_in_schema=False)
 
 
-@metrics_router.get("/metrics")
+@unlisted_router.get("/readyz/database")
+async def may_have_traffic(resources: Res) -> Response:
+    """200 when Postgres answers, whatever Redis and S3 do: for what decides where requests go.
+
+    Without them jobs are still accepted and read. An outage of Redis or S3 is one of all processes
+    at once, so that to send them nothing would end the service.
+    """
+    if await _reason(_database(resources)) is not None:
+        raise Problem("not_ready", "Not available: database.")
+    return Response("ok", media_type="text/plain")
+
+
+@unlisted_router.get("/metrics")
 async def metrics(request: Request, resources: Res) -> Response:
     """With the token, where one is set. Without one the path does not exist here: every client of
     a proxy on this host looks like a neighbour, so a listener of its own serves them."""

@@ -129,7 +129,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _UNMATCHED = "unmatched"
 _FAILED = 500
 
-_UNTRACED = frozenset({"/metrics", "/healthz", "/readyz"})
+_UNTRACED = frozenset({"/metrics", "/healthz", "/readyz", "/readyz/database"})
 """Asked for every few seconds, by nobody who would look for the trace."""
 
 

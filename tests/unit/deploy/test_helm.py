@@ -10,8 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from fastapi.routing import APIRoute
 from kubernetes_validate import utils as schemas
 
+from api.core.health import router as health
+from api.core.health import unlisted_router as unlisted
 from deploy.docker.secrets import NAMES
 from deploy.local.postgres_server import INITDB_OPTIONS
 from shared.core.settings import Settings
@@ -21,6 +24,7 @@ from tests.unit.deploy.dockerfiles import DEPLOY, command_of
 from tests.unit.deploy.keda import SCALED_OBJECT
 
 VERSION = "1.34"
+PROBES = ("startup", "liveness", "readiness")
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
 EACH = pytest.mark.parametrize("name", VALUES)
 
@@ -123,8 +127,8 @@ def test_mounts_have_volumes_and_probes_have_ports(name: str) -> None:
         for container in _containers(workload):
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
             ports = {port["name"] for port in container.get("ports", [])}
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                described = container.get(probe, {})
+            for probe in PROBES:
+                described = container.get(f"{probe}Probe", {})
                 check = described.get("httpGet") or described.get("tcpSocket")
                 assert check is None or check["port"] in ports
 
@@ -270,13 +274,19 @@ def test_nobody_reaches_the_metadata_address(name: str) -> None:
 def test_a_rollout_waits_until_a_worker_takes_work(name: str) -> None:
     for worker in ("cpu-worker", "generate-worker"):
         [container] = _pod(_one(name, "Deployment", worker))["containers"]
-        probed = {
-            probe: container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")
-        }
+        probed = {probe: container[f"{probe}Probe"] for probe in PROBES}
         paths = {probe: described["httpGet"]["path"] for probe, described in probed.items()}
         assert paths == {"startup": "/startupz", "liveness": "/healthz", "readiness": "/readyz"}
         spread = _pod(_one(name, "Deployment", worker))["topologySpreadConstraints"]
         assert [each["topologyKey"] for each in spread] == ["kubernetes.io/hostname"]
+
+
+def test_the_api_has_traffic_while_postgres_answers() -> None:
+    [container] = _containers(_one("default", "Deployment", "api"))
+    paths = {probe: container[f"{probe}Probe"]["httpGet"]["path"] for probe in PROBES}
+    assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz/database"}
+    routes = [each for each in (*health.routes, *unlisted.routes) if isinstance(each, APIRoute)]
+    assert set(paths.values()) <= {route.path for route in routes}
 
 
 def test_the_servers_for_a_try_make_postgres_as_the_local_stack_does() -> None:
