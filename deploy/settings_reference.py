@@ -86,9 +86,9 @@ _HEAD = """# Settings
 
 Written by `python -m deploy.settings_reference` from `shared/core/settings.py`. Every process reads
 the same variables. A variable that is not set may be a file: `/run/secrets/darkroom_database_url`
-stands for `DARKROOM_DATABASE_URL`. Durations are ISO 8601 (`PT30S`, `PT2H`, `P30D`) or seconds;
-lists are JSON unless the text says otherwise. An invalid or renamed variable stops the start with
-its name. In parentheses: kind; default.
+stands for `DARKROOM_DATABASE_URL`; `DARKROOM_SECRETS_DIR` names another folder. Durations are
+ISO 8601 (`PT30S`, `PT2H`, `P30D`) or seconds; lists are JSON unless the text says otherwise. An
+invalid or renamed variable stops the start with its name. In parentheses: kind; default.
 """
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _PREFIX = "DARKROOM_"
-_SECRETS_DIR = Path("/run/secrets")
+_SECRETS_DIR = "DARKROOM_SECRETS_DIR"
 _WEAK_SECRETS = frozenset(
     ("", "admin", "changeme", "darkroom", "minioadmin", "password", "postgres", "secret")
 )
@@ -65,7 +65,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
-        secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,
         hide_input_in_errors=True,  # it holds passwords
     )
 
@@ -96,7 +95,8 @@ class Settings(BaseSettings):
     s3_region: str | None = None
     """None: the region of boto3's configuration, else us-east-1."""
     s3_access_key: str | None = None
-    """None for it and the secret: whatever boto3 finds (environment, profile, SSO, roles)."""
+    """None or empty for it and the secret: whatever boto3 finds (environment, profile, SSO,
+    roles)."""
     s3_secret_key: SecretStr | None = None
     cors_origins: tuple[str, ...] = ()
     """Sites whose scripts may call the API: `["https://studio.example"]`."""
@@ -279,6 +279,11 @@ class Settings(BaseSettings):
     def _name_the_driver(cls, url: SecretStr) -> SecretStr:
         return SecretStr(with_driver(url.get_secret_value()))
 
+    @field_validator("s3_access_key", "s3_secret_key", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
     @field_validator("webhook_allowed_networks", "filters", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -287,13 +292,19 @@ class Settings(BaseSettings):
         return [part.strip() for part in value.split(",") if part.strip()]
 
     @model_validator(mode="after")
+    def _refuse_half_a_pair(self) -> Self:
+        if (self.s3_access_key is None) != (self.s3_secret_key is None):
+            raise ValueError("DARKROOM_S3_ACCESS_KEY and DARKROOM_S3_SECRET_KEY: set both or none")
+        return self
+
+    @model_validator(mode="after")
     def _refuse_weak_secrets(self) -> Self:
         if self.environment == "local":
             return self
         key = self.s3_secret_key
         secret = key.get_secret_value() if key is not None else None
         if secret is not None and secret.lower() in _WEAK_SECRETS:
-            raise ValueError("DARKROOM_S3_SECRET_KEY is empty or a well-known default")
+            raise ValueError("DARKROOM_S3_SECRET_KEY is a well-known default")
         if not urlsplit(self.redis_url.get_secret_value()).password:
             # Anybody who can write to the broker can have workers run any task.
             raise ValueError("DARKROOM_REDIS_URL has no password")
@@ -315,7 +326,7 @@ def get_settings() -> Settings:
     """
     wrong = [f"{old} is now called {new}" for old, new in _renamed()]
     try:
-        settings = Settings()
+        settings = Settings(_secrets_dir=_secrets_dir())
     except ValidationError as error:
         wrong += [_describe(problem["loc"], problem["msg"]) for problem in error.errors()]
     if wrong:
@@ -323,11 +334,16 @@ def get_settings() -> Settings:
     return settings
 
 
+def _secrets_dir() -> Path | None:
+    folder = Path(os.environ.get(_SECRETS_DIR) or "/run/secrets")
+    return folder if folder.is_dir() else None
+
+
 def _renamed() -> Iterator[tuple[str, str]]:
     """Old variables that are set, in the environment or as a secret, with their new names."""
     given = {name.upper() for name in os.environ}
-    if _SECRETS_DIR.is_dir():
-        given |= {path.name.upper() for path in _SECRETS_DIR.iterdir()}
+    if folder := _secrets_dir():
+        given |= {path.name.upper() for path in folder.iterdir()}
     return ((old, new) for old, new in RENAMED.items() if old in given)
 
 

@@ -42,6 +42,7 @@ def test_links_have_one_slash() -> None:
         ("redis_url", "redis://user@redis:6379/0"),
         ("s3_secret_key", "minioadmin"),
         ("s3_secret_key", ""),
+        ("s3_access_key", ""),
         ("presign_ttl", "PT16M"),
     ],
 )
@@ -99,10 +100,24 @@ def test_an_old_secret_file_stops_the_start_too(
     variables: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     variables.setattr(module, "RENAMED", {"DARKROOM_OLD_NAME": "DARKROOM_LEASE"})
-    variables.setattr(module, "_SECRETS_DIR", tmp_path)
+    variables.setenv("DARKROOM_SECRETS_DIR", str(tmp_path))
     (tmp_path / "darkroom_old_name").write_text("PT20S")
     with pytest.raises(SettingsError, match="DARKROOM_OLD_NAME is now called DARKROOM_LEASE"):
         get_settings()
+
+
+def test_secrets_are_read_from_the_folder_that_is_named_and_empty_keys_are_none(
+    variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A Secret whose keys must be there is all that some installations can have."""
+    for name in ("s3_access_key", "s3_secret_key", "redis_url"):
+        variables.delenv(f"DARKROOM_{name.upper()}")
+        text = "redis://:from-a-file@redis:6379/0" if name == "redis_url" else "\n"
+        (tmp_path / f"darkroom_{name}").write_text(text)
+    variables.setenv("DARKROOM_SECRETS_DIR", str(tmp_path))
+    settings = get_settings()
+    assert "from-a-file" in settings.redis_url.get_secret_value()
+    assert (settings.s3_access_key, settings.s3_secret_key) == (None, None)
 
 
 def test_renamed_variables_have_a_setting() -> None:

@@ -84,7 +84,7 @@ def test_the_schema_bites() -> None:
 
 @EACH
 def test_every_setting_exists(name: str) -> None:
-    known = {f"DARKROOM_{field.upper()}" for field in Settings.model_fields}
+    known = {f"DARKROOM_{field.upper()}" for field in (*Settings.model_fields, "secrets_dir")}
     settings = _one(name, "ConfigMap", "settings")["data"]
     assert set(settings) <= known
     for workload in _workloads(name):
@@ -207,6 +207,24 @@ def test_a_worker_is_given_time_to_hand_back(name: str) -> None:
         )
         # 2 s to commit, 4 s to hand back (`worker.process`), and slack.
         assert pod["terminationGracePeriodSeconds"] >= settings.shutdown_grace.total_seconds() + 10
+
+
+@EACH
+def test_tokens_of_clouds_have_room_beside_the_secrets(name: str) -> None:
+    """They are mounted into /var/run/secrets, which is /run/secrets in images."""
+    folder = _one(name, "ConfigMap", "settings")["data"]["DARKROOM_SECRETS_DIR"]
+    for workload in (*_kind(name, "Deployment"), *_kind(name, "Job")):
+        for container in _containers(workload):
+            mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            assert not [path for path in mounts.values() if path.startswith(("/run", "/var/run"))]
+            assert mounts.get("secrets", folder) == folder
+            files = [each for each in container.get("command", []) if "=/" in each]
+            assert all(f"={folder}/" in file for file in files)
+
+
+def test_s3_by_a_role_needs_no_keys() -> None:
+    for document in rendered("default", "--set=s3Keys=false"):
+        assert "darkroom_s3_" not in str(document)
 
 
 def test_files_a_token_and_a_signer_reach_every_pod_that_reads_settings() -> None:

@@ -53,14 +53,17 @@ secret:
   secretName: {{ (index . 0).Values.existingSecret }}
   defaultMode: 288 # 0440
   items:
-    {{- range concat (rest .) (index . 0).Values.extraSecretKeys }}
+    {{- range rest . }}
     - {key: {{ . }}, path: {{ . }}}
     {{- end }}
 {{- end }}
 
-{{/* Those that the API and the workers read. */}}
+{{/* Those that the API and the workers read, and further ones: (list $ "key" …). They are not in
+/run/secrets, the default: clouds mount the tokens of roles into it, which nothing may cover. */}}
 {{- define "darkroom.ownSecrets" -}}
-{{- include "darkroom.secrets" (list . "darkroom_database_url" "darkroom_redis_url" "darkroom_s3_access_key" "darkroom_s3_secret_key" "darkroom_metrics_token") }}
+{{- $values := (index . 0).Values }}
+{{- $s3 := $values.s3Keys | ternary (list "darkroom_s3_access_key" "darkroom_s3_secret_key") list }}
+{{- include "darkroom.secrets" (concat . (list "darkroom_database_url" "darkroom_redis_url" "darkroom_metrics_token") $s3 $values.extraSecretKeys) }}
 {{- end }}
 
 {{/* A changed setting or model is a rollout. */}}
@@ -70,6 +73,7 @@ checksum/settings: {{ include (print $.Template.BasePath "/settings.yaml") . | s
 
 {{- define "darkroom.settings" -}}
 DARKROOM_MODELS_FILE: /etc/darkroom/models.toml
+DARKROOM_SECRETS_DIR: /etc/darkroom-secrets
 DARKROOM_METRICS_HOST: 0.0.0.0
 DARKROOM_METRICS_PORT: "9464"
 {{- range $name, $value := .Values.settings }}
