@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from math import ceil
 from typing import Any
@@ -388,6 +389,15 @@ def test_prometheus_scrapes_every_process_and_has_every_alert() -> None:
     [rule] = _kind("gpu", "PrometheusRule")
     alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text("utf-8"))
     assert rule["spec"] == alerts
+
+
+@pytest.mark.parametrize("groups", ["", "--set=generateWorkers.large.models={sdxl}"])
+@EACH
+def test_nothing_is_there_twice(name: str, groups: str) -> None:
+    """Helm would install none of it."""
+    documents = rendered(name, "--set=ingress.enabled=true", *groups.split())
+    names = Counter((each["kind"], each["metadata"]["name"]) for each in documents)
+    assert not [each for each, count in names.items() if count > 1]
 
 
 def test_groups_of_workers_serve_models_of_their_own() -> None:
