@@ -6,6 +6,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -41,6 +42,7 @@ def test_helm_finds_nothing(name: str) -> None:
     ("wrong", "said"),
     [
         ("settings.DARKROOM_REDIS_URL=redis://x", "DARKROOM_REDIS_URL"),
+        ("settings.DARKROOM_METRICS_PORT=1", "DARKROOM_METRICS_PORT"),
         ("api.replicas=3", "replicas"),
         ("generateWorker.gpus=2", "gpus"),
         ("generateWorker.autoscaling.enabled=true", "autoscaling needs the names of the models"),
@@ -94,6 +96,26 @@ def test_every_setting_exists(name: str) -> None:
         for container in _containers(workload):
             named = {entry["name"] for entry in container.get("env", [])}
             assert {entry for entry in named if entry.startswith("DARKROOM_")} <= known
+
+
+def test_settings_are_what_the_values_file_says(tmp_path: Path) -> None:
+    """YAML's numbers are floats to Helm."""
+    given = {
+        "DARKROOM_MAX_BODY_BYTES": 16777216,
+        "DARKROOM_MAX_QUEUED_COST": 10**13,
+        "DARKROOM_GPU_SECONDS_PER_MEGAPIXEL_STEP": 0.25,
+        "DARKROOM_TRACING": True,
+        "DARKROOM_LEASE": "PT1M",
+    }
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump({"settings": given}), "utf-8")
+    documents = rendered("default", f"--values={file}")
+    [settings] = [e["data"] for e in documents if e["metadata"]["name"] == f"{PREFIX}settings"]
+    [job] = [document for document in documents if document["kind"] == "Job"]
+    [migrate, bootstrap] = _containers(job)
+    for variables in (settings, _environment(migrate), _environment(bootstrap)):
+        said = {name: variables[name] for name in given}
+        assert said == {name: str(value).replace("True", "true") for name, value in given.items()}
 
 
 @EACH
@@ -196,8 +218,7 @@ def test_a_worker_is_given_time_to_hand_back(name: str) -> None:
     for worker in ("cpu-worker", "generate-worker"):
         pod = _pod(_one(name, "Deployment", worker))
         [container] = pod["containers"]
-        env = {entry["name"]: entry.get("value") for entry in container["env"]}
-        grace = env.get("DARKROOM_SHUTDOWN_GRACE")
+        grace = _environment(container).get("DARKROOM_SHUTDOWN_GRACE")
         settings = Settings.model_validate(
             {
                 "environment": "local",
@@ -311,8 +332,7 @@ def test_the_api_has_traffic_while_postgres_answers() -> None:
 def test_the_servers_for_a_try_make_postgres_as_the_local_stack_does() -> None:
     [postgres] = [e for e in _kind("minimal", "StatefulSet") if e["metadata"]["name"] == "postgres"]
     [container] = _pod(postgres)["containers"]
-    env = {entry["name"]: entry.get("value") for entry in container["env"]}
-    assert tuple(env["POSTGRES_INITDB_ARGS"].split()) == INITDB_OPTIONS
+    assert tuple(_environment(container)["POSTGRES_INITDB_ARGS"].split()) == INITDB_OPTIONS
 
 
 @pytest.mark.parametrize(("jobs", "most"), [(1, 1), (3, 3), (40, 16)])
@@ -443,6 +463,10 @@ def _pod(workload: Document) -> Document:
 def _containers(workload: Document) -> list[Document]:
     pod = _pod(workload)
     return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def _environment(container: Document) -> dict[str, str]:
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
 
 
 def _matches(labels: dict[str, str], pod: Document) -> bool:

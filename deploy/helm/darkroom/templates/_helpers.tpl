@@ -77,8 +77,13 @@ DARKROOM_SECRETS_DIR: /etc/darkroom-secrets
 DARKROOM_METRICS_HOST: 0.0.0.0
 DARKROOM_METRICS_PORT: "9464"
 {{- range $name, $value := .Values.settings }}
-{{ $name }}: {{ $value | quote }}
+{{ $name }}: {{ include "darkroom.text" $value }}
 {{- end }}
+{{- end }}
+
+{{/* A setting as a string. Numbers of a values file are floats, and `quote` writes 1.6777216e+07. */}}
+{{- define "darkroom.text" -}}
+{{ kindIs "float64" . | ternary (toJson .) . | quote }}
 {{- end }}
 
 {{/* Pods of one component on machines of their own, as far as there are enough. */}}
