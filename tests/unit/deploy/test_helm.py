@@ -244,6 +244,23 @@ def test_tokens_of_clouds_have_room_beside_the_secrets(name: str) -> None:
             assert all(f"={folder}/" in file for file in files)
 
 
+def test_a_pooler_is_for_the_api_alone() -> None:
+    own = {"settings": {"DARKROOM_DATABASE_POOLER": True}, "databaseUrlKey": "pooler_url"}
+    documents = rendered("default", f"--set-json=api={json.dumps(own)}")
+    pooled = {}
+    for document in documents:
+        if document["kind"] in WORKLOADS and "playground" not in document["metadata"]["name"]:
+            [volume] = [each for each in _pod(document)["volumes"] if each["name"] == "secrets"]
+            keys = {item["path"]: item["key"] for item in volume["secret"]["items"]}
+            [container] = document["spec"]["template"]["spec"]["containers"]
+            pooler = _environment(container).get("DARKROOM_DATABASE_POOLER")
+            name = document["metadata"]["name"].removeprefix(PREFIX)
+            pooled[name] = (pooler, keys["darkroom_database_url"])
+    assert pooled.pop("api") == ("true", "pooler_url")
+    assert len(pooled) == 3
+    assert set(pooled.values()) == {(None, "darkroom_database_url")}
+
+
 def test_s3_by_a_role_needs_no_keys() -> None:
     for document in rendered("default", "--set=s3Keys=false"):
         assert "darkroom_s3_" not in str(document)
@@ -466,7 +483,7 @@ def _containers(workload: Document) -> list[Document]:
 
 
 def _environment(container: Document) -> dict[str, str]:
-    return {entry["name"]: entry.get("value") for entry in container["env"]}
+    return {entry["name"]: entry.get("value") for entry in container.get("env", [])}
 
 
 def _matches(labels: dict[str, str], pod: Document) -> bool:
