@@ -266,11 +266,12 @@ def test_s3_by_a_role_needs_no_keys() -> None:
         assert "darkroom_s3_" not in str(document)
 
 
-def test_files_a_token_and_a_signer_reach_every_pod_that_reads_settings() -> None:
+def test_files_variables_a_token_and_a_signer_reach_every_pod_that_reads_settings() -> None:
     more: dict[str, list[Any]] = {
         "extraSecretKeys": ["darkroom_provenance_signer_token"],
         "extraVolumes": [{"name": "files", "secret": {"secretName": "own"}}],
         "extraVolumeMounts": [{"name": "files", "mountPath": "/files", "readOnly": True}],
+        "extraEnv": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"}],
         "networkPolicies.extraEgress": [{"to": [{"podSelector": {}}], "ports": [{"port": 8080}]}],
     }
     arguments = [f"--set-json={name}={json.dumps(value)}" for name, value in more.items()]
@@ -293,6 +294,7 @@ def test_files_a_token_and_a_signer_reach_every_pod_that_reads_settings() -> Non
         assert _chooses(policy["spec"]["podSelector"], pod)
         for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
             assert more["extraVolumeMounts"][0] in container["volumeMounts"]
+            assert more["extraEnv"][0] in container["env"]
 
 
 @pytest.mark.parametrize(
