@@ -110,9 +110,8 @@ def test_settings_are_what_the_values_file_says(tmp_path: Path) -> None:
     file = tmp_path / "values.yaml"
     file.write_text(yaml.safe_dump({"settings": given}), "utf-8")
     documents = rendered("default", f"--values={file}")
-    [settings] = [e["data"] for e in documents if e["metadata"]["name"] == f"{PREFIX}settings"]
-    [job] = [document for document in documents if document["kind"] == "Job"]
-    [migrate, bootstrap] = _containers(job)
+    settings = _find(documents, "ConfigMap", "settings")["data"]
+    migrate, bootstrap = _containers(_find(documents, "Job", "prepare-1"))
     for variables in (settings, _environment(migrate), _environment(bootstrap)):
         said = {name: variables[name] for name in given}
         assert said == {name: str(value).replace("True", "true") for name, value in given.items()}
@@ -245,20 +244,17 @@ def test_tokens_of_clouds_have_room_beside_the_secrets(name: str) -> None:
 
 
 def test_a_pooler_is_for_the_api_alone() -> None:
-    own = {"settings": {"DARKROOM_DATABASE_POOLER": True}, "databaseUrlKey": "pooler_url"}
-    documents = rendered("default", f"--set-json=api={json.dumps(own)}")
-    pooled = {}
-    for document in documents:
-        if document["kind"] in WORKLOADS and "playground" not in document["metadata"]["name"]:
-            [volume] = [each for each in _pod(document)["volumes"] if each["name"] == "secrets"]
-            keys = {item["path"]: item["key"] for item in volume["secret"]["items"]}
-            [container] = document["spec"]["template"]["spec"]["containers"]
-            pooler = _environment(container).get("DARKROOM_DATABASE_POOLER")
-            name = document["metadata"]["name"].removeprefix(PREFIX)
-            pooled[name] = (pooler, keys["darkroom_database_url"])
-    assert pooled.pop("api") == ("true", "pooler_url")
-    assert len(pooled) == 3
-    assert set(pooled.values()) == {(None, "darkroom_database_url")}
+    api = {"settings": {"DARKROOM_DATABASE_POOLER": True}, "databaseUrlKey": "pooler_url"}
+    documents = rendered("default", f"--set-json=api={json.dumps(api)}")
+    workers = [("Deployment", "cpu-worker"), ("Deployment", "generate-worker")]
+    for kind, name in (("Deployment", "api"), *workers, ("Job", "prepare-1")):
+        pod = _pod(_find(documents, kind, name))
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        keys = {item["path"]: item["key"] for item in volumes["secrets"]["secret"]["items"]}
+        pooler = _environment(pod["containers"][0]).get("DARKROOM_DATABASE_POOLER")
+        given = (pooler, keys["darkroom_database_url"])
+        own = ("true", "pooler_url") if name == "api" else (None, "darkroom_database_url")
+        assert given == own, name
 
 
 def test_s3_by_a_role_needs_no_keys() -> None:
@@ -338,6 +334,15 @@ def test_a_rollout_waits_until_a_worker_takes_work(name: str) -> None:
         assert paths == {"startup": "/startupz", "liveness": "/healthz", "readiness": "/readyz"}
         spread = _pod(_one(name, "Deployment", worker))["topologySpreadConstraints"]
         assert [each["topologyKey"] for each in spread] == ["kubernetes.io/hostname"]
+
+
+def test_a_large_model_is_given_time_to_start() -> None:
+    documents = rendered("default", "--set=generateWorkers.large.startupSeconds=3605")
+    deployment = _find(documents, "Deployment", "large")
+    [container] = _containers(deployment)
+    probe = container["startupProbe"]
+    given = probe["periodSeconds"] * probe["failureThreshold"]
+    assert 3605 <= given < deployment["spec"]["progressDeadlineSeconds"]
 
 
 def test_the_api_has_traffic_while_postgres_answers() -> None:
@@ -467,7 +472,12 @@ def _kind(name: str, kind: str) -> list[Document]:
 
 
 def _one(name: str, kind: str, called: str) -> Document:
-    [document] = [e for e in _kind(name, kind) if e["metadata"]["name"] == PREFIX + called]
+    return _find(rendered(name), kind, called)
+
+
+def _find(documents: list[Document], kind: str, called: str) -> Document:
+    named = (kind, PREFIX + called)
+    [document] = [e for e in documents if (e["kind"], e["metadata"]["name"]) == named]
     return document
 
 
