@@ -15,6 +15,8 @@ import yaml
 from fastapi.routing import APIRoute
 from kubernetes_validate import utils as schemas
 
+from api.batches.file_formats import MAX_BYTES
+from api.compat.jobs import WAIT_SECONDS
 from api.core.health import router as health
 from api.core.health import unlisted_router as unlisted
 from deploy.docker.secrets import NAMES
@@ -343,6 +345,18 @@ def test_a_large_model_is_given_time_to_start() -> None:
     probe = container["startupProbe"]
     given = probe["periodSeconds"] * probe["failureThreshold"]
     assert 3605 <= given < deployment["spec"]["progressDeadlineSeconds"]
+
+
+def test_the_ingress_lets_through_what_the_api_takes() -> None:
+    documents = rendered("default", "--set=ingress.enabled=true")
+    [ingress] = [document for document in documents if document["kind"] == "Ingress"]
+    nginx = "nginx.ingress.kubernetes.io/proxy-"
+    limits = {k.removeprefix(nginx): v for k, v in ingress["metadata"]["annotations"].items()}
+    fields = [Settings.model_fields[f"max_{each}_bytes"] for each in ("body", "upload")]
+    largest = max(MAX_BYTES, *(field.default for field in fields))
+    assert int(limits["body-size"].removesuffix("m")) * 2**20 > largest
+    assert int(limits["read-timeout"]) > WAIT_SECONDS
+    assert limits["buffering"] == "off"
 
 
 def test_the_api_has_traffic_while_postgres_answers() -> None:
