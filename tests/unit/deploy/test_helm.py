@@ -187,6 +187,7 @@ def test_every_selector_finds_pods(name: str) -> None:
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     for budget in _kind(name, "PodDisruptionBudget"):
         assert any(_matches(budget["spec"]["selector"]["matchLabels"], pod) for pod in pods)
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     for policy in _kind(name, "NetworkPolicy"):
         chosen = [pod for pod in pods if _chooses(policy["spec"]["podSelector"], pod)]
         assert chosen, policy["metadata"]["name"]
