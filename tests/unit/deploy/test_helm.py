@@ -178,6 +178,21 @@ def test_the_playground_knows_a_name_to_be_reached_by(name: str) -> None:
     assert re.fullmatch(r"--host=[a-z0-9.-]+", host)
 
 
+def test_the_playground_has_no_rights_of_its_own() -> None:
+    """Its users bring keys, and images come from the API."""
+    documents = rendered("default", "--set=serviceAccountAnnotations.role=s3")
+    annotated = {
+        e["metadata"]["name"].removeprefix(PREFIX): e["metadata"].get("annotations")
+        for e in documents
+        if e["kind"] == "ServiceAccount"
+    }
+    assert annotated.pop("playground") is None
+    assert len(annotated) == 3
+    assert all(annotations == {"role": "s3"} for annotations in annotated.values())
+    [container] = _containers(_find(documents, "Deployment", "playground"))
+    assert set(_environment(container)) == {"DARKROOM_URL"}
+
+
 @EACH
 def test_every_selector_finds_pods(name: str) -> None:
     pods = [workload["spec"]["template"] for workload in _workloads(name)]
