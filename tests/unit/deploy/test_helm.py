@@ -343,6 +343,15 @@ def test_nobody_reaches_the_metadata_address(name: str) -> None:
                     assert {"169.254.0.0/16", "10.0.0.0/8"} <= set(block["except"])
 
 
+def test_names_may_be_resolved_elsewhere() -> None:
+    ports = [{"protocol": "UDP", "port": 53}]
+    dns = [{"to": [{"ipBlock": {"cidr": "169.254.20.10/32"}}], "ports": ports}]
+    documents = rendered("default", f"--set-json=networkPolicies.dns={json.dumps(dns)}")
+    policy = _find(documents, "NetworkPolicy", "dns")
+    schemas.validate(policy, VERSION, strict=True)
+    assert policy["spec"]["egress"] == dns
+
+
 @EACH
 def test_a_rollout_waits_until_a_worker_takes_work(name: str) -> None:
     for worker in ("cpu-worker", "generate-worker"):
@@ -490,6 +499,14 @@ def test_groups_of_workers_serve_models_of_their_own() -> None:
         if e["kind"] == "ScaledObject" and e["metadata"]["name"].endswith("large")
     ]
     assert all('model=~"sdxl|flux"' in each["metadata"]["query"] for each in scaled["triggers"])
+
+
+def test_the_first_group_of_workers_can_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text("generateWorkers: {generate-worker: null, large: {models: [sdxl]}}", "utf-8")
+    names = {e["metadata"]["name"] for e in rendered("default", f"--values={file}")}
+    assert f"{PREFIX}large" in names
+    assert not [name for name in names if name.endswith("generate-worker")]
 
 
 def _models(name: str) -> list[Document]:
