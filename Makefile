@@ -123,7 +123,7 @@ monitoring-test: install ## Test each alert by promtool, ask a live Prometheus e
 
 # Each part is tried where nothing else of this project is: the wheels (built from the sdists) in
 # environments of their own, the archives in an engine that has forgotten their images.
-release: install ## Build dist/: wheels, sdists, SBOMs, site, and images where an engine is; try each
+release: install ## Build dist/: wheels, sdists, SBOMs, chart, site, images where an engine is; try each
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
 	@rm -rf dist && $(BIN)/python -m build --no-isolation --outdir dist . >/dev/null && \
 		$(BIN)/python -m build --no-isolation --outdir dist client >/dev/null
@@ -141,6 +141,9 @@ release: install ## Build dist/: wheels, sdists, SBOMs, site, and images where a
 			--output-reproducible --output-file dist/darkroom-$$image-image.cdx.json - || exit 1; \
 	done
 	@rm -rf dist/tried build client/build
+	@helm=$$(command -v $(BIN)/helm || command -v helm) || { echo "No helm: no chart in dist/"; exit 0; }; \
+		$$helm package --destination dist deploy/helm/darkroom && \
+		$$helm template dist/darkroom-[0-9]*.tgz >/dev/null
 	@$(MAKE) --no-print-directory docs && tar -C site -czf dist/darkroom-docs.tar.gz .
 	@$(PYTHON) -m deploy.docker.images --save dist || [ $$? = 69 ] # no engine: it says so
 	@ls -l dist

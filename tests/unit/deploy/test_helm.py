@@ -62,6 +62,18 @@ def test_versions_agree() -> None:
     assert chart["version"] == chart["appVersion"] == project["version"]
 
 
+def test_the_packaged_chart_is_the_same(tmp_path: Path) -> None:
+    """In the folder some files are links that lead out of it."""
+    packed = helm("package", str(CHART), f"--destination={tmp_path}")
+    assert packed.returncode == 0, packed.stderr
+    [archive] = tmp_path.iterdir()
+    more = (f"--values={CHART / 'values-minimal.yaml'}", "--set=monitoring.dashboards=true")
+    done = helm("template", "studio", str(archive), "--namespace=images", *more)
+    assert done.returncode == 0, done.stderr
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    assert documents == rendered("minimal", more[-1])
+
+
 @pytest.mark.long
 @EACH
 def test_every_manifest_is_valid(name: str) -> None:
