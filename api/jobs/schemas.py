@@ -100,7 +100,7 @@ class ErrorInfo(AnswerModel):
     """Why a job or an attempt failed."""
 
     code: str
-    """A stable code, such as `out_of_memory`, `worker_lost` or `timed_out`."""
+    """A stable code, such as `out_of_memory` or `worker_lost`."""
     message: str | None
     """A human-readable explanation. Null: the code says it all."""
 

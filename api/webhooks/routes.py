@@ -11,7 +11,7 @@ from api.core.bodies import json_body
 from api.core.errors import FieldError, Problem, problems
 from api.core.principal import Principal
 from api.core.serialization import AwareTime, Page, PageRequest, paging
-from api.webhooks import deliveries, service
+from api.webhooks import delivery_log, service
 from api.webhooks.schemas import (
     ENDPOINT_EXAMPLES,
     UPDATE_EXAMPLES,
@@ -157,7 +157,7 @@ async def redeliver_range(
 ) -> RedeliveryCount:
     """Every delivery made in that time goes out again, each with its old `webhook-id`."""
     states = ("failed", "succeeded", "pending") if state == "all" else (state,)
-    return await deliveries.redeliver_range(
+    return await delivery_log.redeliver_range(
         resources, principal, endpoint_id, since=since, until=until, states=states
     )
 
@@ -185,14 +185,14 @@ async def list_deliveries(
     """Newest first, each with its attempts. The log is kept for 30 days."""
     if job_id is not None and batch_id is not None:
         raise _bad_filter("batch_id", "Filter by job or by batch, not by both.")
-    filters = deliveries.DeliveryFilters(
+    filters = delivery_log.DeliveryFilters(
         endpoint_id=_filter_id("whe", endpoint_id, "endpoint_id"),
         resource_id=_filter_id("job", job_id, "job_id")
         or _filter_id("batch", batch_id, "batch_id"),
         states=tuple(state or ()),
         events=tuple(event or ()),
     )
-    return await deliveries.list_page(resources, principal, filters, paging)
+    return await delivery_log.list_page(resources, principal, filters, paging)
 
 
 @router.get(
@@ -204,7 +204,7 @@ async def get_delivery(
     resources: Res, principal: WebhooksRead, delivery_id: DeliveryId
 ) -> Delivery:
     """With its attempts: when, how long, which status or error, and the answer's beginning."""
-    return await deliveries.get(resources, principal, delivery_id)
+    return await delivery_log.get(resources, principal, delivery_id)
 
 
 @router.post(
@@ -216,7 +216,7 @@ async def get_delivery(
 @problems("webhook_endpoint_disabled")
 async def redeliver(resources: Res, principal: WebhooksWrite, delivery_id: DeliveryId) -> Delivery:
     """At once, whatever its state, with the same `webhook-id`; the schedule begins anew."""
-    return await deliveries.redeliver(resources, principal, delivery_id)
+    return await delivery_log.redeliver(resources, principal, delivery_id)
 
 
 @router.get(

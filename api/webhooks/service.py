@@ -11,7 +11,7 @@ from api.context import Resources, parse_id, require_row
 from api.core.errors import Problem
 from api.core.principal import Principal
 from api.core.serialization import Page, PageRequest
-from api.webhooks.deliveries import show_delivery
+from api.webhooks.delivery_log import show_delivery
 from api.webhooks.schemas import (
     BatchWebhook,
     Delivery,

@@ -490,7 +490,6 @@ JOB_ADVICE = {
     "controlnet_unavailable": "Leave the ControlNet out, or use the model that it was trained for.",
     "out_of_memory": "Use a smaller size or fewer images.",
     "nan_output": "Change the steps, the guidance scale or the scheduler.",
-    "timed_out": "Use fewer steps or a smaller size.",
     "device_lost": "Retry; if it persists, have the operator look at the worker's log.",
     "storage_unavailable": "Retry once object storage is back.",
     "signer_unavailable": "Retry; if it persists, have the operator look at the signer.",

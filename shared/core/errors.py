@@ -64,13 +64,6 @@ class NanOutput(JobError):
     advice = "Change the steps, the guidance scale or the scheduler."
 
 
-class TimedOut(JobError):
-    """The work did not end within its limit."""
-
-    code = "timed_out"
-    advice = "Use fewer steps or a smaller size."
-
-
 class DeviceLost(JobError):
     """The device's context is unusable; only a new process can go on."""
 

@@ -85,6 +85,12 @@ def test_what_a_walk_leaves_out_is_there(page: Stated) -> None:
     assert [name for name in page.left_out if not (PROJECT / name).exists()] == []
 
 
+def test_paths_that_the_page_names_are_there() -> None:
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*(?:\.py|/))`", PAGE.read_text("utf-8"))
+    assert "worker/generate.py" in named
+    assert [path for path in named if not (PROJECT / path).exists()] == []
+
+
 def test_walks_are_short() -> None:
     """A reader keeps some dozen files in mind."""
     assert {page.title for page in stated() if len(page.files) > 12 or page.returns > 6} == set()

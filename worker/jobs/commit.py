@@ -1,4 +1,8 @@
-"""Finish a job: write each image's receipt, encode and upload it, then commit them all."""
+"""Finish a job: write each image's receipt, encode and upload it, then commit them all.
+
+What the GPU made is kept while Postgres or S3 is unavailable (see `worker.jobs.lease`), so that an
+outage costs no second run.
+"""
 
 import hashlib
 import io
@@ -29,19 +33,20 @@ from worker.engine.interface import GeneratedImage
 from worker.jobs.inputs import PromptRow
 from worker.jobs.lease import Lease, LeaseLost, retry_database, retry_outage
 
+log = get_logger(__name__)
+CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
-def _mask_facts(job: Job) -> dict[str, Any]:
-    """What a receipt says of a mask even where the job has left it to the default."""
-    if job.kind != "inpaint":
-        return {}
-    mask = (job.init_image or {}).get("mask")
-    return {
-        "mask_sha256": mask["sha256"] if mask else None,
-        "masked_content": "original",
-        "mask_blur": DEFAULT_MASK_BLUR,
-        "padding_mask_crop": None,
-        "preserve_unmasked": True,
-    }
+THUMBNAIL_SIDE = 256
+"""Pixels of a thumbnail's longer side."""
+
+_ZLIB_RLE = 3
+"""Level 1 with the run-length strategy takes 0.30 of Pillow's default time and is no larger."""
+_JPEG_QUALITY = 95
+_FULL_COLOR = 90
+"""From this quality on, JPEG keeps colors at the full resolution."""
+
+
+# --- The receipt ---
 
 
 def make_receipt(
@@ -101,6 +106,20 @@ def make_receipt(
     }
 
 
+def _mask_facts(job: Job) -> dict[str, Any]:
+    """What a receipt says of a mask even where the job has left it to the default."""
+    if job.kind != "inpaint":
+        return {}
+    mask = (job.init_image or {}).get("mask")
+    return {
+        "mask_sha256": mask["sha256"] if mask else None,
+        "masked_content": "original",
+        "mask_blur": DEFAULT_MASK_BLUR,
+        "padding_mask_crop": None,
+        "preserve_unmasked": True,
+    }
+
+
 def _control_facts(job: Job, generated: GeneratedImage) -> dict[str, Any]:
     """Which ControlNets acted, and on what they saw."""
     nets = generated.facts.controls
@@ -146,17 +165,7 @@ def _second_pass(generated: GeneratedImage) -> dict[str, Any]:
     }
 
 
-log = get_logger(__name__)
-CONTENT_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
-
-THUMBNAIL_SIDE = 256
-"""Pixels of a thumbnail's longer side."""
-
-_ZLIB_RLE = 3
-"""Level 1 with the run-length strategy takes 0.30 of Pillow's default time and is no larger."""
-_JPEG_QUALITY = 95
-_FULL_COLOR = 90
-"""From this quality on, JPEG keeps colors at the full resolution."""
+# --- Files ---
 
 
 @dataclass(frozen=True)
@@ -220,8 +229,7 @@ def _thumbnail(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-# What the GPU made is kept while Postgres or S3 is away (see `worker.jobs.lease`), so
-# that an outage costs no second run.
+# --- The image's row ---
 
 
 @dataclass(frozen=True)
@@ -307,6 +315,9 @@ def finish_image(
     if (original := job.job_metadata.get(REPRODUCES)) is not None:
         row["reproduces"] = decode_id("img", original)
     return FinishedImage(row, encoded)
+
+
+# --- Upload and commit ---
 
 
 def upload(storage: Storage, image: FinishedImage, lease: Lease) -> None:

@@ -32,6 +32,9 @@ MAX_READ = 64 * 1024
 MAX_KEPT = 1024
 """Bytes kept of an answer, for whoever looks into the log."""
 
+FAILING_FOR = timedelta(days=5)
+"""An endpoint that has failed for this long is disabled."""
+
 _POST = {"http.request.method": "POST"}
 _THROTTLED = frozenset({429, 503})
 
@@ -143,10 +146,6 @@ def judge(response: OutboundResponse, now: datetime) -> AttemptResult:
 def _readable(body: bytes) -> str:
     # PostgreSQL's text has room for anything but NUL.
     return body[:MAX_KEPT].decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-FAILING_FOR = timedelta(days=5)
-"""An endpoint that has failed for so long is switched off."""
 
 
 class AttemptSuperseded(Exception):

@@ -1,4 +1,4 @@
-"""The rules of the delivery log: read it, and send again."""
+"""The rules of the delivery log: read it, and ask CPU workers to send again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
