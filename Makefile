@@ -106,7 +106,7 @@ demo-model: install ## Train the demo model on from its weights, or go on where 
 demo-eval: install ## Judge the demo model and write docs/demo-model.md
 	@OMP_WAIT_POLICY=passive $(BIN)/python -m deploy.demo_model.evaluate
 
-pictures: install ## Take the docs' pictures of the playground anew; needs Chromium
+pictures: install ## Retake the docs' screenshots of the playground; needs Chromium
 	@$(BIN)/python -m tests.e2e.browser.pictures
 
 docs: install ## Build the documentation site into site/; a broken link or anchor fails

@@ -54,7 +54,7 @@ async def create(resources: Resources, principal: Principal, request: KeyRequest
         raise Problem.invalid("/expires_at", "in_the_past", "The key would have expired already.")
     expires_at = request.expires_at or principal.expires_at
     if _outlives(expires_at, principal):
-        message = "It may not last longer than the key that you send."
+        message = "It cannot outlive the key you are using."
         raise Problem.invalid("/expires_at", "outlives_maker", message)
     if principal.quotas.stored() and not principal.may(OPERATOR):
         raise Problem("insufficient_scope", "A key with quotas may not make keys.")
@@ -104,7 +104,7 @@ async def revoke(resources: Resources, principal: Principal, key_id: str) -> Non
     async with resources.tenant_transaction(principal) as session:
         key = await require_row(session, tenants.get_key(principal.tenant_id, key_id), "key")
         if not _may_revoke(principal, key):
-            raise Problem("insufficient_scope", "The key may do more than the one that you send.")
+            raise Problem("insufficient_scope", "That key has more rights than yours.")
         await session.execute(tenants.revoke_key(principal.tenant_id, key_id))
     resources.keys.evict(key_id)
 

@@ -155,7 +155,7 @@ async def get_worker(resources: Res, _: Operator, worker: WorkerName) -> Worker:
     "/workers/{worker}/drain",
     tags=["workers"],
     operation_id="workers.drain",
-    summary="Let a worker take no more work",
+    summary="Drain a worker",
     responses=_example(_DRAINING),
 )
 @problems("workers_unknown")
@@ -168,7 +168,7 @@ async def drain(resources: Res, principal: Operator, worker: WorkerName) -> Work
     "/workers/{worker}/resume",
     tags=["workers"],
     operation_id="workers.resume",
-    summary="Let a worker take work again",
+    summary="Resume a worker",
     responses=_example(_BUSY),
 )
 @problems("workers_unknown")
@@ -177,7 +177,7 @@ async def resume(resources: Res, _: Operator, worker: WorkerName) -> Worker:
     return await workers.resume(resources, worker)
 
 
-@keys.post("/keys", operation_id="keys.create", summary="Make an API key", status_code=201)
+@keys.post("/keys", operation_id="keys.create", summary="Create an API key", status_code=201)
 async def create_key(
     resources: Res,
     principal: AdminWrite,
@@ -215,7 +215,7 @@ async def revoke_key(
     await key_service.revoke(resources, principal, key_id)
 
 
-@keys.get("/usage", operation_id="usage.get", summary="What this key has used and has left")
+@keys.get("/usage", operation_id="usage.get", summary="Get this key's usage and limits")
 async def get_usage(
     resources: Res, principal: Annotated[Principal, Depends(authenticate)]
 ) -> Usage:

@@ -223,8 +223,8 @@ class QueueDepth(AnswerModel):
     )
     running: int = Field(description="Jobs that workers run.")
     oldest_age_seconds: float | None = Field(
-        description="How long the oldest of the queued jobs has waited, since its submission or "
-        "its last failure. Null: none waits."
+        description="Age of the oldest queued job, since its submission or its last failure. "
+        "Null: none waits."
     )
 
 
@@ -310,7 +310,7 @@ class Worker(AnswerModel):
     threads: int | None = Field(description="How many can be in flight at once.")
     memory: WorkerMemory
     """Device memory that its models take, in bytes."""
-    dispatches: bool = Field(description="Whether it is the one that leads the dispatcher.")
+    dispatches: bool = Field(description="Whether this worker is the dispatcher leader.")
     lag: float | None = Field(
         description="Seconds since its last heartbeat, by Redis's clock. Null: away."
     )

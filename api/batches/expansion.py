@@ -90,14 +90,18 @@ class Expander:
     def _check_room(self, count: int) -> None:
         if count > self.room:
             shown = str(count) if count < _MANY else f"{_MANY} or more"
-            message = f"The line makes {shown} jobs, of which {max(self.room, 0)} have room."
+            message = (
+                f"This line expands to {shown} jobs; the batch has room for {max(self.room, 0)}."
+            )
             raise LineRefused.because("too_many_jobs", message)
 
     def _tried(self, jobs: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for job in jobs:
             self._tries_left -= 1
             if self._tries_left < 0:
-                message = f"With the refused ones, its lines make more than {_MAX_TRIED} jobs."
+                message = (
+                    f"The lines expand to more than {_MAX_TRIED} jobs, counting rejected ones."
+                )
                 raise FileRefused("too_many_jobs", message)
             yield job
 

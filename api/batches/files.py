@@ -1,4 +1,4 @@
-"""Files of prompts that are sent ahead, to make batches from them."""
+"""Uploaded files of prompts, to make batches from."""
 
 import os
 

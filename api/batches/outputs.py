@@ -97,7 +97,7 @@ async def archive(resources: Res, principal: BatchesRead, batch_id: BatchId) -> 
 @router.get(
     "/{batch_id}/contact-sheet",
     operation_id="batches.contact_sheet",
-    summary="See a batch at a glance",
+    summary="Get a batch's contact sheet",
     response_class=Response,
     responses={200: {"content": {"image/webp": {}}, "description": "Thumbnails with their names."}},
 )

@@ -143,12 +143,12 @@ class LineChecker:
         for field in ("init_image", "mask_image"):
             reference = getattr(submission, field)
             if reference is not None and not reference.startswith(("upl_", "img_")):
-                message = f"In a batch, {field} is the id of an upload or of an image."
+                message = f"In a batch, {field} must be an upload or image ID."
                 raise LineRefused.because(f"malformed_{field}", message, f"/{field}")
         for name in IMAGE_LISTS:
             for index, item in enumerate(getattr(submission, name)):
                 if not item.image.startswith(("upl_", "img_")):
-                    message = f"In a batch, an image of {name} is the id of an upload or an image."
+                    message = f"In a batch, an image of {name} must be an upload or image ID."
                     code = f"malformed_{name.removesuffix('s')}"
                     raise LineRefused.because(code, message, f"/{name}/{index}/image")
         try:

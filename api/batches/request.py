@@ -165,7 +165,7 @@ def _read_options(form: FormData) -> tuple[BatchOptions, dict[str, Any]]:
         try:
             fields[name] = from_json(value, allow_inf_nan=False)
         except ValueError:
-            message = f"The form field {name[:64]!r} is JSON."
+            message = f"The form field {name[:64]!r} must be JSON."
             raise Problem.invalid(f"/{name[:64]}", "malformed_json", message) from None
     return checked(BatchOptions, fields), fields
 
@@ -174,7 +174,7 @@ def _form_format(form: FormData) -> FileFormat | None:
     match form.get("format"):
         case None | "jsonl" | "csv" as known:
             return known
-    raise Problem.invalid("/format", "literal_error", "format is jsonl or csv.")
+    raise Problem.invalid("/format", "literal_error", "format must be jsonl or csv.")
 
 
 def _format_of(name: str, content_type: str) -> FileFormat:

@@ -81,7 +81,7 @@ def _submission_schema() -> dict[str, Any]:
 @router.post(
     "",
     operation_id="batches.create",
-    summary="Make a batch, or see what it would be",
+    summary="Create or preview a batch",
     status_code=202,
     response_class=Response,
     responses={
@@ -136,7 +136,7 @@ async def list_batches(
 
 
 @router.post(
-    "/files", operation_id="batches.files.create", summary="Send a file ahead", status_code=201
+    "/files", operation_id="batches.files.create", summary="Upload a batch file", status_code=201
 )
 @problems(UPLOAD_REFUSAL, "storage_unavailable")
 async def create_file(
@@ -150,7 +150,7 @@ async def create_file(
 
 @router.get("/files/{file_id}", operation_id="batches.files.get", summary="Get a file")
 async def get_file(resources: Res, principal: BatchesRead, file_id: FileId) -> BatchFile:
-    """What is known of a file that was sent ahead."""
+    """What is known of an uploaded batch file."""
     return await files.get(resources, principal, file_id)
 
 
@@ -212,7 +212,7 @@ async def cancel(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> 
 @router.post(
     "/{batch_id}/retry-failed",
     operation_id="batches.retry_failed",
-    summary="Retry what failed",
+    summary="Retry a batch's failed jobs",
     status_code=202,
 )
 @problems("nothing_to_retry", *REFUSALS)

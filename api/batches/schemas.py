@@ -74,7 +74,7 @@ class BatchOptions(RequestModel):
         default_factory=dict, description="Of the batch: 16 keys of 64 characters, values of 512."
     )
     webhook: BatchWebhook | None = Field(
-        default=None, description="Tell this URL too, beside the registered endpoints."
+        default=None, description="Also notify this URL, in addition to the registered endpoints."
     )
 
     @model_validator(mode="after")
@@ -229,7 +229,7 @@ class Batch(AnswerModel):
     priority: int
     """0 to 9. Among your key's batches a higher one goes first."""
     source: Literal["json", "jsonl", "csv"]
-    """What its lines came as."""
+    """Input format."""
     on_error: Literal["reject", "skip"]
     """`reject`: one bad line refuses the file. `skip`: bad lines are only reported."""
     session_id: str | None
@@ -245,7 +245,7 @@ class Batch(AnswerModel):
     cost: int = Field(description="Width × height × steps that run, over all images.")
     fraction: float = Field(description="Jobs that have ended, 0 to 1.")
     rate: Rate | None
-    """How fast it went in the last minute. Null: nothing ended, or it is over."""
+    """Its speed over the last minute. Null: no job ended in that minute, or the batch has ended."""
     eta: UtcTime | None = Field(description="null until there is evidence to say it from.")
     metadata: dict[str, str]
     """Your own keys and values."""

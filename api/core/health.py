@@ -127,7 +127,7 @@ async def ready(resources: Res) -> Readiness:
     return Readiness(status="ready", database="ok", redis="ok", storage="ok")
 
 
-@router.get("/", operation_id="root", summary="Where to go from here")
+@router.get("/", operation_id="root", summary="List the entry points")
 async def root(resources: Res) -> Root:
     """Links to the documentation and the main resources."""
     base = resources.settings.public_url
@@ -145,7 +145,7 @@ async def root(resources: Res) -> Root:
     )
 
 
-@router.get("/problems/{code}", operation_id="problems.get", summary="What a problem type means")
+@router.get("/problems/{code}", operation_id="problems.get", summary="Explain a problem type")
 async def problem_type(
     code: Annotated[str, Path(description="The `code` of a problem, such as `not_found`.")],
 ) -> ProblemTypeInfo:

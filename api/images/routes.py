@@ -167,7 +167,7 @@ async def receipt(resources: Res, principal: ImagesRead, image_id: ImageId) -> R
 @router.get(
     "/{image_id}/provenance",
     operation_id="images.provenance",
-    summary="Verify what marks an image as made by a model",
+    summary="Verify an image's provenance",
 )
 @problems("object_missing", "storage_unavailable", "decoder_unavailable", "image_refused")
 async def provenance(resources: Res, principal: ImagesRead, image_id: ImageId) -> Provenance:
@@ -189,7 +189,7 @@ async def create_upload(
 ) -> Upload:
     """PNG, JPEG or WebP up to 10 MB, one frame, 64 to 4096 pixels a side.
 
-    The image is decoded, turned upright, reduced to RGB (and its alpha) and encoded anew; nothing
+    The image is decoded, turned upright, reduced to RGB (and its alpha) and re-encoded; nothing
     else of the file is kept. Give its id as `init_image`, `mask_image` or in `references` of a job.
     """
     upload = await upload_service.accept_upload(resources, principal, file)
@@ -250,7 +250,7 @@ async def star(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Ima
     "/images/{image_id}/star",
     operation_id="images.unstar",
     tags=["images"],
-    summary="Take an image's star away",
+    summary="Unstar an image",
 )
 async def unstar(resources: Res, principal: ImagesWrite, image_id: ImageId) -> Image:
     """The image stays."""

@@ -122,13 +122,13 @@ async def inspect(resources: Resources, principal: Principal, file: UploadFile) 
             for name, hashes in fields.listed.items()
         }
     if fields.kind != "txt2img" and start is None:
-        notes.append("The initial image is not here; give its image as init_image.")
+        notes.append("The initial image is not on this server; pass it as init_image.")
     if fields.kind == "upscale":
         notes.append("It was upscaled: POST /v1/images/{id}/upscale for the image it comes from.")
     if fields.mask_sha256 is not None and mask is None:
-        notes.append("The mask is not here; give its image as mask_image.")
+        notes.append("The mask is not on this server; pass it as mask_image.")
     notes += [
-        f"Image {number} of {name} is not here; give it there."
+        f"Image {number} of {name} is not on this server; pass it there."
         for name, images in listed.items()
         for number, image in enumerate(images, 1)
         if image is None

@@ -129,7 +129,7 @@ def broken_lora_rules(
         if lora is None:
             code, message = "unknown_lora", _no_such_lora(name, catalog)
         elif name in names[:index]:
-            code, message = "duplicate_lora", f"{name} is there already; give it once."
+            code, message = "duplicate_lora", f"{name} is listed twice."
         elif family is not None and not lora_fits(lora.family, family):
             code = "lora_not_supported"
             message = f"{name} is for models of the family {lora.family}; {spec.name} is {family}."
@@ -206,7 +206,7 @@ def _no_inpainting(spec: ModelSpec, submission: JobSubmission) -> FieldError:
     return FieldError(
         pointer=f"/{submission.masks[0]}",
         code="inpaint_not_supported",
-        message=f"{spec.name} repaints no part of an image.",
+        message=f"{spec.name} does not support inpainting.",
     )
 
 

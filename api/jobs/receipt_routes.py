@@ -92,7 +92,7 @@ async def upscale(
 ) -> Response:
     """Answers with a job of kind `upscale`, whose only image is the larger one.
 
-    `lanczos` resamples the pixels and costs no device time; `latent` paints details anew, with the
+    `lanczos` resamples the pixels and costs no device time; `latent` regenerates detail, with the
     image's own prompt, seed and settings.
     """
     answer = await upscale_image(resources, principal, image_id, submission, idempotency_key)

@@ -172,21 +172,21 @@ def columns_of_receipt(
     """A job's row with the settings of an image, but for its initial image, options and cost.
 
     Raises:
-        Problem: 422, what made it is not here any more.
+        Problem: 422, what made it no longer exists.
     """
     receipt = upgrade(original.receipt)
     model, scheduler = receipt["model"]["name"], receipt["scheduler"]["name"]
     spec = resources.catalog.get(model)
     if spec is None:
-        raise Problem("not_reproducible", f"The model {model} is not in the catalogue any more.")
+        raise Problem("not_reproducible", f"The model {model} no longer exists on this server.")
     for control in receipt.get("controls") or []:
         if needs_loras and resources.catalog.get_controlnet(control["name"]) is None:
-            message = f"The ControlNet {control['name']} is not here any more."
+            message = f"The ControlNet {control['name']} no longer exists on this server."
             raise Problem("not_reproducible", message)
     if receipt.get("references") and needs_loras and spec.ip_adapter is None:
-        raise Problem("not_reproducible", f"The model {model} has no IP-Adapter any more.")
+        raise Problem("not_reproducible", f"The model {model} no longer has an IP-Adapter.")
     if scheduler not in SCHEDULERS:
-        raise Problem("not_reproducible", f"The scheduler {scheduler} is not offered any more.")
+        raise Problem("not_reproducible", f"The scheduler {scheduler} is no longer offered.")
     return {
         "id": new_id(),
         "tenant_id": principal.tenant_id,
@@ -245,7 +245,7 @@ def loras_of_receipt(
         name, mine = lora["name"], own.get(lora["name"])
         is_mine = mine is not None and mine.sha256 == lora["sha256"]
         if catalog.get_lora(name) is None and not is_mine:
-            raise Problem("not_reproducible", f"The LoRA {name} is not here any more.")
+            raise Problem("not_reproducible", f"The LoRA {name} no longer exists on this server.")
         reference = mine.reference if mine is not None and is_mine else {}
         again.append({"name": name, "scale": lora["scale"], **reference})
     return again
@@ -263,7 +263,7 @@ async def _job_of(
 
 def _why_not(job: Job) -> str:
     if job.state == "succeeded":
-        return f"What the job {job.id} made of it has been deleted."
+        return f"The image that job {job.id} made has been deleted."
     ended = f"{job.error.code}: {job.error.message}" if job.error else job.state
     return f"The job {job.id} to make it again ended as {ended}"
 

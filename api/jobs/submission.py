@@ -57,7 +57,7 @@ def _printable_or_space(text: str) -> str:
 
 def _not_reserved(key: str) -> str:
     if key == REPRODUCES:
-        raise RuleBroken("reserved", "Darkroom itself marks jobs by this key.")
+        raise RuleBroken("reserved", "This metadata key is reserved by Darkroom.")
     return key
 
 
@@ -161,7 +161,7 @@ class _SubmissionFields(RequestModel):
         default=None, description="Seconds; a job that has not finished by then expires."
     )
     webhook: JobWebhook | None = Field(
-        default=None, description="Tell this URL too, beside the registered endpoints."
+        default=None, description="Also notify this URL, in addition to the registered endpoints."
     )
 
 
@@ -202,7 +202,7 @@ class JobSubmission(JobOptions, _SubmissionFields):
             message = f"hires does not go together with {masks[0]}."
             raise RuleBroken("hires_with_mask", message, "/hires")
         if self.expand is not None and not self.expand.across + self.expand.down:
-            raise RuleBroken("empty_expand", "expand asks for no pixel.", "/expand")
+            raise RuleBroken("empty_expand", "expand is zero on every side.", "/expand")
         return self
 
     @model_validator(mode="after")
@@ -210,7 +210,7 @@ class JobSubmission(JobOptions, _SubmissionFields):
         for index, control in enumerate(self.controls):
             here = f"/controls/{index}"
             if control.start >= control.end:
-                message = "A ControlNet ends after it begins."
+                message = "end must be greater than start."
                 raise RuleBroken("empty_control", message, f"{here}/end")
             if control.low is None and control.high is None:
                 continue
@@ -236,7 +236,7 @@ class JobSubmission(JobOptions, _SubmissionFields):
         if self.seeds is not None and self.num_images not in (None, len(self.seeds)):
             raise RuleBroken("seeds_length", "seeds must have num_images entries.", "/seeds")
         if self.output_quality is not None and self.output_format == "png":
-            message = "output_quality is of jpeg and webp; PNG is lossless."
+            message = "output_quality applies to jpeg and webp only; PNG is lossless."
             raise RuleBroken("quality_of_png", message, "/output_quality")
         if self.prompt_syntax == "weighted":
             self._check_weights("prompt", self.prompt)
@@ -249,7 +249,7 @@ class JobSubmission(JobOptions, _SubmissionFields):
         except MalformedWeights as error:
             raise RuleBroken(error.reason, error.message, f"/{field}") from None
         if len(parts) > 1 and not self.long_prompt:
-            message = "BREAK begins another 75 tokens, which are read with long_prompt: true only."
+            message = "BREAK starts another 75-token chunk and requires long_prompt: true."
             raise RuleBroken("break_without_long_prompt", message, f"/{field}")
 
 

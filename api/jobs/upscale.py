@@ -173,7 +173,9 @@ def _choices(
     spec = resources.catalog.get(settings["model"])
     family = families.get(settings["model"])
     if spec is None:
-        raise Problem("not_reproducible", f"The model {settings['model']} is not here any more.")
+        raise Problem(
+            "not_reproducible", f"The model {settings['model']} no longer exists on this server."
+        )
     if (facts := FAMILIES.get(family or "")) is not None:
         step = math.lcm(spec.size_multiple, facts.size_multiple)
         spec = spec.model_copy(update={"size_multiple": step})

@@ -117,7 +117,7 @@ async def delete_endpoint(
 async def rotate_secret(
     resources: Res, principal: WebhooksWrite, endpoint_id: EndpointId
 ) -> EndpointWithSecret:
-    """For 24 hours every request carries two signatures, of the old and of the new secret."""
+    """For 24 hours, requests are signed with both secrets."""
     return await service.rotate_secret(resources, principal, endpoint_id)
 
 
@@ -137,7 +137,7 @@ async def test_endpoint(
 @router.post(
     "/webhook-endpoints/{endpoint_id}/redeliver",
     operation_id="webhook_endpoints.redeliver",
-    summary="Send again what an endpoint has missed",
+    summary="Redeliver what an endpoint has missed",
     status_code=202,
 )
 @problems("webhook_endpoint_disabled")
@@ -210,12 +210,12 @@ async def get_delivery(
 @router.post(
     "/webhook-deliveries/{delivery_id}/redeliver",
     operation_id="webhook_deliveries.redeliver",
-    summary="Send a delivery again",
+    summary="Redeliver a webhook",
     status_code=202,
 )
 @problems("webhook_endpoint_disabled")
 async def redeliver(resources: Res, principal: WebhooksWrite, delivery_id: DeliveryId) -> Delivery:
-    """At once, whatever its state, with the same `webhook-id`; the schedule begins anew."""
+    """At once, whatever its state, with the same `webhook-id`; the retry schedule restarts."""
     return await delivery_log.redeliver(resources, principal, delivery_id)
 
 
@@ -235,7 +235,7 @@ async def get_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
     summary="Rotate the secret of jobs' own webhooks",
 )
 async def rotate_tenant_secret(resources: Res, principal: WebhooksWrite) -> TenantSecret:
-    """The old one signs beside the new one for 24 hours."""
+    """For 24 hours, requests are signed with both secrets."""
     return await service.rotate_tenant_secret(resources, principal)
 
 

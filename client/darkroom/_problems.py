@@ -382,7 +382,7 @@ class GenerationFailed(InternalServerError):
     """The job failed. `detail` gives the job's ID and its error; there are no images."""
 
     known_code = "generation_failed"
-    advice = "Look at the job; one whose error may pass can be retried."
+    advice = "Look at the job; retry it if its error is temporary."
 
 
 class ServiceUnavailableError(InternalServerError):
@@ -429,7 +429,7 @@ class DecoderUnavailable(ServiceUnavailableError):
 
 
 class FilterUnavailable(ServiceUnavailableError):
-    """A filter gives no answer. The operator's filters have to see each prompt, and one failed or
+    """A filter did not respond. The operator's filters must check each prompt, and one failed or
     took too long."""
 
     known_code = "filter_unavailable"
@@ -469,8 +469,8 @@ class WorkersUnknown(ServiceUnavailableError):
 
 
 class JobNotDone(ServiceUnavailableError):
-    """The job takes longer than a request may wait. It goes on; `detail` gives its ID. Only the
-    OpenAI API answers so, with status 504."""
+    """The job takes longer than a request may wait. It continues; `detail` gives its ID. Only the
+    OpenAI API returns this, with status 504."""
 
     known_code = "job_not_done"
     advice = "Poll the job."

@@ -90,7 +90,7 @@ class BatchReport(Base):
 
 
 class BatchFile(Base):
-    """A JSONL or CSV file that a client has sent ahead, to make batches from."""
+    """A JSONL or CSV file that a client has uploaded, to make batches from."""
 
     __tablename__ = "batch_files"
     __table_args__ = (

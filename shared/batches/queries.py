@@ -105,7 +105,7 @@ def hold_sessions(tenant_id: UUID, session_ids: Sequence[str]) -> Select[str]:
 
 
 def insert_file(file: dict[str, Any]) -> ReturningInsert[BatchFile]:
-    """A file that was sent ahead."""
+    """An uploaded batch file."""
     return insert(BatchFile).values(**file).returning(BatchFile)
 
 

@@ -146,7 +146,7 @@ class ModelSpec(BaseModel):
         if self.gguf is not None and self.quantization is not None:
             raise ValueError("gguf holds quantized weights: give it or quantization, not both")
         if self.ip_adapter is not None and self.fuse_qkv:
-            raise ValueError("ip_adapter needs attention as it is: leave out fuse_qkv")
+            raise ValueError("ip_adapter cannot be combined with fuse_qkv")
         if self.default_steps > self.max_steps:
             raise ValueError("default_steps is larger than max_steps")
         for quality, steps in self.quality_steps:

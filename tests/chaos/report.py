@@ -13,7 +13,7 @@ _END = "<!-- end of the table -->"
 _HEAD = (
     "trial",
     "fault",
-    "N (asked)",
+    "N (planned)",
     "jobs",
     "GPU runs wasted",
     "recovery p50 / p99 / max, s",

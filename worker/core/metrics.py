@@ -49,7 +49,7 @@ WEBHOOK_ATTEMPTS = Counter(
 
 WEBHOOK_SECONDS = Histogram(
     "darkroom_webhook_attempt_seconds",
-    "From the beginning of a request to a receiver to its answer or error.",
+    "Duration of a webhook request, up to the response or error.",
     ["outcome"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60),
 )

@@ -107,7 +107,7 @@ class BatchedBackend:
         if request.from_image != (request.strength is not None):
             raise InvalidInput("An initial image and a strength go together.")
         if request.from_image and not facts.image_to_image:
-            raise InvalidInput(f"Model {name!r} makes no images from images.")
+            raise InvalidInput(f"Model {name!r} does not support image-to-image.")
         check_mask(request, facts.inpainting, name)
         self._check_weights(request)
         self._check_prompts(request)

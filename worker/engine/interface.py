@@ -203,7 +203,7 @@ def check_mask(request: ImageRequest, inpainting: bool, model: str) -> None:
     if mask is None:
         return
     if not inpainting:
-        raise InvalidInput(f"Model {model!r} repaints no part of an image.")
+        raise InvalidInput(f"Model {model!r} does not support inpainting.")
     if start is None:
         raise InvalidInput("A mask and an initial image go together.")
     if request.hires is not None:

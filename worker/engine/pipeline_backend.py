@@ -102,7 +102,7 @@ class PipelineBackend:
         if request.from_image != (request.strength is not None):
             raise InvalidInput("An initial image and a strength go together.")
         if request.from_image and self._image_pipeline is None:
-            raise InvalidInput(f"Model {self.model.name!r} makes no images from images.")
+            raise InvalidInput(f"Model {self.model.name!r} does not support image-to-image.")
         check_mask(request, False, self.model.name)
         upscalers = {request.upscaler, request.hires.upscaler if request.hires else "lanczos"}
         if "latent" in upscalers:

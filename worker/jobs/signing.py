@@ -183,7 +183,7 @@ def manifest(receipt: Mapping[str, Any], title: str) -> dict[str, Any]:
 def _read(path: Path | None, which: str) -> bytes:
     name = f"DARKROOM_PROVENANCE_{which}_FILE"
     if path is None:
-        raise SettingsError(f"{name} is missing: images are to be signed")
+        raise SettingsError(f"{name} is required when provenance is 'signed'")
     try:
         return path.read_bytes()
     except OSError as error:

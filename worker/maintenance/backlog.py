@@ -105,7 +105,7 @@ class _Families:
         )
         self.age = GaugeMetricFamily(
             "darkroom_queue_oldest_age_seconds",
-            "How long the oldest of them has waited, since its submission or its last failure.",
+            "Age of the oldest waiting job, since its submission or its last failure.",
             labels=["model", "queue_class"],
         )
         self.running = GaugeMetricFamily(
@@ -118,7 +118,7 @@ class _Families:
         )
         self.delivery_age = GaugeMetricFamily(
             "darkroom_webhook_oldest_due_age_seconds",
-            "How long the oldest of them has been due.",
+            "Age of the oldest due delivery.",
             labels=[],
         )
 

@@ -83,7 +83,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/txt2img",
     operation_id="a1111.txt2img",
-    summary="Make images as with the web UI",
+    summary="Generate images (web UI format)",
     response_class=Response,
     responses=_ANSWERS,
 )
@@ -105,7 +105,7 @@ async def txt2img(
 @router.post(
     "/img2img",
     operation_id="a1111.img2img",
-    summary="Change an image as with the web UI",
+    summary="Change an image (web UI format)",
     response_class=Response,
     responses=_ANSWERS,
 )
@@ -194,7 +194,7 @@ async def set_options(
     return JSONResponse(None)
 
 
-@router.get("/sd-models", operation_id="a1111.models", summary="List models as the web UI")
+@router.get("/sd-models", operation_id="a1111.models", summary="List models (web UI format)")
 async def list_models(resources: Res, _: JobsRead) -> list[SdModel]:
     """The models of GET /v1/models by their names."""
     return [service.serialize_model(spec) for spec in resources.catalog.model]
@@ -214,13 +214,15 @@ async def list_schedulers(_: JobsRead) -> list[ScheduleType]:
     return [ScheduleType(name=name, label=label) for name, label in SCHEDULE_TYPES.items()]
 
 
-@router.get("/loras", operation_id="a1111.loras", summary="List LoRAs as the web UI")
+@router.get("/loras", operation_id="a1111.loras", summary="List LoRAs (web UI format)")
 async def list_loras(resources: Res, principal: JobsRead) -> list[LoraItem]:
     """The catalogue's LoRAs and your tenant's."""
     return await service.loras(resources, principal)
 
 
-@router.get("/progress", operation_id="a1111.progress", summary="Ask how far the web UI's job is")
+@router.get(
+    "/progress", operation_id="a1111.progress", summary="Get the progress of the web UI's job"
+)
 async def get_progress(
     *,
     resources: Res,

@@ -253,8 +253,8 @@ async def _answer(
 
 for _path, _shown in (("/openai/v1/images", True), ("/v1/images", False)):
     for _name, _endpoint, _summary in (
-        ("generations", generate, "Make images as with OpenAI"),
-        ("edits", edit, "Change an image as with OpenAI"),
+        ("generations", generate, "Generate images (OpenAI format)"),
+        ("edits", edit, "Edit an image (OpenAI format)"),
     ):
         router.add_api_route(
             f"{_path}/{_name}",
@@ -268,14 +268,16 @@ for _path, _shown in (("/openai/v1/images", True), ("/v1/images", False)):
         )
 
 
-@router.get("/openai/v1/models", operation_id="openai.models", summary="List models as OpenAI")
+@router.get(
+    "/openai/v1/models", operation_id="openai.models", summary="List models (OpenAI format)"
+)
 async def list_models(resources: Res, _: JobsRead) -> OpenAIModels:
     """The models of GET /v1/models by their names; the first is the default."""
     return OpenAIModels(data=[serialize_model(spec) for spec in resources.catalog.model])
 
 
 @router.get(
-    "/openai/v1/models/{model}", operation_id="openai.model", summary="Get a model as OpenAI"
+    "/openai/v1/models/{model}", operation_id="openai.model", summary="Get a model (OpenAI format)"
 )
 async def get_model(
     resources: Res, _: JobsRead, model: Annotated[str, Path(description="A name or an alias.")]

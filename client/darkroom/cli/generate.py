@@ -96,7 +96,7 @@ def generate(
         ),
     ] = False,
     mask_blur: Annotated[
-        int | None, typer.Option(help="How softly the mask's edge passes, in pixels.")
+        int | None, typer.Option(help="Width of the blend at the mask's edge, in pixels.")
     ] = None,
     mask_crop: Annotated[
         int | None,

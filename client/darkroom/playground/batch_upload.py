@@ -237,7 +237,7 @@ def _show_report(report: BatchDryRun) -> None:
             st.caption(f"… and {count(left, 'job')} more.")
     if report.refused_jobs:
         refused = count(report.refused_jobs, "job")
-        st.warning(f"A filter of the operator refuses {refused}: they would fail.")
+        st.warning(f"The operator's filter rejects {refused}, which would fail.")
     if not report.error_count:
         return
     errors = count(report.error_count, "error")
@@ -246,7 +246,7 @@ def _show_report(report: BatchDryRun) -> None:
     else:
         skip = ", or skip them" if report.jobs else ""
         st.error(
-            f"**{errors}: this file cannot start as it is.** Correct the rows and drop the file "
+            f"**{errors}: this file cannot be started.** Correct the rows and drop the file "
             f"again{skip}.",
             icon=":material/error:",
         )

@@ -32,7 +32,7 @@ _COLOURS = {
     "canceled": "gray",
     "expired": "orange",
 }
-_FIX = "Correct it in the file, and upload these rows anew."
+_FIX = "Correct it in the file, and upload these rows again."
 _ENDINGS = {
     "canceled": "Nothing: it was canceled.",
     "expired": "Retry it; it then has no deadline.",

@@ -19,7 +19,7 @@ const HTML = `
   input { flex: 1; min-width: 4rem; accent-color: var(--st-primary-color); }
 </style>
 <div class="board"><img alt=""><canvas tabindex="0" role="application" aria-label="Mask: drag to
-paint what is to be made anew; or move with the arrow keys and paint with the space bar"></canvas></div>
+paint over the part to regenerate; or move with the arrow keys and paint with the space bar"></canvas></div>
 <div class="tools" role="group" aria-label="Brush">
   <button data-do="paint" aria-pressed="true">Paint</button>
   <button data-do="erase" aria-pressed="false">Erase</button>

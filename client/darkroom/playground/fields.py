@@ -85,7 +85,7 @@ def show_initial_image() -> None:
             )
             return
         if initial.preview is not None:
-            st.caption("Paint over what is to be made anew; the rest stays as it is.")
+            st.caption("Paint over the part to regenerate; the rest stays as it is.")
             components.draw_mask(initial)
         if form.drawn_mask() is not None:
             st.slider(
@@ -94,7 +94,7 @@ def show_initial_image() -> None:
                 64,
                 key=form.MASK_BLUR,
                 **_KEPT,
-                help="How softly, in pixels, what is painted anew passes into what stays.",
+                help="Width of the blend at the mask's edge, in pixels.",
             )
         _show_error("mask_image")
         st.slider(

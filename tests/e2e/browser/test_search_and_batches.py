@@ -129,7 +129,7 @@ def test_a_batch_goes_from_its_file_to_its_zip(
     with browsers.open("/?tab=Batches", dark=dark, without_policy=True) as page:
         page.upload("batch-file", file)
         report = page.page.locator(".st-key-batch-new")
-        expect(report.get_by_text("cannot start as it is")).to_be_visible()
+        expect(report.get_by_text("cannot be started")).to_be_visible()
         expect(report.get_by_text("Did you mean width?")).to_be_visible()
         for fact in ("Device time", "Done in", "Cost"):
             expect(report.get_by_text(fact, exact=True)).to_be_visible()

@@ -1,4 +1,4 @@
-"""Files that were sent ahead are forgotten after a week, batches after the last of their jobs."""
+"""Uploaded files are forgotten after a week, batches after the last of their jobs."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import UUID

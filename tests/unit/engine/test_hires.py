@@ -192,7 +192,7 @@ def test_what_only_the_second_pass_breaks_is_refused_at_once() -> None:
         with pytest.raises(InvalidInput):
             engine.submit(request(hires=broken))
     engine.close()
-    with pytest.raises(InvalidInput, match="makes no images from images"):
+    with pytest.raises(InvalidInput, match="does not support image-to-image"):
         toy_backend("pixart", 1).check(
             request(hires=hires(width=128)).second_pass(latents=object())
         )

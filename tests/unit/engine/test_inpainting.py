@@ -238,7 +238,7 @@ def test_a_model_may_start_from_another_image_than_the_one_that_stays(name: str)
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("lcm", {}, "repaints no part"),
+        ("lcm", {}, "does not support inpainting"),
         ("sd15", {"init_image": None, "strength": None}, "go together"),
         ("sd15", {"init_image": Image.new("RGB", (64, 72))}, "of one size"),
         ("sd15", {"mask": Mask(Image.new("L", (64, 72), 255))}, "of one size"),
@@ -255,7 +255,7 @@ def test_what_makes_no_sense_is_refused(name: str, changes: dict[str, Any], said
 def test_a_pipeline_that_runs_as_a_whole_refuses_masks() -> None:
     engine = toy_engine("pag")
     try:
-        with pytest.raises(InvalidInput, match="repaints no part"):
+        with pytest.raises(InvalidInput, match="does not support inpainting"):
             engine.submit(asked_of("sd15", 9))
     finally:
         engine.close()

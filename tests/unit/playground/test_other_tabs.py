@@ -351,7 +351,7 @@ def test_a_file_is_checked_before_it_can_start(open_page: Open, client: darkroom
     page = open_page(session, tab="Batches")
     page.file_uploader(key="batch-file-0").upload("hats.jsonl", lines, "application/jsonl")
     page.run()
-    assert "cannot start as it is" in said(page)
+    assert "cannot be started" in said(page)
     first, wrong = (table.value for table in page.table)
     assert first["Prompt"].tolist() == [r"a \*hat\*"]
     assert (wrong["Row"].tolist(), wrong["Field"].tolist()) == (["2"], ["steps"])
@@ -368,7 +368,7 @@ def test_a_file_is_checked_before_it_can_start(open_page: Open, client: darkroom
     run_until(page, "the ZIP", lambda: [b for b in page.download_button if "ZIP" in b.label])
     assert r":orange-badge[partial] **hats\.jsonl**" in said(page)
     assert page.table[0].value["What to do"].tolist() == [
-        r"Correct it in the file\, and upload these rows anew\."
+        r"Correct it in the file\, and upload these rows again\."
     ]
     (image,) = next(client.batches.results(batch.id)).images
     page.button(key=f"open-{image.id}").click()

@@ -80,7 +80,7 @@ class DiffusionFamily(Family):
     def _repainted(
         self, request: ImageRequest, scheduler: Any, generator: torch.Generator
     ) -> Start:
-        raise NotImplementedError(f"{self.name} repaints no part of an image.")
+        raise NotImplementedError(f"{self.name} does not support inpainting.")
 
     def _scheduler(self, request: ImageRequest) -> Any:
         return self.schedules.make(request.scheduler, request.steps)
@@ -116,4 +116,4 @@ class DiffusionFamily(Family):
     def _from_image(
         self, request: ImageRequest, scheduler: Any, generator: torch.Generator
     ) -> tuple[int, torch.Tensor, torch.Tensor]:
-        raise NotImplementedError(f"{self.name} makes no images from images.")
+        raise NotImplementedError(f"{self.name} does not support image-to-image.")
