@@ -207,7 +207,7 @@ def register_generate(app: Celery, worker: WorkerProcess) -> None:
                 run_job(worker, known, header_of(task, telemetry.TRACEPARENT))
         except WorkerLeaving:
             # Back to the queue, for a worker that stays; slowly, because a worker whose device is
-            # lost goes on consuming for the seconds that it takes to leave.
+            # lost keeps consuming for the seconds that it takes to leave.
             threading.Event().wait(_REQUEUE_SECONDS)
             raise Reject("this worker is leaving", requeue=True) from None
 

@@ -138,7 +138,7 @@ class WorkerProcess:
         return changed
 
     def publish(self, job: Job) -> None:
-        """Offer a queued job to another worker now; if Redis is away the dispatcher will."""
+        """Offer a queued job to another worker now; if Redis is unavailable the dispatcher will."""
         try:
             publish_job(self.celery, job.id, job.model, job.queue_class)
         except REDIS_AWAY as error:

@@ -14,7 +14,7 @@ from shared.core.logging import get_logger
 log = get_logger(__name__)
 
 OUTAGES = (SQLAlchemyError, StorageUnavailable, *REDIS_AWAY)
-"""What a step may raise while Postgres, Redis or S3 is away; logged without a traceback."""
+"""What a step may raise while Postgres, Redis or S3 is unavailable; logged without a traceback."""
 
 _POLL_SECONDS = 0.5
 

@@ -148,7 +148,7 @@ def redis_client(settings: Settings) -> "redis.Redis":
 
 
 class Heartbeat(BackgroundLoop):
-    """What the API shows of this worker: state, device, models. Redis being away harms nothing.
+    """What the API shows of this worker: state, device, models. An outage of Redis harms nothing.
 
     A thread of its own renews it: a heartbeat or a job must not wait for Redis.
     """

@@ -79,7 +79,7 @@ def open_engine(
         device: `cpu`, `cuda` or `cuda:n`; None takes CUDA if there is one.
         on_fault: called once, from a thread of the engine's, after the device has failed for good
             and every unfinished future has raised `DeviceLost`. The process should then hand its
-            jobs back and exit: no engine in it can go on.
+            jobs back and exit: no engine in it can continue.
     """
     if spec.source.startswith(SOURCE_PREFIX):
         return SimulatedEngine(spec, on_fault=on_fault)

@@ -26,7 +26,7 @@ PieceKey = tuple[str, tuple[int, ...]]
 """A module's name, and the shape of one element of its input."""
 
 _TOO_SLOW = 1.5
-"""Pieces are given up where they take so many times as long as the batch at once."""
+"""Pieces are given up where they take this many times as long as the batch at once."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Agreement:
     """How many elements some modules compute at once, for that."""
 
     def fitting(self, rows: int) -> int:
-        """The size to compute so many rows at: the next one, or the largest."""
+        """The size to compute this many rows at: the next one, or the largest."""
         return next((size for size in self.sizes if size >= rows), self.sizes[-1])
 
 
@@ -171,7 +171,7 @@ class _Trial:
         self._rows = self._rows[:count]
 
     def outputs(self, size: int, pieces: Mapping[PieceKey, int]) -> list[torch.Tensor]:
-        """Of all rows, for each call, so many rows at a time."""
+        """Of all rows, for each call, this many rows at a time."""
         outputs = []
         for index, call in enumerate(self._calls):
             parts = []
@@ -265,8 +265,8 @@ def _observed(
     *,
     alive: Callable[[], None],
 ) -> Iterator[None]:
-    """While the block runs one batch, compute each module's input at all sizes, and go on with what
-    the base size gives. Modules that an earlier proof made ask are observed, too."""
+    """While the block runs one batch, compute each module's input at all sizes, and continue with
+    what the base size gives. Modules that an earlier proof made ask are observed, too."""
     leaves = [
         (name, module, vars(module).get("forward"))
         for name, module in network.named_modules()

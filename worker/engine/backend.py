@@ -17,7 +17,7 @@ from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpRe
 
 @dataclass(frozen=True)
 class Shape:
-    """What rows of one tick must agree on; a row's bits depend on it and on nothing beside it."""
+    """What rows of one tick must agree on; a row's bits depend on it and on nothing else."""
 
     width: int
     """Pixels."""
@@ -40,7 +40,7 @@ class Shape:
 
 
 def fewer_rows(rows: int) -> int:
-    """What to try where so many do not fit: the next smaller power of two; 0 below one row."""
+    """What to try where that many do not fit: the next smaller power of two; 0 below one row."""
     return 1 << (rows - 1).bit_length() - 1 if rows > 1 else 0
 
 
@@ -100,7 +100,7 @@ class RowState(Protocol):
 
     @property
     def error(self) -> Exception | None:
-        """What its own part of the last tick failed with; its neighbours went on."""
+        """What its own part of the last tick failed with; its neighbours continued."""
 
     @property
     def rescued(self) -> bool:
@@ -138,7 +138,7 @@ class Backend(Protocol[R]):
     def load_weights(self, request: ImageRequest) -> object:
         """Load what the request's image needs besides the model; it stays while the result does.
 
-        On the submitting thread, so that rows go on while files are read.
+        On the submitting thread, so that rows continue while files are read.
 
         Raises:
             LoraUnavailable: a file cannot be read or does not fit the model.

@@ -22,7 +22,7 @@ from worker.engine.row import Prediction, Row, Tensors
 
 Agree = Callable[[bool, Row, int], Agreement]
 """What is known where images are laid out channels-last, or not, for rows like this one, of which
-so many are to share a batch."""
+this many are to share a batch."""
 
 
 class Seats:

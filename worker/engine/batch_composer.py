@@ -3,7 +3,7 @@
 The rule in one sentence: among the shapes that have an image of the best waiting queue class, the
 one that has used the device least goes next, with its first rows in the order (queue class,
 arrival). Time that a shape could not have used, because it had nobody waiting or only bulk images
-behind interactive ones, is not owed to it: it goes on from where the others are.
+behind interactive ones, is not owed to it: it continues from where the others are.
 A bulk row that is not among them waits, whatever step it is at; its state needs no device time.
 """
 
@@ -149,7 +149,7 @@ class BatchComposer(Generic[E]):
         ]
 
     def charge(self, shape: Shape, seconds: float) -> None:
-        """Record that a tick of this shape took so long."""
+        """Record that a tick of this shape took that long."""
         if self._fairness_key(shape) in self._used:
             self._used[self._fairness_key(shape)] += seconds
 

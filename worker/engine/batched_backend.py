@@ -97,10 +97,10 @@ class BatchedBackend:
                 f"{request.scheduler!r}."
             )
         if request.true_cfg_scale is not None and not facts.true_cfg:
-            raise InvalidInput(f"Model {name!r} takes no true_cfg_scale.")
+            raise InvalidInput(f"Model {name!r} does not support true_cfg_scale.")
         negative = self._family.takes_negative_prompt or request.true_cfg_scale is not None
         if request.negative_prompt and not negative:
-            raise InvalidInput(f"Model {name!r} takes no negative prompt.")
+            raise InvalidInput(f"Model {name!r} does not support negative prompts.")
         multiple = facts.size_multiple
         if request.width % multiple or request.height % multiple:
             raise InvalidInput(f"Width and height must be multiples of {multiple} pixels.")
@@ -117,11 +117,11 @@ class BatchedBackend:
     def _check_weights(self, request: ImageRequest) -> None:
         facts, name = self._family.facts, self._loaded.spec.name
         if request.loras and not self.takes_loras:
-            raise InvalidInput(f"Model {name!r} takes no LoRAs.")
+            raise InvalidInput(f"Model {name!r} does not support LoRAs.")
         if request.references and self._family.ip_adapter is None:
-            raise InvalidInput(f"Model {name!r} takes no reference images.")
+            raise InvalidInput(f"Model {name!r} does not support reference images.")
         if request.controls and not facts.controlnets:
-            raise InvalidInput(f"Model {name!r} takes no ControlNets.")
+            raise InvalidInput(f"Model {name!r} does not support ControlNets.")
         starts_again = request.from_image or request.hires is not None
         if request.controls and starts_again and not facts.control_images:
             raise InvalidInput(
@@ -131,10 +131,10 @@ class BatchedBackend:
     def _check_prompts(self, request: ImageRequest) -> None:
         facts, name = self._family.facts, self._loaded.spec.name
         if request.long_prompt and not facts.long_prompts:
-            raise InvalidInput(f"Model {name!r} takes no long prompts.")
+            raise InvalidInput(f"Model {name!r} does not support long prompts.")
         if request.prompt_syntax == "weighted":
             if not facts.prompt_weights:
-                raise InvalidInput(f"Model {name!r} takes no weighted prompts.")
+                raise InvalidInput(f"Model {name!r} does not support prompt weights.")
             for text in (request.prompt, request.negative_prompt or ""):
                 parse_weights(text)
 

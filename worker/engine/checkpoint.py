@@ -72,7 +72,9 @@ def verify(folder: Path, gguf: Path | None = None) -> dict[str, Any]:
         )
     index_path = folder / "model_index.json"
     if not index_path.is_file():
-        raise ModelUnavailable(f"{folder} is no diffusers checkpoint: model_index.json is missing.")
+        raise ModelUnavailable(
+            f"{folder} is not a diffusers checkpoint: model_index.json is missing."
+        )
     try:
         index = json.loads(index_path.read_text("utf-8"))
         pipeline = index["_class_name"]
@@ -176,7 +178,7 @@ def load_pipeline(spec: ModelSpec, folder: Path, index: dict[str, Any], dtype: A
         if "AutoPipeline" not in str(error):
             raise ModelUnavailable(_cannot_load(spec, error)) from error
         raise ModelUnavailable(
-            f"Model {spec.name!r} is a {index['_class_name']}, which makes no images from text."
+            f"Model {spec.name!r} is a {index['_class_name']}, not a text-to-image pipeline."
         ) from error
     except Exception as error:
         raise ModelUnavailable(_cannot_load(spec, error)) from error

@@ -67,7 +67,7 @@ class Device:
         return torch.get_num_threads()
 
     def use_threads(self, count: int | None) -> None:
-        """Let kernels of this thread have so many; None: as before."""
+        """Let kernels of this thread have that many; None: as before."""
         if count is not None and count != torch.get_num_threads():
             torch.set_num_threads(count)
 

@@ -30,7 +30,7 @@ def _open_backend(spec: ModelSpec, device: str | Device | None) -> Any:  # one o
     family = family_of(loaded.pipeline)
     if family is None:
         if spec.ip_adapter is not None:
-            raise ModelUnavailable(f"Model {spec.name!r} takes no IP-Adapter.")
+            raise ModelUnavailable(f"Model {spec.name!r} does not support IP-Adapters.")
         from worker.engine.pipeline_backend import PipelineBackend
 
         return PipelineBackend(loaded)

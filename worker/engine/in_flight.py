@@ -82,7 +82,7 @@ class InFlightRequest(Generic[R]):
         self.notes = ()
 
     def restart(self, shape: Shape, note: str) -> None:
-        """Begin anew at another shape: half an image at each shape would match neither."""
+        """Start again at another shape: half an image at each shape would match neither."""
         self.state = None
         self.shape = shape
         self.notes = (*self.notes, note)
@@ -149,7 +149,7 @@ class UsageMeter:
         self.bill(entry, seconds)
 
     def counters(self, pauses: int) -> EngineCounters:
-        """The totals as they stand."""
+        """The totals so far."""
         return EngineCounters(
             ticks=self._ticks,
             live_rows=self._live,

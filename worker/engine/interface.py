@@ -86,7 +86,7 @@ class Hires:
 
 @dataclass(frozen=True)
 class Mask:
-    """Which part of the initial image is made anew."""
+    """Which part of the initial image is regenerated."""
 
     image: Image.Image
     """Grey (mode L), width × height of the request: 255 is repainted, 0 stays. The network takes
@@ -103,7 +103,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class Reference:
-    """An image that the model looks at beside the prompt, and how much it counts."""
+    """An image that the model looks at alongside the prompt, and how much it counts."""
 
     image: Image.Image
     """RGB, any size."""
@@ -161,7 +161,7 @@ class ImageRequest:
     long_prompt: bool = False
     """Whether both prompts are read to their ends, as several chunks of tokens."""
     hires: Hires | None = None
-    """Makes it two passes, each with noise drawn from the seed anew; width and height are those of
+    """Makes it two passes, each with noise redrawn from the seed; width and height are those of
     the first."""
 
     @property

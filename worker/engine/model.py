@@ -27,7 +27,7 @@ _BETWEEN_PROOFS = 60.0
 """and how long none has to wait after that, whatever shapes clients ask for."""
 
 _KNOWN_SHAPES = 64
-"""Shapes of which it stays known what agrees, beside those of the warm-up."""
+"""Shapes of which it stays known what agrees, in addition to those of the warm-up."""
 
 _IDLE_SHAPES = 8
 """Shapes whose buffers stay for the next image of their size."""
@@ -57,7 +57,7 @@ class Model:
         self._warmed: set[Shape] = set()
 
     def shape(self, request: ImageRequest, rows: int) -> Shape:
-        """The shape at so many rows."""
+        """The shape at this many rows."""
         variant = self.family.variant(request, rows)
         weights = request.loras or request.controls or request.references
         eager = bool(weights) and self._compile != "off"
@@ -146,7 +146,7 @@ class Model:
         return batch
 
     def took(self, shape: Shape, computed: int, seconds: float) -> None:
-        """Take note of how long a tick of so many rows was."""
+        """Take note of how long a tick of this many rows was."""
         if shape in self._batches and computed:
             self._batches[shape].row_seconds = seconds / computed
 
@@ -211,7 +211,7 @@ class Model:
         channels_last: bool = False,
         row_seconds: float | None = None,
     ) -> Agreement:
-        """Compare batch sizes with the shape's own, on rows like this one, for about so long.
+        """Compare batch sizes with the shape's own, on rows like this one, for about that long.
 
         What fails for whatever reason is not tried again, and costs no row its image.
         """

@@ -100,7 +100,7 @@ class Notifier:
             listener.callback(
                 StepUpdate(progress.step, progress.steps, preview, progress.work_done)
             )
-        except Exception:  # a callback's failure is its own: the image goes on
+        except Exception:  # a callback's failure is its own: the image continues
             logger.exception("A step callback failed")
 
 

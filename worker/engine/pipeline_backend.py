@@ -93,12 +93,12 @@ class PipelineBackend:
             ("LoRAs", request.loras),
             ("ControlNets", request.controls),
             ("reference images", request.references),
-            ("weighted prompts", request.prompt_syntax == "weighted"),
+            ("prompt weights", request.prompt_syntax == "weighted"),
             ("long prompts", request.long_prompt),
-            ("negative prompt", takes_no_negative),
+            ("negative prompts", takes_no_negative),
         ):
             if asked:
-                raise InvalidInput(f"Model {self.model.name!r} takes no {name}.")
+                raise InvalidInput(f"Model {self.model.name!r} does not support {name}.")
         if request.from_image != (request.strength is not None):
             raise InvalidInput("An initial image and a strength go together.")
         if request.from_image and self._image_pipeline is None:

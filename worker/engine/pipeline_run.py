@@ -1,4 +1,4 @@
-"""One call of a diffusers pipeline, held after each step until it is told to go on.
+"""One call of a diffusers pipeline, held after each step until it is told to continue.
 
 The call runs on a thread of its own and its step callback waits there, so that the step loop can
 count its steps, cancel it and time it like any row, though it knows nothing of its inside. The two

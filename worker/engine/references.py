@@ -116,7 +116,7 @@ def load_ip_adapter(
     if spec.ip_adapter is None:
         return None
     if not hasattr(pipeline, "unet") or not hasattr(pipeline, "load_ip_adapter"):
-        raise ModelUnavailable(f"Model {spec.name!r} takes no IP-Adapter.")
+        raise ModelUnavailable(f"Model {spec.name!r} does not support IP-Adapters.")
     declared = spec.ip_adapter
     folder, sha256 = checkpoint.locate_ip_adapter(declared, spec.name)
     shell = hollow(pipeline)

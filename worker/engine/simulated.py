@@ -72,7 +72,7 @@ class SimulatedSpeed:
             if source == SOURCE_PREFIX:
                 return cls()
             raise ModelUnavailable(
-                f"The source {source!r} is no simulated GPU; an example is "
+                f"The source {source!r} is not a simulated GPU; an example is "
                 "simulated:tick=0.02&row=0.005."
             ) from error
 
@@ -134,7 +134,7 @@ class SimulatedBackend:
         if self.steps_of(request) < 1:
             raise InvalidInput("strength times steps leaves no step to run.")
         if request.references and self._spec.ip_adapter is None:
-            raise InvalidInput(f"Model {self._spec.name!r} takes no reference images.")
+            raise InvalidInput(f"Model {self._spec.name!r} does not support reference images.")
         check_mask(request, True, self._spec.name)
 
     def steps_of(self, request: ImageRequest) -> int:
@@ -319,7 +319,7 @@ _GRAIN_OFFSETS = 1 << 16
 
 @lru_cache(maxsize=8)
 def _grain(size: int) -> NDArray[np.uint8]:
-    """Noise to cut an image's grain from: drawing it anew would cost more than the image."""
+    """Noise to cut an image's grain from: redrawing it would cost more than the image."""
     return np.random.Generator(np.random.PCG64(0)).integers(
         0, 8, size + _GRAIN_OFFSETS, dtype=np.uint8
     )

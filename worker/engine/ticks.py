@@ -1,7 +1,7 @@
 """One tick of the step loop: drop, decode, choose, launch, finish. The engine's thread only.
 
 Work is handed to the device and finished later, in order; on a GPU one piece stays queued, so that
-the device goes on while the host prepares the next tick.
+the device continues while the host prepares the next tick.
 """
 
 import logging
@@ -104,7 +104,7 @@ class TickRunner(Generic[R]):
     def _launch(self, batch: Batch[InFlightRequest[R]]) -> None:
         """Hand one tick to the device."""
         entries = [entry for entry in batch.entries if entry.started or self._prepare(entry)]
-        # Those that had to make room meanwhile begin anew in another turn.
+        # Those that had to make room meanwhile start again in another turn.
         entries = [entry for entry in entries if entry.started and entry.shape == batch.shape]
         states = [entry.state for entry in entries if entry.state is not None]
         if not states:
@@ -270,7 +270,7 @@ class TickRunner(Generic[R]):
 
         self._finish_pending()  # what is queued before it has a bill of its own
         started = time.perf_counter()
-        # After a first pass that was sound enough to go on from, both are made again.
+        # After a first pass that was sound enough to continue from, both are made again.
         until_now = entry.submitted if entry.first else replace(entry.request, hires=None)
         try:
             image, note = self._with_memory_released(
@@ -343,7 +343,7 @@ class TickRunner(Generic[R]):
             self._readmit(entry, smaller, note)
 
     def _readmit(self, entry: InFlightRequest[R], shape: Shape, note: str) -> None:
-        """Begin anew at another shape: half an image at each would match neither."""
+        """Start again at another shape: half an image at each would match neither."""
         self.composer.remove(entry)
         self._discard(entry)
         entry.restart(shape, note)

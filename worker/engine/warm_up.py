@@ -24,11 +24,11 @@ _WORTH_IT = 1.15
 """Doubling the rows must give 15 % more images per second, or it only costs latency."""
 _WORTH_IT_ON_CPU = 1.05
 _WORTH_A_THREAD = 1.5
-"""Doubling the threads must make a row so much faster, by the best of some ticks: threads are part
-of the bits, and what is gained or not by a clear margin is chosen again after a restart."""
+"""Doubling the threads must make a row this much faster, by the best of some ticks: threads are
+part of the bits, and what is gained or not by a clear margin is chosen again after a restart."""
 _TIMED_TICKS = 5
 _TIMED_SECONDS = 1.0
-"""More ticks are timed only within so many seconds."""
+"""More ticks are timed only within this many seconds."""
 _PROOF_SECONDS = 60.0
 """For the default size, and as much for all others together."""
 
@@ -37,7 +37,7 @@ class Room(Protocol):
     """How many rows fit, as far as is known."""
 
     def limit(self, pixels: int) -> int:
-        """At an image of so many pixels."""
+        """At an image of this many pixels."""
 
     def most(self, shape: Shape) -> int:
         """That may share a tick."""
@@ -190,7 +190,7 @@ def _choose_rows(loaded: LoadedModel, model: Model) -> tuple[int, list[TickTime]
 
 
 def _generate(loaded: LoadedModel, model: Model, shape: Shape, rows: int) -> float:
-    """A short image at this shape, all the way to pixels, beside the buffers of so many; returns
+    """A short image at this shape, all the way to pixels, next to the buffers of this many; returns
     the median tick time."""
     model.will_warm(shape)
     request = _request(loaded, shape.width, shape.height)

@@ -1,4 +1,4 @@
-"""Weights beside a model's own that jobs name, such as LoRAs: those used last stay loaded."""
+"""Weights that jobs name, such as LoRAs, besides the model's own: those used last stay loaded."""
 
 import threading
 import time

@@ -1,6 +1,6 @@
 """Claim the job of a message: once per process, through outages, and poison jobs one at a time.
 
-A job whose worker vanished is treated as poison: it, or one of the jobs beside it, may be what
+A job whose worker vanished is treated as poison: it, or a job that ran with it, may be what
 kills workers. A worker runs at most one of them at a time, among jobs that are none, so that the
 one that kills is found out by its second kill, and its former neighbours do not fail with it.
 """

@@ -328,7 +328,7 @@ def upload(storage: Storage, image: FinishedImage, lease: Lease) -> None:
     (rclone 1.75, four in a hundred).
 
     Raises:
-        StorageUnavailable: S3 stayed away.
+        StorageUnavailable: S3 stayed unavailable.
         LeaseLost: the job was stopped meanwhile.
     """
     row, encoded = image.row, image.encoded
@@ -353,7 +353,7 @@ def commit(
 
     Raises:
         LeaseLost: it is not; nothing was written.
-        SQLAlchemyError: Postgres stayed away.
+        SQLAlchemyError: Postgres stayed unavailable.
     """
     gpu_seconds = sum(image.row["gpu_seconds"] for image in images)
     gpu_seconds += sum(image["gpu_seconds"] for image in filtered)
@@ -390,7 +390,7 @@ def commit_success(
 
     Raises:
         LeaseLost: the attempt is not the running one; nothing was written.
-        SQLAlchemyError: Postgres is away, or refuses.
+        SQLAlchemyError: Postgres is unavailable, or refuses.
     """
     if prompt.known:
         with autocommit(database) as session:

@@ -77,7 +77,7 @@ class PromptRow:
         """Embed the prompt if the tenant has never used it; does nothing the second time.
 
         Raises:
-            SQLAlchemyError: Postgres is away.
+            SQLAlchemyError: Postgres is unavailable.
         """
         if self._known or self._embedding is not None:
             return

@@ -27,7 +27,7 @@ from worker.core.loop import BackgroundLoop, ChannelListener
 
 
 class StopReason(StrEnum):
-    """Why a job in flight must not go on."""
+    """Why a job in flight must not continue."""
 
     CANCELED = "canceled"
     EXPIRED = "expired"
@@ -48,7 +48,7 @@ class Lease:
 
     @property
     def stop_reason(self) -> StopReason | None:
-        """Why the job must stop; None while it may go on. The first reason stays."""
+        """Why the job must stop; None while it may continue. The first reason stays."""
         return self._reason
 
     def stop(self, reason: StopReason) -> None:
@@ -71,7 +71,7 @@ class Lease:
         callback()
 
     def wait(self, seconds: float) -> None:
-        """Pause, but no longer than the job may go on."""
+        """Pause, but no longer than the job may continue."""
         self._stopped.wait(seconds)
 
 
@@ -196,7 +196,7 @@ class LeaseRenewer(BackgroundLoop):
 
 
 class StopListener(ChannelListener):
-    """Listens on the stop channel. What it misses while Redis is away, the next renewal finds."""
+    """Listens on the stop channel. What it misses in an outage of Redis, the next renewal finds."""
 
     def __init__(self, client: "redis.Redis", leases: LeaseRenewer) -> None:
         super().__init__("stop-listener", client, STOP_CHANNEL)
@@ -234,7 +234,7 @@ def retry_outage(action: Callable[[], T], lease: Lease) -> T:
 
     Raises:
         LeaseLost: the job was stopped first.
-        StorageUnavailable: S3 stayed away.
+        StorageUnavailable: S3 stayed unavailable.
         SignerUnavailable: the signer did.
         FilterUnavailable: the filters did.
     """
@@ -255,7 +255,7 @@ def retry_database(action: Callable[[], T], lease: Lease) -> T:
 
     Raises:
         LeaseLost: the job was stopped before the first try, or must be handed back now.
-        SQLAlchemyError: Postgres stayed away, or refuses the statement.
+        SQLAlchemyError: Postgres stayed unavailable, or refuses the statement.
     """
     tried = False
 
@@ -274,7 +274,7 @@ def record_stop(action: Callable[[], T], lease: Lease) -> T:
     """Tell Postgres how a stopped job ended, within a few seconds or not at all.
 
     Raises:
-        SQLAlchemyError: Postgres stayed away; the lease will run out instead.
+        SQLAlchemyError: Postgres stayed unavailable; the lease will run out instead.
     """
     return _retry(action, is_outage, lease, RELEASE_LIMIT)
 

@@ -37,7 +37,7 @@ _NOBODYS: tuple[int, dict[int, float]] = (-1, {})
 
 
 class ProgressReporter(BackgroundLoop):
-    """Writes jobs' events. Redis being away loses events, never work."""
+    """Writes jobs' events. An outage of Redis loses events, never work."""
 
     def __init__(
         self, client: "redis.Redis", notifier: WebhookNotifier, webhooks: ProgressWebhooks
@@ -96,7 +96,7 @@ class ProgressReporter(BackgroundLoop):
         self._notifier.jobs_changed([job])
 
     def attempt_over(self, job: Job) -> None:
-        """Forget what was noted of an attempt that brought no transition: others go on with it."""
+        """Forget what was noted of an attempt without a transition: others continue with it."""
         with self._lock:
             if self._done.get(job.id, _NOBODYS)[0] != job.attempt:
                 return

@@ -99,7 +99,7 @@ class _Attempt:
         self._images: list[FinishedImage] = []
         """Images that are in S3, or on their way."""
         self._filtered: list[dict[str, Any]] = []
-        """Images that a filter has refused, as they stand in `Job.filtered`."""
+        """Images that a filter has refused, as stored in `Job.filtered`."""
         self._submitted = 0.0
         """`time.monotonic()` when the engine was asked for them."""
 
@@ -200,7 +200,7 @@ class _Attempt:
             )
 
     def _signed(self, image: FinishedImage) -> FinishedImage:
-        """With a manifest, where the model's images get one; a signer that is away is waited for.
+        """With a manifest, where the model's images get one; it waits for an unavailable signer.
 
         Raises:
             LeaseLost: the job was stopped first.

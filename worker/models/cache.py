@@ -72,7 +72,7 @@ def _estimate_ip_adapter(spec: ModelSpec) -> int:
 log = get_logger(__name__)
 
 _SHARE_OF_LOADING = 2
-"""A model stays for at least so many times as long as it took to load, so that a worker that is
+"""A model stays for at least this many times as long as it took to load, so that a worker that is
 asked for everything at once spends a third of its time on loading at most."""
 
 _FIRST_RETRY_SECONDS = 60.0
@@ -108,7 +108,7 @@ class _Model:
 
     @property
     def spec_to_load(self) -> ModelSpec:
-        """With the rows and threads of the first time: a warm-up that measured anew might choose
+        """With the rows and threads of the first time: a warm-up that measured again might choose
         others, and both may be part of what fixes an image's bytes."""
         if self.facts is None:
             return self.spec

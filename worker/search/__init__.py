@@ -1,1 +1,1 @@
-"""Embed prompts, queries and images, and embed them anew when the model changes."""
+"""Embed prompts, queries and images, and re-embed them when the model changes."""

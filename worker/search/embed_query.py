@@ -28,7 +28,7 @@ class EmbeddingModels:
     """The embedding models of this process, each loaded once, on a thread of its own.
 
     Normally one: that of the settings. Prompts that still have vectors of another need it, too,
-    until they are embedded anew.
+    until they are embedded again.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -56,17 +56,17 @@ class PromptIndexer(LeaderLoop):
         self._models = models
 
     def lead(self) -> float:
-        """Make and drop indexes, then embed some prompts anew if any need it."""
+        """Make and drop indexes, then embed some prompts again if any need it."""
         self.tend_indexes()
         return 0.0 if self.embed_some() else _IDLE_SECONDS
 
     def tend_indexes(self) -> None:
         """Make the index of the model in use; drop those of models that no prompt is of.
 
-        Reads and writes go on while an index is made.
+        Reads and writes continue while an index is made.
 
         Raises:
-            SQLAlchemyError: the database is away, or busy with another index.
+            SQLAlchemyError: the database is unavailable, or busy with another index.
         """
         wanted = {PROMPTS.name(self._model, self._dimensions)}
         with self._database.begin() as session:
@@ -89,7 +89,7 @@ class PromptIndexer(LeaderLoop):
 
         Raises:
             ModelNotLoaded: the model in use cannot be loaded.
-            SQLAlchemyError: the database is away; nothing of this step was stored.
+            SQLAlchemyError: the database is unavailable; nothing of this step was stored.
         """
         with self._database.begin() as session:
             models = [name for name, _ in session.execute(embeddings.list_models())]
@@ -169,10 +169,10 @@ class ImageIndexer(LeaderLoop):
         return _IMAGES_IDLE_SECONDS
 
     def tend_index(self) -> None:
-        """Make the index of the model in use and drop all others; searches go on meanwhile.
+        """Make the index of the model in use and drop all others; searches continue meanwhile.
 
         Raises:
-            SQLAlchemyError: the database is away, or busy with another index.
+            SQLAlchemyError: the database is unavailable, or busy with another index.
         """
         if self._indexed:
             return
@@ -189,12 +189,12 @@ class ImageIndexer(LeaderLoop):
         """Give images their vectors, the newest first; returns how many were looked at.
 
         Ends with the oldest, with the first window unless it is to look `among_all`, or after many:
-        there may be newer ones by then, to begin anew with.
+        there may be newer ones by then, to start again with.
 
         Raises:
             ModelNotLoaded: the model cannot be loaded.
-            StorageUnavailable: S3 is away; nothing of the last step was stored.
-            SQLAlchemyError: the database is away; likewise.
+            StorageUnavailable: S3 is unavailable; nothing of the last step was stored.
+            SQLAlchemyError: the database is unavailable; likewise.
         """
         before: UUID | None = None
         embedded = 0

@@ -48,7 +48,7 @@ log = get_logger(__name__)
 THREADS = 64
 """Requests at once in one process. Each waits for a receiver, up to 15 s when that hangs."""
 _LOOKUPS = 8
-"""Threads beside these that find out whose deliveries are."""
+"""Further threads, which find out whose deliveries are."""
 _LEASE_MARGIN = timedelta(seconds=15)
 """Beyond the request's own limit, for recording it on a slow day."""
 _USUAL_FAILURES = ("http_error", "connection_failed", "unresolvable_host", "tls_failed")
@@ -84,7 +84,7 @@ class FairSlots:
             return True
 
     def may_keep(self, owner: UUID) -> bool:
-        """Whether a slot's holder may go on; it gives way once to who was refused."""
+        """Whether a slot's holder may continue; it gives way once to who was refused."""
         with self._lock:
             if self._is_crowded or owner in self._refused:
                 self._is_crowded = False

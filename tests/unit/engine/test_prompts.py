@@ -206,9 +206,9 @@ def test_the_backend_tells_what_is_cut() -> None:
 def test_models_without_clips_tokens_alone_refuse_both(family: str) -> None:
     backend = toy_backend(family, 1)
     scheduler = scheduler_of(family)
-    with pytest.raises(InvalidInput, match="takes no weighted prompts"):
+    with pytest.raises(InvalidInput, match="does not support prompt weights"):
         backend.check(request(scheduler=scheduler, **WEIGHTED))
-    with pytest.raises(InvalidInput, match="takes no long prompts"):
+    with pytest.raises(InvalidInput, match="does not support long prompts"):
         backend.check(request(scheduler=scheduler, **LONG))
 
 

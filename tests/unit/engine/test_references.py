@@ -270,7 +270,7 @@ def test_the_memory_of_an_adapter_is_estimated_as_a_model_s() -> None:
 def test_a_model_without_an_adapter_refuses_references() -> None:
     for family in ("sd15", "flux"):
         asked = asked_of(family, guidance_scale=1.0)
-        with pytest.raises(InvalidInput, match="takes no reference images"):
+        with pytest.raises(InvalidInput, match="does not support reference images"):
             toy_backend(family, 1).check(asked)
 
 
@@ -283,7 +283,7 @@ def _refusal(family: str, spec: IpAdapterSpec) -> str:
 
 def test_an_adapter_that_does_not_fit_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
     assert "does not fit model" in _refusal("sdxl", adapter("sd15"))
-    assert "takes no IP-Adapter" in _refusal("flux", adapter("sd15"))
+    assert "does not support IP-Adapters" in _refusal("flux", adapter("sd15"))
     gone = IpAdapterSpec(source=str(tmp_path), file="gone.safetensors")
     assert "does not exist" in _refusal("sd15", gone)
     assert "pins no revision" in _refusal("sd15", IpAdapterSpec(source="a/b", file=gone.file))

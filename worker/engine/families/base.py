@@ -174,7 +174,7 @@ class Family(ABC):
         return request.guidance_scale
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
-        """What rows of one tick must agree on beside size and number; opaque to the loop."""
+        """What rows of one tick must agree on, besides size and number; opaque to the loop."""
         del rows
         return self.guided(request)
 
@@ -236,7 +236,7 @@ class Family(ABC):
         if not looked_at:
             return ()
         if adapter is None:
-            raise InvalidInput(f"Model {self.spec.name!r} takes no reference images.")
+            raise InvalidInput(f"Model {self.spec.name!r} does not support reference images.")
         where = self.device.torch_device, self.encode_device
         found = []
         for reference in looked_at:
@@ -353,7 +353,7 @@ class Family(ABC):
 
     def control_fault(self, network: Any) -> str | None:
         """Why a ControlNet's network does not fit, as half a sentence."""
-        raise NotImplementedError(f"{self.name} takes no ControlNets.")
+        raise NotImplementedError(f"{self.name} does not support ControlNets.")
 
     def control_generator(
         self, request: ImageRequest, generator: torch.Generator
@@ -366,15 +366,15 @@ class Family(ABC):
         self, network: Any, image: Image.Image, request: ImageRequest, generator: torch.Generator
     ) -> torch.Tensor:
         """An image as a ControlNet takes it: (1, …), for each half alike, or (halves, …)."""
-        raise NotImplementedError(f"{self.name} takes no ControlNets.")
+        raise NotImplementedError(f"{self.name} does not support ControlNets.")
 
     def control(self, network: Any, inputs: Tensors, condition: torch.Tensor) -> Residuals:
         """Call a ControlNet over a whole batch, at scale 1."""
-        raise NotImplementedError(f"{self.name} takes no ControlNets.")
+        raise NotImplementedError(f"{self.name} does not support ControlNets.")
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
         """`forward`, with what ControlNets add."""
-        raise NotImplementedError(f"{self.name} takes no ControlNets.")
+        raise NotImplementedError(f"{self.name} does not support ControlNets.")
 
     # --- upscaling ------------------------------------------------------------------------------
 

@@ -151,7 +151,7 @@ class Flux(PackedFlowFamily):
 
 
 def _spread(made: Sequence[torch.Tensor] | None, blocks: int, *, repeats: bool) -> Residuals:
-    """One for each of so many blocks: in turn, or each for its share of them."""
+    """One for each of that many blocks: in turn, or each for its share of them."""
     if made is None:
         return [None] * blocks
     if repeats:

@@ -44,7 +44,7 @@ class Lumina2(FlowFamily):
         """One call of the transformer.
 
         In a batch one more element, a text of full length, keeps the joint sequence at one length
-        whatever the texts beside it are; otherwise a row's bits would follow its neighbours.
+        whatever the neighbouring texts are; otherwise a row's bits would follow its neighbours.
         """
         batch = {name: inputs[name] for name in ("sample", "timestep", "tokens", "mask")}
         if shape.batch_size > 1:
