@@ -147,5 +147,5 @@ class AsyncClient:
         return AsyncPages(self._transport, Request("GET", "/v1/search", query), Hit, after)
 
     async def usage(self) -> Usage:
-        """What this key has used and has left."""
+        """This key's usage and limits."""
         return await self._transport.fetch(Usage, Request("GET", "/v1/usage"))

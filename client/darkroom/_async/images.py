@@ -274,7 +274,7 @@ class AsyncImages(AsyncResource):
         )
 
     async def inspect(self, file: FileSource) -> Inspection:
-        """What an image made by Darkroom says about itself; the file is not stored."""
+        """The receipt in a file that Darkroom made; the file is not stored."""
         sent = await in_thread(encoding.read_file, file)
         return await self._post(
             Inspection, "/v1/images/inspect", files={"file": sent}, repeatable=True

@@ -148,5 +148,5 @@ class Client:
         return Pages(self._transport, Request("GET", "/v1/search", query), Hit, after)
 
     def usage(self) -> Usage:
-        """What this key has used and has left."""
+        """This key's usage and limits."""
         return self._transport.fetch(Usage, Request("GET", "/v1/usage"))

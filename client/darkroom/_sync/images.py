@@ -273,7 +273,7 @@ class Images(Resource):
         return self._transport.fetch(Provenance, Request("GET", self._at(image, "provenance")))
 
     def inspect(self, file: FileSource) -> Inspection:
-        """What an image made by Darkroom says about itself; the file is not stored."""
+        """The receipt in a file that Darkroom made; the file is not stored."""
         sent = in_thread(encoding.read_file, file)
         return self._post(Inspection, "/v1/images/inspect", files={"file": sent}, repeatable=True)
 

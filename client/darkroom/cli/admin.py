@@ -140,7 +140,7 @@ def _key_state(key: "Key") -> str:
 )
 def create_key(
     cli: Cli,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is for; shown in lists.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Purpose; shown in lists.")],
     scope: Annotated[
         list[str],
         typer.Option(

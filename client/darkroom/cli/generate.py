@@ -102,7 +102,7 @@ def generate(
         int | None,
         typer.Option(
             metavar="PIXELS",
-            help="Make only the region around the mask, at full size, with so much around it.",
+            help="Make only the region around the mask, at full size, with this margin.",
         ),
     ] = None,
     expand: Annotated[

@@ -56,7 +56,7 @@ class Column(Generic[Row]):
     right: bool = False
     wrap: bool = False
     lines: int | None = None
-    """Of a wrapped column: show so many lines of a cell at most."""
+    """Of a wrapped column: show this many lines of a cell at most."""
     drop: int = 0
 
 
@@ -212,7 +212,7 @@ def _fact(column: Column[Row], row: Row) -> str:
 
 
 class Clamped:
-    """Markup that is cut to so many lines."""
+    """Markup that is cut to `lines` lines."""
 
     def __init__(self, markup: str, lines: int) -> None:
         from rich.text import Text

@@ -40,7 +40,7 @@ class JobView:
         self._task: TaskID | None = None
 
     def status(self, status: str) -> None:
-        """Say what is going on, e.g. `queued, 3 jobs ahead`."""
+        """Say what is happening, e.g. `queued, 3 jobs ahead`."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, status=status)
         elif status != self._last_status:

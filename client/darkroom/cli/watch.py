@@ -250,7 +250,7 @@ class _View:
 
 
 def _summary(now: Snapshot) -> str:
-    """What is going on, in a line."""
+    """What is happening, in a line."""
     if now.queues is not None:
         running = sum(each.running for each in now.queues)
         queued = sum(each.queued for each in now.queues)

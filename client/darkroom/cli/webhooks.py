@@ -149,7 +149,7 @@ def add(
     cli: Cli,
     url: Annotated[str, typer.Argument(metavar="URL", help="https, port 443 or 80.")],
     event: EventNames = None,
-    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    description: Annotated[str | None, typer.Option(help="Purpose.")] = None,
 ) -> None:
     """Register an endpoint and print its secret; it is never shown again. Stderr gets its id."""
     endpoint = cli.client.webhooks.endpoints.create(

@@ -153,7 +153,7 @@ def _queue_advice(
 ) -> str | None:
     """What to do about a queue whose oldest job has waited long; None if that is as intended."""
     if workers is None:
-        return "Unknown who serves it: Redis is away. The jobs run once it is back."
+        return "Unknown who serves it: Redis is unavailable. The jobs run once it is back."
     serving = [
         worker
         for worker in workers

@@ -1,4 +1,4 @@
-// Paints a mask over an image: white where it is to be painted anew, black where it stays.
+// Paints a mask over an image: white where it is to be repainted, black where it stays.
 // Strokes are kept, so that each can be undone; the mask is sent as a PNG after every stroke.
 
 const HTML = `
@@ -53,7 +53,7 @@ class Brush {
     canvas.onkeydown = (event) => this.press(event);
   }
 
-  // Another image, or a mask that was removed elsewhere, begins anew. Otherwise the strokes here are
+  // Another image, or a mask that was removed elsewhere, starts over. Otherwise the strokes here are
   // newer than the mask that the page knows.
   update({ image, width, height, mask, resets }, send) {
     this.send = send;

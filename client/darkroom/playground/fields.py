@@ -14,7 +14,7 @@ from darkroom.playground.state import IMAGE_TYPES, errors_shown_on_top, show_upl
 _INITIAL_FILE = "initial-file"
 _PREVIEW_PIXELS = 768
 _KEPT: dict[str, Any] = {"on_change": "ignore", "persist_state": "session"}
-"""Fields of the form: typing draws nothing anew, and values survive a look at another tab."""
+"""Fields of the form: typing redraws nothing, and values survive a look at another tab."""
 
 
 def show_text() -> None:
@@ -44,7 +44,7 @@ def show_seed_count_and_shape() -> None:
             required=True,
             persist_state="session",
             help="The same seed and settings give the same image. *Random* draws a new seed each "
-            "time and shows it here; *Increasing* goes on with the next. Image i of several gets "
+            "time and shows it here; *Increasing* continues with the next. Image i of several gets "
             "seed + i.",
         )
         st.number_input(

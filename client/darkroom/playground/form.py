@@ -60,7 +60,7 @@ INITIAL = "form-initial"
 MASK = "form-mask"
 """A `Mask` of it, or absent."""
 MASK_RESETS = "mask-resets"
-"""How often it was removed; the brush then begins anew."""
+"""How often it was removed; the brush then starts over."""
 MASK_BLUR = "form-mask-blur"
 DEFAULT_MASK_BLUR = 4
 ERRORS = "form-errors"
@@ -81,7 +81,7 @@ class InitialImage:
 
 @dataclass(frozen=True)
 class Mask:
-    """The part of the initial image to paint anew."""
+    """The part of the initial image to repaint."""
 
     id: str
     """An upload's, or a data URL."""
@@ -187,7 +187,7 @@ def drawn_mask() -> Mask | None:
 
 
 def clear_mask() -> None:
-    """Paint the whole image anew."""
+    """Repaint the whole image."""
     st.session_state.pop(MASK, None)
     st.session_state[MASK_RESETS] = st.session_state.get(MASK_RESETS, 0) + 1
 

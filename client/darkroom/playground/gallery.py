@@ -101,8 +101,8 @@ def show_grid(
 ) -> None:
     """Draw the images of a list, and a button for more.
 
-    `unfold` is as in `show_small`. `is_more`: whether the list goes on after these; None: they were
-    fetched up to its `limit`.
+    `unfold` is as in `show_small`. `is_more`: whether more follow these; None: they were fetched
+    up to the list's `limit`.
     """
     if is_more is None:
         is_more = len(cards) >= limit(name)

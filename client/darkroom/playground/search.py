@@ -202,7 +202,7 @@ def _midnight(day: date | None) -> datetime | None:
 
 @dataclass
 class _Found:
-    """The pages of one search so far, kept because each click draws anew."""
+    """The pages of one search so far, kept because each click redraws the page."""
 
     request: object
     fetched_at: float
@@ -213,7 +213,7 @@ class _Found:
 
 
 def forget() -> None:
-    """Search anew when the tab is next drawn: there may be other images."""
+    """Search again when the tab is next drawn: there may be other images."""
     st.session_state.pop(_FOUND, None)
 
 

@@ -86,7 +86,7 @@ def notify(text: str, kind: Literal["error", "warning", "success"] = "error") ->
 
 
 def show_notices() -> None:
-    """Draw the messages. They stay: the end of a job may draw the page anew at once."""
+    """Draw the messages. They stay: the end of a job may redraw the page at once."""
     now = time.monotonic()
     notices = _notices()
     for one in [*notices]:
@@ -283,7 +283,7 @@ def _restore(image_id: str) -> None:
 
 
 def _for_each(image_ids: Sequence[str], change: Callable[[str], None]) -> None:
-    """Each has an error of its own; only a service that is away ends the rest, too."""
+    """Each has an error of its own; only an unavailable service ends the rest, too."""
     with errors_shown_on_top():
         for image_id in image_ids:
             try:

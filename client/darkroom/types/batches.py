@@ -143,7 +143,7 @@ class Finding(Document, frozen=True, kw_only=True):
 
 
 class Estimate(Document, frozen=True, kw_only=True):
-    """What the batch would take, judging by the models' latest jobs."""
+    """Estimated cost of the batch, from the models' latest jobs."""
 
     gpu_seconds: float
     jobs_of_evidence: int
@@ -171,11 +171,11 @@ class PlannedLine(Document, frozen=True, kw_only=True):
     height: int
     steps: int
     seeds: tuple[int, ...] = ()
-    """Those that nobody gave are drawn anew at the submission."""
+    """Random ones are drawn again at submission."""
 
 
 class BatchDryRun(Document, frozen=True, kw_only=True):
-    """What a batch would be. Nothing was stored."""
+    """A preview of a batch. Nothing was stored."""
 
     accepted: bool
     lines: int

@@ -30,7 +30,7 @@ __all__ = [
 
 
 class FilterMark(Document, frozen=True, kw_only=True):
-    """What one of the operator's filters remarks of an image that it lets pass."""
+    """A remark by one of the operator's filters on an image that it let pass."""
 
     filter: str
     reason: str
@@ -56,7 +56,7 @@ class Image(Document, frozen=True, kw_only=True):
     """Its position in its job."""
     starred: bool = False
     marks: tuple[FilterMark, ...] = ()
-    """What the operator's filters remark of it."""
+    """Remarks by the operator's filters."""
     job_id: str | None = None
     session_id: str | None = None
     model: str | None = None
@@ -139,14 +139,14 @@ class Ingredient(Document, frozen=True, kw_only=True):
 
 
 class ManifestProblem(Document, frozen=True, kw_only=True):
-    """What speaks against a manifest."""
+    """A reason not to trust a manifest."""
 
     code: str | None = None
     explanation: str | None = None
 
 
 class Manifest(Document, frozen=True, kw_only=True):
-    """What a C2PA manifest says: its signer's claim."""
+    """The contents of a C2PA manifest: its signer's claim."""
 
     claim_generator: str | None = None
     issuer: str | None = None
@@ -167,7 +167,7 @@ class Provenance(Document, frozen=True, kw_only=True):
 
 
 class Inspection(Document, frozen=True, kw_only=True):
-    """What an image made by Darkroom says about itself."""
+    """The receipt in a file that Darkroom made."""
 
     receipt: Mapping[str, Any]
     stored: bool
@@ -176,7 +176,7 @@ class Inspection(Document, frozen=True, kw_only=True):
     job: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """What to submit to make it again: `client.jobs.submit(**inspection.job)`."""
     notes: tuple[str, ...] = ()
-    """What a submission cannot express, such as a missing initial image."""
+    """Notes on what a submission cannot express, such as a missing initial image."""
     provenance: Provenance | None = None
     """None from older servers."""
 

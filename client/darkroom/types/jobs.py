@@ -295,7 +295,7 @@ class Job(JobSettings, frozen=True, kw_only=True):
 
 
 class JobDryRun(JobSettings, frozen=True, kw_only=True):
-    """What a submission would be. Nothing was stored, and nothing is promised."""
+    """A preview of a submission. Nothing was stored, and nothing is promised."""
 
     valid: bool
     kind: str

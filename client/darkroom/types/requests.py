@@ -54,7 +54,7 @@ class LoraOptions(TypedDict, total=False):
 
 
 class ReferenceOptions(TypedDict, total=False):
-    """An image that the model looks at beside the prompt, and how much it counts: 0 to 2, by
+    """An image that the model looks at alongside the prompt, and how much it counts: 0 to 2, by
     default 0.6."""
 
     image: Required[InitImage]
@@ -130,11 +130,11 @@ class JobOptions(TypedDict, total=False):
     expand: ExpandOptions | None
     """Paint on beyond the initial image's edges."""
     masked_content: Literal["original", "fill"] | None
-    """What is under the mask to begin with: the initial image (default) or the colors around it."""
+    """Start under the mask from the initial image (default) or the colors around it."""
     mask_blur: int | None
-    """Pixels: how softly what is repainted passes into what stays."""
+    """Width of the blend at the mask's edge, in pixels."""
     padding_mask_crop: int | None
-    """Make only the region around the mask, at full size, with so many pixels around it."""
+    """Make only the region around the mask, at full size, with this many pixels around it."""
     preserve_unmasked: bool | None
     """Whether every pixel outside the blurred mask stays as it was (default)."""
     resize_mode: Literal["fill", "fit", "stretch"] | None
@@ -179,7 +179,7 @@ class BatchOptions(TypedDict, total=False):
     columns: Mapping[str, str | Sequence[str] | None] | None
     """The field that a column fills: `{"sku": "custom_id"}`; or several, `metadata.NAME`, None."""
     name: str | None
-    """What you call it; by default the file's name."""
+    """A name of your choice; by default the file's name."""
     session_id: str | None
     priority: int | None
     start_within: float | None

@@ -95,7 +95,7 @@ class Lora(Document, frozen=True, kw_only=True):
     workers: tuple[LoraHolder, ...] | None = None
     """Who has it loaded; None while that is unknown."""
     uploaded: UploadedLora | None = None
-    """What your tenant uploaded; None for one of the catalogue."""
+    """Facts about your tenant's upload; None for one of the catalogue."""
 
 
 class Health(Document, frozen=True, kw_only=True):
@@ -174,13 +174,13 @@ class Allowance(Document, frozen=True, kw_only=True):
     limit: float | None = None
     used: float | None = None
     reserved: float | None = None
-    """What unfinished jobs are estimated to take."""
+    """Estimated use of unfinished jobs."""
     left: float | None = None
     resets_at: datetime | None = None
 
 
 class Usage(Document, frozen=True, kw_only=True):
-    """What the key has used and has left."""
+    """The key's usage and limits."""
 
     key_id: str
     requests_per_minute: Allowance
@@ -263,4 +263,4 @@ class QueueDepth(Document, frozen=True, kw_only=True):
     running: int
     """Jobs that workers are running."""
     oldest_age_seconds: float | None = None
-    """How long the oldest queued job has waited; None: none is waiting."""
+    """Age of the oldest queued job; None: none is waiting."""

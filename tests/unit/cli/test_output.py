@@ -268,7 +268,7 @@ def test_a_queue_is_well_while_nobody_waits_long(workers: list[Worker] | None) -
         ([worker("draining")], True, "darkroom workers resume gpu-7"),
         ([worker("ready")], False, "nothing runs"),
         ([worker("draining"), worker("busy")], True, "another worker"),
-        (None, False, "Redis is away"),
+        (None, False, "Redis is unavailable"),
     ],
 )
 def test_where_the_oldest_waits_long_it_says_what_to_do(
