@@ -84,7 +84,7 @@ class Resources:
         """Call storage, on threads of its own: while it hangs, nothing else waits for a thread.
 
         Raises:
-            StorageUnavailable: no answer within `seconds`; the call itself goes on, unheard.
+            StorageUnavailable: no answer within `seconds`; the call itself continues, unheard.
         """
         semaphore = self.semaphores.storage
         try:
@@ -265,7 +265,7 @@ def _no_answer() -> Problem:
 
 
 class CommitUnknown(Problem):
-    """The database is away, and may have committed: what the rows name has to be kept."""
+    """The database is unavailable, and may have committed: what the rows name has to be kept."""
 
 
 async def get_resources(request: Request) -> Resources:

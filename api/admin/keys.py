@@ -57,10 +57,10 @@ async def create(resources: Resources, principal: Principal, request: KeyRequest
         message = "It cannot outlive the key you are using."
         raise Problem.invalid("/expires_at", "outlives_maker", message)
     if principal.quotas.stored() and not principal.may(OPERATOR):
-        raise Problem("insufficient_scope", "A key with quotas may not make keys.")
+        raise Problem("insufficient_scope", "A key with quotas cannot create keys.")
     refused = [scope for scope in request.scopes if not may_give(principal.scopes, scope)]
     if refused:
-        detail = f"You cannot give what you do not have: {', '.join(refused)}."
+        detail = f"You cannot grant scopes that you lack: {', '.join(refused)}."
         raise Problem("insufficient_scope", detail)
     async with resources.tenant_transaction(principal) as session:
         own = await _tenant_name(session, principal)

@@ -43,7 +43,7 @@ async def list_loras(resources: Res, principal: JobsRead) -> Page[Lora]:
 
 @models.get("", operation_id="models.list", summary="List models")
 async def list_models(resources: Res, _: JobsRead) -> Page[Model]:
-    """What can be asked for: each model's defaults, limits, schedulers and live workers."""
+    """Each model's defaults, limits, schedulers and live workers."""
     return await service.list_models(resources)
 
 
@@ -201,7 +201,7 @@ async def list_keys(resources: Res, principal: AdminRead, paging: Paging) -> Pag
     operation_id="keys.revoke",
     summary="Revoke an API key",
     status_code=204,
-    responses={204: {"description": "It has ended, here at once and everywhere within 5 s."}},
+    responses={204: {"description": "Revoked: here at once, everywhere within 5 s."}},
 )
 async def revoke_key(
     resources: Res,

@@ -33,7 +33,7 @@ ScopeName = Literal[
 
 def _plain(text: str) -> str:
     if not text.isprintable() or not text.strip():
-        raise RuleBroken("not_printable", "It must have visible characters and no control ones.")
+        raise RuleBroken("not_printable", "It needs visible characters and no control characters.")
     return text
 
 
@@ -43,7 +43,7 @@ Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain
 class KeyRequest(RequestModel):
     """A key to be made."""
 
-    name: Name = Field(description="What it is for; shown in lists.")
+    name: Name = Field(description="Purpose; shown in lists.")
     tenant: Name | None = Field(
         default=None,
         description="Another tenant than your own, made on first use; needs the scope operator.",
@@ -65,7 +65,7 @@ class Key(AnswerModel):
 
     id: str = Field(description="The public part of the key.")
     name: str
-    """What it is for, as its maker put it."""
+    """Purpose, as its maker put it."""
     tenant: str
     """Name of the tenant that it acts for."""
     scopes: list[str]
@@ -103,16 +103,16 @@ class Allowance(AnswerModel):
 
     limit: float | None
     """The most that is allowed, in the unit of this quota. Null: no limit."""
-    used: float | None = Field(description="Null when it cannot be said just now.")
+    used: float | None = Field(description="Null when it is not known just now.")
     reserved: float | None
-    """What unfinished jobs are estimated to take. Null where nothing is held back."""
+    """Estimated use of unfinished jobs. Null where nothing is held back."""
     left: float | None
     """`limit` minus `used` and `reserved`, never below 0. Null without a limit."""
     resets_at: UtcTime | None = Field(description="Null where it is freed as jobs end.")
 
 
 class Usage(AnswerModel):
-    """What the key may use and has used."""
+    """The key's limits and usage."""
 
     key_id: str
     """The public part of the key that asked."""
@@ -189,9 +189,9 @@ class Model(AnswerModel):
     controlnets: list[str]
     """Names for a job's `controls`; none while the family is not known."""
     served: bool | None
-    """Whether a live worker can run it. Null: Redis is away, so nobody can say."""
+    """Whether a live worker can run it. Null: Redis is unavailable, so nobody can say."""
     workers: list[ServingWorker] | None
-    """Live workers that serve it. Null: Redis is away, so nobody can say."""
+    """Live workers that serve it. Null: Redis is unavailable, so nobody can say."""
 
 
 class Lora(AnswerModel):
@@ -208,7 +208,7 @@ class Lora(AnswerModel):
     workers: list[LoraHolder] | None
     """Live workers that have it loaded. Others load it when a job needs it."""
     uploaded: UploadedLora | None
-    """What your tenant uploaded. Null: it is the catalogue's."""
+    """Facts about your tenant's upload. Null: it is the catalogue's."""
 
 
 class QueueDepth(AnswerModel):
@@ -258,16 +258,16 @@ class WorkerModel(AnswerModel):
     state: ModelState
     """`warm`: it makes images right away. `cold`: it is loaded when its jobs wait."""
     batch_size: int | None = Field(description="Images in one GPU batch. Null: never loaded here.")
-    sizes: list[Size] = Field(description="What it is warmed for; other sizes work, too.")
+    sizes: list[Size] = Field(description="Sizes that it is warmed up for; others work, too.")
     content_hash: str | None = Field(description="SHA-256 over the checkpoint's files.")
-    memory_bytes: int | None = Field(description="What its weights take. Null: never loaded here.")
+    memory_bytes: int | None = Field(description="Size of its weights. Null: never loaded here.")
 
 
 class WorkerMemory(AnswerModel):
     """The memory of all models that are loaded, in bytes."""
 
     used: int | None
-    """What the loaded models take. Null: not known."""
+    """Memory of the loaded models. Null: not known."""
     limit: int | None = Field(description="Null: no limit, every model stays loaded.")
 
 
@@ -278,12 +278,12 @@ class Drain(AnswerModel):
     """When it was ordered."""
     requested_by: str | None = Field(description="Id of the API key.")
     drained_at: UtcTime | None = Field(
-        description="When nothing was left in its hands: now it can be stopped. Null: not yet."
+        description="When its last job ended and it could be stopped. Null: not yet."
     )
 
 
 class WorkerLinks(AnswerModel):
-    """Where to go on from a worker."""
+    """Links from a worker."""
 
     self: str
     """This worker."""
@@ -306,7 +306,7 @@ class Worker(AnswerModel):
     """Such as `NVIDIA H100` or `cpu`. Null: not known."""
     models: list[WorkerModel]
     """The models that it may serve. Empty for a `cpu` worker."""
-    jobs: int = Field(description="Jobs (of a `cpu` worker: tasks) in its hands.")
+    jobs: int = Field(description="Jobs (of a `cpu` worker: tasks) in flight.")
     threads: int | None = Field(description="How many can be in flight at once.")
     memory: WorkerMemory
     """Device memory that its models take, in bytes."""

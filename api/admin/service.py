@@ -120,7 +120,7 @@ def _serialize_model(
     family: str | None,
     catalog: ModelCatalog,
 ) -> Model:
-    """`workers` are all that live; None: Redis is away."""
+    """`workers` are all that live; None: Redis is unavailable."""
     facts = FAMILIES.get(family or "")
     nets = [net.name for net in catalog.controlnet if family is not None and net.fits(family)]
     serving = [
@@ -208,7 +208,7 @@ async def list_queues(resources: Resources) -> Page[QueueDepth]:
     """Both queue classes of every declared model, then of models that are gone and still have jobs.
 
     Raises:
-        Problem: 503 while Postgres is away.
+        Problem: 503 while Postgres is unavailable.
     """
     counted = await resources.get(QueueDepths).poll(resources)
     declared = [spec.name for spec in resources.catalog.model]

@@ -32,7 +32,7 @@ async def list_workers(resources: Resources) -> Page[Worker]:
     """Every live worker, and those to be drained when they return.
 
     Raises:
-        Problem: 503 while Redis or Postgres is away.
+        Problem: 503 while Redis or Postgres is unavailable.
     """
     alive = {heartbeat.name: (heartbeat, lag) for heartbeat, lag in await _read(resources)}
     async with resources.transaction() as session:

@@ -52,7 +52,7 @@ async def accept(
     """Write the batch whole, or replay the original answer.
 
     Raises:
-        Problem: 403 or 429 for what the key may not queue, 503 when the database is away.
+        Problem: 403 or 429 for what the key may not queue, 503 when the database is unavailable.
     """
     async with resources.queueing_transaction(principal, _SECONDS) as session:
         replay = await request.once.reserve(session, principal)

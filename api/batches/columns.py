@@ -124,7 +124,7 @@ class Columns:
             for name in wanted:
                 if name not in names:
                     there = self._instead(name, list(names))
-                    return code, f"{what} {name[:64]!r}, which is not there.{there}"
+                    return code, f"{what} {name[:64]!r}, which does not exist.{there}"
         if self._is_second_prompt(names):
             message = (
                 "The template makes the prompts, but there is a column 'prompt', too. Name it in "
@@ -198,10 +198,10 @@ class Columns:
         for name in self._placeholders:
             text = _as_text(values.get(name, ""))
             if not isinstance(text, str):
-                message = f"A template takes texts and numbers; {name[:64]!r} is neither."
+                message = f"A template accepts text and numbers; {name[:64]!r} is neither."
                 raise LineRefused.because("string_type", message, pointer(name[:64]))
             if not text.strip():
-                message = f"The template needs a value of {name[:64]!r}, which is empty here."
+                message = f"The template needs a value for {name[:64]!r}, which is empty here."
                 raise LineRefused.because("empty_placeholder", message, pointer(name[:64]))
             inserted.append(text)
         fields["prompt"] = self._template
@@ -253,7 +253,7 @@ def fill(text: str, values: tuple[str, ...]) -> str:
 
 
 def put(fields: dict[str, Any], field: str, value: Any) -> None:
-    """Set a field, or a key of the metadata beside those that are there."""
+    """Set a field, or a key of the metadata in addition to those that are there."""
     if not field.startswith(METADATA):
         both = field == "metadata" and isinstance(value, dict)
         fields[field] = fields.get(field, {}) | value if both else value

@@ -54,7 +54,7 @@ class Expander:
     """Expands the lines of one batch."""
 
     def __init__(self, *, templates: bool, room: int = MAX_LINES) -> None:
-        """`room`: so many jobs may still come; whoever accepts a line's jobs subtracts them."""
+        """`room`: how many jobs may still come; whoever accepts a line's jobs subtracts them."""
         self.room = room
         self._templates = TemplateReader() if templates else None
         self._tries_left = _MAX_TRIED
@@ -139,7 +139,7 @@ def _lists(value: Any, name: str) -> dict[str, list[Any]]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise LineRefused.because("dict_type", f"{name} is an object of lists.", f"/{name}")
+        raise LineRefused.because("dict_type", f"{name} must be an object of lists.", f"/{name}")
     for field, values in value.items():
         pointer = f"/{name}/{str(field)[:64]}"
         if field not in _EXPANDABLE:
@@ -194,7 +194,7 @@ class TemplateReader:
         if known is not None:
             return known
         if len(text) > _MAX_TEMPLATE:
-            message = f"A text with alternatives has {_MAX_TEMPLATE} characters at most."
+            message = f"A text with alternatives may have {_MAX_TEMPLATE} characters at most."
             raise LineRefused.because("too_long", message, f"/{field}")
         tokens = _TOKEN.findall(text)
         self._left -= len(tokens)

@@ -50,8 +50,8 @@ async def stream_archive(
     Images whose object is gone are named in an entry of their own.
 
     Raises:
-        StorageUnavailable: S3 is away; the connection breaks off, so that no client takes the
-            part for the whole.
+        StorageUnavailable: S3 is unavailable; the connection breaks off, so that no client takes
+            the part for the whole.
     """
     sink = _Sink()
     missing: list[str] = []
@@ -233,7 +233,7 @@ async def draw_contact_sheet(
     """The first `limit` images in the order of the lines, as WebP; None while there is none.
 
     Raises:
-        StorageUnavailable: S3 is away.
+        StorageUnavailable: S3 is unavailable.
     """
     tiles = await _tiles(resources, principal, batch, limit)
     if not tiles:

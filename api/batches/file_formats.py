@@ -167,7 +167,7 @@ def _as_line(number: int, value: Any) -> Line:
         return Line(number, value)
     if isinstance(value, str):
         return Line(number, {"prompt": value})
-    message = "A line is a JSON object of a job's fields, or a string, which is a prompt."
+    message = "A line must be a JSON object of job fields, or a string (a prompt)."
     return Line(number, None, LineRefused.because("not_an_object", message))
 
 

@@ -32,7 +32,7 @@ async def keep(resources: Resources, principal: Principal, upload: UploadFile) -
     Raises:
         Problem: 422 for an empty file, 429 when the key may keep no more, 503 when the database is
             away.
-        StorageUnavailable: S3 is away.
+        StorageUnavailable: S3 is unavailable.
     """
     await check_uploads(resources, principal)
     file = upload.file

@@ -22,7 +22,8 @@ router = APIRouter(prefix="/v1/batches", tags=["batches"])
 _JSONL = "application/jsonl"
 
 Follow = Annotated[
-    bool, Query(description="Stay and send results as they come, until the batch ends.")
+    bool,
+    Query(description="Keep the stream open and send results until the batch ends."),
 ]
 
 

@@ -31,7 +31,7 @@ _MAX_CHARACTERS = 128 * 1024 * 1024
 """Of all texts of a batch's jobs, those of refused lines included. A file has 100 MB at most, but
 defaults and alternatives multiply a few bytes to more."""
 
-_CUSTOM_ID_RULE = f"custom_id is a text of 1 to {MAX_CUSTOM_ID} printable characters."
+_CUSTOM_ID_RULE = f"custom_id must have 1 to {MAX_CUSTOM_ID} printable characters."
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ _HEARTBEAT_SECONDS = 5.0
 _LATE = timedelta(seconds=2)
 """A result is hardly ever committed later than this after its `finished_at`,"""
 _LATEST = timedelta(seconds=60)
-"""and never later than this: Postgres ends transactions that take so long."""
+"""and never later than this: Postgres ends transactions that take this long."""
 _LONGEST_STREAM = 600.0
-"""Seconds; a client that wants to go on asks again."""
+"""Seconds; a client that wants to continue asks again."""
 _UNSUCCESSFUL = (JobState.FAILED, JobState.EXPIRED, JobState.CANCELED)
 
 
@@ -42,7 +42,7 @@ async def stream_results(
 ) -> AsyncGenerator[bytes, None]:
     """A line for each job that has ended, in the order of the ends.
 
-    With `follow` it goes on while the batch runs, for ten minutes at most; an empty line every
+    With `follow` it continues while the batch runs, for ten minutes at most; an empty line every
     few seconds keeps the connection alive.
     """
     deadline = time.monotonic() + _LONGEST_STREAM

@@ -85,7 +85,7 @@ def _submission_schema() -> dict[str, Any]:
     status_code=202,
     response_class=Response,
     responses={
-        200: {"model": DryRun, "description": "With `dry_run`: what the batch would be."},
+        200: {"model": DryRun, "description": "With `dry_run`: a preview of the batch."},
         202: {
             "model": Batch,
             "description": "Accepted: all jobs are in the database and will not be lost.",
@@ -191,14 +191,14 @@ async def update(
 @router.post("/{batch_id}/pause", operation_id="batches.pause", summary="Pause a batch")
 @problems("batch_has_ended")
 async def pause(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> Batch:
-    """Running jobs end; no other starts until it is resumed. Deadlines go on counting."""
+    """Running jobs end; no other starts until it is resumed. Deadlines keep counting."""
     return await service.set_paused(resources, principal, batch_id, True)
 
 
 @router.post("/{batch_id}/resume", operation_id="batches.resume", summary="Resume a batch")
 @problems("batch_has_ended")
 async def resume(resources: Res, principal: BatchesWrite, batch_id: BatchId) -> Batch:
-    """The batch goes on where it stood."""
+    """The batch continues where it stopped."""
     return await service.set_paused(resources, principal, batch_id, False)
 
 

@@ -30,7 +30,7 @@ Priority = Annotated[int, Field(ge=0, le=9), JSON_INTEGER]
 
 
 class BatchOptions(RequestModel):
-    """What holds for the whole batch. In a multipart body each is a form field of its name."""
+    """Options of the whole batch. In a multipart body each is a form field of its name."""
 
     defaults: dict[str, Any] = Field(
         default_factory=dict,
@@ -56,7 +56,7 @@ class BatchOptions(RequestModel):
         "out.",
     )
     name: Annotated[MetadataValue, Field(min_length=1, max_length=MAX_NAME)] | None = Field(
-        default=None, description="What you call it; default: its file's name."
+        default=None, description="A name of your choice; default: the file's name."
     )
     session_id: SessionId | None = Field(
         default=None, description="The session of every line that names none."
@@ -140,12 +140,12 @@ class BatchSubmission(BatchOptions):
         if (self.items is None) == (self.upload_id is None):
             raise RuleBroken("one_source", "Give either items or upload_id.", "/items")
         if self.format is not None and self.upload_id is None:
-            raise RuleBroken("format_without_file", "format is that of a file.", "/format")
+            raise RuleBroken("format_without_file", "format applies to files only.", "/format")
         return self
 
 
 class BatchUpdate(RequestModel):
-    """What can be changed of a batch that has not ended."""
+    """Changes to a batch that has not ended."""
 
     priority: Priority
     """0 to 9. Among your key's batches a higher one goes first."""
@@ -187,7 +187,7 @@ class Rate(AnswerModel):
 
 
 class BatchLinks(AnswerModel):
-    """Where to go on from a batch."""
+    """Links from a batch."""
 
     self: str
     """This batch."""
@@ -212,12 +212,12 @@ class BatchLinks(AnswerModel):
 
 
 class Batch(AnswerModel):
-    """A batch as it stands. What does not apply is null."""
+    """A batch. What does not apply is null."""
 
     id: str
     """`batch_…`."""
     name: str | None
-    """What you called it, or its file's name. Null: it has neither."""
+    """Its name, or its file's. Null: it has neither."""
     state: BatchStateName
     """`partial`: some jobs succeeded and some did not. `failed`: none did, or the file was
     refused."""
@@ -246,7 +246,7 @@ class Batch(AnswerModel):
     fraction: float = Field(description="Jobs that have ended, 0 to 1.")
     rate: Rate | None
     """Its speed over the last minute. Null: no job ended in that minute, or the batch has ended."""
-    eta: UtcTime | None = Field(description="null until there is evidence to say it from.")
+    eta: UtcTime | None = Field(description="null until there is enough evidence.")
     metadata: dict[str, str]
     """Your own keys and values."""
     webhook_url: str | None
@@ -290,7 +290,7 @@ class Finding(AnswerModel):
 
 
 class Estimate(AnswerModel):
-    """What the batch would take, from what the models' latest jobs took."""
+    """Estimated cost of the batch, from the models' latest jobs."""
 
     gpu_seconds: float
     """Device time of all jobs, in seconds."""
@@ -329,13 +329,13 @@ class PlannedLine(AnswerModel):
     steps: int
     """Denoising steps."""
     seeds: list[int]
-    """One for each image. Those that nobody gave are drawn anew at the submission."""
+    """One for each image. Random ones are drawn again at submission."""
 
 
 class DryRun(AnswerModel):
-    """What a batch would be. Nothing was kept."""
+    """A preview of a batch. Nothing was kept."""
 
-    accepted: bool = Field(description="Whether the same request without dry_run makes a batch.")
+    accepted: bool = Field(description="Whether the request would be accepted without dry_run.")
     lines: int
     """Lines read, without blank ones."""
     invalid_lines: int
@@ -355,8 +355,8 @@ class DryRun(AnswerModel):
     """All errors found, also those that are not listed."""
     errors: list[Finding] = Field(description="The first 20.")
     columns: list[TableColumn] = Field(
-        description="What the first 20 lines of a file name. Empty for `items`, and for a file "
-        "that cannot be read."
+        description="Fields that the first 20 lines of a file name. Empty for `items`, and for a "
+        "file that cannot be read."
     )
     first_jobs: list[PlannedLine] = Field(description="The first 5.")
 
@@ -377,12 +377,12 @@ class BatchFile(AnswerModel):
 
 
 class RetryResult(AnswerModel):
-    """What a retry has set in motion."""
+    """Result of a retry."""
 
     retried: int
     """Jobs that were queued again."""
     batch: Batch
-    """The batch as it stands now."""
+    """The batch now."""
 
 
 SUBMISSION_EXAMPLES: dict[str, Any] = {

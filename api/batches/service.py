@@ -213,7 +213,7 @@ async def list_items(
 async def set_paused(
     resources: Resources, principal: Principal, batch_id: str, paused: bool
 ) -> Batch:
-    """Hold a batch, or let it go on. Running jobs end; no other starts. May be repeated.
+    """Pause a batch, or let it continue. Running jobs end; no other starts. May be repeated.
 
     Raises:
         Problem: 409 when the batch has ended.

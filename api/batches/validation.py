@@ -1,6 +1,6 @@
 """Check a whole file before anything of it is kept: its lines become rows in a temporary file.
 
-The work is done in threads, some hundred jobs at a time, so that the event loop goes on answering
+The work is done in threads, some hundred jobs at a time, so that the event loop keeps answering
 and no line, whatever it expands to, is ever held whole.
 """
 
@@ -36,7 +36,7 @@ from shared.images.models import Image, Upload
 from shared.jobs.calibration import Prices
 
 _AT_ONCE = 250
-"""Lines read, and jobs made of them; of the largest that there can be, so many take 20 MB."""
+"""Lines read, and jobs made of them; of the largest that there can be, this many take 20 MB."""
 _MASKS_LOOKED_AT = 200
 """Of a batch: each is read from S3 and decoded while the client waits."""
 _PROMPTS_AT_ONCE = 16
@@ -147,7 +147,7 @@ async def validate(
     """Read and check all lines, holding one of `turns`.
 
     Raises:
-        Problem: 503, the database is away, or a filter gives no answer.
+        Problem: 503, the database is unavailable, or a filter gives no answer.
     """
     async with resources.tenant_transaction(principal) as session:
         now = (await session.scalars(queries.read_clock())).one()
@@ -180,7 +180,7 @@ async def validate(
             images.prompts = await _check_prompts(resources, principal, parts, validated)
             await on_thread(_write_some, parts, images, prices, writer, validated)
         if not validated.lines and not validated.report.count:
-            validated.refuse_file("empty", "There is no line in it.")
+            validated.refuse_file("empty", "There are no lines.")
     except BaseException:
         validated.close()
         raise
@@ -271,7 +271,7 @@ class _LineReader:
             return None
         self._validated.lines += 1
         if self._validated.lines > MAX_LINES:
-            message = f"A batch has {MAX_LINES} lines at most."
+            message = f"A batch may have {MAX_LINES} lines at most."
             raise FileRefused("too_many_lines", message, line.number)
         self._open = _OpenLine(line, self._checker.check(line))
         return self._open

@@ -39,7 +39,12 @@ _EXAMPLES: dict[str, Any] = {
 }
 
 
-@router.post("/hf", operation_id="huggingface.text_to_image", response_class=Response)
+@router.post(
+    "/hf",
+    operation_id="huggingface.text_to_image",
+    summary="Generate an image (Hugging Face format)",
+    response_class=Response,
+)
 @problems(*GENERATION_REFUSALS, "image_refused")
 async def text_to_image(
     request: Request,

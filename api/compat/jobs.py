@@ -121,7 +121,7 @@ def check_ended(job: Job) -> None:
     if job.state == "succeeded":
         return
     if job.finished_at is None:
-        raise Problem("job_not_done", f"{job.id} is {job.state} and goes on; poll {job.links.self}")
+        raise Problem("job_not_done", f"{job.id} is still {job.state}; poll {job.links.self}")
     if job.state in ("canceled", "expired"):
         raise Problem("job_stopped", f"{job.id} was {job.state}.")
     if job.error is not None and job.error.code == Filtered.code:
@@ -141,7 +141,7 @@ async def read_file(resources: Resources, image: Image) -> str:
     """An image's file, in base64.
 
     Raises:
-        Problem: 404 when it was deleted, 503 when storage is away.
+        Problem: 404 when it was deleted, 503 when storage is unavailable.
     """
     stored = await read_object(resources, image.s3_key)
     return await on_thread(encode, stored.body)

@@ -60,7 +60,7 @@ async def identify(resources: Resources, request: Request) -> ApiKey:
         raise unauthenticated("Send an API key: Authorization: Bearer drk_….")
     parsed = parse_key(token)
     if parsed is None:
-        raise unauthenticated("This is not an API key; one is drk_…, whole, with its checksum.")
+        raise unauthenticated("This is not an API key; a whole one is drk_… with its checksum.")
     return await _find_proven(
         resources, request, parsed.id, lambda key: matches(key.secret_hash if key else None, parsed)
     )
@@ -117,7 +117,7 @@ def quotas_of(key: ApiKey) -> Quotas:
 async def count_request(
     resources: Resources, request: Request, key_id: str, quotas: Quotas
 ) -> bool:
-    """Count the request; False when Redis cannot say: reading goes on, spending does not.
+    """Count the request; False when Redis cannot say: reading continues, spending does not.
 
     Raises:
         Problem: 429 `rate_limited`.

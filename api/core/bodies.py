@@ -84,7 +84,7 @@ def _lone_surrogates(body: bytes) -> list[FieldError]:
         FieldError(
             pointer=pointer(name),
             code="lone_surrogate",
-            message="It holds a surrogate without its other half, which is no character.",
+            message="It contains a lone surrogate, which is not a character.",
         )
         for name, value in document.items()
         if isinstance(value, str) and not _is_encodable(value)
@@ -190,7 +190,7 @@ _CHARSETS = frozenset(("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "lati
 
 
 async def parse_form(request: Request, *, files: int, fields: int, field_bytes: int) -> FormData:
-    """A multipart body, with at most so many files and fields.
+    """A multipart body, with at most this many files and fields.
 
     Raises:
         Problem: 400 for any other body, with the reason.
@@ -214,7 +214,7 @@ async def parse_form(request: Request, *, files: int, fields: int, field_bytes: 
 async def read_form(
     request: Request, *, fields: int, field_bytes: int
 ) -> tuple[FormData, UploadFile]:
-    """A multipart body of one file, in the field `file`, and at most so many `fields` beside it.
+    """A multipart body of one file, in the field `file`, and at most this many `fields` besides.
 
     Raises:
         Problem: 400 for any other body, with the reason; 422 without the file.

@@ -14,7 +14,7 @@ from shared.core.settings import get_settings
 _MAX_HEADER_BYTES = 64 * 1024
 
 _LINGER_SECONDS = 2.0
-"""How long a client may go on with a body that was answered unread; cut at once, it would often
+"""How long a client may continue with a body that was answered unread; cut at once, it would often
 lose the answer too."""
 
 

@@ -43,11 +43,11 @@ class ProblemDocument(BaseModel):
     type: str
     """A relative URL that explains this kind of problem."""
     title: str
-    """What the kind of problem means, in one line."""
+    """The meaning of this kind of problem, in one line."""
     status: int
     """The HTTP status, repeated."""
     detail: str | None
-    """What went wrong in this request. Null: the title says it all."""
+    """Details of this request's problem. Null: the title says it all."""
     instance: str
     """The path of the request."""
     code: str
@@ -197,7 +197,7 @@ class Retold:
 
     status: int
     members: dict[str, Any] = field(default_factory=dict)
-    """Beside those of RFC 9457."""
+    """In addition to those of RFC 9457."""
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -246,7 +246,7 @@ def _problem_of(request: Request, error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case StorageUnavailable():  # S3 is away, or there are no credentials to sign URLs with
+        case StorageUnavailable():  # unavailable, or no credentials to sign URLs with
             return Problem("storage_unavailable")
         case RequestValidationError():  # of query, path and header parameters
             fields = [_parameter_error(each) for each in error.errors()[:MAX_ERRORS]]

@@ -58,7 +58,7 @@ class ProblemTypeInfo(AnswerModel):
     status: int
     """The HTTP status that it comes with."""
     title: str
-    """What it means, in one line."""
+    """Its meaning, in one line."""
     doc: str
     """What happened and what to do about it."""
     retryable: bool
@@ -113,13 +113,13 @@ async def _reason(check: Awaitable[None]) -> str | None:
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz", operation_id="health.live", summary="Does the process answer?")
+@router.get("/healthz", operation_id="health.live", summary="Check that the process answers")
 async def live() -> Health:
     """Says nothing about Postgres, Redis or S3; see /readyz."""
     return Health(status="ok", version=darkroom_version())
 
 
-@router.get("/readyz", operation_id="health.ready", summary="Can it serve requests?")
+@router.get("/readyz", operation_id="health.ready", summary="Check that it can serve requests")
 @problems("not_ready")
 async def ready(resources: Res) -> Readiness:
     """200 when Postgres, Redis and S3 answer; otherwise 503 with the parts that do not."""

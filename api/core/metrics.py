@@ -10,7 +10,7 @@ from shared.core.metrics import show_zeros
 
 REQUESTS = Counter(
     "darkroom_http_requests",
-    "Requests answered. The route is its template; `unmatched` stands for all other paths.",
+    "Requests answered. The route is the path's template; `unmatched` stands for all other paths.",
     ["method", "route", "status"],
 )
 

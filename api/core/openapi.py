@@ -36,7 +36,7 @@ TAGS = {
     "jobs": "Submit images to be made, follow them, cancel and retry.",
     "images": "Finished images: files, receipts, stars, making them again or larger.",
     "uploads": "Images to start from.",
-    "models": "What can be asked for: models and LoRAs.",
+    "models": "The models and LoRAs to choose from.",
     "batches": "Many jobs from one JSON list or one JSONL or CSV file, with results and exports.",
     "search": "Find images by meaning, by text or by an image.",
     "sessions": "Folders of jobs and images, made on first use.",

@@ -31,7 +31,7 @@ class Principal:
 
 
 _CACHE_SECONDS = 5.0
-"""The longest a revoked key goes on working in one process."""
+"""The longest a revoked key keeps working in one process."""
 
 _CACHE_SIZE = 4096
 

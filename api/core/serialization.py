@@ -33,7 +33,7 @@ AwareTime = Annotated[
 def no_nul(text: str) -> str:
     """A validator of parameters: Postgres has no text with a NUL character."""
     if "\0" in text:
-        raise PydanticCustomError("nul", "It holds a NUL character, which no text here has.")
+        raise PydanticCustomError("nul", "NUL characters are not allowed.")
     return text
 
 

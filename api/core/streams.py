@@ -171,4 +171,4 @@ async def _may_go_on(resources: Resources, principal: Principal) -> bool:
     try:
         return await find_live_key(resources, principal.key_id) is not None
     except Problem:
-        return True  # Postgres is away: who was let in may read on.
+        return True  # Postgres is unavailable: who was let in may read on.

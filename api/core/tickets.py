@@ -5,7 +5,7 @@ URL. A ticket has: it is good for one thing and for minutes, and it ends with th
 it. It is `drt_<key id>_<end>_<mac>`, the end in seconds since 1970 and the mac HMAC-SHA256 over the
 kind, the thing and the end (RFC 2104), in base64url. It is signed with the hash of the API key that
 the database keeps, so that nothing has to be stored for it: every process can check it, also while
-Redis is away.
+Redis is unavailable.
 """
 
 import hmac

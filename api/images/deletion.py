@@ -252,7 +252,7 @@ async def remove_objects(
         await resources.on_storage(run, resources.storage, prefixes, seconds=_OBJECTS_SECONDS)
     except StorageUnavailable as error:
         _log.warning("objects_left_to_sweep", error=str(error))
-    removal = _Removal(removal.objects, list(removal.done))  # the call may go on
+    removal = _Removal(removal.objects, list(removal.done))  # the call may continue
     async with resources.tenant_transaction(principal) as session:
         done = deletion.delete_pending_deletions(principal.tenant_id, removal.done)
         await session.execute(done)

@@ -70,7 +70,7 @@ def _range_of(conditions: Conditions, etag: str, length: int) -> range | None:
     if match is None or match[1] == match[2] == "":
         return None
     first, last = (int(text[:_LONGEST_NUMBER]) if text else None for text in match.groups())
-    if first is None:  # the last so many bytes
+    if first is None:  # the last `last` bytes
         first, last = max(0, length - (last or 0)), length - 1
     elif last is not None and last < first:
         return None

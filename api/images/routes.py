@@ -205,7 +205,7 @@ async def list_uploads(resources: Res, principal: JobsRead, paging: Paging) -> P
 
 @uploads.get("/{upload_id}", operation_id="uploads.get", summary="Get an upload")
 async def get_upload(resources: Res, principal: JobsRead, upload_id: UploadId) -> Upload:
-    """What was kept of an uploaded image, with a URL that reads it for some minutes."""
+    """An uploaded image as stored, with a URL that is valid for some minutes."""
     return await upload_service.get_upload(resources, principal, upload_id)
 
 

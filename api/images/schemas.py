@@ -8,12 +8,12 @@ from api.core.serialization import AnswerModel, UtcTime
 
 
 class FilterMark(AnswerModel):
-    """What one of the operator's filters remarks of an image that it lets pass."""
+    """A remark by one of the operator's filters on an image that it let pass."""
 
     filter: str
     """The filter's name."""
     reason: str
-    """What it says."""
+    """The reason, in words."""
 
 
 class FilteredImage(AnswerModel):
@@ -78,7 +78,7 @@ class Ingredient(AnswerModel):
     """A file that an image was made from."""
 
     title: str | None
-    """What it was. Null: it has no title."""
+    """Title. Null: it has none."""
     relationship: str | None
     """`parentOf`, `inputTo` or `componentOf`."""
     sha256: str | None
@@ -86,7 +86,7 @@ class Ingredient(AnswerModel):
 
 
 class ManifestProblem(AnswerModel):
-    """What speaks against a manifest."""
+    """A reason not to trust a manifest."""
 
     code: str | None
     """A code of the C2PA specification, such as `signingCredential.untrusted`."""
@@ -95,10 +95,10 @@ class ManifestProblem(AnswerModel):
 
 
 class Manifest(AnswerModel):
-    """What a C2PA manifest says. All of it is its signer's claim."""
+    """The contents of a C2PA manifest. All of it is its signer's claim."""
 
     claim_generator: str | None = None
-    """What wrote it, such as `Darkroom 0.1.0`."""
+    """The program that wrote it, such as `Darkroom 0.1.0`."""
     issuer: str | None = None
     """The organization that the signer's certificate names."""
     common_name: str | None = None
@@ -106,9 +106,9 @@ class Manifest(AnswerModel):
     signed_at: str | None = None
     """By a time-stamp authority. Null: none was asked."""
     actions: list[ManifestAction] = Field(default_factory=list)
-    """What was done, in order."""
+    """The actions, in order."""
     ingredients: list[Ingredient] = Field(default_factory=list)
-    """What it was made from."""
+    """The sources it was made from."""
     problems: list[ManifestProblem] = Field(default_factory=list)
     """Why it is not `trusted`."""
 
@@ -119,7 +119,7 @@ ProvenanceState = Literal[
 
 
 class Provenance(AnswerModel):
-    """How a file says that a model made it: 50 of each list, 300 characters of each text."""
+    """Marks in a file that a model made it: 50 of each list, 300 characters of each text."""
 
     state: ProvenanceState = Field(
         description=(
@@ -137,7 +137,7 @@ class Provenance(AnswerModel):
 
 
 class ImageLinks(AnswerModel):
-    """Where to go on from an image; these need the API key."""
+    """Links from an image; they need the API key."""
 
     self: str
     """This image."""
@@ -146,7 +146,7 @@ class ImageLinks(AnswerModel):
     thumbnail: str
     """Its thumbnail."""
     receipt: str
-    """How it was made."""
+    """Its receipt."""
     job: str
     """The job that made it."""
 
@@ -194,7 +194,7 @@ class Upload(AnswerModel):
 
 
 class Deleted(AnswerModel):
-    """What went. Only a single image can be brought back, for a minute."""
+    """Deleted. Only a single image can be restored, for a minute."""
 
     sessions: int
     """Sessions deleted."""
@@ -215,7 +215,7 @@ class Deleted(AnswerModel):
 
 
 class SessionLinks(AnswerModel):
-    """Where to go on from a session."""
+    """Links from a session."""
 
     self: str
     """This session."""

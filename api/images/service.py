@@ -104,7 +104,7 @@ async def read_object(resources: Resources, key: str) -> StoredObject:
     """An image's file.
 
     Raises:
-        Problem: 404 when S3 no longer has it, 503 when S3 is away.
+        Problem: 404 when S3 no longer has it, 503 when S3 is unavailable.
     """
     return await _read(resources, resources.storage.get, key)
 

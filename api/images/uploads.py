@@ -126,7 +126,7 @@ async def provenance_of(resources: Resources, principal: Principal, image_id: st
     """How a stored image says that a model made it. The file is never whole in memory here.
 
     Raises:
-        Problem: 404 for an unknown image or a missing file; 503 when storage is away.
+        Problem: 404 for an unknown image or a missing file; 503 when storage is unavailable.
     """
     row = await find(resources, principal, image_id)
     with tempfile.TemporaryFile() as file:
@@ -144,7 +144,7 @@ async def put_unrecorded(
     `deletion.delete_pending_deletions`, the dispatcher deletes the object after an hour.
 
     Raises:
-        StorageUnavailable: S3 is away.
+        StorageUnavailable: S3 is unavailable.
     """
     async with resources.tenant_transaction(principal) as session:
         scheduled = deletion.schedule_deletions(principal.tenant_id, [key], _UNRECORDED_KEPT)
@@ -158,7 +158,7 @@ async def store_upload(
     """Put a cleaned image into S3; the columns of its row, for the caller to insert.
 
     Raises:
-        StorageUnavailable: S3 is away.
+        StorageUnavailable: S3 is unavailable.
     """
     upload_id = new_id()
     key = upload_key(upload_id)
@@ -215,7 +215,7 @@ async def accept_upload(resources: Resources, principal: Principal, file: Upload
 
     Raises:
         Problem: 422 when it is refused; 429 when the key may keep no more; 503 when storage,
-            the database or decoders are away.
+            the database or decoders are unavailable.
     """
     await check_uploads(resources, principal)
     try:

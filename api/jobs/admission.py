@@ -63,7 +63,7 @@ class LoadShedding:
                 await asyncio.shield(self._measuring)
         excess = self._queued + cost - self._ceiling
         if excess > 0:
-            detail = "More work waits already than the server is set to accept."
+            detail = "More work is waiting already than the server is configured to accept."
             raise Problem("overloaded", detail, headers={"Retry-After": str(self.seconds(excess))})
         self._queued += cost
 

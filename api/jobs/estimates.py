@@ -146,7 +146,7 @@ class Estimates:
     async def of_job(
         self, job: Job, *, position: int | None, fraction: float | None
     ) -> DurationEstimate | None:
-        """Of a job as it stands.
+        """Of a job as it is now.
 
         Args:
             job: its row.

@@ -39,7 +39,7 @@ _log = get_logger(__name__)
 _DATABASE_SECONDS = 5.0
 """Between polls of the database; also the longest that a revoked key follows on."""
 _DATABASE_SECONDS_ALONE = 1.0
-"""The same while Redis is away."""
+"""The same while Redis is unavailable."""
 _BLOCK_SECONDS = 1.0
 """The longest that a new follower waits to be heard where the reader cannot be woken."""
 _RETRY_SECONDS = 1.0
@@ -167,10 +167,10 @@ class Following:
                 self._some.clear()
 
     async def read_job(self, resources: Resources, principal: Principal, job_id: str) -> Job:
-        """The job as it stands. Of many who ask, a few are served at a time.
+        """The job as it is now. Of many who ask, a few are served at a time.
 
         Raises:
-            Problem: 404 for an unknown job, 503 when Postgres is away.
+            Problem: 404 for an unknown job, 503 when Postgres is unavailable.
         """
         async with self._turns:
             return await service.get(resources, principal, job_id)
@@ -280,7 +280,7 @@ class Following:
             try:
                 await self._poll(resources)
             except Problem:
-                pass  # Postgres is away: clients keep waiting.
+                pass  # Postgres is unavailable: clients keep waiting.
             except Exception as error:
                 _log.error("poll_of_jobs_failed", error=repr(error))
 

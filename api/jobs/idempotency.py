@@ -44,7 +44,7 @@ class Answer:
         return {"body": self.body, "location": self.location}
 
     def response(self, poll_after: str, headers: dict[str, str] | None = None) -> Response:
-        """202 with the job or batch; clients may ask again after so many seconds."""
+        """202 with the job or batch; clients may ask again after `poll_after` seconds."""
         named = {"Location": self.location, "Retry-After": poll_after, **(headers or {})}
         if self.is_replay:
             named["Idempotency-Replayed"] = "true"
@@ -63,7 +63,7 @@ class IdempotentRequest:
     long as it is kept."""
 
     def columns(self) -> dict[str, str]:
-        """Beside those of the job, to take the key with it; none without a key."""
+        """In addition to those of the job, to take the key with it; none without a key."""
         if self.key is None:
             return {}
         return {"idempotency_key": self.key, "request_sha256": self.fingerprint.hex()}

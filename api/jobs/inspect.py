@@ -64,7 +64,7 @@ class _Reference(BaseModel):
 
 
 class _ReceiptFields(BaseModel):
-    """What is read of a receipt beside a job's settings. It is a claim, checked like input."""
+    """What is read of a receipt besides a job's settings. It is a claim, checked like input."""
 
     kind: Literal["txt2img", "img2img", "inpaint", "upscale"]
     hires: dict[str, Any] | None = None

@@ -52,7 +52,7 @@ async def accept_lora(
     Raises:
         Problem: 403 where uploads are off; 409 for a name that is taken; 422 for any other file;
             429 when the tenant may keep no more.
-        StorageUnavailable: S3 is away.
+        StorageUnavailable: S3 is unavailable.
     """
     check_enabled(resources)
     spec = _spec_of(form)

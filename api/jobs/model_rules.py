@@ -44,19 +44,19 @@ def broken_family_rules(
             negative or not plan.negative_prompt,
             "/negative_prompt",
             "negative_prompt_not_supported",
-            f"{name} takes no negative prompt.",
+            f"{name} does not support negative prompts.",
         ),
         (
             facts.true_cfg or plan.true_cfg_scale is None,
             "/true_cfg_scale",
             "true_cfg_scale_not_supported",
-            f"{name} takes no true_cfg_scale; guidance_scale steers it.",
+            f"{name} does not support true_cfg_scale; use guidance_scale.",
         ),
         (
             facts.image_to_image or submission.init_image is None,
             "/init_image",
             "init_image_not_supported",
-            f"{name} makes images from text only.",
+            f"{name} does not support image-to-image.",
         ),
     )
     errors = [_no_inpainting(spec, submission)] if submission.masks and not facts.inpainting else []
@@ -79,7 +79,7 @@ def broken_hires_rules(
             facts is None or facts.image_to_image,
             "/hires",
             "hires_not_supported",
-            f"{name} makes images from text only, and so no second pass.",
+            f"{name} does not support image-to-image, and so no second pass.",
         ),
         (
             hires["upscaler"] == "lanczos" or family not in ("pipeline", "flow"),
@@ -121,7 +121,7 @@ def broken_lora_rules(
         return []
     facts = FAMILIES.get(family or "")
     if spec.fuse_qkv or (facts is not None and not facts.loras) or family in ("pipeline", "flow"):
-        message = f"{spec.name} takes no LoRAs."
+        message = f"{spec.name} does not support LoRAs."
         return [FieldError(pointer="/loras", code="loras_not_supported", message=message)]
     errors, names = [], [str(lora["name"]) for lora in plan.loras]
     for index, name in enumerate(names):
@@ -147,7 +147,7 @@ def broken_control_rules(
         return []
     facts = FAMILIES.get(family or "")
     if family in ("pipeline", "flow") or (facts is not None and not facts.controlnets):
-        message = f"{spec.name} takes no ControlNets."
+        message = f"{spec.name} does not support ControlNets."
         return [FieldError(pointer="/controls", code="controls_not_supported", message=message)]
     errors = []
     if facts is not None and not facts.control_images:
@@ -187,12 +187,12 @@ def broken_prompt_rules(
             submission.prompt_syntax == "weighted"
             and (is_other or (facts is not None and not facts.prompt_weights)),
             "prompt_syntax",
-            f"{name} takes no weights in prompts: SD, SDXL, SD3 and LCM do.",
+            f"{name} does not support prompt weights; SD, SDXL, SD3 and LCM do.",
         ),
         (
             submission.long_prompt and (is_other or (facts is not None and not facts.long_prompts)),
             "long_prompt",
-            f"{name} reads prompts of one length: SD, SDXL and LCM read long ones.",
+            f"{name} does not support long prompts; SD, SDXL and LCM do.",
         ),
     )
     return [

@@ -66,7 +66,7 @@ class Expand(RequestModel):
 
 
 class Reference(RequestModel):
-    """An image that the model looks at beside the prompt."""
+    """An image that the model looks at alongside the prompt."""
 
     image: Annotated[str, Field(max_length=MAX_IMAGE_TEXT)] = Field(
         description="An upload id, an image id, a data: or an https URL."
@@ -89,8 +89,8 @@ class Control(RequestModel):
 
     name: ControlName = Field(description="One of the model's `controlnets` in GET /v1/models.")
     image: Annotated[str, Field(max_length=MAX_IMAGE_TEXT)] = Field(
-        description="An upload id, an image id, a data: or an https URL. It gets the job's size as "
-        "`resize_mode` says: cropped unless that is set."
+        description="An upload id, an image id, a data: or an https URL. It is brought to the "
+        "job's size as `resize_mode` says: cropped unless that is set."
     )
     scale: ControlScale = Field(default=1.0, description="How strongly it acts, 0 to 2.")
     start: ControlStart = Field(default=0.0, description="Where in the steps it begins, 0 to 1.")
@@ -154,21 +154,21 @@ class JobOptions(BaseModel):
     )
     expand: Expand | None = Field(
         default=None,
-        description="Outpainting, instead of a mask: so many pixels are painted around the initial "
+        description="Outpainting, instead of a mask: pixels to paint around the initial "
         "image. Without width and height the finished image has its size and these.",
     )
     masked_content: Literal["original", "fill"] = Field(
         default="original",
-        description="What is under the mask to begin with: the initial image, or the colors around "
+        description="Start under the mask from the initial image, or the colors around "
         "the mask. At strength 1 most models forget either.",
     )
     mask_blur: Annotated[int, Field(ge=0, le=64), JSON_INTEGER] = Field(
         default=DEFAULT_MASK_BLUR,
-        description="Pixels: how softly what is repainted passes into what stays.",
+        description="Width of the blend at the mask's edge, in pixels.",
     )
     padding_mask_crop: Annotated[int, Field(ge=0, le=1024), JSON_INTEGER] | None = Field(
         default=None,
-        description="Make only the region around the mask, at the job's whole size, with so many "
+        description="Make only the region around the mask, at the job's whole size, with this many "
         "pixels of what surrounds it, and put it back: more detail for a small mask.",
     )
     preserve_unmasked: bool = Field(
@@ -196,7 +196,7 @@ OPTIONS = frozenset(JobOptions.model_fields)
 
 IMAGE_LISTS = ("controls", "references")
 """Those that are lists of objects with an `image` each. In the column `jobs.options` these have
-`s3_key` and `sha256` beside it; by that the image is kept."""
+`s3_key` and `sha256` as well, by which the image is kept."""
 
 
 def options_of_receipt(receipt: Mapping[str, Any]) -> dict[str, Any]:

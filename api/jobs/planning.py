@@ -241,7 +241,7 @@ def plan_job(
     errors += broken_control_rules(submission, spec, catalog, family)
     errors += broken_prompt_rules(submission, spec.name, family)
     if submission.references and spec.ip_adapter is None:
-        message = f"{spec.name} takes no reference images."
+        message = f"{spec.name} does not support reference images."
         code = "references_not_supported"
         errors.append(FieldError(pointer="/references", code=code, message=message))
     if errors:

@@ -49,7 +49,8 @@ async def get_when_done(
     """A job as soon as it has ended, or as it is after `seconds`.
 
     Raises:
-        Problem: 404 for an unknown job, 503 when Postgres is away at first, 401 when the key ends.
+        Problem: 404 for an unknown job, 503 when Postgres is unavailable at first, 401 when the
+            key ends.
     """
     after = await newest_event(resources, job_id)
     job = await resources.get(Following).read_job(resources, principal, job_id)
@@ -77,7 +78,7 @@ async def wait_until_done(
 ) -> Job:
     """The job as soon as it has ended, or as it is after `seconds`.
 
-    Redis and Postgres may fail meanwhile: the wait goes on, and ends with what is known.
+    Redis and Postgres may fail meanwhile: the wait continues, and ends with what is known.
 
     Args:
         job: as it was read; given back if nothing newer can be read.
@@ -113,7 +114,7 @@ async def wait_until_done(
 async def read_followed(
     resources: Resources, principal: Principal, known: Job, follower: Follower
 ) -> Job:
-    """The job as it is now, or as it was known where Postgres is away."""
+    """The job as it is now, or as it was known where Postgres is unavailable."""
     try:
         if await find_live_key(resources, principal.key_id) is None:
             raise unauthenticated()

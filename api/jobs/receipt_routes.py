@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
         200: {"description": "Made and compared."},
         202: {
             "model": Reproduction,
-            "description": "Not finished yet: POST to `Location` (`links.again`) to go on.",
+            "description": "Not finished yet: POST to `Location` (`links.again`) to keep waiting.",
         },
     },
 )
@@ -43,7 +43,7 @@ async def reproduce(
     principal: JobsWrite,
     image_id: ImageId,
     job: Annotated[
-        str | None, Query(description="Go on with this job instead of beginning one.")
+        str | None, Query(description="Continue with this job instead of starting one.")
     ] = None,
     wait: Wait,
     response: Response,
@@ -102,5 +102,5 @@ async def upscale(
 @router.post("/inspect", operation_id="images.inspect", summary="Read the receipt in an image")
 @problems("image_refused", "receipt_missing", "decoder_unavailable")
 async def inspect(resources: Res, principal: ImagesRead, file: File) -> Inspection:
-    """What an image made by Darkroom says of itself; nothing of it is kept."""
+    """Returns the receipt in a file that Darkroom made; the file is not kept."""
     return await inspect_image(resources, principal, file)

@@ -54,7 +54,7 @@ async def reproduce(
     job_id: str | None,
     seconds: int,
 ) -> Reproduction:
-    """Begin to make the image again, or go on with `job_id`, and wait for at most `seconds`.
+    """Begin to make the image again, or continue with `job_id`, and wait for at most `seconds`.
 
     Raises:
         Problem: 404 for an unknown image or a job that does not reproduce it; 422 when it cannot
@@ -297,7 +297,7 @@ def compare_pixels(first: bytes, second: bytes) -> Comparison:
     return Comparison("equivalent" if largest <= EQUIVALENT_WITHIN else "different", largest)
 
 
-_SIGNED = " The files differ: each is signed anew, at its own time."
+_SIGNED = " The files differ: each is signed again, at its own time."
 
 
 def explain(before: dict[str, Any], now: dict[str, Any], verdict: str) -> str:

@@ -57,7 +57,7 @@ _READ_SUBMISSION = json_body(JobSubmission, SUBMISSION_EXAMPLES)
     responses={
         200: {
             "model": JobDryRun,
-            "description": "With `dry_run`: what it would be. Nothing was made or kept.",
+            "description": "With `dry_run`: a preview of the job. Nothing was made or kept.",
         },
         202: {
             "model": Job,
@@ -127,7 +127,7 @@ async def get(
     if_none_match: IfNoneMatch = None,
     seconds: Wait,
 ) -> Job | Response:
-    """The job as it stands. `ETag` and `If-None-Match` make polling cheap."""
+    """The job's current state. `ETag` and `If-None-Match` make polling cheap."""
     headers = {"Cache-Control": "private, no-cache"}
     if seconds:
         with resources.waits.hold(principal.key_id, request.scope):

@@ -86,7 +86,7 @@ class JobReference(AnswerModel):
 
 
 class Progress(AnswerModel):
-    """How far a job is. `step` and `steps` are of the image in work, `fraction` of the job."""
+    """A job's progress. `step` and `steps` are of the image in work, `fraction` of the job."""
 
     step: int
     """Denoising steps done of the image in work."""
@@ -138,7 +138,7 @@ class JobMetrics(AnswerModel):
 
 
 class JobLinks(AnswerModel):
-    """Where to go on from a job."""
+    """Links from a job."""
 
     self: str
     """This job."""
@@ -227,7 +227,7 @@ class _JobFields(AnswerModel):
     """The images in the order of their seeds, those that a filter refused among them. Empty until
     the job ends."""
     progress: Progress | None
-    """How far it is. Null unless it runs or has succeeded."""
+    """Progress. Null unless it runs or has succeeded."""
     queue_position: int | None = Field(
         description="Queued jobs that go first, counted to 1,000; null unless queued, and null in "
         "lists."
@@ -246,7 +246,7 @@ class _JobFields(AnswerModel):
     error: ErrorInfo | None
     """Why it failed. Null: it did not."""
     warnings: list[JobWarning]
-    """What to know although it was accepted."""
+    """Warnings; the job was accepted all the same."""
     metrics: JobMetrics
     """How long it waited and ran."""
     metadata: dict[str, str]
@@ -267,7 +267,7 @@ class _JobFields(AnswerModel):
 
 
 class Job(JobOptions, _JobFields):
-    """A job as it stands. What does not apply is null."""
+    """A job. What does not apply is null."""
 
     controls: list[JobControl] = Field(  # type: ignore[assignment]  # says less
         default_factory=list, description="Its ControlNets, each with the image that it sees."
@@ -319,11 +319,11 @@ class _DryRunFields(AnswerModel):
     )
     eta: Eta | None = Field(description="If it were submitted now. Null without evidence.")
     warnings: list[JobWarning]
-    """What to know before submitting it."""
+    """Warnings to read before submitting it."""
 
 
 class JobDryRun(JobOptions, _DryRunFields):
-    """What a submission would be; nothing was kept, and nothing is promised."""
+    """A preview of a submission; nothing was kept, and nothing is promised."""
 
     controls: list[JobControl] = Field(  # type: ignore[assignment]  # says less
         default_factory=list, description="The ControlNets that it would have."
@@ -340,7 +340,7 @@ class ReproductionLinks(AnswerModel):
     """How to ask again."""
 
     again: str
-    """POST here to go on waiting for the same job."""
+    """POST here to keep waiting for the same job."""
     job: str
     """The job that makes the image again."""
 
@@ -361,11 +361,11 @@ class Reproduction(AnswerModel):
     job: Job
     """The job that makes the image again."""
     links: ReproductionLinks
-    """URLs to go on with. They need the API key."""
+    """Links; they need the API key."""
 
 
 class Inspection(AnswerModel):
-    """What an image made by Darkroom says of itself."""
+    """The receipt in a file that Darkroom made."""
 
     receipt: dict[str, Any]
     """The receipt as it is in the file. It is the file's claim, not a proof."""
@@ -373,6 +373,8 @@ class Inspection(AnswerModel):
     image: Image | None
     """That image, if `stored`. Null otherwise."""
     job: dict[str, Any] = Field(description="The body to POST to /v1/jobs to make it again.")
-    notes: list[str] = Field(description="What the body cannot say, e.g. a missing initial image.")
+    notes: list[str] = Field(
+        description="Notes on what the body cannot express, e.g. a missing initial image."
+    )
     provenance: Provenance
-    """How the file says that a model made it, as `GET /v1/images/{id}/provenance`."""
+    """Marks in the file that a model made it, as `GET /v1/images/{id}/provenance`."""

@@ -147,7 +147,7 @@ async def retry(resources: Resources, principal: Principal, job_id: str) -> Job:
 
 def _not_retryable(job: models.Job) -> Problem:
     if job.error_code == RefusedByFilter.code:
-        return Problem("job_not_retryable", "A filter has refused its prompt; submit it anew.")
+        return Problem("job_not_retryable", "A filter refused its prompt; submit a new job.")
     return Problem("job_not_retryable", f"The job is {job.state}.")
 
 

@@ -1,7 +1,7 @@
 """A job's events for one client: a snapshot, then what happens, until the job has ended.
 
 The database is the truth. Redis's stream adds progress, previews and promptness; while it is away
-or has lost its entries, the stream goes on with snapshots from the database.
+or has lost its entries, the stream continues with snapshots from the database.
 """
 
 import re
@@ -86,7 +86,7 @@ class _Reader:
         return format_sse_event(event=event.kind, data_str=event.data, id=event.id)
 
     async def _read(self) -> Job | None:
-        """The job; None if Postgres is away (its followers are told later), or it was deleted."""
+        """The job; None if it was deleted, or Postgres is unavailable (followers hear later)."""
         try:
             following = self.resources.get(Following)
             return await following.read_job(self.resources, self.principal, self.job_id)
@@ -105,12 +105,12 @@ async def open_stream(
     with_previews: bool,
     seconds: float,
 ) -> AsyncGenerator[bytes, None] | None:
-    """Events in SSE form for so many seconds at most, beginning with what the client has missed.
+    """Events in SSE form for that many seconds at most, beginning with what the client has missed.
 
     None: the client has seen how the job ended, and nothing is to come.
 
     Raises:
-        Problem: 404 for an unknown job, 503 when Postgres is away.
+        Problem: 404 for an unknown job, 503 when Postgres is unavailable.
     """
     match = _EVENT_ID.fullmatch(last_event_id or "")
     position, resumes = await _starting_point(resources, job_id, match[1] if match else None)

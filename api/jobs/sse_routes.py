@@ -43,7 +43,7 @@ async def issue(resources: Resources, principal: Principal, job_id: str) -> Stre
     """A link to the events of one of the tenant's jobs.
 
     Raises:
-        Problem: 404 for an unknown job, 503 when Postgres is away.
+        Problem: 404 for an unknown job, 503 when Postgres is unavailable.
     """
     row_id = parse_id("job", job_id, "job")
     async with resources.tenant_transaction(principal) as session:

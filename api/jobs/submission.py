@@ -22,8 +22,8 @@ _ALLOWED_CONTROLS = frozenset("\t\n\r")
 _WEEK = 7 * 24 * 3600
 _OF_MASKS = ("masked_content", "mask_blur", "padding_mask_crop", "preserve_unmasked")
 _DEFAULT_SIZE = (
-    "default of the model, or, with an initial image, what keeps its shape: beside the other side "
-    "if that is given, else with about as many pixels as the model's default."
+    "default of the model, or, with an initial image, what keeps its shape: to match the other "
+    "side if that is given, else with about as many pixels as the model's default."
 )
 
 

@@ -70,7 +70,8 @@ async def submit(
             may be otherwise at a retry; None: of `submission`.
 
     Raises:
-        Problem: the request breaks a rule, the key was used for another body, or Postgres is away.
+        Problem: the request breaks a rule, the key was used for another body, or Postgres is
+            unavailable.
     """
     estimates = resources.get(Estimates)
     families = await resources.workers.families()
@@ -192,7 +193,7 @@ class SubmissionGroups:
         """The job in a group's transaction. None: nothing was written, it has to go by itself.
 
         Raises:
-            Problem: Postgres is away, or too many submissions of the key wait.
+            Problem: Postgres is unavailable, or too many submissions of the key wait.
         """
         quotas, key = new.principal.quotas, (new.principal.tenant_id, new.request.key)
         if new.uploads or quotas.limit_the_queue or new.request.joins is not None:

@@ -45,7 +45,7 @@ looks at again; the others have done their part."""
 
 
 class UpscaleSubmission(RequestModel):
-    """How much larger, and how."""
+    """Scale and method."""
 
     scale: HiresScale = Field(
         default=2.0, description="Above 1 to 4; sides are rounded to the model's multiple."
@@ -144,7 +144,7 @@ async def _looking_at(
     families: Mapping[str, str],
 ) -> dict[str, Any]:
     """Columns with the images that the job of the image named, which the receipt does not: as many
-    as the model looks at beside an initial image."""
+    as the model looks at alongside an initial image."""
     facts = FAMILIES.get(families.get(settings["model"]) or "")
     names = {name for name in IMAGE_LISTS if original.receipt.get(name)}
     if facts is not None and not facts.control_images:

@@ -19,7 +19,7 @@ _MODEL = 4
 
 @dataclass(frozen=True)
 class Cursor:
-    """How to go on: the phase, the last entry, and what scored the first page."""
+    """How to continue: the phase, the last entry, and what scored the first page."""
 
     phase: Phase
     position: Position

@@ -174,7 +174,7 @@ async def read_reply(resources: Resources, reply_key: str) -> str:
 
     Raises:
         Problem: 503: nobody answered in time, or there is no vector; with the reason.
-        RedisDown: Redis is away.
+        RedisDown: Redis is unavailable.
     """
     try:
         reply = await resources.blocking_redis.blpop([reply_key], timeout=REPLY_TIMEOUT)

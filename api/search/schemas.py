@@ -29,7 +29,7 @@ class Hit(AnswerModel):
 
     score: float | None = Field(
         description="0 to 1: 0.55 × similarity, 0.2 × share of the query's words, and 0.25 where "
-        "the phrase as it stands, or every rare word of it, is in the prompt. Where pixels are "
+        "the exact phrase, or every rare word of it, is in the prompt. Where pixels are "
         "compared: the similarity, 0 where it is negative or not known yet. null without a query."
     )
     similarity: float | None = Field(

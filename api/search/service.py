@@ -81,12 +81,12 @@ class TermStatisticsCache:
 T = TypeVar("T")
 
 _ALIKE = 0.7
-"""Prompts that share so much of their words are near-duplicates."""
+"""Prompts that share this much of their words are near-duplicates."""
 
 _REPEATED = 0.7
 
 _FOLDED = 0.85
-"""Prompts that share so much are folded: a word that differs matters in one of up to 12."""
+"""Prompts that share this much are folded: a word that differs matters in one of up to 12."""
 
 SECONDS = 10.0
 """For the SQL of one search: going through a million prompts exactly takes two."""
@@ -187,7 +187,7 @@ E = TypeVar("E", bound=_Prompted)
 
 
 def by_kind(entries: Sequence[E], share: float) -> list[list[E]]:
-    """The entries with their near-duplicates, which share so much of their words with the first."""
+    """The entries with their near-duplicates, which share `share` of their words with the first."""
     kinds: list[tuple[str, set[str], list[E]]] = []
     for entry in entries:
         prompt = entry.prompt
@@ -319,7 +319,7 @@ def _is_too_far(query: SearchQuery, results: Sequence[SearchResult]) -> bool:
 
 @dataclass(frozen=True)
 class _FirstPage:
-    """What a page's statement needs beside the vectors."""
+    """What a page's statement needs in addition to the vectors."""
 
     phase: Phase
     position: Position | None
@@ -357,7 +357,7 @@ def list_transaction(
 
 @asynccontextmanager
 async def _beside(work: Awaitable[T]) -> AsyncIterator["asyncio.Future[T]"]:
-    """Work that goes on beside the block, and ends with it."""
+    """Work that runs alongside the block, and ends with it."""
     task = asyncio.ensure_future(work)
     try:
         yield task

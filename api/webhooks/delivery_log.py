@@ -24,7 +24,7 @@ from shared.webhooks.models import (
 )
 
 _HINTS = 200
-"""Of a range that is sent again, so many at once; the dispatcher offers the rest in its rounds."""
+"""Of a range that is sent again, this many at once; the dispatcher offers the rest in rounds."""
 
 _Entry = tuple[WebhookDelivery, WebhookEvent, str | None, list[WebhookAttempt], datetime | None]
 """(delivery, event, endpoint's URL, attempts, until when its receiver holds it back)."""

@@ -14,7 +14,7 @@ JobEventName = Literal[
 EventName = Literal[
     JobEventName, "batch.validated", "batch.completed", "batch.failed", "batch.canceled"
 ]
-"""What can be asked for."""
+"""Events to subscribe to."""
 AnyEventName = Literal[EventName, "endpoint.test", "endpoint.disabled"]
 DeliveryStateName = Literal["pending", "succeeded", "failed"]
 
@@ -35,7 +35,7 @@ Description = Annotated[str, Field(max_length=500), AfterValidator(_no_control_c
 
 
 class JobWebhook(RequestModel):
-    """A receiver for one job's events, beside the tenant's endpoints."""
+    """A receiver for one job's events, in addition to the tenant's endpoints."""
 
     url: Url = Field(description="https; signed with the secret of GET /v1/webhook-secret.")
     events: (
@@ -59,7 +59,7 @@ class EndpointCreation(RequestModel):
         default=None, description="Default: the ends of jobs, and all batch events."
     )
     description: Description = ""
-    """What it is for, up to 500 characters."""
+    """Purpose, up to 500 characters."""
     enabled: bool = True
     """Whether events are sent to it."""
     signature: Literal["v1", "v1a"] = Field(
@@ -69,16 +69,16 @@ class EndpointCreation(RequestModel):
 
 
 class EndpointUpdate(RequestModel):
-    """What to change of an endpoint; what is left out stays."""
+    """Changes to an endpoint; fields that are left out stay."""
 
     url: Url | None = None
     """https, on port 443 or 80; redirects are not followed."""
     events: Events | None = None
     """Names of the events to send, instead of the present ones."""
     description: Description | None = None
-    """What it is for, up to 500 characters."""
+    """Purpose, up to 500 characters."""
     enabled: bool | None = Field(
-        default=None, description="true also clears why Darkroom had switched it off."
+        default=None, description="true also clears the reason why Darkroom disabled it."
     )
 
     @model_validator(mode="after")
@@ -92,12 +92,12 @@ class EndpointUpdate(RequestModel):
 
 
 class EndpointLinks(AnswerModel):
-    """Where to go on from an endpoint."""
+    """Links from an endpoint."""
 
     self: str
     """This endpoint."""
     deliveries: str
-    """What was sent to it."""
+    """Its deliveries."""
     test: str
     """POST here to send a test event."""
 
@@ -110,7 +110,7 @@ class Endpoint(AnswerModel):
     url: str
     """Where events are sent."""
     description: str
-    """What it is for."""
+    """Purpose."""
     events: list[str]
     """Names of the events that are sent."""
     enabled: bool
@@ -119,7 +119,7 @@ class Endpoint(AnswerModel):
     """`by_client`: you switched it off. `failing`: it failed for five days. `gone`: it answered
     410. Null while enabled."""
     failing_since: UtcTime | None = Field(
-        description="The first failure since the last success; five days of it switch it off."
+        description="The first failure since the last success; five days of failures disable it."
     )
     signature: Literal["v1", "v1a"]
     """v1: HMAC-SHA256 with a shared secret. v1a: ed25519 with a public key."""
@@ -139,7 +139,7 @@ class EndpointWithSecret(Endpoint):
 
 
 class TenantSecret(AnswerModel):
-    """What requests for a job's or batch's own webhook are signed with."""
+    """The secret that signs requests for jobs' and batches' own webhooks."""
 
     secret: str
     """`whsec_…`: the key of the HMAC, in base64."""
@@ -205,7 +205,7 @@ class Delivery(AnswerModel):
 
 
 class RedeliveryCount(AnswerModel):
-    """What a redelivery of a range has set in motion."""
+    """Result of redelivering a range."""
 
     deliveries: int
     """Deliveries that go out again."""

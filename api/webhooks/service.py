@@ -78,7 +78,7 @@ MAX_ENDPOINTS = 50
 """Of one tenant. Each costs a row for every event that it asks for."""
 
 OLD_SECRET_KEPT = timedelta(hours=24)
-"""How long a rotated secret still signs beside the new one."""
+"""How long a rotated secret still signs alongside the new one."""
 
 _MAX_SECRETS = 5
 """Signatures in one header, however often somebody rotates."""
@@ -188,7 +188,7 @@ async def delete(resources: Resources, principal: Principal, endpoint_id: str) -
 async def rotate_secret(
     resources: Resources, principal: Principal, endpoint_id: str
 ) -> EndpointWithSecret:
-    """Make a new secret; the old one signs beside it for 24 hours.
+    """Make a new secret; the old one signs alongside it for 24 hours.
 
     Raises:
         Problem: 404.
@@ -225,7 +225,7 @@ async def get_tenant_secret(resources: Resources, principal: Principal) -> Tenan
 
 
 async def rotate_tenant_secret(resources: Resources, principal: Principal) -> TenantSecret:
-    """Make a new one; the old one signs beside it for 24 hours."""
+    """Make a new one; the old one signs alongside it for 24 hours."""
     async with resources.tenant_transaction(principal) as session:
         secrets = await _renew_secret(session, principal, None, "v1")
     return _tenant_secret(secrets)

@@ -496,7 +496,7 @@ JOB_ADVICE = {
     "signing_failed": "Have the operator look at the worker's log and certificate.",
     "worker_lost": "Retry; if it persists, have the operator look at the worker's log.",
     "filtered": "Change the prompt; the operator chooses the filters.",
-    "refused_by_filter": "Change the prompt and submit it anew; the operator chooses the filters.",
+    "refused_by_filter": "Change the prompt and submit it again; the operator chooses the filters.",
     "filter_unavailable": "Retry; if it persists, have the operator look at the worker's log.",
     "internal_error": "This is a bug: report it with the job's id.",
 }

@@ -64,7 +64,7 @@ def note_drained(worker: str, requested_at: datetime) -> Update:
 
 
 def purge_drains(unread_for: timedelta) -> Delete:
-    """Drop the orders to workers that have not been there for so long: nobody has that name now."""
+    """Drop the orders to workers that have not been there for that long: nobody has the name."""
     limit = _NOW - unread_for
     return delete(WorkerDrain).where(WorkerDrain.seen_at < limit, WorkerDrain.requested_at < limit)
 

@@ -138,7 +138,7 @@ class InteractiveFirst:
         self.items.sort(key=lambda queue: not queue.endswith(f".{INTERACTIVE}"))
 
 
-# None: callers go on as if nothing had been there.
+# None: callers continue as if nothing had been there.
 
 _log = get_logger(__name__)
 
@@ -220,7 +220,7 @@ def celery_app(settings: Settings) -> Celery:
         worker_prefetch_multiplier=1,
         # Results are rows; nothing is kept in Redis.
         task_ignore_result=True,
-        # On a Redis blip the running job goes on; cancelling it would only waste the GPU.
+        # On a Redis blip the running job continues; canceling it would only waste the GPU.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_soft_shutdown_timeout=settings.shutdown_grace.total_seconds(),
         # Only Flower reads them (docs/observability.md); each job makes four.

@@ -161,7 +161,7 @@ def no_statement_timeout(engine: Engine) -> Iterator[Connection]:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether trying again later can help: Postgres is away, restarting, full, or was cut off.
+    """Whether trying again later can help: Postgres is down, restarting, full, or was cut off.
 
     A deadlock and a timeout count, too: the transaction was rolled back whole. After an outage the
     outcome of a COMMIT is unknown; the statements of the database can all be asked again.

@@ -65,7 +65,7 @@ class NanOutput(JobError):
 
 
 class DeviceLost(JobError):
-    """The device's context is unusable; only a new process can go on."""
+    """The device's context is unusable; only a new process can continue."""
 
     code = "device_lost"
     advice = "Retry; if it persists, have the operator look at the worker's log."
@@ -114,7 +114,7 @@ class RefusedByFilter(JobError):
     """One of the operator's filters has refused the prompt of a line."""
 
     code = "refused_by_filter"
-    advice = "Change the prompt and submit it anew; the operator chooses the filters."
+    advice = "Change the prompt and submit it again; the operator chooses the filters."
 
 
 class FilterUnavailable(JobError):

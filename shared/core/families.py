@@ -34,7 +34,7 @@ class FamilyFacts:
     controlnets: bool = False
     """Whether its pipelines in diffusers take ControlNets."""
     control_images: bool = True
-    """Whether they also take them beside an initial image."""
+    """Whether they also take them with an initial image."""
     loras: bool = True
     """Whether diffusers loads LoRAs into it."""
     negative_prompt: bool = True

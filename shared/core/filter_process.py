@@ -1,4 +1,4 @@
-"""The process of the operator's filters: it can hang or crash, and is killed and started anew.
+"""The process of the operator's filters: it can hang or crash, and is killed and restarted.
 
 `shared.core.filters` starts it, with one socket. What a filter is stands here, so
 that this process imports little else.
@@ -110,7 +110,7 @@ def checked(verdict: object) -> Verdict | None:
     match verdict:
         case ("refuse" | "mark" as action, str(reason)):
             return Verdict(action, reason.replace("\0", "")[:_MAX_REASON])
-    raise TypeError(f"{verdict!r} is no verdict")
+    raise TypeError(f"{verdict!r} is not a verdict")
 
 
 def serve(connection: "Connection") -> None:

@@ -165,7 +165,7 @@ class Filters:
             FilterUnavailable: nothing may pass unseen.
         """
         if not self._is_open:
-            raise FilterUnavailable("The filters gave no answer.")
+            raise FilterUnavailable("The filters did not respond.")
         names = self._names or [name for name, _ in self._references]
         return Findings(marks=tuple(Finding(name, NOT_CHECKED) for name in names))
 
@@ -213,7 +213,7 @@ class Filters:
             outcome = "timed_out"
             _log.error("filter_timed_out", filter=name, side=self._side, seconds=self._seconds)
             self._kill()
-        except FilterUnavailable as error:  # the process may go on loading
+        except FilterUnavailable as error:  # the process may continue to load
             outcome = "failed"
             _log.error("filter_not_asked", filter=name, side=self._side, reason=error.message)
         except (EOFError, OSError) as error:
@@ -223,7 +223,7 @@ class Filters:
         CHECKS.labels(name, self._side, outcome).observe(time.monotonic() - began)
         if outcome in ("failed", "timed_out"):
             if not self._is_open:
-                raise FilterUnavailable(f"The filter {name} gave no answer.")
+                raise FilterUnavailable(f"The filter {name} did not respond.")
             finding = Finding(name, NOT_CHECKED)
         return finding, outcome == "refuse"
 
@@ -263,7 +263,7 @@ class Filters:
         return answer
 
     def _load(self, gives_up: Callable[[], bool]) -> object:
-        """What the process says when it has loaded them. It goes on when nobody waits any more."""
+        """What the process says when it has loaded them. It continues when nobody waits."""
         if self._running is None:
             self._running = self._start()
             self._load_until = time.monotonic() + _START_SECONDS

@@ -167,7 +167,7 @@ def is_authorized(authorization: str, token: SecretStr) -> bool:
 
 
 class MetricsListener:
-    """`/metrics` on a port of its own. Whatever happens to it, the process goes on."""
+    """`/metrics` on a port of its own. Whatever happens to it, the process continues."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class MetricsListener:
         *collectors: Collector,
         probes: Mapping[str, Callable[[], bool]] = MappingProxyType({}),
     ) -> None:
-        """`collectors` are asked at each scrape, beside the metrics that count by themselves.
+        """`collectors` are asked at each scrape, besides the metrics that count by themselves.
 
         `probes`: paths, and what must hold for each to answer 200 rather than 503.
         """

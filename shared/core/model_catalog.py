@@ -183,7 +183,7 @@ class LoraSpec(BaseModel):
     @model_validator(mode="after")
     def _is_known(self) -> "LoraSpec":
         if self.family not in FAMILIES:
-            raise ValueError(f"family is one of {', '.join(FAMILIES)}")
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)}")
         return self
 
 
@@ -207,7 +207,7 @@ class ControlNetSpec(BaseModel):
     def _is_known(self) -> "ControlNetSpec":
         families = [name for name, facts in FAMILIES.items() if facts.controlnets]
         if self.family not in families:
-            raise ValueError(f"family is one of {', '.join(families)}")
+            raise ValueError(f"family must be one of {', '.join(families)}")
         return self
 
     def fits(self, family: str) -> bool:
@@ -243,7 +243,7 @@ class ModelCatalog(BaseModel):
                 raise ValueError(f"two {kind} have the same name")
         names = [name for spec in self.model for name in (spec.name, *spec.aliases)]
         if len(names) != len(set(names)):
-            raise ValueError("an alias is another's name or alias, too")
+            raise ValueError("model names and aliases must be unique")
         return self
 
     @property

@@ -84,7 +84,7 @@ class RequestRates:
     """Counts requests of keys. The window slides: there is no burst at the turn of a minute.
 
     Two counters a key, weighted by how far the minute has come, whatever the limit (the
-    "sliding window counter" of `limits`). Raises redis.RedisError when Redis is away.
+    "sliding window counter" of `limits`). Raises redis.RedisError when Redis is unavailable.
     """
 
     def __init__(self, redis: Redis) -> None:

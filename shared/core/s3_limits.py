@@ -95,7 +95,7 @@ _here = threading.local()
 
 @contextmanager
 def limited(seconds: float) -> Iterator[_Call]:
-    """Each operation within may take so long, its retry and its answer's body included.
+    """Each operation within may take this long, its retry and its answer's body included.
 
     Raises:
         TooSlow: it took longer.

@@ -66,10 +66,10 @@ def read_header(file: BinaryIO, size: int, max_header: int = MAX_HEADER_BYTES) -
     except (ValueError, RecursionError) as error:
         raise NotSafetensors("its header is not JSON") from error
     if not isinstance(document, dict):
-        raise NotSafetensors("its header is no JSON object")
+        raise NotSafetensors("its header is not a JSON object")
     metadata = document.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise NotSafetensors("its metadata is no table of texts")
+        raise NotSafetensors("its metadata is not a table of strings")
     tensors = {name: _tensor(name, value) for name, value in document.items()}
     _check_ranges(tensors, size - 8 - length)
     return SafetensorsHeader(tensors, metadata)

@@ -143,7 +143,7 @@ class Settings(BaseSettings):
     provenance_signer_timeout: Annotated[
         timedelta, Field(gt=timedelta(0), le=timedelta(seconds=60))
     ] = timedelta(seconds=10)
-    """For one signature. A finished image waits ten minutes for a signer that is away."""
+    """For one signature. A finished image waits ten minutes for an unavailable signer."""
 
     # Filters -------------------------------------------------------------------------------
     filters: Annotated[tuple[str, ...], NoDecode] = ()

@@ -29,7 +29,7 @@ REQUEST_ID = "request_id"
 
 
 class Span:
-    """A piece of work while it goes on. This one records nothing: there are no traces, or the work
+    """A piece of work in progress. This one records nothing: there are no traces, or the work
     belongs to none."""
 
     def __enter__(self) -> "Span":
@@ -120,7 +120,7 @@ def trace_ids() -> tuple[str, str] | None:
 
 
 def message_headers() -> dict[str, Any]:
-    """What a message carries so that its consumer's traces and logs go on where these are."""
+    """What a message carries so that its consumer's traces and logs continue these."""
     headers: dict[str, Any] = {}
     request_id = structlog.contextvars.get_contextvars().get(REQUEST_ID)
     if request_id is not None:

@@ -62,7 +62,7 @@ class ModelStatus(BaseModel):
     sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) in pixels, as warmed."""
     memory_bytes: int | None = None
-    """What its weights take; None while it has never been loaded."""
+    """Size of its weights; None while it has never been loaded."""
     loras: dict[str, str] = {}
     """Name -> SHA-256 of the file, of the LoRAs that are loaded with it."""
 
@@ -129,7 +129,7 @@ def parse(texts: Iterable[bytes | str | None]) -> list[WorkerHeartbeat]:
 # looking for the keys by pattern would walk through every key that Redis has.
 
 _PURGE_AFTER_SECONDS = 3600
-"""A name that was not heard of for so long leaves the index. Generous: clocks differ."""
+"""A name that was not heard of for this long leaves the index. Generous: clocks differ."""
 
 
 def store_heartbeat(pipeline: Pipeline, heartbeat: WorkerHeartbeat) -> None:

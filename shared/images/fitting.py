@@ -68,7 +68,7 @@ def blurred(mask: Image.Image, blur: int) -> Image.Image:
 
 
 _FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
-"""AUTOMATIC1111's: pixels, and how often the image blurred by so many is laid over the coarser."""
+"""AUTOMATIC1111's: pixels, and how often the image, blurred by them, is laid over the coarser."""
 
 
 def filled(image: Image.Image, mask: Image.Image, padding: int | None) -> Image.Image:

@@ -258,7 +258,7 @@ def list_keys_of_attempt(job_id: UUID, attempt: int) -> Select[str, str]:
 
 
 def list_unused_uploads(older_than: timedelta, limit: int) -> Select[UUID, str]:
-    """(id, key) of uploads that no job names, unused for so long."""
+    """(id, key) of uploads that no job names, unused for that long."""
     return select(Upload.id, Upload.s3_key).where(*_is_unused(older_than)).limit(limit)
 
 

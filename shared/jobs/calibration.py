@@ -71,7 +71,7 @@ class DurationEstimate:
 # the run itself is. The smaller of both is an upper bound that is met in either case.
 
 _RATE_WINDOW = 64
-"""Attempts of one kind that are remembered; the median of so many moves with a new driver within
+"""Attempts of one kind that are remembered; the median of this many moves with a new driver within
 minutes and not with one slow upload."""
 
 _MAX_RATES = 300
@@ -200,11 +200,11 @@ _WINDOW = 200
 """So many recent jobs; with them the 90th percentile is known to about ± 4 %."""
 
 _PRIOR = (0.7, 0.8, 0.88, 0.94, 1.0, 1.06, 1.13, 1.25, 1.45, 1.8)
-"""Ratios assumed beside the first ones that are seen: two jobs say little about a 90th
+"""Ratios assumed alongside the first ones that are seen: two jobs say little about a 90th
 percentile."""
 
 _EXPERIENCE = 30
-"""With so many ratios nothing need be assumed."""
+"""With this many ratios nothing need be assumed."""
 
 
 class Factors(BaseModel):

@@ -43,7 +43,7 @@ class Load(BaseModel):
         )
 
     def before(self, position: int) -> "Load":
-        """The running work and so many of the queued jobs, of the usual kind."""
+        """The running work and `position` of the queued jobs, of the usual kind."""
         share = position / self.queued_jobs if self.queued_jobs else 0.0
         return self.model_copy(
             update={

@@ -74,7 +74,7 @@ class AttemptMetrics:
             )
 
     def end(self, span: Span, images: int) -> None:
-        """It is over, with so many images."""
+        """It is over, with this many images."""
         job, outcome = self._job, self.outcome
         seconds = time.monotonic() - self._begun
         RUN.labels(job.model, job.queue_class, str(outcome)).observe(seconds)

@@ -186,11 +186,11 @@ class Job(Base):
     the steps out, and ControlNets add a share."""
     estimated_gpu_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     """Device time of one attempt, as estimated at the submission: while the job is unfinished, its
-    key's quota holds so much back."""
+    key's quota holds this much back."""
     start_deadline: Mapped[Instant | None]
     finish_deadline: Mapped[Instant | None]
     webhook: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    """``{"url", "events", "origin"}`` of the job's own webhook, beside the tenant's endpoints."""
+    """``{"url", "events", "origin"}`` of the job's own webhook, besides the tenant's endpoints."""
     estimate: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     """What was estimated at the submission (a `DurationEstimate`); null: nothing."""
     traceparent: Mapped[str | None] = mapped_column(Text)
@@ -249,7 +249,7 @@ class UploadedLora(Base):
 
     @property
     def reference(self) -> dict[str, str]:
-        """What a job keeps of it beside name and scale, so that no later file takes its place."""
+        """What a job keeps of it besides name and scale, so that no later file takes its place."""
         return {"sha256": self.sha256, "s3_key": self.s3_key}
 
 

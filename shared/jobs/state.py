@@ -56,7 +56,7 @@ class AttemptOutcome(StrEnum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    """With an error code. Whether the job goes on is the job's state."""
+    """With an error code. Whether the job continues is the job's state."""
     CANCELED = "canceled"
     RELEASED = "released"
     """The worker handed the job back unharmed (shutdown, drained): costs the job no attempt."""

@@ -82,7 +82,7 @@ def vector_of(tenant_id: UUID, image_id: UUID, model: str) -> Select[str]:
 
 
 def end_of_window(before: UUID | None, images: int) -> Select[UUID]:
-    """The last of so many images from `before` on, newest first; no row: there are fewer."""
+    """The last of that many images from `before` on, newest first; no row: there are fewer."""
     statement = select(Image.id).order_by(Image.id.desc()).offset(images - 1).limit(1)
     return statement if before is None else statement.where(Image.id < before)
 

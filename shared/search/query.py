@@ -10,7 +10,7 @@ from shared.search.terms import Lexical, Word, all_of, any_of, grams, tsquery_of
 
 
 class Rank(StrEnum):
-    """What entries are ordered by."""
+    """Order of the entries."""
 
     RELEVANCE = "relevance"
     """The score: meaning and words."""

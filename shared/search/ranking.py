@@ -194,7 +194,7 @@ def is_exact(
     *,
     spelled: bool,
 ) -> ColumnElement[bool]:
-    """The phrase as it stands, or every rare word and gram of it.
+    """The exact phrase, or every rare word and gram of it.
 
     `rare` is a tsquery, `rare_grams` an array of patterns; None for no such. `spelled`: the phrase
     has parts that are no words to Postgres.

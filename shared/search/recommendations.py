@@ -60,7 +60,7 @@ def near(
 
 
 def completing(tenant_id: UUID, typed: str, session_id: str | None) -> Select[UUID]:
-    """Prompts that begin with what was typed, whatever the case, and go on.
+    """Prompts that begin with what was typed, whatever the case, and continue.
 
     Without those that the session has made images of.
     """

@@ -141,7 +141,7 @@ def emit(
 
     For what changes in more than one statement, as batches do: run this in the transaction of the
     change, and publish the deliveries after its commit. `webhook` is the resource's own, as in its
-    row; `data` is what the payload says of it beside `id` and `links`.
+    row; `data` is what the payload says of it in addition to `id` and `links`.
     """
     subject = select(
         literal(resource_id, Uuid).label("id"),

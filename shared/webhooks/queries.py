@@ -282,7 +282,7 @@ def mark_failing(endpoint_id: UUID) -> Update:
 def disable_endpoint(
     endpoint_id: UUID, reason: str, failing_for: timedelta = timedelta(0)
 ) -> TypedReturnsRows[WebhookEndpoint]:
-    """Switch an enabled endpoint off, if it has been failing for so long; no row: it stays on."""
+    """Switch an enabled endpoint off, if it has been failing for that long; no row: it stays on."""
     return (
         update(WebhookEndpoint)
         .where(

@@ -55,13 +55,13 @@ def read_units(
         if not is_controlnet(name) or not units:
             continue
         if not isinstance(units, list):
-            raise _refused("unsupported_parameter", "ControlNet's args are a list of units.")
+            raise _refused("unsupported_parameter", "ControlNet's args must be a list of units.")
         for unit in units:
             if isinstance(unit, dict) and unit.get("enabled") is not False:
                 of, fields = _read(unit, reference, file_name, start)
                 found.setdefault(of, []).append(fields)
             elif unit and not isinstance(unit, dict):
-                raise _refused("unsupported_parameter", "A unit of ControlNet is an object.")
+                raise _refused("unsupported_parameter", "A ControlNet unit must be an object.")
     return found
 
 
@@ -85,7 +85,7 @@ def _read(
     image = image.get("image") if isinstance(image, dict) else image
     source = reference(image) if isinstance(image, str) and image else start
     if source is None:
-        raise _refused("missing", "A unit of ControlNet needs an image.")
+        raise _refused("missing", "A ControlNet unit needs an image.")
     if looks:
         if unit.get("guidance_start") or unit.get("guidance_end") not in (None, 1):
             raise _refused("unsupported_parameter", "An IP-Adapter acts in all steps.")
@@ -107,7 +107,7 @@ def _read(
 def _name(unit: Mapping[str, Any], field: str) -> str:
     value = unit.get(field) or ""
     if not isinstance(value, str) or len(value) > LONGEST_NAME:
-        message = f"{field} of ControlNet is a name of {LONGEST_NAME} characters at most."
+        message = f"{field} of ControlNet must be a name of at most {LONGEST_NAME} characters."
         raise _refused("malformed_name", message)
     return value
 

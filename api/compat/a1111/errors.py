@@ -1,4 +1,4 @@
-"""Problems as the web UI tells of them: `error` and `body` beside `detail`, and its statuses."""
+"""Problems as the web UI tells of them: also with `error` and `body`, and with its statuses."""
 
 from api.core.errors import DIALECTS, Problem, Retold
 

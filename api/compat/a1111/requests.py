@@ -63,7 +63,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "hr_scheduler": ("Use same scheduler",),
     "hr_additional_modules": (["Use same choices"],),
 }
-"""What a field may be, beside empty, null, false and 0."""
+"""What a field may be, apart from empty, null, false and 0."""
 _SETTINGS_OF_FILES = frozenset(
     (
         *("samples_save", "grid_save", "return_grid", "enable_pnginfo", "do_not_show_images"),
@@ -171,7 +171,7 @@ def model_of(body: Txt2Img) -> str | None:
     if not name:
         return None
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
-        message = f"The name of a model has {LONGEST_NAME} characters at most."
+        message = f"A model's name may have {LONGEST_NAME} characters at most."
         raise Problem.invalid(_CHECKPOINT, "malformed_name", message)
     return name
 
@@ -291,7 +291,7 @@ def _strength(body: Txt2Img) -> float:
     if body.denoising_strength is None:
         return _DEFAULT_STRENGTH
     if body.denoising_strength < _LEAST_STRENGTH:
-        message = f"denoising_strength must be {_LEAST_STRENGTH} at least."
+        message = f"denoising_strength must be at least {_LEAST_STRENGTH}."
         raise Problem.invalid("/denoising_strength", "strength_too_low", message)
     return body.denoising_strength
 
@@ -303,7 +303,7 @@ def _scale(body: Txt2Img, spec: ModelSpec) -> float:
     if not scales:
         return 2.0 if body.hr_scale is None else body.hr_scale
     if max(scales) > min(scales) * (1 + _SAME_SHAPE):
-        message = "hr_resize_x and hr_resize_y have to keep the shape of width and height."
+        message = "hr_resize_x and hr_resize_y must keep the shape of width and height."
         raise Problem.invalid("/hr_resize_x", "unsupported_parameter", message)
     return scales[0]
 
@@ -351,7 +351,7 @@ def read_networks(prompt: str) -> tuple[str, list[dict[str, Any]]]:
     for match in _NETWORK.finditer(prompt):
         kind, (name, *scales) = match[1], match[2].split(":")
         if kind not in ("lora", "lyco"):
-            raise Problem.invalid("/prompt", "unsupported_network", f"{match[0][:64]} is no LoRA.")
+            raise Problem.invalid("/prompt", "unsupported_network", f"Not a LoRA: {match[0][:64]}.")
         try:
             numbers = {float(scale) for scale in scales} or {1.0}
         except ValueError:

@@ -200,7 +200,7 @@ class LoraItem(AnswerModel):
 
 
 class ProgressState(AnswerModel):
-    """What the web UI says of its job."""
+    """The progress of the web UI's job."""
 
     skipped: bool = False
     """Always false."""
@@ -238,7 +238,7 @@ class ProgressAnswer(AnswerModel):
 
 
 class PngInfo(AnswerModel):
-    """What an image says of itself."""
+    """The settings in an image file."""
 
     info: str
     """The settings as text; empty where it says nothing."""

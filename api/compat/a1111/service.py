@@ -1,4 +1,4 @@
-"""What the web UI's API tells and does beside making images: options, lists, progress, an end."""
+"""What the web UI's API does apart from making images: options, lists, progress, an end."""
 
 import base64
 import binascii

@@ -33,7 +33,7 @@ _OF_SESSION = "Only those of this session; tools use `mcp` unless told otherwise
 class _Waits(RequestModel):
     wait_seconds: Wait = Field(
         default=DEFAULT_WAIT,
-        description="How long to wait for the end. The job goes on beyond it; see get_job.",
+        description="How long to wait for the end. The job continues after it; see get_job.",
     )
 
 
@@ -55,13 +55,13 @@ EditImage = create_model(
     __base__=_Waits,
     image=(
         str,
-        Field(description="The image to begin with: `img_…`, `upl_…`, a data: or an https URL."),
+        Field(description="The image to start from: `img_…`, `upl_…`, a data: or an https URL."),
     ),
     **_fields(JobSubmission, ("init_image", *_NOT_FOR_AGENTS))
     | {
         "prompt": (
             PromptText | None,
-            Field(default=None, description="What to make of it. Default: as for that image."),
+            Field(default=None, description="What to show. Default: as for that image."),
         )
     },
 )

@@ -42,7 +42,7 @@ class ImageReport(AnswerModel):
 
 
 class JobReport(AnswerModel):
-    """A job as it stands."""
+    """A job."""
 
     id: str = Field(description="`job_…`")
     state: JobStateName
@@ -88,7 +88,7 @@ class ReproductionReport(AnswerModel):
     """How an image that was made again compares."""
 
     verdict: Literal["identical", "equivalent", "different"] | None = Field(
-        description="Null while the job goes on: call again later."
+        description="Null until the job has ended: call again later."
     )
     max_pixel_difference: int | None = Field(description="0 to 255.")
     reason: str | None
@@ -96,7 +96,7 @@ class ReproductionReport(AnswerModel):
 
 
 class BatchReport(AnswerModel):
-    """A batch as it stands."""
+    """A batch."""
 
     id: str = Field(description="`batch_…`")
     state: str
@@ -158,7 +158,7 @@ class Results:
         rows = await self._rows_of([job])
         content = await self._images(rows[job.id])
         if job.finished_at is None:
-            hint = f"{job.id} goes on. Call get_job with wait_seconds to wait for it."
+            hint = f"{job.id} has not ended. Call get_job with wait_seconds to wait for it."
             content.append(TextContent(text=hint))
         return _result(await self._job(job, rows), content, failed=failed)
 

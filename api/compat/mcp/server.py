@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 _INSTRUCTIONS = (
     "Darkroom makes images with diffusion models, keeps them, and finds them again. Show users the "
-    "images of an answer and their links. A job that has not ended goes on: wait for it with "
+    "images of an answer and their links. A job that has not ended continues: wait for it with "
     "get_job instead of making it again."
 )
 _POLL_MILLISECONDS = 1000
@@ -59,7 +59,7 @@ _LISTED = 50
 _TEMPLATES = (
     ("images/{image_id}", "image", "An image's file.", None),
     ("images/{image_id}/receipt", "receipt", "How an image was made.", "application/json"),
-    ("jobs/{job_id}", "job", "A job as it stands.", "application/json"),
+    ("jobs/{job_id}", "job", "A job.", "application/json"),
 )
 _MODELS = "darkroom://models"
 _JSON = "application/json"

@@ -29,7 +29,7 @@ _NOT_AGAIN = ("generation_failed", "job_stopped", "job_not_done")
 
 
 def retell(problem: Problem) -> Retold:
-    """The problem in OpenAI's shape; the members of RFC 9457 stand beside it."""
+    """The problem in OpenAI's shape, with the members of RFC 9457."""
     status, kind, code = _classify(problem)
     headers = {"x-should-retry": "false"} if _is_final(problem, code) else {}
     first = problem.errors[0] if problem.errors else None

@@ -128,7 +128,7 @@ def _with_member(items: list[Any], name: str, value: object) -> list[Any]:
 
 def _check_members(name: str, items: list[Any]) -> None:
     if len({frozenset(one) if isinstance(one, dict) else None for one in items}) > 1:
-        message = f"In a form each of {name[:64]} has to have the same members, or send JSON."
+        message = f"In a form each of {name[:64]} must have the same members; otherwise send JSON."
         raise Problem.invalid(f"/{name[:64]}", "ambiguous_list", message)
 
 
@@ -179,7 +179,7 @@ Edit = Annotated[ImageEdit, Depends(held(_read_edit, _is_stream))]
 _REFUSALS = problems(*GENERATION_REFUSALS)
 _IGNORED = {
     "schema": {"type": "string"},
-    "description": "Fields of the request that mean nothing here.",
+    "description": "Fields of the request that have no effect here.",
 }
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -202,8 +202,8 @@ async def generate(
     idempotency_key: IdempotencyKey,
     seconds: Wait,
 ) -> Response:
-    """Submits a job and waits for it, ten minutes at most. Errors have OpenAI's `error` beside the
-    members of a problem. Also at `/v1/images/generations`."""
+    """Submits a job and waits for it, ten minutes at most. Errors have OpenAI's `error` in
+    addition to the members of a problem. Also at `/v1/images/generations`."""
     return await _answer(resources, principal, request, body, key=idempotency_key, seconds=seconds)
 
 

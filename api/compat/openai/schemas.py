@@ -70,7 +70,7 @@ class ImageGeneration(RequestModel):
                 code = "unsupported_parameter"
                 raise RuleBroken(code, f"{name[:64]} is not supported.{twin}", f"/{name[:64]}")
             if name == "metadata" and not isinstance(value, dict):
-                raise RuleBroken("dict_type", "metadata is an object.", "/metadata")
+                raise RuleBroken("dict_type", "metadata must be an object.", "/metadata")
         for names in (STEPS_NAMES, GUIDANCE_NAMES):
             if all(name in self.extensions for name in names):
                 raise RuleBroken("conflict", f"Give one of {' and '.join(names)}.", f"/{names[1]}")
@@ -78,7 +78,7 @@ class ImageGeneration(RequestModel):
 
     @property
     def extensions(self) -> dict[str, Any]:
-        """What was given beside OpenAI's fields. OpenAI's null is what is not given."""
+        """What was given in addition to OpenAI's fields. OpenAI's null is what is not given."""
         extra = self.model_extra or {}
         return {name: value for name, value in extra.items() if value is not None}
 
@@ -173,7 +173,7 @@ class TokenUsage(AnswerModel):
 
 
 class Images(AnswerModel):
-    """OpenAI's answer, with the job and each image's ID and seed beside it."""
+    """OpenAI's answer, with the job and each image's ID and seed."""
 
     created: int
     """When the job was submitted, in seconds since 1970."""

@@ -36,7 +36,7 @@ from shared.core.model_catalog import ModelCatalog, ModelSpec
 from shared.images.models import Image
 
 _RETRY_WINDOW = timedelta(minutes=15)
-"""For so long a retry joins the job of its first try."""
+"""For this long a retry joins the job of its first try."""
 _OPENAIS_NAMES = ("dall-e-", "gpt-image-", "chatgpt-image-")
 _FIDELITY = {"high": 0.45, "low": 0.75}
 _SHARES = {"low": 0.5, "high": 1.5, "xhigh": 2.0, "max": 3.0}
@@ -97,12 +97,12 @@ def to_submission(body: ImageGeneration, catalog: ModelCatalog) -> JobSubmission
     if isinstance(body, ImageEdit):
         fields["init_image"], *others = body.sources
         if others and spec.ip_adapter is None:
-            message = f"Give one image: {spec.name} looks at no others."
+            message = f"Give one image: {spec.name} does not support others."
             raise Problem.invalid("/image", "image_count", message)
         if others:
             given = extra.pop("references", [])
             if not isinstance(given, list):
-                raise Problem.invalid("/references", "list_type", "references is a list.")
+                raise Problem.invalid("/references", "list_type", "references must be a list.")
             fields["references"] = [*({"image": one} for one in others), *given]
         fields["strength"] = _FIDELITY.get(body.input_fidelity or "")
         if body.mask_source is not None:
@@ -171,7 +171,7 @@ async def read_images(
     """The finished images, as they were asked for.
 
     Raises:
-        Problem: 404 when one was deleted, 503 when storage is away.
+        Problem: 404 when one was deleted, 503 when storage is unavailable.
     """
     rows = await find_images(resources, principal, job)
     return [await _datum(resources, principal, row, job, body) for row in rows]

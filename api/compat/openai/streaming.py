@@ -25,7 +25,7 @@ from api.jobs.sse import HEARTBEAT
 
 @dataclass
 class _Partials:
-    """Which previews to send: of each image so many, evenly spaced as far as there are any."""
+    """Which previews to send: `wanted` of each image, evenly spaced as far as there are any."""
 
     wanted: int
     _fractions: dict[int, float] = field(default_factory=dict)

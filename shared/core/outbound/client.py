@@ -2,7 +2,7 @@
 
 Built on `httpcore2`, the layer under `httpx2`, and not on `httpx2` itself: redirects, proxies from
 the environment, cookies, decompression and connection pools are then not switched off but absent.
-Each exchange has a connection of its own, so each is judged anew.
+Each exchange has a connection of its own, so each is checked again.
 """
 
 import ssl

@@ -46,7 +46,7 @@ class AddressNotAllowed(OutboundError):
 
 
 class UnresolvableHost(OutboundError):
-    """The host's name has no address, or the DNS gave no answer."""
+    """The host's name has no address, or the DNS did not respond."""
 
     code = "unresolvable_host"
     retryable = True

@@ -33,7 +33,7 @@ from shared.webhooks import outbox
 from shared.webhooks.models import ENDS_OF_JOBS
 
 WAS_ACCEPTED = Job.error_code.is_distinct_from(RefusedByFilter.code)
-"""What a filter has refused is only seen anew when it is submitted anew."""
+"""What a filter has refused is only checked again when it is submitted again."""
 
 
 def cancel(tenant_id: UUID, job_id: UUID) -> JobRows:

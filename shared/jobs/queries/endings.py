@@ -210,7 +210,7 @@ def charge_late(job_id: UUID, attempt: int, gpu_seconds: float) -> Select[UUID]:
     """Charge what an attempt has used that somebody else has ended, as when its deadline passed.
 
     Corrects what `expire_unfinished` has charged for want of knowledge. No row where the attempt
-    still runs, where so much is on record, or where its worker was given up as lost.
+    still runs, where as much is on record, or where its worker was given up as lost.
     """
     expired = JobAttempt.outcome == AttemptOutcome.EXPIRED
     recorded = (
@@ -255,7 +255,7 @@ def find_committed(job_id: UUID, attempt: int) -> Select[Job]:
 
 
 def _held(job_id: Any, attempt: Any) -> Update:
-    """The fence: only the holder of the running attempt may go on."""
+    """The fence: only the holder of the running attempt may continue."""
     return update(Job).where(
         Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING
     )

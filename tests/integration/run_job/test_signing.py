@@ -142,7 +142,7 @@ def test_it_is_made_again_pixel_for_pixel_in_another_file(
     assert (again["verdict"], again["max_pixel_difference"]) == ("identical", 0), again
     assert again["image"]["pixel_sha256"] == image["pixel_sha256"]
     assert again["image"]["sha256"] != image["sha256"]
-    assert again["reason"].endswith("The files differ: each is signed anew, at its own time.")
+    assert again["reason"].endswith("The files differ: each is signed again, at its own time.")
 
 
 def test_every_door_serves_the_signed_bytes(api: ApiProcess, signer: WorkerProcess) -> None:

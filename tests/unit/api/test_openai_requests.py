@@ -115,7 +115,7 @@ def test_an_edit_has_one_image_more_than_a_job_has_references() -> None:
     assert len(to_submission(edit, CATALOG).references) == 2
     with pytest.raises(Problem):
         to_submission(edit.model_copy(update={"image": ["x", "y", "z", "w"]}), CATALOG)
-    with pytest.raises(Problem, match="turbo looks at no others"):
+    with pytest.raises(Problem, match="turbo does not support others"):
         to_submission(edit.model_copy(update={"model": "turbo"}), CATALOG)
 
 
