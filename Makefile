@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 # Some machines forbid byte code; without it each of the hundreds of processes that the tests start
-# compiles this project anew, for half a second.
+# recompiles this project, for half a second.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
@@ -86,7 +86,7 @@ bench: install ## Measure, each number against a baseline of the same run
 bench-gpu: install ## Measure on a CUDA device; needs no network
 	@$(BIN)/python -m tests.bench.gpu
 
-bench-peers: install ## Measure Darkroom beside its peers; 45 minutes, 15 GB of environments
+bench-peers: install ## Measure Darkroom against its peers; 45 minutes, 15 GB of environments
 	@$(BIN)/python -m tests.bench.peers --docs
 
 bench-search: install ## Measure search among a million prompts; takes half an hour or more
@@ -98,7 +98,7 @@ scale: install ## Measure up to 32 simulated workers against one Postgres and Re
 growth: install ## Measure among 10⁴ to 10⁷ finished jobs; resumes; an hour and 40 GB for all
 	@$(BIN)/python -m tests.scale.growth
 
-demo-model: install ## Train the demo model on from its weights, or go on where that stopped
+demo-model: install ## Train the demo model further, or continue where that stopped
 	@# Without these, half of the time goes into page faults of large temporary tensors.
 	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=500000000 \
 		OMP_WAIT_POLICY=passive $(BIN)/python -m deploy.demo_model.train

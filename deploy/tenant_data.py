@@ -170,8 +170,8 @@ def delete_tenant(settings: Settings, name: str, wait: timedelta) -> dict[str, A
 
     Raises:
         NoSuchTenant: there is none.
-        DeletionTimedOut: a job or a request goes on.
-        StorageUnavailable, redis.RedisError: servers are away.
+        DeletionTimedOut: a job or a request still runs.
+        StorageUnavailable, redis.RedisError: servers are unavailable.
     """
     deadline = time.monotonic() + wait.total_seconds()
     gone_jobs = gone_objects = 0

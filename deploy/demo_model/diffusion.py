@@ -133,7 +133,7 @@ class _Run:
             self.step, self.spent = saved["step"], saved["spent"]
 
     def keep(self, spent: float) -> None:
-        """Writes everything that a later run needs to go on."""
+        """Writes everything that a later run needs to continue."""
         state.save(
             {
                 "parameters": [p.data for p in self.parameters],
@@ -185,7 +185,7 @@ def train(
     minutes: float,
     group: ProcessGroup,
 ) -> TrainedUNet:
-    """Trains until `minutes` are spent in all runs of `work`, the first of which goes on from
+    """Trains until `minutes` are spent in all runs of `work`, the first of which continues from
     `start`; the given text encoder is trained on."""
     run = _Run(preset, text_encoder, start, work, device)
     batches = Batches(preset, data, tokenizer, device)
@@ -234,7 +234,7 @@ class Batch:
 
 
 class Batches:
-    """Batches that step and rank alone decide, so that a resumed run goes on as it would."""
+    """Batches that step and rank alone decide, so that a resumed run continues as it would."""
 
     def __init__(
         self, preset: Preset, data: TrainingSet, tokenizer: CLIPTokenizer, device: torch.device

@@ -1,5 +1,5 @@
 """Sizes and hyperparameters of the demo model, on a CPU and on CUDA: the networks are the same, so
-that either goes on with what the other has learnt."""
+that either continues with what the other has learnt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training state on disk: written whole or not at all, so that a killed run can go on."""
+"""Training state on disk: written whole or not at all, so that a killed run can resume."""
 
 from __future__ import annotations
 

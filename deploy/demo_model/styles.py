@@ -70,7 +70,7 @@ def train(
     minutes: float,
     group: ProcessGroup,
 ) -> None:
-    """Trains one style from nothing for so many minutes and writes its file."""
+    """Trains one style from nothing for `minutes` and writes its file."""
     torch.manual_seed(SEED)
     cpu = torch.device("cpu")
     pipe = StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)

@@ -126,14 +126,14 @@ def export_averaged(preset: Preset, work: Path, checkpoint: Path) -> None:
 
 
 def _start(checkpoint: Path) -> StableDiffusionPipeline | None:
-    """What an earlier run wrote, to go on from."""
+    """What an earlier run wrote, to continue from."""
     if not (checkpoint / "model_index.json").exists():
         return None
     return StableDiffusionPipeline.from_pretrained(checkpoint, dtype=torch.float32)
 
 
 def _tokenizer(work: Path, checkpoint: Path | None = None) -> CLIPTokenizer:
-    """The run's tokenizer: that of the checkpoint that it goes on from, or one made now."""
+    """The run's tokenizer: that of the checkpoint that it continues from, or one made now."""
     folder = work / "tokenizer"
     if checkpoint is not None and not folder.exists():
         shutil.copytree(checkpoint / "tokenizer", folder)

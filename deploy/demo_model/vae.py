@@ -84,7 +84,7 @@ class _Run:
             self.step, self.spent = saved["step"], saved["spent"]
 
     def keep(self, spent: float) -> None:
-        """Writes everything that a later run needs to go on."""
+        """Writes everything that a later run needs to continue."""
         state.save(
             {
                 "model": self._model.state_dict(),
@@ -132,7 +132,7 @@ def train(
     group: ProcessGroup,
 ) -> TrainedVae:
     """Trains on uint8 images [n, size, size, 3] until `minutes` are spent in all runs of `work`,
-    the first of which goes on from `start`."""
+    the first of which continues from `start`."""
     run = _Run(preset, start, work, device)
     clock = state.Clock(minutes, run.spent)
     frozen = False
@@ -177,7 +177,7 @@ def _batch(
 ) -> Tensor:
     """The batch of a key, [step, rank]: quarter crops at first, then whole images.
 
-    Seeds torch from the key too, so that a resumed run goes on as it would have.
+    Seeds torch from the key too, so that a resumed run continues as it would have.
     """
     rng = np.random.default_rng([SEED, 1, *key])
     torch.manual_seed(int(rng.integers(2**62)))

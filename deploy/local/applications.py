@@ -114,7 +114,7 @@ def _is_ok(url: str) -> bool:
 
 
 def applications(url: str, home: Home, environment: Mapping[str, str]) -> list[Application]:
-    """Every process of the stack beside its servers, in the order of start. One entry, one process.
+    """Every process of the stack besides its servers, in order of start. One entry, one process.
 
     Stopped in the opposite order, so that the API outlives the workers.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class StackError(Exception):
-    """The local stack cannot start or go on; the message says why and what to do about it."""
+    """The local stack cannot start or continue; the message says why and what to do about it."""
 
 
 class HomeInUseError(StackError):

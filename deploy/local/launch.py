@@ -39,7 +39,7 @@ def become(user: int, group: int, *, override: bool) -> None:
     """Gives up root for good; ``override`` keeps CAP_DAC_OVERRIDE and nothing else (Linux).
 
     Raises:
-        OSError: the kernel refused; the caller must not go on as root.
+        OSError: the kernel refused; the caller must not continue as root.
     """
     if override:
         _checked(_libc().prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep capabilities")

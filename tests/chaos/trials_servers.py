@@ -182,7 +182,7 @@ def t6_read_only(folder: Path, n: int, seconds: float) -> Result:
         result.judge(check(system))
         result.demand(worker.alive, "the worker died, and its warm model with it")
     result.recovery = quantiles(resumed)
-    result.notes.append("the same process, with its warm model, goes on")
+    result.notes.append("the same process, with its warm model, continues")
     return result
 
 
