@@ -37,7 +37,7 @@ def make(api: ApiProcess, items: Sequence[object], **options: Any) -> dict[str, 
 
 
 def get(api: ApiProcess, batch_id: str) -> dict[str, Any]:
-    """The batch as it stands."""
+    """The batch now."""
     answer = api.http.get(f"/v1/batches/{batch_id}")
     assert answer.status_code == 200, answer.text
     batch: dict[str, Any] = answer.json()

@@ -80,7 +80,7 @@ def make_batch(
 
 
 def get(database: sessionmaker[Session], batch_id: UUID) -> Batch:
-    """The batch as it stands."""
+    """The batch now."""
     with database.begin() as session:
         return session.get_one(Batch, batch_id)
 

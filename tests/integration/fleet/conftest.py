@@ -103,7 +103,7 @@ def submit(operator: httpx2.Client, **fields: Any) -> str:
 
 
 def job_of(operator: httpx2.Client, job_id: str) -> dict[str, Any]:
-    """A job as it stands."""
+    """A job as it is now."""
     job: dict[str, Any] = operator.get(f"/v1/jobs/{job_id}").json()
     return job
 

@@ -294,5 +294,5 @@ def test_an_adapter_that_does_not_fit_is_refused_when_the_model_is_loaded(tmp_pa
 
 
 def test_an_adapter_wants_attention_as_it_is() -> None:
-    with pytest.raises(ValueError, match="leave out fuse_qkv"):
+    with pytest.raises(ValueError, match="cannot be combined with fuse_qkv"):
         ModelSpec(name="sd", source="x", fuse_qkv=True, ip_adapter=adapter("sd15"))
