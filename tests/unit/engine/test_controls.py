@@ -92,7 +92,7 @@ def assert_equal_to_diffusers(toy: str, asked: ImageRequest) -> None:
     assert np.array_equal(made.pixels, pixels)
 
 
-@pytest.mark.parametrize("mixture", long_but([2, 3], range(1, 5)))
+@pytest.mark.parametrize("mixture", long_but([3], range(1, 5)))
 @pytest.mark.parametrize("toy", long_but(QUICK, ALL))
 def test_one_row_equals_diffusers(toy: str, mixture: int) -> None:
     assert_equal_to_diffusers(toy, asked_of(toy, width=96, controls=mixtures(toy)[mixture]))

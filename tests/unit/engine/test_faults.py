@@ -183,7 +183,7 @@ def test_an_image_can_be_taken_back_while_it_is_made_again_in_float32(
     assert image.facts.dtype == "float32"
     assert clock.now > 3 * budget
     assert faults == []
-    between_turns(engine, lambda: taken_back.append(engine.submit(request(steps=60))))
+    between_turns(engine, lambda: taken_back.append(engine.submit(request(steps=12))))
     [ticket] = taken_back
     with pytest.raises(Canceled):
         ticket.future.result(LIMIT)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shared.core.errors import ModelUnavailable
-from tests.unit.engine.toys import request, scheduler_of, toy_engine, toy_folder, toy_spec
+from tests.unit.engine.toys import long_but, request, scheduler_of, toy_engine, toy_folder, toy_spec
 from worker.engine.interface import GeneratedImage, RunFacts
 from worker.engine.prompts import PromptCache
 from worker.models.cache import estimate_memory
@@ -26,7 +26,7 @@ LIMIT = 60.0
         {"offload": "group"},
     ],
 )
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("name", long_but(["sdxl"], ["sdxl", "flux"]))
 def test_where_weights_wait_does_not_change_the_image(name: str, settings: dict[str, Any]) -> None:
     plain, image = made(name), made(name, **settings)
     assert np.array_equal(plain.pixels, image.pixels)

@@ -207,11 +207,13 @@ def test_the_precision_of_a_model_is_not_asked_for_with_each_of_its_weights(
 
 def test_the_cache_is_bounded_by_bytes_and_keeps_what_was_used_last() -> None:
     small, large, third, _ = toy_loras("sd15").values()
-    cache = AdapterCache(toy_backend("sd15", 1)._loaded.pipeline, 10**9)
-    sizes = {lora.name: cache.get((lora,))[0][0].bytes for lora in (small, large, third)}
-    cache = AdapterCache(
-        toy_backend("sd15", 1)._loaded.pipeline, sizes[small.name] + sizes[third.name]
-    )
+    backend = toy_backend("sd15", 1)
+    loaded, _ = backend.load_weights(request(loras=(small, large, third)))
+    sizes = {
+        lora.name: adapter.bytes
+        for lora, (adapter, _) in zip((small, large, third), loaded, strict=True)
+    }
+    cache = AdapterCache(backend._loaded.pipeline, sizes[small.name] + sizes[third.name])
     cache.get((small, third))
     cache.get((small,))
     held = cache.get((large,))  # larger than all that may stay, but somebody holds it
