@@ -6,6 +6,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from prometheus_client import Counter, Histogram
 from starlette.routing import BaseRoute
 
+from api.core.error_catalogue import CATALOGUE
 from shared.core.metrics import show_zeros
 
 REQUESTS = Counter(
@@ -43,7 +44,8 @@ SEMAPHORE_REFUSALS = Counter(
 
 
 def watch_routes(routes: Sequence[BaseRoute]) -> None:
-    """Show the server errors of every route from now on."""
+    """Show the server errors of every route, and every problem, from now on."""
+    show_zeros(PROBLEMS, CATALOGUE)
     for route in iter_route_contexts(routes):
         if isinstance(route.original_route, APIRoute):
             show_zeros(REQUESTS, route.methods or (), (str(route.path_format),), _SERVER_ERRORS)

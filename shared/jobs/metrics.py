@@ -7,6 +7,7 @@ from datetime import datetime
 from prometheus_client import Counter, Histogram
 
 from shared.core.broker import QUEUE_CLASSES
+from shared.core.errors import JOB_ERRORS
 from shared.core.metrics import show_zeros
 from shared.core.telemetry import Span
 from shared.jobs.models import Job
@@ -55,6 +56,7 @@ def watch_models(names: Iterable[str]) -> None:
     """Show what these models' attempts end in from now on."""
     models = tuple(names)
     show_zeros(LEASES_LOST, models)
+    show_zeros(FAILURES, models, JOB_ERRORS)
     show_zeros(RUN, models, QUEUE_CLASSES, (AttemptOutcome.SUCCEEDED, AttemptOutcome.FAILED))
 
 

@@ -1,7 +1,7 @@
 """One request to a webhook's receiver: what is sent, what its answer means, what is recorded."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -48,6 +48,20 @@ class Verdict(Enum):
     """Another attempt would be of no use, or was never promised."""
     GONE = auto()
     """410: the receiver wants no more of anything."""
+
+
+CODES: Mapping[Verdict, tuple[str, ...]] = {
+    Verdict.DELIVERED: ("none",),
+    Verdict.TRY_AGAIN: (
+        *("http_error", "redirected", "internal_error"),
+        *(kind.code for kind in OutboundError.__subclasses__() if kind.retryable),
+    ),
+    Verdict.GIVE_UP: tuple(
+        kind.code for kind in OutboundError.__subclasses__() if not kind.retryable
+    ),
+    Verdict.GONE: ("gone",),
+}
+"""The codes that attempts with each verdict can have, in metrics."""
 
 
 @dataclass(frozen=True)

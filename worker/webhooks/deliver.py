@@ -34,6 +34,7 @@ from shared.webhooks.message import SigningKey, new_secret, webhook_policy
 from shared.webhooks.models import SENT_ONCE, EventType, WebhookDelivery
 from worker.core.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from worker.webhooks.attempt import (
+    CODES,
     AttemptResult,
     AttemptSuperseded,
     Claimed,
@@ -51,8 +52,6 @@ _LOOKUPS = 8
 """Further threads, which find out whose deliveries are."""
 _LEASE_MARGIN = timedelta(seconds=15)
 """Beyond the request's own limit, for recording it on a slow day."""
-_USUAL_FAILURES = ("http_error", "connection_failed", "unresolvable_host", "tls_failed")
-"""Codes after which a request is made again."""
 _LATE = timedelta(seconds=10)
 """Progress that old is not worth sending."""
 _CLOSING_SECONDS = 2.0
@@ -109,8 +108,8 @@ class Deliverer:
         storage: Storage,
         notifier: WebhookNotifier,
     ) -> None:
-        show_zeros(WEBHOOK_ATTEMPTS, [Verdict.DELIVERED.name.lower()], ["none"])
-        show_zeros(WEBHOOK_ATTEMPTS, [Verdict.TRY_AGAIN.name.lower()], _USUAL_FAILURES)
+        for verdict, codes in CODES.items():
+            show_zeros(WEBHOOK_ATTEMPTS, [verdict.name.lower()], codes)
         self._settings = settings
         self._database = database
         self._storage = storage

@@ -43,12 +43,18 @@ class Observed:
     generate: WorkerProcess
     cpu: WorkerProcess
     database: sessionmaker[Session]
+    environment: dict[str, str]
 
     def scrape(self, process: Process, token: str | None = TOKEN) -> httpx2.Response:
         """A process's `/metrics`."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         base = process.url if isinstance(process, ApiProcess) else _metrics_url(process)
         return httpx2.get(f"{base}/metrics", headers=headers, trust_env=False, timeout=20)
+
+    def probe(self, worker: Process, path: str) -> int:
+        """The status of a worker's probe."""
+        url = f"{_metrics_url(worker)}{path}"
+        return httpx2.get(url, trust_env=False, timeout=20).status_code
 
     def samples(self, process: Process) -> list[Sample]:
         """Every sample of a process."""
@@ -98,7 +104,7 @@ def observed(
         cpu = WorkerProcess(own, ["cpu"], logs / "cpu.log", module=QUICK_WORKER)
         with together(api, generate, cpu):
             engine = create_engine(with_driver(url))
-            yield Observed(collector, api, generate, cpu, session_factory(engine))
+            yield Observed(collector, api, generate, cpu, session_factory(engine), own)
             engine.dispose()
     # To the last line of their end.
     assert all(log_events(process) for process in (generate, cpu))

@@ -9,7 +9,7 @@ import pytest
 
 from shared.core.ids import decode_id
 from tests.integration.telemetry.conftest import Observed, log_events
-from tests.processes import ApiProcess, free_port, wait_until
+from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 from tests.receiver import Receiver
 
 pytestmark = pytest.mark.timeout(600)  # the first test waits for three processes to start
@@ -131,31 +131,44 @@ def test_nothing_of_a_tenant_is_in_a_label(observed: Observed, job: dict[str, ob
 
 def test_alerts_see_the_first_event_of_a_kind(observed: Observed) -> None:
     """Each of these series is there before anything has gone wrong."""
-    for process in (observed.cpu, observed.generate):
-        assert observed.value(process, "darkroom_leases_lost_total", model="sim") is not None
-        assert observed.value(process, "darkroom_database_errors_total", kind="read_only") == 0
-        assert (
-            observed.value(
-                process, "darkroom_s3_errors_total", operation="PutObject", kind="refused"
-            )
-            == 0
+    workers, sim = (observed.cpu, observed.generate), {"model": "sim"}
+    refused = {"operation": "PutObject", "kind": "refused"}
+    search = {"route": "/v1/search", "method": "POST", "status": "503"}
+    for name, processes, labels in (
+        ("darkroom_leases_lost_total", workers, sim),
+        ("darkroom_job_failures_total", workers, sim | {"code": "device_lost"}),
+        ("darkroom_database_errors_total", workers, {"kind": "read_only"}),
+        ("darkroom_s3_errors_total", workers, refused),
+        ("darkroom_job_run_seconds_count", workers[1:], sim | {"outcome": "failed"}),
+        ("darkroom_webhook_attempts_total", workers[:1], {"outcome": "give_up"}),
+        ("darkroom_webhook_attempts_total", workers[:1], {"outcome": "gone", "code": "gone"}),
+        ("darkroom_http_requests_total", (observed.api,), search),
+        ("darkroom_http_problems_total", (observed.api,), {"code": "disk_full"}),
+    ):
+        for process in processes:
+            assert observed.value(process, name, **labels) is not None, name
+
+
+def test_a_worker_is_alive_but_not_ready_while_it_loads_its_model(
+    observed: Observed, tmp_path: Path
+) -> None:
+    models = tmp_path / "models.toml"
+    source = "simulated:tick=0.002&row=0.0005&load=3600"  # longer than this test runs
+    models.write_text(f'[[model]]\nname = "slow"\nsource = "{source}"\nmax_batch_size = 4\n')
+    own = {**observed.environment, "DARKROOM_MODELS_FILE": str(models)}
+    loading = WorkerProcess(own, ["generate", "--model", "slow"], tmp_path / "log")
+    loading.start()
+    try:
+        loading.wait_for_log("metrics_listen")
+        wait_until(
+            lambda: observed.value(loading, "darkroom_worker_state", state="warming") == 1,
+            what="the beginning of its warm-up",
         )
-    assert (
-        observed.value(
-            observed.generate, "darkroom_job_run_seconds_count", model="sim", outcome="failed"
-        )
-        is not None
-    )
-    assert (
-        observed.value(
-            observed.api,
-            "darkroom_http_requests_total",
-            route="/v1/search",
-            method="POST",
-            status="503",
-        )
-        is not None
-    )
+        probes = ("/healthz", "/startupz", "/readyz")
+        assert [observed.probe(loading, path) for path in probes] == [200, 503, 503]
+        assert [observed.probe(observed.generate, path) for path in probes] == [200, 200, 200]
+    finally:
+        loading.kill()
 
 
 def test_other_paths_of_a_workers_listener_do_not_exist(observed: Observed) -> None:
