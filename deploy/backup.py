@@ -30,6 +30,7 @@ from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from prometheus_client import Gauge
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import TypeAdapter
 from sqlalchemy import create_engine, inspect, select, text
@@ -38,6 +39,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from deploy.bootstrap import ensure_bucket
 from shared.batches.models import BatchFile
 from shared.core.errors import StorageUnavailable
+from shared.core.logging import configure_logging
+from shared.core.metrics import MetricsListener
 from shared.core.settings import Settings, SettingsError, get_settings
 from shared.core.storage import ObjectMissing, Storage
 from shared.images.models import Image, Upload
@@ -46,6 +49,8 @@ DUMP, OBJECTS, MANIFEST = "database.dump", "objects", "manifest.json"
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _THREADS = 16
+_SOON = timedelta(minutes=5)
+"""After a failure, which may have been a moment's, the next try."""
 _LIBPQ = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -55,6 +60,13 @@ _LIBPQ = {
     "sslmode": "PGSSLMODE",
     "sslrootcert": "PGSSLROOTCERT",
 }
+
+
+LAST_SUCCESS = Gauge(
+    "darkroom_backup_last_success_timestamp_seconds",
+    "When the newest whole backup was made, in seconds since 1970; 0 without one.",
+)
+PERIOD = Gauge("darkroom_backup_period_seconds", "How often a backup is to be made.")
 
 
 class BackupFailed(Exception):
@@ -302,17 +314,28 @@ def _sha256(path: Path) -> str:
 
 
 def _save_again(settings: Settings, folder: Path, keep: int, every: timedelta) -> int:
-    """Back up now and after each pause, until SIGTERM; a failure is only reported."""
+    """Back up now and after each period, after a failure sooner, until SIGTERM."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    while True:
-        try:
-            print(json.dumps(save(settings, folder, keep)), flush=True)
-        except _FAILURES as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        if stop.wait(every.total_seconds()):
-            return 0
+    PERIOD.set(every.total_seconds())
+    if (folder / MANIFEST).exists():
+        LAST_SUCCESS.set((folder / MANIFEST).stat().st_mtime)
+    listener = MetricsListener(settings)
+    listener.start()
+    try:
+        while True:
+            pause = every
+            try:
+                print(json.dumps(save(settings, folder, keep)), flush=True)
+                LAST_SUCCESS.set_to_current_time()
+            except _FAILURES as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                pause = min(every, _SOON)
+            if stop.wait(pause.total_seconds()):
+                return 0
+    finally:
+        listener.close()
 
 
 _FAILURES = (BackupFailed, StorageUnavailable, SettingsError, SQLAlchemyError, OSError)
@@ -335,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         settings = get_settings()
+        configure_logging(settings)
         if options.command == "verify":
             result = verify(settings, read=options.read)
         elif options.command == "restore":

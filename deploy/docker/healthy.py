@@ -2,8 +2,8 @@
 
 The images hold neither curl nor a shell's tools that would do it. An address with `http` must
 answer 200; one with `tcp` must accept a connection, which is how a worker shows that it lives: its
-`/metrics` may ask for a token, and a probe carries none. A file must have been written in the last
-two days: so a daily backup shows that it was made.
+`/metrics` may ask for a token, and a probe carries none. A file with `?every=P1D` must have been
+written within the last two such periods: so backups show that they are made.
 """
 
 import os
@@ -11,10 +11,9 @@ import socket
 import sys
 import time
 import urllib.request
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 _SECONDS = 3.0
-_NEW_SECONDS = 2 * 24 * 3600
 
 
 def is_healthy(address: str) -> bool:
@@ -22,7 +21,8 @@ def is_healthy(address: str) -> bool:
     parts = urlsplit(address)
     try:
         if parts.scheme == "file":
-            return time.time() - os.stat(parts.path).st_mtime < _NEW_SECONDS
+            every = _seconds(parse_qs(parts.query)["every"][0])
+            return time.time() - os.stat(parts.path).st_mtime < 2 * every
         if parts.scheme == "tcp":
             socket.create_connection((parts.hostname or "", parts.port or 0), _SECONDS).close()
             return True
@@ -31,6 +31,15 @@ def is_healthy(address: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def _seconds(duration: str) -> float:
+    # Imported here: the checks that run every few seconds need none of it.
+    from datetime import timedelta
+
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(timedelta).validate_python(duration).total_seconds()
 
 
 if __name__ == "__main__":

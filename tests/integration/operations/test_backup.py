@@ -3,18 +3,22 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from prometheus_client import REGISTRY
 from sqlalchemy import create_engine, text
 
+from deploy import backup as program
 from deploy.backup import BackupFailed, key_of, path_of, restore, save, verify
 from deploy.bootstrap import ensure_bucket
 from deploy.local.servers import EmbeddedServers
@@ -221,6 +225,35 @@ def test_a_backup_is_made_again_and_again_until_it_is_stopped(
         assert process.wait(30) == 0
     assert first["begun_at"] <= second["begun_at"]
     assert list((backup / "earlier").iterdir())
+
+
+def test_a_backup_that_failed_is_made_soon(
+    source: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure of a moment costs minutes, not a whole period."""
+    last = "darkroom_backup_last_success_timestamp_seconds"
+    period = timedelta(days=365)
+    seen = []
+
+    def fail_once(*_: object) -> dict[str, Any]:
+        seen.append(REGISTRY.get_sample_value(last))
+        if len(seen) == 1:
+            raise BackupFailed("the disk is full")
+        os.kill(os.getpid(), signal.SIGTERM)  # what ends it
+        return {}
+
+    monkeypatch.setattr(program, "_SOON", timedelta(milliseconds=1))
+    monkeypatch.setattr(program, "save", fail_once)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert program._save_again(source.settings, tmp_path, 7, period) == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert seen == [0, 0]
+    assert REGISTRY.get_sample_value(last) != 0
+    every = REGISTRY.get_sample_value("darkroom_backup_period_seconds")
+    assert every == period.total_seconds()
 
 
 def test_a_damaged_backup_and_a_full_database_are_refused(

@@ -39,10 +39,17 @@ class Prometheus(Process):
         url = f"127.0.0.1:{free_port()}"
         self.http = httpx2.Client(base_url=f"http://{url}", timeout=70, trust_env=False)
         (folder / "token").write_text(TOKEN, "utf-8")
-        jobs: dict[str, list[Process]] = {
-            "darkroom-api": [observed.api],
-            "darkroom-worker": [observed.generate, observed.cpu],
+        backup_port = free_port()
+        jobs = {
+            "darkroom-api": [_address(observed, observed.api)],
+            "darkroom-worker": [_address(observed, e) for e in (observed.generate, observed.cpu)],
+            "darkroom-backup": [f"127.0.0.1:{backup_port}"],
         }
+        self.backup = Process(
+            {**observed.environment, "DARKROOM_METRICS_PORT": str(backup_port)},
+            ["-m", "deploy.backup", "save", str(folder / "backup"), "--every=P1D"],
+            folder / "backup.log",
+        )
         configuration = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(ALERTS)],
@@ -50,9 +57,9 @@ class Prometheus(Process):
                 {
                     "job_name": name,
                     "authorization": {"credentials_file": str(folder / "token")},
-                    "static_configs": [{"targets": [_address(observed, e) for e in processes]}],
+                    "static_configs": [{"targets": targets}],
                 }
-                for name, processes in jobs.items()
+                for name, targets in jobs.items()
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration), "utf-8")
@@ -84,7 +91,7 @@ class Prometheus(Process):
                 return False
         except httpx2.TransportError:
             return False
-        return len(self.ask("count_over_time(up[1m]) > 3 and up == 1")) == 3
+        return len(self.ask("count_over_time(up[1m]) > 3 and up == 1")) == 4
 
 
 def _address(observed: Observed, process: Process) -> str:
@@ -98,6 +105,7 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """Scraping since before some of everything happened."""
     server = Prometheus(observed, tmp_path_factory.mktemp("prometheus"))
+    server.backup.start()
     server.start()
     try:
         wait_until(server.is_up, 60, "the first scrapes")
@@ -106,6 +114,7 @@ def prometheus(
     finally:
         server.http.close()
         server.stop()
+        server.backup.stop()
 
 
 _RATES = (
@@ -119,7 +128,9 @@ _RATES = (
 def _is_measured(server: Prometheus, observed: Observed) -> bool:
     """Do some of everything; whether it shows."""
     _do_some_of_everything(observed)
-    return all(server.ask(f"increase({series}[1m]) > 0") for series in _RATES)
+    return all(server.ask(f"increase({series}[1m]) > 0") for series in _RATES) and bool(
+        server.ask("darkroom_backup_last_success_timestamp_seconds > 0")
+    )
 
 
 def _do_some_of_everything(observed: Observed) -> None:

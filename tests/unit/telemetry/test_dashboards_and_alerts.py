@@ -38,16 +38,17 @@ _PROCESSES = {
     "the leader, about the whole system": ("worker.maintenance.",),
     "workers": ("worker.core.", "worker.jobs."),
     "the API and workers": ("shared.",),
+    "a backup that repeats": ("deploy.",),
 }
 """Headings of the catalogue, and the packages whose metrics stand under each."""
-_SELECTION = re.compile(r"\b(darkroom_\w+)(?:\{([^}]*)\})?")
+_SELECTION = re.compile(r"\b(darkroom_\w+|up\b)(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"[^"]*"')
 _GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
 
 
 def modules_with_metrics() -> Iterator[ModuleType]:
-    """Every module of the API and the workers that makes a metric."""
-    for package in ("api", "shared", "worker"):
+    """Every module that makes a metric."""
+    for package in ("api", "deploy", "shared", "worker"):
         for path in (PROJECT / package).rglob("*.py"):
             if "from prometheus_client import" in path.read_text("utf-8"):
                 parts = path.relative_to(PROJECT).with_suffix("").parts
@@ -95,7 +96,8 @@ def catalogue() -> str:
     return "\n".join(parts)
 
 
-MEASURED = measured()
+MEASURED = measured() | {"up": set()}
+"""`up` is Prometheus's own."""
 
 
 def complaints(query: str, legend: str = "") -> list[str]:
@@ -227,6 +229,17 @@ def test_names_follow_the_conventions() -> None:
         assert family.documentation.endswith("."), family.name
         if "duration" in family.name or "seconds" in family.name:
             assert family.name.endswith("_seconds"), family.name
+
+
+def test_no_label_is_one_that_prometheus_gives_a_meaning() -> None:
+    reserved = {"le", "quantile", *OF_THE_SCRAPE}
+    assert {name for _, name, _, labels, _ in described() if set(labels) & reserved} == set()
+    assert not [name for _, name, _, labels, _ in described() if any(map(_is_hidden, labels))]
+
+
+def _is_hidden(label: str) -> bool:
+    """Prometheus drops labels with two underscores."""
+    return label.startswith("__")
 
 
 def test_no_label_can_hold_what_is_a_tenants() -> None:

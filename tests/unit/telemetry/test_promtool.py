@@ -125,6 +125,25 @@ CASES = {
         11,
         {"instance": "g"},
     ),
+    "DarkroomApiDown": Case(
+        {
+            'darkroom_http_requests_total{status="503"}': "0x5 stale",
+            'up{job="darkroom-api",instance="a"}': "1x5 0x15",
+        },
+        6,
+        9,
+        {},
+    ),
+    "DarkroomProcessDown": Case(
+        {
+            'up{job="images/studio-darkroom-api",instance="a"}': "1x5 0x20",
+            'up{job="images/studio-darkroom-api",instance="b"}': "1x30",
+            'up{job="node",instance="c"}': "0x30",
+        },
+        9,
+        12,
+        {"job": "images/studio-darkroom-api", "instance": "a"},
+    ),
     "DarkroomApiErrors": Case(
         {
             'darkroom_http_requests_total{status="503"}': "0x10 0+5x30",
@@ -179,6 +198,15 @@ CASES = {
         25,
         {"kind": "refused"},
     ),
+    "DarkroomBackupLate": Case(
+        {
+            "darkroom_backup_last_success_timestamp_seconds": "0x500",
+            "darkroom_backup_period_seconds": "3600x500",
+        },
+        150,
+        190,
+        {},
+    ),
     "DarkroomWebhooksLate": Case(
         {"darkroom_webhook_oldest_due_age_seconds": "0x5 301x20"}, 5, 15, {}
     ),
@@ -192,6 +220,19 @@ CASES = {
         {},
     ),
 }
+
+
+@needs_promtool
+def test_prometheus_reads_the_rules_and_its_configuration() -> None:
+    configuration = PROJECT / "deploy" / "docker" / "prometheus.yml"
+    for arguments in (
+        ("rules", "--lint=all", "--lint-fatal", str(ALERTS)),
+        ("config", "--syntax-only", str(configuration)),
+    ):
+        done = subprocess.run(
+            [str(PROMTOOL), "check", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_alert_has_a_case() -> None:
