@@ -116,7 +116,7 @@ images: ## Build the images with docker, podman or buildah; PYTHON_IMAGE, PIP_CO
 	@$(PYTHON) -m deploy.docker.images
 
 container-test: install ## Build the images, run the Compose file, kill a worker, restore a backup
-	@$(BIN)/pytest --quiet tests/containers
+	@$(BIN)/pytest --quiet -rs tests/containers
 
 monitoring-test: install ## Test each alert by promtool, ask a live Prometheus every expression
 	@$(BIN)/pytest --quiet tests/unit/telemetry tests/integration/telemetry/test_prometheus.py
@@ -137,7 +137,7 @@ release: install ## Build dist/: wheels, sdists, SBOMs, chart, site, images wher
 	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 		--output-file dist/darkroom-server.cdx.json dist/tried/bin/python
 	@for image in api backup playground worker; do \
-		grep -E "# .*\b$$image\b" deploy/docker/requirements.txt | $(BIN)/cyclonedx-py requirements \
+		$(BIN)/python -m deploy.docker.requirements $$image | $(BIN)/cyclonedx-py requirements \
 			--output-reproducible --output-file dist/darkroom-$$image-image.cdx.json - || exit 1; \
 	done
 	@rm -rf dist/tried build client/build

@@ -6,7 +6,7 @@ change what it does:
 
     ENGINE         docker, podman or buildah
     PYTHON_IMAGE   the base instead of python:…; RCLONE_IMAGE instead of rclone/rclone:…
-    PIP_CONF       a pip.conf for a private index, mounted as a secret; CA_PEM a file with a CA
+    PIP_CONF       a pip.conf for a private index, mounted as a secret; CA_PEM a CA that pip trusts
     EXTRA_INDEX    one more index, for PyTorch: the CPU build's, say
     IMAGE_FLAGS    more flags of the engine's `build`
     TAG            instead of the version
@@ -49,6 +49,10 @@ class NoEngine(ImagesFailed):
     """Nothing here builds images."""
 
 
+class NoBase(ImagesFailed):
+    """The image that one starts from is to be had nowhere."""
+
+
 class Base(NamedTuple):
     """The image that a Dockerfile starts from."""
 
@@ -86,7 +90,7 @@ def by_digest(engine: str, name: str) -> str:
     """The image's name with its digest; pulls it if it is not there.
 
     Raises:
-        ImagesFailed: it can be had nowhere.
+        NoBase: it can be had nowhere.
     """
     if "@sha256:" in name:
         return name
@@ -94,7 +98,7 @@ def by_digest(engine: str, name: str) -> str:
         pulled = _ask(engine, "pull", name)
         if pulled.returncode != 0:
             reason = pulled.stderr.strip().rpartition("\n")[2]
-            raise ImagesFailed(
+            raise NoBase(
                 f"{engine} cannot pull {name}; PYTHON_IMAGE or RCLONE_IMAGE name another: {reason}"
             )
         found = _ask(engine, *_DIGEST, name).stdout

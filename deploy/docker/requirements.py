@@ -1,4 +1,5 @@
-"""Pin what the images install: `python -m deploy.docker.requirements` writes requirements.txt.
+"""Pin what the images install: `python -m deploy.docker.requirements` writes requirements.txt;
+with an image's name it prints all that this one installs.
 
 One line for each package: its version, the hashes of its wheels for x86-64 and ARM, and the images
 that install it. A Dockerfile takes its lines and installs them without looking for more. Versions
@@ -47,8 +48,11 @@ IMAGES: Mapping[str, Image] = {
 }
 
 
-def packages(image: Image) -> set[str]:
-    """The names of all that an image installs by hash: what it asks for and what that needs."""
+def packages(image: Image, *, torch: bool = False) -> set[str]:
+    """The names of all that an image installs by hash: what it asks for and what that needs.
+
+    `torch`: PyTorch, too, and what only it needs.
+    """
     project = tomllib.loads((PROJECT / image.pyproject).read_text("utf-8"))["project"]
     optional = project.get("optional-dependencies", {})
     wanted = [*project["dependencies"], *image.more]
@@ -58,7 +62,7 @@ def packages(image: Image) -> set[str]:
     def add(requirement: Requirement) -> None:
         name = canonicalize_name(requirement.name)
         for extra in ("", *requirement.extras):
-            if name != "torch" and (name, extra) not in found:
+            if (torch or name != "torch") and (name, extra) not in found:
                 found.add((name, extra))
                 for line in distribution(name).requires or ():
                     needed = Requirement(line)
@@ -103,7 +107,24 @@ def lock() -> str:
     return "\n".join(lines) + "\n"
 
 
+def installed(image: str) -> list[str]:
+    """The lines of an image, and PyTorch's without hashes, in the form of a requirements.txt.
+
+    The libraries of a CUDA build come with it, and are not among them.
+    """
+    lines = [line.partition(" # ") for line in FILE.read_text("utf-8").splitlines()[1:]]
+    by_hash = packages(IMAGES[image])
+    more = sorted(packages(IMAGES[image], torch=True) - by_hash)
+    return [
+        *(line for line, _, users in lines if image in users.split()),
+        *(f"{name}=={distribution(name).version.partition('+')[0]}" for name in more),
+    ]
+
+
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        print("\n".join(installed(sys.argv[1])))
+        sys.exit()
     if not platform.python_version().startswith(f"{PYTHON_VERSION}."):
         sys.exit(f"The images have Python {PYTHON_VERSION}, whose requirements only it can tell.")
     FILE.write_text(lock(), "utf-8")

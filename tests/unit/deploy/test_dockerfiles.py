@@ -87,6 +87,14 @@ def test_packages_can_come_from_a_private_index(dockerfile: Path) -> None:
         if word == "RUN" and "pip install" in rest:
             assert "--mount=type=secret,id=pip.conf,target=/etc/pip.conf" in rest
             assert "--mount=type=secret,id=ca.pem,target=/run/secrets/ca.pem" in rest
+            # By itself: `cert` in a pip.conf would need one.
+            trusted = "if [ -f /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi"
+            assert f"{trusted} && " in rest.replace("  ", " ")
+
+
+@BY_NAME
+def test_an_image_has_the_license(dockerfile: Path) -> None:
+    assert ("LICENSE", "/licenses/") in copies(dockerfile)
 
 
 @pytest.mark.parametrize("image", requirements.IMAGES)
@@ -113,6 +121,14 @@ def test_nothing_but_torch_is_installed_without_a_hash() -> None:
             if word == "RUN" and "pip install" in rest and "--require-hashes" not in rest:
                 assert dockerfile.name == "Dockerfile.worker"
                 assert rest.endswith(" torch")
+
+
+@pytest.mark.parametrize("image", requirements.IMAGES)
+def test_an_images_bill_of_materials_has_all_that_it_installs(image: str) -> None:
+    listed = dict(line.split()[0].split("==") for line in requirements.installed(image))
+    assert set(listed) >= requirements.packages(requirements.IMAGES[image])
+    constraints = (PROJECT / "constraints.txt").read_text("utf-8").splitlines()
+    assert (f"torch=={listed.get('torch')}" in constraints) is (image == "worker")
 
 
 def test_the_api_image_gets_no_model_code() -> None:
@@ -200,14 +216,17 @@ def test_a_closed_port_is_not_healthy() -> None:
     assert not is_healthy("http://127.0.0.1:9/healthz")
 
 
-def test_a_backup_of_three_days_ago_is_not_healthy(tmp_path: Path) -> None:
+def test_a_backup_is_healthy_until_two_are_missing(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
-    assert not is_healthy(manifest.as_uri())
+    daily, weekly = (f"{manifest.as_uri()}?every={period}" for period in ("P1D", "P7D"))
+    assert not is_healthy(daily)
     manifest.touch()
-    assert is_healthy(manifest.as_uri())
+    assert is_healthy(daily)
     old = time.time() - 3 * 24 * 3600
     os.utime(manifest, (old, old))
-    assert not is_healthy(manifest.as_uri())
+    assert not is_healthy(daily)
+    assert is_healthy(weekly)
+    assert not is_healthy(f"{manifest.as_uri()}?every=PT6H")
 
 
 def _is_let_in(source: str) -> bool:

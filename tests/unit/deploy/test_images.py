@@ -9,6 +9,7 @@ import pytest
 from deploy.docker.images import (
     DOCKERFILES,
     ImagesFailed,
+    NoBase,
     NoEngine,
     base_of,
     build,
@@ -70,7 +71,7 @@ def test_a_base_built_here_may_have_no_digest(fake: Fake) -> None:
 
 def test_a_base_that_cannot_be_had_is_named(fake: Fake) -> None:
     fake("podman", "echo 'no route to host' >&2; exit 125")
-    with pytest.raises(ImagesFailed, match=r"python:3\.11.*PYTHON_IMAGE.*no route to host"):
+    with pytest.raises(NoBase, match=r"python:3\.11.*PYTHON_IMAGE.*no route to host"):
         by_digest("podman", "python:3.11")
 
 
