@@ -18,7 +18,7 @@ from deploy.docker.secrets import make_secrets
 from deploy.local.servers import EmbeddedServers
 from tests.conftest import MODELS
 from tests.processes import PROJECT, Process, free_port, wait_until
-from tests.unit.deploy.compose_file import load_compose
+from tests.unit.deploy.compose_file import load_compose, secrets_of
 from tests.unit.deploy.dockerfiles import DEPLOY, command_of
 
 OWNER = "composed"
@@ -146,9 +146,10 @@ class ComposedStack:
         """The service's variables and secrets, and nothing of this process."""
         described = self._services[service]
         values = {name: str(value) for name, value in described["environment"].items()}
+        values |= {"TMPDIR": str(self._folder)} if "TMPDIR" in values else {}
         values |= {
             name.upper(): self._secret(name)
-            for name in described["secrets"]
+            for name in secrets_of(described)
             if name.startswith("darkroom_") and name != "darkroom_api_key"
         }
         replaced = self._with_addresses(list(values.values()), service)

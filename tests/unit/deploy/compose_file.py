@@ -27,6 +27,15 @@ def load_compose(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     return dict(_interpolated(yaml.safe_load(COMPOSE.read_text("utf-8")), variables or {}))
 
 
+def secrets_of(service: Mapping[str, Any]) -> dict[str, str]:
+    """What a service finds in /run/secrets, and the secrets of the document that they are."""
+    given = (
+        {"source": each, "target": each} if isinstance(each, str) else each
+        for each in service.get("secrets", ())
+    )
+    return {each["target"]: each["source"] for each in given}
+
+
 def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         # Without a value: passed if it is set.

@@ -13,7 +13,7 @@ from deploy.local.postgres_server import INITDB_OPTIONS
 from shared.core.keys import parse_key
 from shared.core.settings import Settings
 from tests.processes import PROJECT
-from tests.unit.deploy.compose_file import load_compose
+from tests.unit.deploy.compose_file import load_compose, secrets_of
 
 DEPLOY = PROJECT / "deploy"
 DOCUMENT = load_compose()
@@ -23,7 +23,8 @@ OURS = ("migrate", "bootstrap", "backup", "restore", "api", *WORKERS)
 
 
 def test_it_follows_the_compose_specification() -> None:
-    parsed = compose_spec.PyCompose.from_yaml(yaml.safe_dump(DOCUMENT))
+    known = re.sub(r"on-failure:\d+", "on-failure", yaml.safe_dump(DOCUMENT))  # not yet to it
+    parsed = compose_spec.PyCompose.from_yaml(known)
     parsed.validate()
     parsed.to_spec()
     assert set(parsed.service_names()) == set(SERVICES)
@@ -59,7 +60,8 @@ def test_what_a_service_waits_for_exists_and_can_become_so(name: str) -> None:
         if wait["condition"] == "service_healthy":
             assert "test" in SERVICES[other]["healthcheck"], f"{other} is never healthy"
         if wait["condition"] == "service_completed_successfully":
-            assert SERVICES[other]["restart"].startswith("on-failure"), f"{other} runs for ever"
+            # Without a number, a mistake in a setting is tried for ever.
+            assert re.fullmatch(r"on-failure:\d+", SERVICES[other]["restart"]), other
 
 
 def test_a_restore_finds_an_empty_database() -> None:
@@ -96,10 +98,10 @@ def test_images_of_others_can_come_from_elsewhere() -> None:
 def test_every_setting_that_is_set_exists() -> None:
     known = {f"DARKROOM_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
-        assert set(SERVICES[name]["environment"]) <= known
+        assert set(SERVICES[name]["environment"]) <= known | {"TMPDIR"}
     file_names = {name.lower() for name in known}
     for name in OURS:
-        secrets = set(SERVICES[name]["secrets"])
+        secrets = set(secrets_of(SERVICES[name]))
         assert {secret for secret in secrets if secret != "darkroom_api_key"} <= file_names
 
 
@@ -109,8 +111,8 @@ def test_every_setting_can_be_set(name: str) -> None:
     given = {f"DARKROOM_{field.upper()}": "own" for field in Settings.model_fields}
     environment = load_compose(given)["services"][name]["environment"]
     passed = {setting for setting, value in environment.items() if value == "own"}
-    secrets = {secret.upper() for secret in SERVICES[name]["secrets"]}
-    own = {f"DARKROOM_{each}" for each in ("WORKER_NAME", "SHUTDOWN_GRACE")}
+    secrets = {secret.upper() for secret in secrets_of(SERVICES[name])}
+    own = {f"DARKROOM_{each}" for each in ("WORKER_NAME", "SHUTDOWN_GRACE", "DATABASE_POOLER")}
     named = {setting for setting in environment if setting.startswith("DARKROOM_")}
     assert named <= set(given), "a setting that there is not"
     assert passed | secrets | set(SERVICES[name]["environment"]) | own >= set(given)
@@ -138,10 +140,11 @@ def test_settings_are_read_from_the_secrets(
 
 
 def test_no_secret_has_a_default() -> None:
-    assert set(DOCUMENT["secrets"]) == set(NAMES)
+    assert set(DOCUMENT["secrets"]) == {*NAMES, "api_database_url"}
     for name, secret in DOCUMENT["secrets"].items():
-        assert secret == {"file": f"./secrets/{name}"}
-    used = {secret for service in SERVICES.values() for secret in service.get("secrets", [])}
+        file = name.replace("api_database_url", "darkroom_database_url")
+        assert secret == {"file": f"./secrets/{file}"}
+    used = {secret for service in SERVICES.values() for secret in secrets_of(service)}
     assert used == set(NAMES)
 
 
@@ -202,3 +205,75 @@ def test_redis_forgets_nothing_on_its_own() -> None:
     script = (DEPLOY / "docker" / "redis.sh").read_text("utf-8")
     for line in ("maxmemory-policy noeviction", "appendonly yes", "requirepass $(cat "):
         assert line in script
+
+
+def test_a_store_of_ones_own_is_reached_by_all_that_use_it() -> None:
+    endpoint = "https://s3.example"
+    services = load_compose({"DARKROOM_S3_ENDPOINT": endpoint})["services"]
+    for name in OURS:
+        assert services[name]["environment"]["DARKROOM_S3_ENDPOINT"] == endpoint
+        if name != "migrate":  # which needs Postgres alone
+            assert "edge" in services[name]["networks"], name
+    assert SERVICES["api"]["environment"]["DARKROOM_S3_ENDPOINT"] == "http://s3:9000"
+
+
+def test_a_pooler_is_for_the_api_alone() -> None:
+    """Workers refuse to start with one."""
+    given = {
+        "DARKROOM_DATABASE_POOLER": "true",
+        "DARKROOM_API_DATABASE_URL_FILE": "./secrets/pooler_url",
+    }
+    document = load_compose(given)
+    for name in OURS:
+        service = document["services"][name]
+        secret = secrets_of(service)["darkroom_database_url"]
+        pooled = document["secrets"][secret]["file"] == "./secrets/pooler_url"
+        assert pooled is (name == "api"), name
+        assert ("DARKROOM_DATABASE_POOLER" in service["environment"]) is (name == "api"), name
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_variables_of_other_programs_come_from_a_file(name: str) -> None:
+    """OpenTelemetry's, boto3's, Hugging Face's, a proxy's: Compose passes none by itself."""
+    assert SERVICES[name]["env_file"] == [{"path": "./extra.env", "required": False}]
+    assert "deploy/extra.env" in (PROJECT / "docs" / "deploy.md").read_text("utf-8")
+    for ignored in (".gitignore", ".dockerignore"):
+        lines = (PROJECT / ignored).read_text("utf-8").splitlines()
+        assert {"deploy/.env", "deploy/extra.env"} <= set(lines), "it may hold secrets"
+
+
+def test_uploaded_loras_fit_where_they_are_put() -> None:
+    api = SERVICES["api"]
+    assert f"spool:{api['environment']['TMPDIR']}" in api["volumes"], "it would be memory"
+    assert "chown 10001:10001 /spool" in (DEPLOY / "Dockerfile.api").read_text("utf-8")
+    largest = Settings.model_fields["max_lora_bytes"].default
+    for name in ("generate-worker", "generate-worker-cpu"):
+        [tmp] = SERVICES[name]["tmpfs"]
+        gigabytes = re.search(r"size=(\d+)g", tmp)
+        assert gigabytes is not None
+        # A worker keeps LoRAs in half of it.
+        assert int(gigabytes[1]) * 2**30 >= 2 * largest
+
+
+def test_a_backup_is_healthy_for_two_of_its_periods() -> None:
+    document = load_compose({"DARKROOM_BACKUP_EVERY": "P7D"})["services"]["backup"]
+    assert document["command"][-1] == "--every=P7D"
+    assert document["healthcheck"]["test"][-1] == "file:///backups/manifest.json?every=P7D"
+
+
+def test_prometheus_scrapes_all_and_tells_alertmanagers() -> None:
+    """Who they are stands in a file that Prometheus looks for where it is mounted."""
+    file = DEPLOY / "docker" / "prometheus.yml"
+    configuration = yaml.safe_load(file.read_text("utf-8"))
+    scraped = {
+        name
+        for job in configuration["scrape_configs"]
+        for target in job["dns_sd_configs"]
+        for name in target["names"]
+    }
+    assert scraped == {"api", "backup", *WORKERS}
+    for name in scraped:
+        assert "edge" in SERVICES[name]["networks"], f"Prometheus cannot reach {name}"
+    [told] = configuration["alerting"]["alertmanagers"]
+    assert told["file_sd_configs"] == [{"files": ["/files/alertmanagers.yaml"]}]
+    assert "./files:/files:ro" in SERVICES["prometheus"]["volumes"]
