@@ -293,9 +293,13 @@ def publish_jobs(app: Celery, messages: Iterable[JobMessage]) -> None:
 def publish_deliveries(app: Celery, delivery_ids: Iterable[UUID]) -> None:
     """Notify the CPU workers that these webhook deliveries are due. Safe to leave out, too: the
     dispatcher asks the database what is due."""
+    ids = [str(delivery_id) for delivery_id in delivery_ids]
+    if not ids:
+        return
     headers = message_headers()
-    for delivery_id in delivery_ids:
-        _send(app, DELIVER_TASK, WEBHOOK_QUEUE, str(delivery_id), headers=headers)
+    with app.producer_or_acquire() as producer, producer.batch():
+        for delivery in ids:
+            _send(app, DELIVER_TASK, WEBHOOK_QUEUE, delivery, headers=headers, producer=producer)
 
 
 def publish_embedding(

@@ -226,8 +226,8 @@ class Job(Base):
     finished_at: Mapped[Instant | None]
 
     webhook_deliveries: Mapped[list[UUID] | None] = query_expression()
-    """What a transition's statement wrote into the outbox, to be published after the commit; no
-    column, and null for a job that was merely read."""
+    """What a transition's statement wrote into the outbox that workers are to be told of after the
+    commit; no column, and null for a job that was merely read."""
 
 
 class UploadedLora(Base):

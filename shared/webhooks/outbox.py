@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.jobs.state import JobState
+from shared.webhooks.delivery_queries import AT_ONCE, AT_ONCE_WHILE_FAILING
 from shared.webhooks.models import EventType
 
 SUBSCRIBERS = "endpoint.enabled AND {kind} = ANY (endpoint.events)"
@@ -70,7 +71,20 @@ _DELIVERY = """
  SELECT {new_id}, event.tenant_id, event.id, event.type, event.resource_id,
   receiver.endpoint_id, receiver.url, receiver.destination
  FROM event JOIN receiver ON receiver.resource_id = event.resource_id
- RETURNING id, resource_id"""
+ RETURNING id, resource_id, endpoint_id, destination"""
+
+# Whether workers are to be told of a delivery: unless its destination has no room now and others
+# wait for it too. Who is sending there comes to it by himself; and should all have sent what
+# waited, and gone, before this commits, the dispatcher finds it, as where Redis has lost a hint.
+_IS_NEWS = """
+ (SELECT count(*) < {few} OR count(*) FILTER (WHERE lease_until > clock_timestamp()) <
+   CASE WHEN EXISTS (SELECT FROM webhook_endpoints endpoint
+    WHERE endpoint.id = delivery.endpoint_id AND endpoint.failing_since IS NOT NULL)
+   THEN {failing} ELSE {room} END
+  FROM (SELECT lease_until FROM webhook_deliveries earlier
+   WHERE earlier.destination = delivery.destination AND earlier.state = 'pending'
+    AND earlier.due_at <= statement_timestamp()
+   ORDER BY earlier.due_at LIMIT {few}) earliest)"""
 
 # The job as it is then; `shared.webhooks.message` makes the wire's form of it.
 _JOB_SNAPSHOT = (
@@ -85,13 +99,16 @@ class Recorded(NamedTuple):
 
     ctes: tuple[CTE, ...]
     deliveries: ColumnElement[Any]
-    """The ids of the deliveries of a subject; null for none."""
+    """The ids of the deliveries of a subject to tell workers of; null for none."""
     of_all: ColumnElement[Any]
-    """The ids of the deliveries of all subjects; null for none."""
+    """The same for all subjects."""
 
 
 def record_jobs(changed: CTE, events: Mapping[JobState, EventType]) -> Recorded:
-    """The events of jobs that a CTE has changed, by the state that each now has."""
+    """The events of jobs that a CTE has changed, by the state that each now has.
+
+    Workers are told of those deliveries alone whose destinations have room.
+    """
     return _record_jobs(str(changed.name), tuple(events.items()))
 
 
@@ -99,17 +116,21 @@ def record_jobs(changed: CTE, events: Mapping[JobState, EventType]) -> Recorded:
 def _record_jobs(subject: str, events: tuple[tuple[JobState, EventType], ...]) -> Recorded:
     cases = " ".join(f"WHEN '{state}' THEN '{event}'" for state, event in events)
     snapshot = ", ".join(f"'{name}', {subject}.{name}" for name in _JOB_SNAPSHOT)
-    return record(subject, f"CASE {subject}.state {cases} END", f"jsonb_build_object({snapshot})")
+    kind, data = f"CASE {subject}.state {cases} END", f"jsonb_build_object({snapshot})"
+    told = _IS_NEWS.format(few=2 * AT_ONCE, room=AT_ONCE, failing=AT_ONCE_WHILE_FAILING)
+    return record(subject, kind, data, told=told)
 
 
 @cache
-def record(subject: str, kind: str, data: str, receivers: str = SUBSCRIBERS) -> Recorded:
+def record(
+    subject: str, kind: str, data: str, receivers: str = SUBSCRIBERS, *, told: str = "true"
+) -> Recorded:
     """An event for each row of the CTE `subject` that somebody wants to hear of; its deliveries.
 
     The CTE has the columns `id`, `tenant_id`, `sequence` and `webhook`: jsonb, null or
     ``{"url", "events", "origin"}`` with the URL's scheme, host and port for the origin. `kind` is
     SQL for the event's type, null where there is none, and `data` for its jsonb. `receivers`
-    chooses among the tenant's endpoints.
+    chooses among the tenant's endpoints, `told` among the deliveries those to tell workers of.
     """
     parts = {"subject": subject, "kind": kind, "data": data, "new_id": _NEW_ID}
     parts["receivers"] = receivers.format(**parts)
@@ -121,7 +142,8 @@ def record(subject: str, kind: str, data: str, receivers: str = SUBSCRIBERS) -> 
 
     ctes = (part("receiver", _RECEIVER), part("event", _EVENT), part("delivery", _DELIVERY))
     every = "SELECT array_agg(id) FROM delivery"
-    ids, all_ids = f"({every} WHERE resource_id = {subject}.id)", f"({every})"
+    ids = f"({every} WHERE resource_id = {subject}.id AND {told})"
+    all_ids = f"({every} WHERE {told})"
     return Recorded(
         ctes, *(type_coerce(literal_column(sql), ARRAY(Uuid)) for sql in (ids, all_ids))
     )

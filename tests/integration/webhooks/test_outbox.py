@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from shared.core.ids import decode_id
 from shared.jobs.models import Job
 from shared.jobs.queries import claims, client_requests, endings, periodic
-from shared.webhooks import outbox
+from shared.webhooks import delivery_queries, outbox, queries
+from shared.webhooks.delivery_queries import AT_ONCE
 from shared.webhooks.models import EventType, WebhookDelivery, WebhookEvent
 from tests.integration.webhooks.conftest import Hooks
 
@@ -23,6 +24,7 @@ OWN = {
     "origin": "https://own.invalid:443",
 }
 LEASE = timedelta(seconds=30)
+PENDING = WebhookDelivery.state == "pending"
 Transition = Callable[[Session, Job], Any]
 
 
@@ -160,6 +162,37 @@ def test_only_those_who_asked_are_told(hooks: Hooks) -> None:
     assert (shown["event"], shown["sequence"]) == ("job.canceled", changed.sequence)
     assert hooks.deliveries(endpoint_id=off["id"]) == []
     assert event.data["state"] == "canceled"
+
+
+def test_workers_are_told_only_of_what_they_have_room_for(hooks: Hooks) -> None:
+    """Of the rest they are told by nobody: who sends comes to it, or the dispatcher finds it."""
+    endpoint = decode_id("whe", hooks.register(URL)["id"])
+    of_endpoint = WebhookDelivery.endpoint_id == endpoint
+    claim = delivery_queries.claim_next(str(endpoint), LEASE)
+
+    def is_told() -> bool:
+        job = hooks.queue()
+        canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
+        return bool(canceled.webhook_deliveries)
+
+    with hooks.database() as session:  # never committed, so no worker sees any of it
+        assert [is_told() for _ in range(2 * AT_ONCE)] == [True] * 2 * AT_ONCE
+        claimed = [session.scalars(claim).one() for _ in range(AT_ONCE)]
+        assert session.scalars(claim).one_or_none() is None
+        assert not is_told()
+        ended = delivery_queries.succeed(claimed[0].id, claimed[0].attempts)
+        assert session.scalars(ended).one_or_none() is not None
+        assert is_told()
+        session.execute(queries.mark_failing(endpoint))
+        assert not is_told()
+        session.execute(update(WebhookDelivery).where(of_endpoint).values(lease_until=None))
+        left = set(session.scalars(select(WebhookDelivery.id).where(of_endpoint, PENDING)))
+        assert len(left) == 2 * AT_ONCE + 2
+        while left:
+            [offered] = left.intersection(session.scalars(delivery_queries.list_due(200)))
+            attempts = select(WebhookDelivery.attempts).where(WebhookDelivery.id == offered)
+            session.execute(delivery_queries.succeed(offered, session.scalars(attempts).one()))
+            left.discard(offered)
 
 
 def test_ids_of_events_are_version_7_and_in_order(hooks: Hooks) -> None:
