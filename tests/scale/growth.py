@@ -19,6 +19,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from shared.core.database import no_statement_timeout
 from shared.core.ids import encode_id
 from shared.jobs.models import Job
 from shared.jobs.queries import claims
@@ -80,21 +81,31 @@ def _parse() -> argparse.Namespace:
 def grow(system: System, count: int) -> None:
     """Add finished jobs until there are so many: one a second of the past, the newest last."""
     engine = system.engine
-    with engine.begin() as connection:
-        there = connection.scalar(text("SELECT count(*) FROM jobs WHERE state = 'succeeded'")) or 0
+    clear(system)  # of what a measurement has left that was cut
+    with no_statement_timeout(engine) as connection:
+        there = connection.scalar(text("SELECT count(*) FROM jobs")) or 0
         for function in _FUNCTIONS:
             connection.execute(text(function))
     for first in range(there, count, _CHUNK):
         # All of a chunk is there or nothing: a run that is cut goes on behind the last one.
         with engine.begin() as connection:
             _add(connection, system, first, min(first + _CHUNK, count) - 1)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with no_statement_timeout(engine) as connection:
         connection.execute(text("VACUUM ANALYZE"))
+
+
+def clear(system: System) -> None:
+    """Take away the jobs of measurements, and what Redis holds."""
+    with no_statement_timeout(system.engine) as connection:
+        mine = text("DELETE FROM jobs WHERE tenant_id = :tenant AND session_id = 'bench'")
+        connection.execute(mine, {"tenant": system.tenant})
+    system.redis.flushall()
 
 
 def _add(connection: Connection, system: System, first: int, last: int) -> None:
     values = {"first": first, "last": last, "tenant": system.tenant, "prompts": _PROMPTS}
     connection.execute(text("SET LOCAL synchronous_commit = off"))
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
     for statement in _FILL:
         connection.execute(text(statement), values)
 
@@ -172,8 +183,7 @@ def measure(system: System, count: int) -> Rows:
         for table in _TABLES:
             size = connection.scalar(text(f"SELECT pg_total_relation_size('{table}')"))
             found[f"bytes of {table}"] = float(size or 0)
-        connection.execute(text("DELETE FROM jobs WHERE session_id = 'bench'"))
-    system.redis.flushall()
+    clear(system)
     return found
 
 
