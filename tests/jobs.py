@@ -3,8 +3,10 @@
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
+from shared.core.database import Given
 from shared.core.ids import new_id
 from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
@@ -32,6 +34,12 @@ def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
         "max_attempts": 3,
         **fields,
     }
+
+
+def as_one(given: Given[Select[Job]]) -> Select[Job]:
+    """The statement with its values, for helpers that take any statement."""
+    statement, values = given
+    return statement.params(values)
 
 
 def image_columns(job: Job, index: int = 0, **fields: Any) -> dict[str, Any]:

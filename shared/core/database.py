@@ -219,6 +219,7 @@ def only(
 
 P = ParamSpec("P")
 S = TypeVar("S", bound=Select[*tuple[Any, ...]])
+Given = tuple[S, dict[str, Any]]
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -260,6 +261,15 @@ def cached_query(at_most: int | None = None) -> Callable[[Callable[P, S]], Cache
 def param(name: str, type_: Any) -> BindParameter[Any]:
     """A value that comes with `with_params`."""
     return bindparam(f"given_{name}", type_=type_)
+
+
+def given(statement: S, **values: Any) -> Given[S]:
+    """A statement and the values of this time, to be executed with both: `execute(*given(…))`.
+
+    SQLAlchemy then finds what it has compiled by the key that the statement keeps; of the copy that
+    `with_params` makes it works that key out anew, which takes as long as to read a row.
+    """
+    return statement, {f"given_{name}": value for name, value in values.items()}
 
 
 def with_params(statement: S, **values: Any) -> S:

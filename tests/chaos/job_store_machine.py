@@ -24,7 +24,7 @@ from shared.images.models import Image
 from shared.jobs.models import Job
 from shared.jobs.queries import claims, client_requests, endings, lookups, periodic, transitions
 from shared.jobs.state import RETRYABLE_STATES, TERMINAL_STATES
-from tests.jobs import accept
+from tests.jobs import accept, as_one
 
 LEASE = timedelta(hours=1)
 WORKERS = st.sampled_from(["w1", "w2", "w3"])
@@ -136,7 +136,7 @@ class JobStoreMachine(RuleBasedStateMachine):
     @rule(job=jobs, worker=WORKERS, poison=st.booleans())
     def claim(self, job: UUID, worker: str, poison: bool) -> None:
         model = self.expected[job]
-        took = self._one(claims.claim(job, worker, "gpu", LEASE, poison=poison))
+        took = self._one(as_one(claims.claim(job, worker, "gpu", LEASE, poison=poison)))
         due = model.state == "queued" and not model.delayed and poison == (model.losses > 0)
         overdue = (
             poison
@@ -177,7 +177,7 @@ class JobStoreMachine(RuleBasedStateMachine):
         success = endings.succeed(
             job, attempt, 1.0, images=[image], prompt_sha256=image_queries.text_sha256("p")
         )
-        done = self.session.scalars(success).one_or_none()
+        done = self.session.scalars(*success).one_or_none()
         assert (done is not None) == self._held(model, attempt)
         if done is not None:
             model.end("succeeded")

@@ -147,7 +147,7 @@ class Race:
             statement = claims.claim(self._job, name, "gpu", no_time, poison=poison)
             try:
                 with self._faulty.begin() as session:
-                    job = session.scalars(statement).one_or_none()
+                    job = session.scalars(*statement).one_or_none()
             except SQLAlchemyError:
                 job = None  # cut off; the claim may have gone through, and is lost then
             if job is not None:

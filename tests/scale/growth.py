@@ -231,7 +231,7 @@ def _waiting(system: System, api: ApiProcess, jobs: list[Job]) -> Rows:
     def claim() -> None:
         statement = claims.claim(next(claimed).id, "w", "cpu", system.settings.lease)
         with system.database() as session:
-            assert session.scalars(statement).one()
+            assert session.scalars(*statement).one()
             session.rollback()
 
     name = f"{_WAITING:,} jobs wait"

@@ -16,6 +16,7 @@ from shared.core.database import cached_query, param, with_params
 from shared.images.models import Image
 from shared.jobs.models import Job
 from shared.jobs.queries import claims, endings
+from tests.jobs import as_one
 
 _THREADS = 8
 DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
@@ -43,12 +44,12 @@ def in_threads(build: Any) -> set[str]:
 
 
 def claim() -> Any:
-    return claims.claim(uuid4(), "worker", "device", timedelta(seconds=30), poison=False)
+    return as_one(claims.claim(uuid4(), "worker", "device", timedelta(seconds=30)))
 
 
 def succeed() -> Any:
     columns = {"id": uuid4(), "tenant_id": uuid4(), "seed": 1}
-    return endings.succeed(uuid4(), 1, 0.5, images=[columns], prompt_sha256=b"hash")
+    return as_one(endings.succeed(uuid4(), 1, 0.5, images=[columns], prompt_sha256=b"hash"))
 
 
 @pytest.mark.long

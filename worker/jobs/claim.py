@@ -66,7 +66,7 @@ def _claim(worker: WorkerProcess, job_id: UUID, *, poison: bool) -> Job | None:
         nonlocal unanswered
         was_unanswered, unanswered = unanswered, True
         statement = claims.claim(job_id, worker.name, worker.device, lease, poison=poison)
-        job = session.scalars(statement).one_or_none()
+        job = session.scalars(*statement).one_or_none()
         if job is None and was_unanswered:
             job = session.scalars(claims.find_own_claim(job_id, worker.name)).one_or_none()
         return job

@@ -17,7 +17,7 @@ from sqlalchemy import Select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.core.database import autocommit
+from shared.core.database import Given, autocommit
 from shared.core.errors import StorageUnavailable
 from shared.core.filters import Finding
 from shared.core.ids import decode_id, encode_id, new_id
@@ -381,7 +381,7 @@ def commit_success(
     database: sessionmaker[Session],
     job_id: UUID,
     attempt: int,
-    success: Select[Job],
+    success: Given[Select[Job]],
     prompt: PromptRow,
 ) -> Job:
     """Commit the job's success with its images: one statement where the prompt is on record.
@@ -394,14 +394,14 @@ def commit_success(
     """
     if prompt.known:
         with autocommit(database) as session:
-            done = session.scalars(success).one_or_none()
+            done = session.scalars(*success).one_or_none()
         if done is not None:
             return done
     with database() as session:
         # New, or removed by retention since. Without the success it is not kept either: nothing
         # would ever remove a prompt without images.
         prompt.ensure(session)
-        done = session.scalars(success).one_or_none()
+        done = session.scalars(*success).one_or_none()
         if done is not None:
             session.commit()
             return done

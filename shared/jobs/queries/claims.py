@@ -24,7 +24,7 @@ from sqlalchemy.sql.expression import CTE
 from sqlalchemy.sql.selectable import Values
 
 from shared.batches.models import Batch
-from shared.core.database import cached_query, param, with_params
+from shared.core.database import Given, cached_query, given, param
 from shared.core.errors import WorkerLost
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.queries.transitions import (
@@ -43,7 +43,7 @@ from shared.webhooks.models import STARTS_OF_JOBS
 
 def claim(
     job_id: UUID, worker: str, device: str, lease: timedelta, *, poison: bool = False
-) -> Select[Job]:
+) -> Given[Select[Job]]:
     """queued → running, or a dead worker's running → running: a new attempt with a new lease.
 
     One statement: the job, its new attempt's record, and the end of a lost attempt's record.
@@ -51,8 +51,7 @@ def claim(
     that a lost worker held may be what killed it, so it is claimed with `poison` only: a worker
     takes such jobs one at a time.
     """
-    statement = _claim(poison)
-    return with_params(statement, job=job_id, worker=worker, device=device, lease=lease)
+    return given(_claim(poison), job=job_id, worker=worker, device=device, lease=lease)
 
 
 @cached_query()

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy import Uuid as UuidType
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared.core.database import cached_query, param, with_params
+from shared.core.database import Given, cached_query, given, param
 from shared.images.models import Image, Prompt
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.queries.transitions import (
@@ -54,7 +54,7 @@ def succeed(
     images: Sequence[dict[str, Any]] = (),
     prompt_sha256: bytes = b"",
     filtered: Sequence[dict[str, Any]] = (),
-) -> Select[Job]:
+) -> Given[Select[Job]]:
     """running → succeeded, for the holder of the attempt only, together with its images.
 
     One statement, so one round trip, and all or nothing. `images` are rows without `prompt_id`, all
@@ -67,7 +67,7 @@ def succeed(
     if images:
         values |= {"tenant": images[0]["tenant_id"], "prompt": prompt_sha256}
     statement = _succeed(len(images), tuple(images[0]) if images else ())
-    return with_params(statement, **values, warnings=list(warnings), filtered=list(filtered))
+    return given(statement, **values, warnings=list(warnings), filtered=list(filtered))
 
 
 @cached_query()

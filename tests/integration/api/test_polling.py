@@ -27,7 +27,7 @@ def claim(database: Database, job: dict[str, Any]) -> None:
     """What a worker does first."""
     with database.begin() as session:
         statement = claims.claim(uuid_of(job), "w1", "cpu", timedelta(minutes=5))
-        assert session.scalars(statement).one().state == "running"
+        assert session.scalars(*statement).one().state == "running"
 
 
 def fail(database: Database, job: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ def fail(database: Database, job: dict[str, Any]) -> None:
 def succeed(database: Database, job: dict[str, Any]) -> None:
     """What a worker does last (here: without images)."""
     with database.begin() as session:
-        session.scalars(endings.succeed(uuid_of(job), 1, 0.5)).one()
+        session.scalars(*endings.succeed(uuid_of(job), 1, 0.5)).one()
 
 
 def tell(client: "redis.Redis", job: dict[str, Any], kind: str, **data: Any) -> str:

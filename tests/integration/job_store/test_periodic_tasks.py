@@ -70,7 +70,7 @@ class World:
         with self.job_store.begin() as session:
             poison = session.scalars(select(Job.losses).where(Job.id == job)).one() > 0
             statement = claims.claim(job, "w", "gpu", LEASE, poison=poison)
-            return session.scalars(statement).one().attempt
+            return session.scalars(*statement).one().attempt
 
     def set(self, job: UUID, **values: Any) -> None:
         with self.job_store.begin() as session:
@@ -146,7 +146,7 @@ def test_a_running_job_expires_at_its_finish_deadline_and_its_worker_is_told(wor
     assert message["data"].decode() == str(finish)
     assert (world.state(finish), world.state(start)) == ("expired", "running")
     with world.job_store.begin() as session:
-        assert session.scalars(endings.succeed(finish, 1, 1.0)).one_or_none() is None
+        assert session.scalars(*endings.succeed(finish, 1, 1.0)).one_or_none() is None
 
 
 def test_what_redis_lost_is_published_in_the_second_round(world: World) -> None:
@@ -221,7 +221,7 @@ def finish(
     for key in keys:
         storage.put(key, b"x", "image/png")
     with world.job_store.begin() as session:
-        session.scalars(endings.succeed(job, attempt, 1.0)).one()
+        session.scalars(*endings.succeed(job, attempt, 1.0)).one()
         ensured = image_queries.ensure_prompt(world.tenant, prompt, [1.0] + [0.0] * 383, "test")
         row = {
             "id": make_id(),
@@ -421,8 +421,8 @@ def test_a_job_is_evidence_when_it_ends_not_when_its_first_image_was_made(
     made_at = [now - timedelta(minutes=5), now - timedelta(seconds=1)]
     with job_store.begin() as session:
         job = accept(session, tenant, seeds=[7, 8])
-        session.scalars(claims.claim(job.id, "w", "gpu", LEASE)).one()
-        session.scalars(endings.succeed(job.id, 1, 5.0)).one()
+        session.scalars(*claims.claim(job.id, "w", "gpu", LEASE)).one()
+        session.scalars(*endings.succeed(job.id, 1, 5.0)).one()
         embedding = [1.0] + [0.0] * 383
         prompt = image_queries.ensure_prompt(tenant, job.prompt, embedding, "m")
         prompt_id = session.scalars(prompt).one()

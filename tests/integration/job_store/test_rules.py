@@ -21,7 +21,7 @@ from shared.jobs.models import Job, JobAttempt
 from shared.jobs.queries import claims, client_requests, endings, lookups, periodic
 from shared.jobs.queries import quotas as quota_queries
 from tests.integration.batches.job_store import make_batch
-from tests.jobs import accept, image_columns, job_columns
+from tests.jobs import accept, as_one, image_columns, job_columns
 
 LEASE = timedelta(minutes=1)
 NOW = func.clock_timestamp()
@@ -61,7 +61,7 @@ class Store:
         return [row if isinstance(row, UUID) else row.id for row in self.session.scalars(statement)]
 
     def claim(self, job: UUID, *, poison: bool = False) -> bool:
-        return self.changed(claims.claim(job, "me", "gpu", LEASE, poison=poison)) == [job]
+        return self.changed(as_one(claims.claim(job, "me", "gpu", LEASE, poison=poison))) == [job]
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_a_failure_that_cannot_pass_ends_the_job(store: Store) -> None:
 @pytest.mark.parametrize(
     ("end", "state"),
     [
-        (lambda job, attempt: endings.succeed(job, attempt, 1.0), "succeeded"),
+        (lambda job, attempt: as_one(endings.succeed(job, attempt, 1.0)), "succeeded"),
         (lambda job, attempt: endings.fail(job, attempt, "internal_error", "m"), "failed"),
         (
             lambda job, attempt: endings.fail_or_retry(job, attempt, "internal_error", "m", LEASE),
@@ -272,7 +272,7 @@ def test_only_the_running_attempt_ends_its_job(store: Store, end: Any, state: st
 def test_what_was_committed_is_found_by_its_attempt_alone(store: Store) -> None:
     job, other = store.add(**RUNNING), store.add(**RUNNING)
     assert store.changed(endings.find_committed(job, 1)) == []
-    store.session.scalars(endings.succeed(job, 1, 1.0)).one()
+    store.session.scalars(*endings.succeed(job, 1, 1.0)).one()
     assert store.changed(endings.find_committed(job, 1)) == [job]
     assert store.changed(endings.find_committed(job, 2)) == []
     assert store.changed(endings.find_committed(other, 1)) == []
@@ -554,7 +554,7 @@ def test_the_record_of_estimates_is_of_the_attempts_that_succeeded(store: Store)
             for index in range(count)
         ]
         success = endings.succeed(job.id, 1, 1.0, images=images, prompt_sha256=sha256)
-        assert store.changed(success) == [job.id]
+        assert store.changed(as_one(success)) == [job.id]
         return images
 
     first, second = finish(2), finish(1)
@@ -590,7 +590,7 @@ def test_a_keys_use_is_of_its_unfinished_jobs_and_of_today(store: Store) -> None
 
     assert use("k") == (2, 7, 4.0, 0.0)
     assert use("nobody") == (0, 0, 0.0, 0.0)
-    store.session.scalars(endings.succeed(running, 1, 1.25)).one()
+    store.session.scalars(*endings.succeed(running, 1, 1.25)).one()
     assert use("k") == (1, 7, 2.0, 1.25)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy import text as sql_text
 from sqlalchemy.orm import Session, sessionmaker
 
+from shared.core.database import Given
 from shared.core.ids import new_id
 from shared.images import queries as image_queries
 from shared.images.models import Image, Prompt
@@ -52,7 +53,7 @@ def running(job_store: sessionmaker[Session], tenant: UUID, prompt: str, images:
     """A job in a worker's hands."""
     with job_store.begin() as session:
         job = accept(session, tenant, prompt=prompt, seeds=list(range(images)))
-        return session.scalars(claims.claim(job.id, "w", "gpu", LEASE)).one()
+        return session.scalars(*claims.claim(job.id, "w", "gpu", LEASE)).one()
 
 
 def commit(job_store: sessionmaker[Session], job: Job, prompt: PromptRow, attempt: int = 1) -> Job:
@@ -125,7 +126,7 @@ def test_without_its_prompt_a_job_does_not_succeed(
         prompt_sha256=image_queries.text_sha256(job.prompt),
     )  # fmt: skip
     with job_store.begin() as session:
-        assert session.scalars(success).one_or_none() is None
+        assert session.scalars(*success).one_or_none() is None
     with job_store() as session:
         assert session.get_one(Job, job.id).state == "running"
     assert images_of(job_store, job) == []
@@ -141,7 +142,7 @@ def test_jobs_with_one_prompt_and_one_original_commit_side_by_side(
     with job_store() as session:
         original = session.scalars(select(Image.id).where(Image.job_id == earlier.id)).one()
 
-    def success(job: Job) -> Select[Job]:
+    def success(job: Job) -> Given[Select[Job]]:
         image = image_columns(job, reproduces=original)
         sha256 = image_queries.text_sha256(text)
         return endings.succeed(job.id, 1, 1.0, images=[image], prompt_sha256=sha256)
@@ -149,8 +150,8 @@ def test_jobs_with_one_prompt_and_one_original_commit_side_by_side(
     first, second = (running(job_store, tenant, text) for _ in range(2))
     with job_store.begin() as slow, job_store.begin() as session:
         session.execute(sql_text("SET LOCAL lock_timeout = '10s'"))
-        assert slow.scalars(success(first)).one().state == "succeeded"
-        assert session.scalars(success(second)).one().state == "succeeded"
+        assert slow.scalars(*success(first)).one().state == "succeeded"
+        assert session.scalars(*success(second)).one().state == "succeeded"
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -185,7 +186,7 @@ def test_a_job_is_read_with_each_image_and_each_attempt(
     job = running(job_store, tenant, "a lake", images=3)
     with job_store.begin() as session:
         session.scalars(endings.release(job.id, 1)).one()
-        again = session.scalars(claims.claim(job.id, "w", "gpu", LEASE)).one()
+        again = session.scalars(*claims.claim(job.id, "w", "gpu", LEASE)).one()
     commit(job_store, again, prompts.of(again), attempt=2)
     with job_store() as session:
         rows = session.execute(lookups.get_whole_job(tenant, job.id)).all()

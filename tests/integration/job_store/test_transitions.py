@@ -41,7 +41,7 @@ def claim(
 ) -> Job | None:
     with job_store.begin() as session:
         statement = claims.claim(job, worker, "gpu", LEASE, **how)
-        return session.scalars(statement).one_or_none()
+        return session.scalars(*statement).one_or_none()
 
 
 def look(job_store: sessionmaker[Session], job: UUID) -> Job:
@@ -59,7 +59,7 @@ def run_out(job_store: sessionmaker[Session], job: UUID) -> None:
 def stuck_commit(job_store: sessionmaker[Session], job: UUID, attempt: int) -> Iterator[None]:
     """A commit that has been begun and does not end for the length of the block."""
     with job_store() as session:
-        assert session.scalars(endings.succeed(job, attempt, 1.0)).one_or_none() is not None
+        assert session.scalars(*endings.succeed(job, attempt, 1.0)).one_or_none() is not None
         yield
         session.rollback()
 
@@ -178,7 +178,7 @@ def test_a_stale_commit_is_refused_and_changes_nothing(
     run_out(job_store, job)
     assert claim(job_store, job, "second", poison=True) is not None
     with job_store.begin() as session:
-        assert session.scalars(endings.succeed(job, 1, 1.0)).one_or_none() is None
+        assert session.scalars(*endings.succeed(job, 1, 1.0)).one_or_none() is None
         lost = session.execute(claims.find_lost([(job, 1), (job, 2)])).all()
         first = session.get_one(JobAttempt, (job, 1))
     row = look(job_store, job)
@@ -205,7 +205,7 @@ def test_an_attempts_objects_are_kept_while_it_may_still_be_committed(
     assert claim(job_store, job) is not None
     assert (can_commit(1), can_commit(2)) == (False, True)
     with job_store.begin() as session:
-        session.scalars(endings.succeed(job, 2, 1.0)).one()
+        session.scalars(*endings.succeed(job, 2, 1.0)).one()
     assert (can_commit(1), can_commit(2)) == (False, True)
 
 
@@ -293,7 +293,7 @@ def test_what_a_dead_worker_has_used_is_charged_whoever_notices_first(
         lease = {"started_at": began, "lease_until": began + timedelta(seconds=30) + LEASE}
         session.execute(update(Job).where(Job.id == job).values(lease))
         if ending == "rival claims":
-            assert session.scalars(claims.claim(job, "w", "gpu", LEASE, poison=True)).one()
+            assert session.scalars(*claims.claim(job, "w", "gpu", LEASE, poison=True)).one()
         else:
             session.execute(update(Job).where(Job.id == job).values(finish_deadline=past))
             session.scalars(periodic.expire_unfinished(1000, LEASE)).all()
@@ -303,7 +303,7 @@ def test_what_a_dead_worker_has_used_is_charged_whoever_notices_first(
         assert session.execute(quota_queries.measure_use(ending)).one()[3] == pytest.approx(30.0)
     if ending == "rival claims":
         with job_store.begin() as session:
-            done = session.scalars(endings.succeed(job, 2, 5.0)).one()
+            done = session.scalars(*endings.succeed(job, 2, 5.0)).one()
         assert done.gpu_seconds == pytest.approx(35.0)
         assert (done.losses, done.failures) == (1, 1)
 
@@ -372,7 +372,7 @@ def test_objects_outlive_a_lease_that_only_looks_lost(
         return storage.list_keys(key)
 
     with job_store.begin() as session:
-        session.scalars(claims.claim(job, "w", "gpu", timedelta(minutes=1))).one()
+        session.scalars(*claims.claim(job, "w", "gpu", timedelta(minutes=1))).one()
     assert left_after_discarding() == [key], "the commit may be on its way"
     with job_store.begin() as session:
         session.scalars(endings.release(job, 1)).one()
@@ -384,8 +384,8 @@ def test_committed_objects_are_never_discarded(
 ) -> None:
     with job_store.begin() as session:
         job = accept(session, tenant).id
-        session.scalars(claims.claim(job, "w", "gpu", timedelta(minutes=1))).one()
-        session.scalars(endings.succeed(job, 1, 1.0)).one()
+        session.scalars(*claims.claim(job, "w", "gpu", timedelta(minutes=1))).one()
+        session.scalars(*endings.succeed(job, 1, 1.0)).one()
     key = f"s1/{encode_id('job', job)}/1/00.png"
     storage.put(key, b"x", "image/png")
     delete_uncommitted(job_store, storage, job, 1, [key])

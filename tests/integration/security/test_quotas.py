@@ -44,6 +44,7 @@ from shared.jobs.queries.accept import ensure_session
 from tests.conftest import MIGRATED
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
+from tests.jobs import as_one
 from tests.processes import ApiProcess, slowness, wait_until
 
 JOB = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
@@ -132,9 +133,9 @@ def run(
     row_id = decode_id("job", job_id)
     with database.begin() as session:
         lease = timedelta(minutes=1)
-        attempt = session.scalars(claims.claim(row_id, "w", "cpu", lease)).one().attempt
+        attempt = session.scalars(*claims.claim(row_id, "w", "cpu", lease)).one().attempt
         if succeeds:
-            end = endings.succeed(row_id, attempt, seconds)
+            end = as_one(endings.succeed(row_id, attempt, seconds))
         else:
             end = endings.fail(row_id, attempt, "out_of_memory", "none left", gpu_seconds=seconds)
         session.scalars(end).one()

@@ -15,6 +15,7 @@ from shared.webhooks import delivery_queries, outbox, queries
 from shared.webhooks.delivery_queries import AT_ONCE
 from shared.webhooks.models import EventType, WebhookDelivery, WebhookEvent
 from tests.integration.webhooks.conftest import Hooks
+from tests.jobs import as_one
 
 URL = "https://receiver.invalid/hooks"
 """Nobody answers there; no worker is needed to see what is written."""
@@ -32,7 +33,7 @@ def run_and(end: Callable[[Job], Any]) -> Transition:
     """Claim the job, then end the attempt."""
 
     def transition(session: Session, job: Job) -> Any:
-        claimed = session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).one()
+        claimed = session.scalars(*claims.claim(job.id, "w", "cpu", LEASE)).one()
         return session.scalars(end(claimed)).all()
 
     return transition
@@ -42,7 +43,7 @@ def overdue(session: Session, job: Job) -> Any:
     """Claim it twice and let the lease run out each time."""
     for poison in (False, True):
         claim = claims.claim(job.id, "w", "cpu", LEASE, poison=poison)
-        session.scalars(claim).one()
+        session.scalars(*claim).one()
         session.connection().exec_driver_sql(
             "UPDATE jobs SET lease_until = '2020-01-01' WHERE id = %s", (job.id,)
         )
@@ -60,7 +61,7 @@ def too_late(session: Session, job: Job) -> Any:
 
 def late(session: Session, job: Job) -> Any:
     """Let the finish deadline pass while it runs."""
-    session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).one()
+    session.scalars(*claims.claim(job.id, "w", "cpu", LEASE)).one()
     session.connection().exec_driver_sql(
         "UPDATE jobs SET finish_deadline = '2020-01-01' WHERE id = %s", (job.id,)
     )
@@ -68,7 +69,7 @@ def late(session: Session, job: Job) -> Any:
 
 
 TRANSITIONS: dict[str, tuple[dict[str, Any], Transition, str]] = {
-    "succeed": ({}, run_and(lambda j: endings.succeed(j.id, 1, 0.5)), "job.succeeded"),
+    "succeed": ({}, run_and(lambda j: as_one(endings.succeed(j.id, 1, 0.5))), "job.succeeded"),
     "fail": ({}, run_and(lambda j: endings.fail(j.id, 1, "nan_output", "x")), "job.failed"),
     "attempts used up": (
         {},
@@ -134,12 +135,12 @@ def test_what_is_rolled_back_tells_nobody(hooks: Hooks, name: str) -> None:
 def test_what_goes_back_to_the_queue_is_no_event(hooks: Hooks) -> None:
     job = hooks.queue(webhook=OWN, max_attempts=3)
     with hooks.database.begin() as session:
-        session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).one()
+        session.scalars(*claims.claim(job.id, "w", "cpu", LEASE)).one()
         [back] = session.scalars(
             endings.fail_or_retry(job.id, 1, "out_of_memory", "x", timedelta(0))
         ).all()
         assert (back.state, back.webhook_deliveries) == ("queued", None)
-        [again] = session.scalars(claims.claim(job.id, "w", "cpu", LEASE)).all()
+        [again] = session.scalars(*claims.claim(job.id, "w", "cpu", LEASE)).all()
         assert len(again.webhook_deliveries or ()) == 1
         asked = session.scalars(client_requests.cancel(job.tenant_id, job.id)).one()
         assert (asked.state, asked.webhook_deliveries) == ("running", None)
