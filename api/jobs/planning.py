@@ -287,6 +287,8 @@ def _broken_limits(
     plan: Plan, spec: ModelSpec, max_images: int, submission: JobSubmission
 ) -> list[FieldError]:
     count = len(plan.seeds)
+    known = plan.scheduler in SCHEDULERS
+    guess = "" if known else did_you_mean(plan.scheduler, SCHEDULERS)  # as long as all the rest
     rules = (
         (
             count <= max_images,
@@ -319,11 +321,10 @@ def _broken_limits(
             f"{spec.name} takes {spec.max_steps} steps at most.",
         ),
         (
-            plan.scheduler in SCHEDULERS,
+            known,
             "/scheduler",
             "unknown_scheduler",
-            f"There is no such scheduler.{did_you_mean(plan.scheduler, SCHEDULERS)} There are "
-            f"{', '.join(SCHEDULERS)}.",
+            f"There is no such scheduler.{guess} There are {', '.join(SCHEDULERS)}.",
         ),
         (
             plan.steps_to_run >= 1,
