@@ -168,6 +168,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for kind in HANDLED:
         app.add_exception_handler(kind, handle)
     for router in (
+        # Routes are tried in turn, and these are asked for most.
+        jobs,
+        streams,
         # Before what it shares paths with.
         *([openai] if chosen.compat_openai else []),
         *([a1111] if chosen.compat_a1111 else []),
@@ -176,8 +179,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         pages,
         health,
         unlisted,
-        jobs,
-        streams,
         images,
         image_files,
         receipts,
