@@ -104,6 +104,13 @@ class Resources:
             CommitUnknown: Postgres did not answer the commit.
             Problem: 503 when Postgres cannot be reached or does not answer in time.
         """
+        async with self._session(seconds) as session:
+            await (await session.connection()).exec_driver_sql("BEGIN")
+            yield session
+
+    @asynccontextmanager
+    async def _session(self, seconds: float | None) -> AsyncIterator[AsyncSession]:
+        """As `transaction`, but for the BEGIN."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (seconds or self.settings.database_timeout.total_seconds())
         cut: asyncio.TimerHandle | None = None
@@ -155,14 +162,14 @@ class Resources:
             except TimeoutError as error:
                 raise _no_answer() from error
             left = max(0.001, seconds - (time.monotonic() - began))
-            session = await stack.enter_async_context(self.transaction(left))
+            session = await stack.enter_async_context(self._session(left))
             await tenants.enable_rls(session, principal.tenant_id, settings)
             yield session
 
     @asynccontextmanager
     async def group_transaction(self) -> AsyncIterator["psycopg.AsyncConnection"]:
-        """A transaction for requests of several keys, on the bare driver; whoever uses it enters
-        each tenant, and commits. Rolled back unless it did.
+        """For a transaction of requests of several keys, on the bare driver; whoever uses it begins
+        it, enters each tenant, and commits. Rolled back unless it did.
 
         Raises:
             Problem: 503 when Postgres does not answer in time.

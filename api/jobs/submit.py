@@ -263,6 +263,7 @@ async def _insert_group(
         tenants.setdefault(new.principal.tenant_id, {})[new.columns["id"]] = new
     asked = []
     async with driver.pipeline():
+        await driver.execute("BEGIN")
         for tenant_id in sorted(tenants):
             await enable_rls_of(driver, tenant_id, _WAIT_BRIEFLY)
             members = tenants[tenant_id]

@@ -96,8 +96,12 @@ def open_engine(
 
 
 def open_async_engine(settings: Settings) -> AsyncEngine:
-    """A pooled asynchronous engine, for the API."""
-    connect_args: dict[str, object] = dict(_CONNECT_ARGS)
+    """A pooled asynchronous engine, for the API.
+
+    A transaction begins with a BEGIN of its own, which can go out with what comes next: psycopg
+    waits for the answer to one that it sends by itself.
+    """
+    connect_args: dict[str, object] = {**_CONNECT_ARGS, "autocommit": True}
     if settings.database_pooler:
         # The next transaction may find another session: nothing is prepared in one, and what
         # `_SESSION` says is said by the role (docs/deploy.md).

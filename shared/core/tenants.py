@@ -114,17 +114,15 @@ _SET = ", set_config(%s, %s, true)"
 async def enable_rls(
     session: AsyncSession, tenant_id: UUID, settings: Mapping[str, str] = NOTHING_ELSE
 ) -> None:
-    """Until the end of the transaction, be the API's role, see this tenant alone, and have these
-    settings of Postgres.
-
-    Called first in a transaction it costs no time on the way: in psycopg's pipeline mode it goes
-    out together with the BEGIN.
+    """Begin a transaction; until its end, be the API's role, see this tenant alone, and have these
+    settings of Postgres. All in one round trip.
     """
     connection = await session.connection()
     held = await connection.get_raw_connection()
     driver = cast("psycopg.AsyncConnection", held.driver_connection)
     try:
         async with driver.pipeline():
+            await driver.execute("BEGIN")
             await enable_rls_of(driver, tenant_id, settings)
     except psycopg.Error:
         # Ask once more through SQLAlchemy, which knows a lost connection and renews its pool.
