@@ -139,6 +139,11 @@ class _Submission:
     eta: Eta | None
     family: str | None
 
+    def accepted(self, made: NewJob) -> "_Accepted":
+        """What comes of it, written as this job."""
+        row = _row(self.columns, made)
+        return row, *self.answer(row, made.ahead)
+
     def answer(self, row: models.Job, position: int) -> tuple[Job, Answer]:
         job = serialize_job(
             self.resources, row, family=self.family, queue_position=position, eta=self.eta
@@ -184,7 +189,9 @@ class SubmissionGroups:
     """
 
     def __init__(self) -> None:
-        self._groups: Groups[_Submission, _Accepted | None] = Groups("submissions", _accept_group)
+        self._groups: Groups[_Submission, _Accepted | NewJob | None] = Groups(
+            "submissions", _accept_group
+        )
         self._keys: set[tuple[UUID, str | None]] = set()
         """Idempotency keys on their way: a second request with one waits for the first by itself,
         not in front of the others of its group."""
@@ -212,41 +219,50 @@ class SubmissionGroups:
         try:
             with telemetry.span("accept job", "client", attributes=_POSTGRES):
                 accepted = await self._groups.add(new.principal.key_id, new)
-            return accepted
+            return new.accepted(accepted) if isinstance(accepted, NewJob) else accepted
         finally:
             self._keys.discard(key)
             if accepted is None:  # a replay, or its group has failed
                 new.resources.get(LoadShedding).give_back(demand.cost)
 
 
-async def _accept_group(group: Sequence[_Submission]) -> list[_Accepted | None]:
-    """Accept jobs in one transaction: two round trips, however many they are."""
+async def _accept_group(group: Sequence[_Submission]) -> list[_Accepted | NewJob | None]:
+    """Accept jobs in one transaction, however many they are: in one round trip, or in two where
+    there are idempotency keys, with whose answers the second comes. Other answers are made later,
+    each by its own request.
+    """
     resources = group[0].resources
-    accepted: dict[UUID, _Accepted] = {}
+    has_keys = any(new.request.key is not None for new in group)
+    accepted: dict[UUID, _Accepted | NewJob] = {}
     sent = False
     try:
         async with resources.group_transaction() as driver:
-            tenants = await _insert_group(driver, group)
-            kept: dict[UUID, dict[str, dict[str, str]]] = {}
-            for tenant_id, members, rows in tenants:
-                for made in rows:
-                    new = members[made.id]
-                    row = _row(new.columns, made)
-                    job, answer = new.answer(row, made.ahead)
-                    accepted[made.id] = row, job, answer
-                    if new.request.key is not None:
-                        kept.setdefault(tenant_id, {})[new.request.key] = answer.stored()
             async with driver.pipeline():
-                for tenant_id, answers in kept.items():
-                    await enable_rls_of(driver, tenant_id)
-                    store = accept_queries.store_idempotent_answers(tenant_id, answers)
-                    await driver.execute(*store, prepare=True)
-                sent = True
-                await driver.commit()
+                await driver.execute("BEGIN")
+                inserted = await _insert_group(driver, group)
+                if not has_keys:
+                    sent = True
+                    await driver.execute("COMMIT")
+            kept: dict[UUID, dict[str, dict[str, str]]] = {}
+            for tenant_id, members, cursor in inserted:
+                for made in [NewJob(*row) for row in await cursor.fetchall()]:
+                    new = members[made.id]
+                    accepted[made.id] = made
+                    if new.request.key is not None:
+                        accepted[made.id] = _, _, answer = new.accepted(made)
+                        kept.setdefault(tenant_id, {})[new.request.key] = answer.stored()
+            if has_keys:
+                async with driver.pipeline():
+                    for tenant_id, answers in kept.items():
+                        await enable_rls_of(driver, tenant_id)
+                        store = accept_queries.store_idempotent_answers(tenant_id, answers)
+                        await driver.execute(*store, prepare=True)
+                    sent = True
+                    await driver.execute("COMMIT")
     except Problem:
         raise
     except Exception as error:  # whatever it is, it belongs to one of them
-        if sent:  # Whether it went through, nobody knows.
+        if sent and not _is_refusal(error):  # Whether it went through, nobody knows.
             raise resources.database_unavailable(type(error).__name__, sent=True) from error
         is_fault = not isinstance(error, psycopg.Error | DBAPIError)
         _log.warning("group_failed", error=type(error).__name__, jobs=len(group), exc_info=is_fault)
@@ -254,28 +270,28 @@ async def _accept_group(group: Sequence[_Submission]) -> list[_Accepted | None]:
     return [accepted.get(new.columns["id"]) for new in group]
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether Postgres has rolled back. Of its end, which is FATAL, it may tell after a COMMIT."""
+    return isinstance(error, psycopg.Error) and error.diag.severity_nonlocalized == "ERROR"
+
+
 async def _insert_group(
     driver: "psycopg.AsyncConnection", group: Sequence[_Submission]
-) -> list[tuple[UUID, dict[UUID, _Submission], list[NewJob]]]:
+) -> list[tuple[UUID, dict[UUID, _Submission], "psycopg.AsyncCursor"]]:
     """(tenant, its members by the job's id, what the database says of the jobs it took)."""
     tenants: dict[UUID, dict[UUID, _Submission]] = {}
     for new in group:
         tenants.setdefault(new.principal.tenant_id, {})[new.columns["id"]] = new
-    asked = []
-    async with driver.pipeline():
-        await driver.execute("BEGIN")
-        for tenant_id in sorted(tenants):
-            await enable_rls_of(driver, tenant_id, _WAIT_BRIEFLY)
-            members = tenants[tenant_id]
-            insertion = accept_queries.accept_jobs(
-                [new.columns | new.request.columns() for new in members.values()]
-            )
-            cursor = await driver.execute(*insertion, prepare=True)
-            asked.append((tenant_id, members, cursor))
-    return [
-        (tenant_id, members, [NewJob(*row) for row in await cursor.fetchall()])
-        for tenant_id, members, cursor in asked
-    ]
+    inserted = []
+    for tenant_id in sorted(tenants):
+        await enable_rls_of(driver, tenant_id, _WAIT_BRIEFLY)
+        members = tenants[tenant_id]
+        insertion = accept_queries.accept_jobs(
+            [new.columns | new.request.columns() for new in members.values()]
+        )
+        cursor = await driver.execute(*insertion, prepare=True)
+        inserted.append((tenant_id, members, cursor))
+    return inserted
 
 
 _WAIT_BRIEFLY = {"lock_timeout": "50ms"}

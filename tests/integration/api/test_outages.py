@@ -14,7 +14,7 @@ import httpx2
 import pytest
 import redis
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
@@ -279,6 +279,26 @@ UPLOADS = {
     "_loras/": ("/v1/loras", {"family": "sd"}, LORA, sha256(LORA).hexdigest().encode()),
 }
 """Where objects lie: path, fields, content, and what the statement that inserts the row has."""
+
+
+@pytest.mark.parametrize("lost", ["row and commit", "row", "answer and commit"])
+def test_a_submission_of_which_nobody_knows_is_not_written_twice(
+    http: httpx2.Client, relays: Relays, database: sessionmaker[Session], lost: str
+) -> None:
+    """Without an idempotency key the commit goes with the row; with one, with the job's answer."""
+    body = {"prompt": f"a circle, lost: {lost}"}
+    headers = {} if lost == "row and commit" else {"Idempotency-Key": lost}
+    of_prompt = select(func.count()).where(Job.prompt == body["prompt"])
+    at = b"/cancel" if lost == "answer and commit" else body["prompt"].encode()
+    with relays.postgres.lose_the_answer(at):
+        answer = http.post("/v1/jobs", json=body, headers=headers)
+        check_problem(answer, 503, "database_unavailable")
+    with database() as session:
+        assert session.scalar(of_prompt) == (lost != "row")
+    if headers:
+        assert http.post("/v1/jobs", json=body, headers=headers).status_code == 202
+        with database() as session:
+            assert session.scalar(of_prompt) == 1
 
 
 @pytest.mark.parametrize("case", [*product(UPLOADS, ["commit", "row"])], ids="-".join)
