@@ -43,9 +43,8 @@ def filtered_api(
 ) -> Iterator[ApiProcess]:
     """A running API with filters."""
     log = tmp_path_factory.mktemp("api") / "filtered.log"
-    process = ApiProcess(filtered_environment, free_port(), api_key, log, factory=PATIENT)
-    process.imports = ""  # a forked process would not read PYTHONPATH
-    with process:
+    port = free_port()
+    with ApiProcess(filtered_environment, port, api_key, log, factory=PATIENT) as process:
         yield process
 
 
@@ -57,7 +56,5 @@ def filtered_worker(
 ) -> Iterator[WorkerProcess]:
     """A running generate worker with filters."""
     log = tmp_path_factory.mktemp("worker") / "filtered.log"
-    process = WorkerProcess(filtered_environment, ["generate", "--model", "seen"], log)
-    process.imports = ""
-    with process:
+    with WorkerProcess(filtered_environment, ["generate", "--model", "seen"], log) as process:
         yield process

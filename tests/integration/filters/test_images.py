@@ -212,7 +212,6 @@ def test_a_worker_that_dies_while_a_filter_looks(
     environment = filtered_environment | {"DARKROOM_FILTER_DEADLINE": "PT1M"}
     hung = tmp_path / "hung"
     process = WorkerProcess(environment, ["generate", "--model", "seen"], tmp_path / "second.log")
-    process.imports = ""
     filtered_worker.stop()
     try:
         with process:
@@ -239,14 +238,12 @@ def test_a_worker_whose_filters_cannot_be_loaded_takes_no_work(
         environment = filtered_environment | {"DARKROOM_FILTERS": names}
         log = tmp_path / f"{names}.log"
         process = WorkerProcess(environment, ["generate", "--model", "seen"], log)
-        process.imports = ""
         process.start()
         assert process.child.wait(120) == 78
         assert said in log.read_text()
     api = ApiProcess(
         filtered_environment | {"DARKROOM_FILTERS": "no-such"}, free_port(), "x", tmp_path / "api"
     )
-    api.imports = ""
     api.start()
     assert api.child.wait(120) != 0
     assert "no filter is called 'no-such'" in (tmp_path / "api").read_text()

@@ -1,38 +1,21 @@
-"""Workers whose images a remote signer signs, that cannot sign, or that leave a model out."""
+"""Workers whose images a remote signer signs, or that cannot sign."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from PIL import Image as Pillow
 
 from deploy.local.certificate import make_certificate
-from tests.conftest import MODELS
-from tests.integration.run_job.test_signing import MODEL, content, make, submit, verify, with_key
-from tests.processes import PROJECT, ApiProcess, WorkerProcess, slowness, wait_until
+from tests.integration.run_job.test_signing import MODEL, content, submit, verify, with_key
+from tests.processes import ApiProcess, WorkerProcess, slowness, wait_until
 from tests.receiver import Receiver, Request
 
 
 @pytest.fixture
 def signing(tmp_path: Path) -> dict[str, str]:
     return with_key(tmp_path)
-
-
-def test_a_model_can_be_left_out(
-    api: ApiProcess, environment: dict[str, str], signing: dict[str, str], tmp_path: Path
-) -> None:
-    models = MODELS.read_text().replace('name = "held"', 'name = "held"\nprovenance = "off"')
-    (tmp_path / "models.toml").write_text(models.replace('"../', f'"{PROJECT}/'))
-    own = {**environment, **signing, "DARKROOM_MODELS_FILE": str(tmp_path / "models.toml")}
-    with WorkerProcess(own, ["generate", "--model", MODEL], tmp_path / "log"):
-        image = make(api.http, seed=77)
-    with Pillow.open(io.BytesIO(content(api.http, image))) as opened:
-        assert "darkroom" in opened.info
-        assert "xmp" not in opened.info
-    assert b"c2pa" not in content(api.http, image)
 
 
 class Signer:

@@ -3,27 +3,37 @@
 import base64
 import hashlib
 import io
-import json
+import os
 import random
 import socket
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import c2pa
 import httpx2
 import pytest
 from PIL import Image as Pillow
 from PIL.PngImagePlugin import PngInfo
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.local.certificate import ORGANIZATION, make_certificate
+from shared.core.settings import Settings
+from shared.core.storage import Storage
+from shared.images.models import Image
 from shared.images.provenance import SOURCE_TYPE
+from tests import fork_server
+from tests.conftest import MODELS
+from tests.integration.run_job import test_one_job
+from tests.integration.run_job.test_one_job import finished
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port
 
 MODEL = "held"
+UNSIGNED = "unsigned"
+tenant = test_one_job.tenant
 
 
 def with_key(folder: Path) -> dict[str, str]:
@@ -42,10 +52,16 @@ def with_key(folder: Path) -> dict[str, str]:
 def signer(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WorkerProcess]:
-    """It serves `held`."""
+    """It serves `held`, and a model that is left out."""
     folder = tmp_path_factory.mktemp("signer")
-    own = environment | with_key(folder)
-    with WorkerProcess(own, ["generate", "--model", MODEL], folder / "log") as worker:
+    catalogue = MODELS.read_text("utf-8").replace('"../', f'"{PROJECT}/')
+    _, _, after = catalogue.partition(f'name = "{MODEL}"')
+    same = after.partition("[[model]]")[0]
+    unsigned = f'\n[[model]]\nname = "{UNSIGNED}"\nprovenance = "off"{same}'
+    (folder / "models.toml").write_text(catalogue + unsigned, "utf-8")
+    own = environment | with_key(folder) | {"DARKROOM_MODELS_FILE": str(folder / "models.toml")}
+    arguments = ["generate", "--model", MODEL, "--model", UNSIGNED]
+    with WorkerProcess(own, arguments, folder / "log") as worker:
         yield worker
 
 
@@ -83,7 +99,14 @@ def assertion(manifest: dict[str, Any], label: str) -> Any:
     return found
 
 
-@pytest.mark.parametrize("output", ["png", "webp", "jpeg", "webp at 80"])
+@pytest.mark.parametrize(
+    "output",
+    [
+        "png",
+        "jpeg",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("webp", "webp at 80")),
+    ],
+)
 def test_the_manifest_is_true_of_the_file_and_says_how_it_was_made(
     api: ApiProcess, signer: WorkerProcess, output: str
 ) -> None:
@@ -162,15 +185,32 @@ def test_every_door_serves_the_signed_bytes(api: ApiProcess, signer: WorkerProce
     assert {hashlib.sha256(body).hexdigest() for body in files} <= known
 
 
-def test_nothing_of_it_is_loaded_where_nothing_is_signed() -> None:
-    program = (
-        "import sys, worker.generate, worker.cpu, api.app, json;"
-        "print(json.dumps([name for name in sys.modules if name.startswith('c2pa')]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+def test_a_model_can_be_left_out(
+    database: sessionmaker[Session],
+    settings: Settings,
+    storage: Storage,
+    tenant: UUID,
+    signer: WorkerProcess,
+) -> None:
+    job = finished(database, test_one_job.submit(database, settings, tenant, model=UNSIGNED))
+    assert job.state == "succeeded", job.error_message
+    with database() as session:
+        images = session.scalars(select(Image).where(Image.job_id == job.id)).all()
+    for body in (storage.get(image.s3_key).body for image in images):
+        with Pillow.open(io.BytesIO(body)) as opened:
+            assert "darkroom" in opened.info
+            assert "xmp" not in opened.info
+        assert b"c2pa" not in body
+    assert len(images) == len(job.seeds)
+
+
+def test_nothing_of_it_is_loaded_where_nothing_is_signed(tmp_path: Path) -> None:
+    said = tmp_path / "modules"
+    process = fork_server.fork("light", ["tests.loaded_modules"], os.environ, said)
+    assert process.wait(90) == 0
+    loaded = set(said.read_text("utf-8").splitlines())
+    assert loaded >= {"worker.generate", "worker.cpu", "api.app"}
+    assert not [name for name in loaded if name.startswith("c2pa")]
 
 
 # --- Reading it back -----------------------------------------------------------------------------
@@ -249,7 +289,9 @@ def test_nothing_that_a_file_names_is_fetched(api: ApiProcess, signer: WorkerPro
     assert answer["provenance"]["state"] in ("none", "invalid")
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 6))]
+)
 def test_a_hostile_manifest_is_no_error(api: ApiProcess, signer: WorkerProcess, seed: int) -> None:
     body = bytearray(content(api.http, make(api.http)))
     start = body.index(b"caBX")
