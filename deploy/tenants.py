@@ -56,17 +56,37 @@ def create_key(
     quotas: Quotas | None = None,
 ) -> str:
     """A new key of a tenant, made on first use; the key is shown once and never stored."""
-    key = new_key()
     with database_session(database_url) as session:
-        _insert(
+        return add_key(
             session,
-            ParsedKey(key.id, key.secret_hash),
             tenant=tenant,
             name=name,
             scopes=scopes,
             expires_at=expires_at,
             quotas=quotas,
         )
+
+
+def add_key(
+    session: Session,
+    *,
+    tenant: str,
+    name: str,
+    scopes: Sequence[str],
+    expires_at: datetime | None = None,
+    quotas: Quotas | None = None,
+) -> str:
+    """The same in a transaction of the caller's."""
+    key = new_key()
+    _insert(
+        session,
+        ParsedKey(key.id, key.secret_hash),
+        tenant=tenant,
+        name=name,
+        scopes=scopes,
+        expires_at=expires_at,
+        quotas=quotas,
+    )
     return key.key
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -248,6 +249,13 @@ QUICK_WORKER = "tests.quick_worker"
 PATIENT = "tests.patient_api:create_app"
 """The API for tests in which no server is away: one that is slow gets the time that it takes."""
 
+QUICK = "tests.quick_api:create_app"
+QUICK_AND_PATIENT = "tests.quick_api:create_patient_app"
+"""The API for tests that wait for what it looks at every few seconds."""
+
+_TLS = ssl.create_default_context()
+"""Made once: to read the trusted certificates takes 20 ms, and the API speaks plain HTTP."""
+
 
 class ApiProcess(Process):
     """The API under uvicorn, and a client for it."""
@@ -279,7 +287,12 @@ class ApiProcess(Process):
         """A client with another key, or with none. What hangs is for pytest's timeout to end."""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx2.Client(
-            base_url=self.url, headers=headers, timeout=300, trust_env=False, transport=transport
+            base_url=self.url,
+            headers=headers,
+            verify=_TLS,
+            timeout=300,
+            trust_env=False,
+            transport=transport,
         )
 
     def wait_ready(self) -> None:

@@ -17,6 +17,7 @@ from shared.core.keys import new_key, parse_key
 from shared.core.tenants import ApiKey
 from tests.integration.api.test_bad_input import check_problem
 from tests.processes import ApiProcess, wait_until
+from tests.quick_api import LINGER_SECONDS
 
 UNKNOWN = new_key().key
 
@@ -200,7 +201,7 @@ def test_a_body_that_comes_after_its_answer_does_no_harm(lone_api: ApiProcess) -
     refusal = connection.getresponse()
     assert (refusal.status, bool(refusal.read())) == (405, True)
     connection.send(b"{}")
-    until = time.monotonic() + 2.5
+    until = time.monotonic() + 1.5 * LINGER_SECONDS
     while time.monotonic() < until:
         connection.request("GET", "/healthz", headers=headers)
         answer = connection.getresponse()

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
 from api.core.principal import Principal
+from api.jobs import followers
 from api.jobs.followers import Following
 from api.jobs.redis_events import START
 from api.jobs.sse import open_stream
@@ -246,6 +247,7 @@ def test_nothing_ends_the_reading_of_events(
     settings: Settings, submit: Submit, redis_client: "redis.Redis", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_patient(monkeypatch.setattr)
+    monkeypatch.setattr(followers, "_RETRY_SECONDS", 0.05)
     job = submit()
 
     async def follow() -> list[str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,15 +20,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.core.broker import batch_key, events_key
 from shared.core.ids import decode_id, encode_id
 from shared.core.quotas import Quotas
-from shared.core.settings import Settings
 from shared.core.tenants import Tenant
-from tests.integration.api.conftest import Relays, uuid_of
+from tests.integration.api.conftest import WAITS_PER_KEY, Relays, start_alone, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.api.test_events import following
 from tests.integration.api.test_polling import claim, succeed, tell
 from tests.integration.search.gallery import any_vector, insert_image
-from tests.processes import ApiProcess, wait_until
+from tests.processes import PATIENT, ApiProcess, slowness, wait_until
 
 Submit = Callable[..., dict[str, Any]]
 Database = sessionmaker[Session]
@@ -79,11 +79,12 @@ def newest_job(
     return job
 
 
-@pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.HANG])
+@pytest.mark.parametrize("mode", [Mode.REFUSE, pytest.param(Mode.HANG, marks=pytest.mark.long)])
 def test_an_accepted_job_is_answered_202_though_postgres_fails(
     fresh: httpx2.Client, relays: Relays, redis_client: "redis.Redis", mode: Mode
 ) -> None:
-    headers = {"Prefer": "wait=8"}
+    seconds = round(2 + slowness())  # in which the outage has to begin
+    headers = {"Prefer": f"wait={seconds}"}
     wait_until(lambda: not follows_a_job(redis_client), 30, "the end of earlier waits")
     with in_background(lambda: fresh.post("/v1/jobs", json=JOB, headers=headers)) as answers:
         job = newest_job(fresh, set())
@@ -255,9 +256,9 @@ async def ask_many(
 
 @pytest.mark.long
 def test_a_key_may_not_hold_every_wait(
-    fresh: httpx2.Client, stranger: httpx2.Client, submit: Submit, settings: Settings
+    fresh: httpx2.Client, stranger: httpx2.Client, submit: Submit
 ) -> None:
-    at_most = settings.max_waits_per_key
+    at_most = WAITS_PER_KEY
     job, other = submit(fresh), submit(stranger)
     link = job["links"]["self"]
     answers: list[httpx2.Response] = []
@@ -279,9 +280,9 @@ def test_a_key_may_not_hold_every_wait(
 
 
 def test_refused_waits_use_up_the_rate_of_their_key(
-    lone_api: ApiProcess, make_key: Callable[..., str], submit: Submit, settings: Settings
+    lone_api: ApiProcess, make_key: Callable[..., str], submit: Submit
 ) -> None:
-    at_most = settings.max_waits_per_key
+    at_most = WAITS_PER_KEY
     key = make_key("rated", quotas=Quotas(requests_per_minute=at_most + 6))
     answers: list[httpx2.Response] = []
     with lone_api.client(key) as client, lone_api.client(make_key("rated")) as unrated:
@@ -302,13 +303,13 @@ def test_refused_waits_use_up_the_rate_of_their_key(
 
 
 def test_a_client_that_leaves_gives_its_place_back(
-    fresh: httpx2.Client, lone_api: ApiProcess, submit: Submit, settings: Settings
+    fresh: httpx2.Client, lone_api: ApiProcess, submit: Submit
 ) -> None:
     link = submit(fresh)["links"]["self"]
     headers = {**fresh.headers, "Prefer": "wait=60"}
 
     async def ask_and_leave() -> None:
-        many = settings.max_waits_per_key + 1
+        many = WAITS_PER_KEY + 1
         limits = httpx2.Limits(max_connections=many)
         async with httpx2.AsyncClient(headers=headers, limits=limits, trust_env=False) as client:
             asked = [asyncio.create_task(client.get(link, timeout=90)) for _ in range(many)]
@@ -326,10 +327,13 @@ def test_a_client_that_leaves_gives_its_place_back(
     wait_until(has_place, 20, "a place to become free")
 
 
-@pytest.mark.parametrize("crowd", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("crowd", "jobs_of_each"), [(2, 5), pytest.param(5, 20, marks=pytest.mark.long)]
+)
 def test_streams_and_waits_within_their_limits_are_all_served(
     *,
     crowd: int,
+    jobs_of_each: int,
     lone_api: ApiProcess,
     make_key: Callable[..., str],
     stranger: httpx2.Client,
@@ -342,7 +346,7 @@ def test_streams_and_waits_within_their_limits_are_all_served(
     jobs: list[tuple[str, dict[str, Any]]] = []
     for key in keys:
         with lone_api.client(key) as client:
-            jobs += [(key, submit(client)) for _ in range(20)]
+            jobs += [(key, submit(client)) for _ in range(jobs_of_each)]
     own = submit(stranger)
     ends: list[str] = []
 
@@ -377,16 +381,27 @@ def test_streams_and_waits_within_their_limits_are_all_served(
 
 @pytest.mark.long
 def test_followers_of_a_batch_are_told_and_hardly_ask_the_database(
-    fresh: httpx2.Client, relays: Relays, redis_client: "redis.Redis"
+    environment: dict[str, str],
+    relays: Relays,
+    make_key: Callable[..., str],
+    redis_client: "redis.Redis",
+    tmp_path: Path,
 ) -> None:
+    """Of an API that looks as often as the product does."""
+    key, log = make_key("followers"), tmp_path / "api.log"
+    with start_alone(environment, relays, key, log, factory=PATIENT) as usual:
+        follow_a_batch(usual.http, relays, redis_client)
+
+
+def follow_a_batch(http: httpx2.Client, relays: Relays, redis_client: "redis.Redis") -> None:
     followers = 8
     items = [{**JOB, "custom_id": f"c{n}"} for n in range(3)]
-    batch = fresh.post("/v1/batches", json={"items": items}).json()["id"]
+    batch = http.post("/v1/batches", json={"items": items}).json()["id"]
     heartbeats: Counter[int] = Counter()
 
     def follow(number: int) -> list[str]:
         """The states of the first results."""
-        with fresh.stream("GET", f"/v1/batches/{batch}/results", timeout=60) as answer:
+        with http.stream("GET", f"/v1/batches/{batch}/results", timeout=60) as answer:
             states = []
             for line in answer.iter_lines():
                 heartbeats[number] += not line
@@ -404,7 +419,7 @@ def test_followers_of_a_batch_are_told_and_hardly_ask_the_database(
         began, passed = time.monotonic(), relays.postgres.passed
         wait_until(have_heard(2), 30, "the second heartbeats")
         a_second = (relays.postgres.passed - passed) / (time.monotonic() - began)
-        assert fresh.post(f"/v1/batches/{batch}/cancel").status_code == 200
+        assert http.post(f"/v1/batches/{batch}/cancel").status_code == 200
         assert redis_client.xlen(batch_key(decode_id("batch", batch))) == 1
         assert [one.result(30) for one in following] == [["canceled"] * len(items)] * followers
     assert a_second < 4 * followers  # two looks a second of each were some 25

@@ -6,11 +6,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.tenants import create_key
+from deploy.tenants import add_key, create_key
 from shared.core.settings import Settings
 from tests.integration.api.relay import Relay
-from tests.processes import ApiProcess, free_port
+from tests.processes import QUICK, ApiProcess, free_port
 
 MODEL = "paper"
 MakeClient = Callable[..., httpx2.Client]
@@ -41,18 +42,19 @@ def guarded(
     url = settings.database_url.get_secret_value()
     key = create_key(url, tenant="guarded", name="guarded", scopes=["jobs", "images"])
     log = tmp_path_factory.mktemp("guarded") / "api.log"
-    with ApiProcess(own, free_port(), key, log) as process:
+    with ApiProcess(own, free_port(), key, log, factory=QUICK) as process:
         yield process
 
 
 @pytest.fixture
-def client_with(guarded: ApiProcess, settings: Settings) -> Iterator[MakeClient]:
+def client_with(guarded: ApiProcess, database: sessionmaker[Session]) -> Iterator[MakeClient]:
     """Makes clients with fresh keys: `client_with(scopes=…, tenant=…, quotas=…)`."""
     opened: list[httpx2.Client] = []
 
     def make(**fields: Any) -> httpx2.Client:
-        url = settings.database_url.get_secret_value()
-        key = create_key(url, **{"tenant": "keyring", "name": "test", "scopes": ["jobs"], **fields})
+        usual: dict[str, Any] = {"tenant": "keyring", "name": "test", "scopes": ["jobs"]}
+        with database.begin() as session:
+            key = add_key(session, **{**usual, **fields})
         opened.append(guarded.client(key))
         return opened[-1]
 

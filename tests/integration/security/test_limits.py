@@ -11,7 +11,7 @@ import pytest
 from deploy.tenants import create_key
 from shared.core.settings import Settings
 from tests.fuzz.load import throw_images
-from tests.processes import ApiProcess, free_port
+from tests.processes import QUICK, ApiProcess, free_port
 from tests.unit.images import hostile
 
 GRACE = 4.0
@@ -31,6 +31,19 @@ def flooded(
     process = ApiProcess(own, free_port(), key, log)
     process.imports = ""  # what it takes is measured: it shares no memory with a fork server
     with process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def hasty(
+    settings: Settings, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ApiProcess]:
+    """An API with less patience than large requests need."""
+    url = settings.database_url.get_secret_value()
+    key = create_key(url, tenant="besieged", name="hasty", scopes=["jobs"])
+    log = tmp_path_factory.mktemp("hasty") / "api.log"
+    own = {**environment, "DARKROOM_REQUEST_GRACE": "PT0.5S"}
+    with ApiProcess(own, free_port(), key, log, factory=QUICK) as process:
         yield process
 
 
@@ -69,8 +82,8 @@ def test_a_header_that_does_not_end_is_cut(flooded: ApiProcess, beginning: bytes
         assert read_to_end(connection) == b""
 
 
-def test_a_second_header_that_does_not_end_is_cut(flooded: ApiProcess) -> None:
-    with dial(flooded) as connection:
+def test_a_second_header_that_does_not_end_is_cut(hasty: ApiProcess) -> None:
+    with dial(hasty) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\nGET /healthz HTTP/1.1\r\nX")
         assert read_to_end(connection).count(b"HTTP/1.1 200") == 1
 
@@ -116,9 +129,9 @@ def test_a_drip_of_a_body_is_cut(flooded: ApiProcess, path: str) -> None:
     assert expected in answer.partition(b"\r\n")[0] + b" "
 
 
-def test_a_stranger_s_body_is_not_read(flooded: ApiProcess) -> None:
-    with dial(flooded) as connection:
-        connection.sendall(head(flooded, "/v1/jobs", 10**6, key="drk_nobody"))
+def test_a_stranger_s_body_is_not_read(hasty: ApiProcess) -> None:
+    with dial(hasty) as connection:
+        connection.sendall(head(hasty, "/v1/jobs", 10**6, key="drk_nobody"))
         assert b" 401 " in read_to_end(connection).partition(b"\r\n")[0]
 
 
