@@ -250,7 +250,10 @@ def test_inspect_of_image_to_image_finds_the_start(
     assert unknown["notes"]
 
 
-@pytest.mark.parametrize("mode", ["fill", "fit", "stretch"])
+@pytest.mark.parametrize(
+    "mode",
+    ["fit", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("fill", "stretch"))],
+)
 def test_the_resize_mode_is_on_record_and_made_again(
     http: httpx2.Client, job: dict[str, Any], database: Database, mode: str
 ) -> None:
@@ -340,7 +343,10 @@ def test_what_else_a_receipt_says_is_told_as_it_stands(
     assert answer.json()["job"]["seed"] == 40
 
 
-@pytest.mark.parametrize("output_format", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize(
+    "output_format",
+    ["png", *(pytest.param(other, marks=pytest.mark.long) for other in ("webp", "jpeg"))],
+)
 def test_the_longest_prompts_can_be_made_and_inspected(
     http: httpx2.Client, output_format: str
 ) -> None:

@@ -31,7 +31,14 @@ def content(http: httpx2.Client, image: dict[str, Any]) -> bytes:
     return http.get(f"/v1/images/{image['id']}/content?proxy=1").content
 
 
-@pytest.mark.parametrize("output", ["png", "webp", "jpeg", "webp at 80"])
+@pytest.mark.parametrize(
+    "output",
+    [
+        "png",
+        "jpeg",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("webp", "webp at 80")),
+    ],
+)
 def test_a_file_says_that_a_model_made_it_and_its_pixels_have_the_hash_on_record(
     http: httpx2.Client, output: str
 ) -> None:

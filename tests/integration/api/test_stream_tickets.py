@@ -16,7 +16,7 @@ from tests.integration.api.conftest import uuid_of
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.api.test_events import following, parse
 from tests.integration.api.test_polling import claim, fail, succeed
-from tests.processes import ApiProcess
+from tests.processes import ApiProcess, slowness
 
 Submit = Callable[..., dict[str, Any]]
 Database = sessionmaker[Session]
@@ -125,7 +125,7 @@ def test_a_stream_ends_with_its_ticket(
     http: httpx2.Client, nobody: httpx2.Client, submit: Submit
 ) -> None:
     job = submit()
-    end = datetime.now(UTC) + timedelta(seconds=8)  # of which opening it may take some
+    end = datetime.now(UTC) + timedelta(seconds=2 + slowness())  # of which opening it may take some
     with open_with(nobody, signed(http, job, end)) as events:
         assert [event.data["state"] for event in events] == ["queued"]
 

@@ -74,6 +74,7 @@ def make(http: httpx2.Client, *names: str, **fields: Any) -> dict[str, Any]:
     return job
 
 
+@pytest.mark.long
 def test_a_net_steers_the_image_which_can_be_made_again(http: httpx2.Client) -> None:
     plain, one, two = make(http), make(http, "edges"), make(http, "edges", "edges")
     made = [job["images"][0]["sha256"] for job in (plain, one, two)]

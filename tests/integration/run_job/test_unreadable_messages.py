@@ -136,7 +136,7 @@ def pickled(folder: Path) -> None:
     (unet / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
 
 
-@pytest.mark.parametrize("make", [missing, pickled])
+@pytest.mark.parametrize("make", [pickled, pytest.param(missing, marks=pytest.mark.long)])
 def test_the_worker_says_why_and_leaves(
     make: Callable[[Path], None], environment: dict[str, str], tmp_path: Path
 ) -> None:
