@@ -143,6 +143,20 @@ class ResilientChannel(Channel):
 
     QoS = ResilientQoS
 
+    _kept: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """As kombu's, but one for all questions that are answered at once, of any thread.
+
+        kombu asks for one at each of them, and to make one takes longer than the answer.
+        """
+        if asynchronous:
+            return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]
+        kept = self._kept
+        if kept is None or kept.connection_pool is not self.pool:
+            kept = self._kept = super()._create_client()  # type: ignore[no-untyped-call]
+        return kept
+
     def basic_consume(
         self, queue: str, no_ack: bool, callback: Callable[[Any], Any], *args: Any, **options: Any
     ) -> Any:
