@@ -197,16 +197,16 @@ class _KnowsItsEnd:
         return super()._connparams(*given, **named)  # type: ignore[misc]
 
 
-class _Channel(_KnowsItsEnd, Channel):
-    pass
+class BrokerChannel(_KnowsItsEnd, Channel):
+    """Kombu's channel to one Redis."""
 
 
-class _SentinelChannel(_KnowsItsEnd, SentinelChannel):
-    pass
+class SentinelBrokerChannel(_KnowsItsEnd, SentinelChannel):
+    """Kombu's channel to the Redis that Sentinels name."""
 
 
-Transport.Channel = _Channel
-SentinelTransport.Channel = _SentinelChannel
+Transport.Channel = BrokerChannel
+SentinelTransport.Channel = SentinelBrokerChannel
 
 
 def celery_app(settings: Settings) -> Celery:

@@ -23,10 +23,10 @@ from celery.platforms import SecurityWarning
 from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 from kombu.transport import virtual
-from kombu.transport.redis import Channel, QoS, Transport
+from kombu.transport.redis import QoS, SentinelTransport, Transport
 from redis.exceptions import RedisError
 
-from shared.core.broker import unreadable
+from shared.core.broker import BrokerChannel, SentinelBrokerChannel, unreadable
 from shared.core.logging import get_logger
 
 log = get_logger(__name__)
@@ -138,7 +138,7 @@ class ResilientQoS(QoS):
             pipeline.execute()
 
 
-class ResilientChannel(Channel):
+class ResilientChannel(BrokerChannel):
     """Reads messages, and drops what is not one."""
 
     QoS = ResilientQoS
@@ -184,6 +184,10 @@ class ResilientChannel(Channel):
         return True
 
 
+class ResilientSentinelChannel(ResilientChannel, SentinelBrokerChannel):
+    """The same, where Sentinels name the Redis."""
+
+
 @contextmanager
 def _dropping_the_unreadable() -> Iterator[None]:
     try:
@@ -206,6 +210,7 @@ def harden(app: Celery) -> None:
     app.conf.worker_consumer = f"{__name__}:{ResilientConsumer.__name__}"
     app.Task.Request = f"{__name__}:{ResilientRequest.__name__}"
     Transport.Channel = ResilientChannel
+    SentinelTransport.Channel = ResilientSentinelChannel
     Transport.connection_errors = (*Transport.connection_errors, RedisError)
 
 

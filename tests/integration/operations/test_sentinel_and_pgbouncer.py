@@ -17,6 +17,7 @@ from redis.sentinel import Sentinel
 
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key
+from shared.core.broker import INTERACTIVE, generate_queue
 from shared.core.database import open_engine
 from shared.core.settings import Settings, SettingsError
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
@@ -102,10 +103,17 @@ def test_jobs_survive_a_failover_by_sentinels(
         )
         start = stack.enter_context
         start(WorkerProcess(behind, ["cpu"], tmp_path / "cpu.log"))
-        start(WorkerProcess(behind, ["generate", "--model", "sim"], tmp_path / "worker.log"))
+        worker = start(WorkerProcess(behind, ["generate", "--model", "sim"], tmp_path / "log"))
         api = start(ApiProcess(behind, free_port(), key, tmp_path / "api.log"))
 
         assert _state(api, _submit(api)) == "succeeded"
+        with redis.Redis(port=ports[0], password=PASSWORD) as master:
+            for text in (b"not json", b'{"properties": {}, "headers": []}'):
+                master.lpush(generate_queue("sim", INTERACTIVE), text)
+        assert _state(api, _submit(api)) == "succeeded"
+        log = worker.log.read_text("utf-8", "replace")
+        assert log.count("unreadable_in_redis") == 2
+        assert log.count("worker_ready") == 1, "the consumer was started again"
         os.kill(pids[0], signal.SIGKILL)
         during = _submit(api)  # accepted while there is no master
 
