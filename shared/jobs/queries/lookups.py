@@ -180,6 +180,7 @@ def list_finished(since: datetime, limit: int) -> Select[Any]:
             Job.attempt == last.attempt,
             Job.state == JobState.SUCCEEDED,
             Job.cost > 0,  # pixels that were merely resampled say nothing of the device
+            first.receipt["device"].astext.is_not(None),  # nor does a receipt that names none
         )
         .order_by(last.id.desc())
         .limit(limit)

@@ -562,6 +562,9 @@ def test_the_record_of_estimates_is_of_the_attempts_that_succeeded(store: Store)
     store.set(unfinished["job_id"], state="running", finished_at=None, worker="w", lease_until=PAST)
     again = finish(1)[0]
     store.set(again["job_id"], attempt=2)
+    nameless = finish(1)[0]  # one such receipt stopped all estimates
+    of_it = update(Image).where(Image.id == nameless["id"])
+    store.session.execute(of_it.values(receipt={"batch_size": 4}))
     since = datetime.now(UTC) - timedelta(minutes=1)
     rows = store.session.execute(lookups.list_finished(since, 9)).all()
     assert [(row.image_id, row.images, row.rows, row.device) for row in rows] == [
