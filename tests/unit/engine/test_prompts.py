@@ -14,13 +14,11 @@ from shared.core.schedulers import DIFFUSION_SCHEDULERS
 from tests.unit.engine.concurrency import make_alone, make_among_others
 from tests.unit.engine.families import TOYS
 from tests.unit.engine.reference import reference
-from tests.unit.engine.toys import long_but, request, scheduler_of, toy_backend, toy_folder
+from tests.unit.engine.toys import request, scheduler_of, toy_backend, toy_folder
 from worker.engine.interface import ImageRequest
 from worker.engine.prompts import MOST_CHUNKS, Chunk, ChunkReader
 
 FAMILIES = ("sd15", "sd21", "sdxl", "lcm")
-SOME_FAMILIES = long_but(["sd15", "sdxl"], FAMILIES)
-"""One text encoder, and two."""
 WEIGHTED: dict[str, Any] = {"prompt_syntax": "weighted"}
 LONG: dict[str, Any] = {"long_prompt": True}
 MANY = " ".join("a" * 100)
@@ -90,14 +88,14 @@ EMPTY: Part = [("", 1.0)]
 FOX: Part = [("a", 1.0), ("red", 1.4), ("fox", 1 / 1.1)]
 
 
-@pytest.mark.parametrize("family", SOME_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_weighted_row_equals_diffusers(family: str) -> None:
     negative = {"negative_prompt": "(blurry:2)"} if family != "lcm" else {}
     asked = asked_of(family, prompt="a (red:1.4) [fox]", **WEIGHTED, **negative)
     assert_equal_to_diffusers(family, asked, [FOX], [[("blurry", 2.0)]])
 
 
-@pytest.mark.parametrize("family", SOME_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_long_row_equals_diffusers(family: str) -> None:
     """The negative prompt is padded to as many chunks."""
     halves: list[Part] = [[(" ".join("a" * 75), 1.0)], [(" ".join("a" * 25), 1.0)]]
@@ -127,7 +125,7 @@ def test_no_negative_prompt_is_as_long_too() -> None:
         assert shapes["positive"][1] == 154
 
 
-@pytest.mark.parametrize("family", SOME_FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_weights_of_one_and_short_long_prompts_are_plain_ones(family: str) -> None:
     """And so they share a batch with them."""
     backend = toy_backend(family, 1)
