@@ -36,6 +36,12 @@ class Reference:
         self._acting: tuple[Lora, ...] = ()
         self._nets: dict[Path, Any] = {}
 
+    @property
+    def pipeline(self) -> Any:
+        """Diffusers' own, without the LoRAs of an earlier call, which act on text encoders too."""
+        self.set_loras(())
+        return self._from_text
+
     @cached_property
     def _from_image(self) -> Any:
         from diffusers import AutoPipelineForImage2Image, SanaSprintImg2ImgPipeline
