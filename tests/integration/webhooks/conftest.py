@@ -21,6 +21,7 @@ from shared.core.settings import Settings
 from shared.core.tenants import ApiKey
 from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
+from shared.jobs.queries import client_requests
 from shared.webhooks.models import WebhookDelivery, WebhookHold
 from tests.conftest import EVERY_SCOPE, MIGRATED
 from tests.processes import ApiProcess, WorkerProcess, wait_until
@@ -107,6 +108,15 @@ class Hooks:
         answer = self.http.post(f"/v1/jobs/{public_id}/cancel")
         assert answer.json()["state"] == "canceled", answer.text
         return public_id
+
+    def cancel_for(self, receiver: str, origin: str | None = None) -> UUID:
+        """End a job of which this URL is to hear; the delivery's id, which no worker was told."""
+        webhook = {"url": receiver, "events": ["job.canceled"], "origin": origin or receiver}
+        job = self.queue(webhook=webhook)
+        with self.database.begin() as session:
+            canceled = session.scalars(client_requests.cancel(self.tenant, job.id)).one()
+            [made] = canceled.webhook_deliveries or ()
+        return made
 
     def deliveries(self, **filters: Any) -> list[dict[str, Any]]:
         """The log, newest first."""

@@ -168,12 +168,7 @@ def test_silence_is_cut_off_by_the_time_limit(
     own = settings.model_copy(update={"webhook_timeout": limit})
     deliverer = Deliverer(own, hooks.database, storage, WebhookNotifier(hooks.celery))
     with Receiver(hang(released)) as receiver:
-        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
-        job = hooks.queue(webhook=webhook)
-        with hooks.database.begin() as session:
-            canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
-            [made] = canceled.webhook_deliveries or ()
-        assert deliverer.offer(made)
+        assert deliverer.offer(hooks.cancel_for(receiver.url))
         wait_until(lambda: deliverer.is_idle, what="the end of the request")
         released.set()
     deliverer.close()

@@ -10,7 +10,6 @@ from sqlalchemy import select, update
 from deploy.tenants import create_key
 from shared.core.broker import publish_deliveries
 from shared.core.tenants import Tenant
-from shared.jobs.queries import client_requests
 from shared.webhooks import delivery_queries, outbox
 from shared.webhooks.models import EventType, WebhookDelivery
 from tests.integration.webhooks.conftest import Alone, Hooks
@@ -54,11 +53,7 @@ def second_tenant(alone: Alone) -> UUID:
 
 def tell(hooks: Hooks, url: str, origin: str) -> None:
     """A canceled job's own webhook, with its hint."""
-    job = hooks.queue(webhook={"url": url, "events": ["job.canceled"], "origin": origin})
-    with hooks.database.begin() as session:
-        canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
-        made = list(canceled.webhook_deliveries or ())
-    publish_deliveries(hooks.celery, made)
+    publish_deliveries(hooks.celery, [hooks.cancel_for(url, origin)])
 
 
 def pending(hooks: Hooks) -> int:

@@ -18,7 +18,6 @@ from shared.core.ids import decode_id, encode_id
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.jobs.models import Job
-from shared.jobs.queries import client_requests
 from shared.jobs.state import TERMINAL_STATES
 from shared.webhooks.models import WebhookAttempt, WebhookDelivery
 from tests.integration.webhooks.conftest import Alone, Hooks
@@ -138,12 +137,8 @@ def test_a_request_cut_by_a_kill_is_sent_again_under_the_same_id(
 ) -> None:
     hooks, released = alone.hooks, threading.Event()
     with Receiver(hang(released)) as receiver:
-        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
-        job = hooks.queue(webhook=webhook)
         with WorkerProcess(alone.environment, ["cpu"], tmp_path / "first.log") as first:
-            with hooks.database.begin() as session:
-                canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
-                made = list(canceled.webhook_deliveries or ())
+            made = [hooks.cancel_for(receiver.url)]
             publish_deliveries(hooks.celery, made)
             receiver.wait(1)
             first.kill()
@@ -176,12 +171,7 @@ def test_a_request_under_way_keeps_its_worker_from_being_empty(
     deliverer = Deliverer(settings, hooks.database, storage, WebhookNotifier(hooks.celery))
     assert deliverer.is_idle
     with Receiver(hang(released)) as receiver:
-        webhook = {"url": receiver.url, "events": ["job.canceled"], "origin": receiver.url}
-        job = hooks.queue(webhook=webhook)
-        with hooks.database.begin() as session:
-            canceled = session.scalars(client_requests.cancel(hooks.tenant, job.id)).one()
-            [made] = canceled.webhook_deliveries or ()
-        assert deliverer.offer(made)
+        assert deliverer.offer(hooks.cancel_for(receiver.url))
         receiver.wait(1)
         assert not deliverer.is_idle
         released.set()
