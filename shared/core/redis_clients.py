@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 import redis
 import redis.asyncio
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.sentinel import Sentinel
 
 from shared.core.settings import Settings
@@ -27,7 +28,10 @@ def open_redis(settings: Settings, **options: Any) -> "redis.Redis":
 
 def open_async_redis(settings: Settings, **options: Any) -> redis.asyncio.Redis:
     """The same for the event loop."""
-    client = _open_async(settings, **options)
+    # While it listens to Redis Enterprise's notices of maintenance, redis-py hands out connections
+    # that were closed while idle: each costs the call that gets it.
+    no_notices = MaintNotificationsConfig(enabled=False)
+    client = _open_async(settings, maint_notifications_config=no_notices, **options)
     pool: Any = client.connection_pool
     pool.connection_class = type("Connection", (_OnUvloop, pool.connection_class), {})
     return client
