@@ -163,11 +163,11 @@ class Resources:
                 raise _no_answer() from error
             left = max(0.001, seconds - (time.monotonic() - began))
             session = await stack.enter_async_context(self._session(left))
-            await tenants.enable_rls(session, principal.tenant_id, settings)
+            await tenants.begin_as_tenant(session, principal.tenant_id, settings)
             yield session
 
     @asynccontextmanager
-    async def group_transaction(self) -> AsyncIterator["psycopg.AsyncConnection"]:
+    async def group_connection(self) -> AsyncIterator["psycopg.AsyncConnection"]:
         """For a transaction of requests of several keys, on the bare driver; whoever uses it begins
         it, enters each tenant, and commits. Rolled back unless it did.
 

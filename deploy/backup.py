@@ -50,7 +50,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _THREADS = 16
 _SOON = timedelta(minutes=5)
-"""After a failure, which may have been a moment's, the next try."""
+"""After a failure, which may have been a moment's, the next try; twice as long after each more."""
 _LIBPQ = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -323,15 +323,18 @@ def _save_again(settings: Settings, folder: Path, keep: int, every: timedelta) -
         LAST_SUCCESS.set((folder / MANIFEST).stat().st_mtime)
     listener = MetricsListener(settings)
     listener.start()
+    failures = 0
     try:
         while True:
             pause = every
             try:
                 print(json.dumps(save(settings, folder, keep)), flush=True)
                 LAST_SUCCESS.set_to_current_time()
+                failures = 0
             except _FAILURES as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-                pause = min(every, _SOON)
+                pause = min(every, _SOON * 2 ** min(failures, 16))
+                failures += 1
             if stop.wait(pause.total_seconds()):
                 return 0
     finally:

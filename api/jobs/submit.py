@@ -236,7 +236,7 @@ async def _accept_group(group: Sequence[_Submission]) -> list[_Accepted | NewJob
     accepted: dict[UUID, _Accepted | NewJob] = {}
     sent = False
     try:
-        async with resources.group_transaction() as driver:
+        async with resources.group_connection() as driver:
             async with driver.pipeline():
                 await driver.execute("BEGIN")
                 inserted = await _insert_group(driver, group)
@@ -249,7 +249,8 @@ async def _accept_group(group: Sequence[_Submission]) -> list[_Accepted | NewJob
                     new = members[made.id]
                     accepted[made.id] = made
                     if new.request.key is not None:
-                        accepted[made.id] = _, _, answer = new.accepted(made)
+                        row, job, answer = new.accepted(made)
+                        accepted[made.id] = row, job, answer
                         kept.setdefault(tenant_id, {})[new.request.key] = answer.stored()
             if has_keys:
                 async with driver.pipeline():

@@ -263,7 +263,7 @@ def cached_query(at_most: int | None = None) -> Callable[[Callable[P, S]], Cache
 
 
 def param(name: str, type_: Any) -> BindParameter[Any]:
-    """A value that comes with `with_params`."""
+    """A value that comes with `given` or `with_params`."""
     return bindparam(f"given_{name}", type_=type_)
 
 
@@ -277,5 +277,5 @@ def given(statement: S, **values: Any) -> Given[S]:
 
 
 def with_params(statement: S, **values: Any) -> S:
-    """A statement that was built once, with the values of this time."""
+    """The same for a statement that becomes part of another; otherwise `given` costs less."""
     return statement.params({f"given_{name}": value for name, value in values.items()})

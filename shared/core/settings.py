@@ -335,8 +335,17 @@ def get_settings() -> Settings:
 
 
 def _secrets_dir() -> Path | None:
-    folder = Path(os.environ.get(_SECRETS_DIR) or "/run/secrets")
-    return folder if folder.is_dir() else None
+    """None: there is no folder; one that is named must be there.
+
+    Raises:
+        SettingsError: it is not. Its secrets would be missed without a word.
+    """
+    if named := os.environ.get(_SECRETS_DIR):
+        if not Path(named).is_dir():
+            raise SettingsError(f"{_SECRETS_DIR}: {named} is not a folder")
+        return Path(named)
+    usual = Path("/run/secrets")
+    return usual if usual.is_dir() else None
 
 
 def _renamed() -> Iterator[tuple[str, str]]:

@@ -111,7 +111,7 @@ _ENTER = f"SELECT set_config('{TENANT}', %s, true), set_config('role', '{ROLE}',
 _SET = ", set_config(%s, %s, true)"
 
 
-async def enable_rls(
+async def begin_as_tenant(
     session: AsyncSession, tenant_id: UUID, settings: Mapping[str, str] = NOTHING_ELSE
 ) -> None:
     """Begin a transaction; until its end, be the API's role, see this tenant alone, and have these
@@ -141,8 +141,8 @@ async def enable_rls_of(
     tenant_id: UUID,
     settings: Mapping[str, str] = NOTHING_ELSE,
 ) -> None:
-    """As `enable_rls`, on the bare driver: in a pipeline, for the statements behind it. A
-    transaction may go on to the next tenant."""
+    """As `begin_as_tenant`, in a transaction that has begun, on the bare driver: in a pipeline, for
+    the statements behind it. A transaction may continue with the next tenant."""
     values = [text for setting in settings.items() for text in setting]
     await driver.execute(_ENTER + len(settings) * _SET, (str(tenant_id), *values), prepare=True)
 

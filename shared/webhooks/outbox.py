@@ -76,7 +76,8 @@ _DELIVERY = """
 # Whether workers are to be told of a delivery: unless its destination has no room now and others
 # wait for it too. Who is sending there comes to it by himself; and should all have sent what
 # waited, and gone, before this commits, the dispatcher finds it, as where Redis has lost a hint.
-_IS_NEWS = """
+# The room is that of `delivery_queries._limit`.
+_IS_TOLD = """
  (SELECT count(*) < {few} OR count(*) FILTER (WHERE lease_until > clock_timestamp()) <
    CASE WHEN EXISTS (SELECT FROM webhook_endpoints endpoint
     WHERE endpoint.id = delivery.endpoint_id AND endpoint.failing_since IS NOT NULL)
@@ -107,7 +108,7 @@ class Recorded(NamedTuple):
 def record_jobs(changed: CTE, events: Mapping[JobState, EventType]) -> Recorded:
     """The events of jobs that a CTE has changed, by the state that each now has.
 
-    Workers are told of those deliveries alone whose destinations have room.
+    Workers are told of those deliveries alone whose destinations have room, or hardly any waiting.
     """
     return _record_jobs(str(changed.name), tuple(events.items()))
 
@@ -117,7 +118,7 @@ def _record_jobs(subject: str, events: tuple[tuple[JobState, EventType], ...]) -
     cases = " ".join(f"WHEN '{state}' THEN '{event}'" for state, event in events)
     snapshot = ", ".join(f"'{name}', {subject}.{name}" for name in _JOB_SNAPSHOT)
     kind, data = f"CASE {subject}.state {cases} END", f"jsonb_build_object({snapshot})"
-    told = _IS_NEWS.format(few=2 * AT_ONCE, room=AT_ONCE, failing=AT_ONCE_WHILE_FAILING)
+    told = _IS_TOLD.format(few=2 * AT_ONCE, room=AT_ONCE, failing=AT_ONCE_WHILE_FAILING)
     return record(subject, kind, data, told=told)
 
 

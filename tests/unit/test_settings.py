@@ -120,6 +120,14 @@ def test_secrets_are_read_from_the_folder_that_is_named_and_empty_keys_are_none(
     assert (settings.s3_access_key, settings.s3_secret_key) == (None, None)
 
 
+def test_a_folder_of_secrets_that_is_not_there_stops_the_start(
+    variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    variables.setenv("DARKROOM_SECRETS_DIR", str(tmp_path / "mistyped"))
+    with pytest.raises(SettingsError, match=r"DARKROOM_SECRETS_DIR: .*/mistyped is not a folder"):
+        get_settings()
+
+
 def test_renamed_variables_have_a_setting() -> None:
     known = {f"DARKROOM_{name.upper()}" for name in Settings.model_fields}
     assert set(module.RENAMED.values()) <= known

@@ -200,8 +200,9 @@ CASES = {
     ),
     "DarkroomBackupLate": Case(
         {
-            "darkroom_backup_last_success_timestamp_seconds": "0x500",
-            "darkroom_backup_period_seconds": "3600x500",
+            # Its process has ended.
+            "darkroom_backup_last_success_timestamp_seconds": "0x30",
+            "darkroom_backup_period_seconds": "3600x30",
         },
         150,
         190,
