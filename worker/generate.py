@@ -28,7 +28,7 @@ from shared.jobs.queries import claims
 from worker.core.consumer import consume, header_of
 from worker.core.draining import Drain
 from worker.core.metrics import MODEL_LOAD_SECONDS, WorkerMetrics, probes
-from worker.core.queues import BulkSlots, ConsumeFilters, ConsumerWatch, bulk_limit
+from worker.core.queues import BulkSlots, ConsumeFilters, ConsumerWatch, bulk_limit, when_leaving
 from worker.core.registration import Heartbeat, Identity, redis_client, take_name
 from worker.engine import Engine, FaultCallback
 from worker.engine import open_engine as open_image_engine
@@ -270,7 +270,8 @@ def _connect_signals(worker: WorkerProcess, heartbeat: Heartbeat) -> None:
         heartbeat.renew()
         log.info("worker_ready", worker=worker.name, pid=os.getpid())
 
-    @signals.worker_shutting_down.connect(weak=False)
-    def shutting_down(**_: Any) -> None:
+    def leave() -> None:
         worker.drain(worker.settings.shutdown_grace.total_seconds())
-        heartbeat.renew()
+        heartbeat.wake()  # renewed by its own thread: here a second signal would wait for the first
+
+    when_leaving(leave)

@@ -25,6 +25,23 @@ _LATER_SECONDS = 0.2
 """The same for filters that open at an operator's wish or when a model has been loaded."""
 
 
+def when_leaving(act: Callable[[], None]) -> None:
+    """Do this once, when the process is first told to end.
+
+    It is done in the signal's handler, in the middle of whatever the main thread does, and a second
+    signal may come in the middle of it: it must wait for nothing, nor for a lock that others hold
+    for long.
+    """
+    told = False
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def leaving(**_: Any) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            act()
+
+
 class ConsumeFilters:
     """What must hold for a queue before this process's consumer takes from it."""
 
@@ -219,9 +236,7 @@ class ConsumerWatch(BackgroundLoop):
         def ready(**_: Any) -> None:
             self.start()  # again after each lost connection
 
-        @signals.worker_shutting_down.connect(weak=False)
-        def leaving(**_: Any) -> None:
-            self.close()
+        when_leaving(self.close)
 
     def step(self) -> float | None:
         """End the process if work has waited too long for an idle consumer."""

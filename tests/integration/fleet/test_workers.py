@@ -1,5 +1,6 @@
 """Workers over HTTP: what they show, who may look, draining and resuming."""
 
+import itertools
 import signal
 
 import httpx2
@@ -10,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.admin import queries as admin_queries
 from shared.core import broker
+from tests.integration.api.relay import Mode, Relay
 from tests.integration.fleet.conftest import (
     Start,
     drained,
@@ -127,6 +129,25 @@ def test_a_drain_outlives_a_crash_and_a_lost_redis_and_ends_with_an_orderly_stop
     assert restarted.child.wait(20 * slowness()) == 0
     assert operator.get("/v1/workers/gpu").status_code == 404
     assert redis_client.zscore(broker.WORKERS, "gpu") is None
+
+
+@pytest.mark.long
+def test_a_worker_that_is_told_to_end_again_and_again_ends(
+    start: Start, environment: dict[str, str]
+) -> None:
+    """Ctrl-C reaches the whole process group, and its parent passes it on."""
+    redis_relay = Relay(environment["DARKROOM_REDIS_URL"])
+    worker = start("told", "generate", "--model", "quick", redis_url=redis_relay.url)
+    signals_sent = itertools.count(1)
+
+    def tell() -> bool:
+        worker.send(signal.SIGTERM)
+        return next(signals_sent) == 10
+
+    with redis_relay.set_to(Mode.HANG):  # what a handler asks of Redis is open at the next signal
+        wait_until(tell, 30, "ten signals")
+    assert worker.child.wait(30 * slowness()) == 0
+    redis_relay.close()
 
 
 def test_a_worker_that_is_away_can_be_resumed_before_it_is_back(
