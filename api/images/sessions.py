@@ -1,7 +1,7 @@
 """The rules of sessions: list, get."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from api.context import Resources
 from api.core.errors import Problem, not_found
@@ -10,17 +10,15 @@ from api.core.serialization import Page, PageRequest, seal, unseal
 from api.images.schemas import Session, SessionLinks
 from shared.images import queries
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME_BYTES = 8
+_ID_BYTES = 16
 
 
-def encode(last_use: datetime, session_id: str, *scope: object) -> str:
-    """The cursor behind the session of that last use."""
-    microseconds = (last_use - _EPOCH) // timedelta(microseconds=1)
-    return seal(microseconds.to_bytes(_TIME_BYTES) + session_id.encode(), *scope)
+def encode(newest_job: UUID, session_id: str, *scope: object) -> str:
+    """The cursor behind the session with that newest job."""
+    return seal(newest_job.bytes + session_id.encode(), *scope)
 
 
-def decode(cursor: str, *scope: object) -> tuple[datetime, str]:
+def decode(cursor: str, *scope: object) -> tuple[UUID, str]:
     """The position behind a cursor.
 
     Raises:
@@ -28,11 +26,11 @@ def decode(cursor: str, *scope: object) -> tuple[datetime, str]:
     """
     raw = unseal(cursor, *scope)
     try:
-        session_id = raw[_TIME_BYTES:].decode()
+        session_id = raw[_ID_BYTES:].decode()
         if not session_id or "\0" in session_id:
             raise ValueError("no session has such an id")
-        return _EPOCH + timedelta(microseconds=int.from_bytes(raw[:_TIME_BYTES])), session_id
-    except (ValueError, OverflowError):
+        return UUID(bytes=raw[:_ID_BYTES]), session_id
+    except ValueError:
         raise Problem("malformed_cursor") from None
 
 
@@ -40,16 +38,21 @@ async def list_page(
     resources: Resources, principal: Principal, paging: PageRequest
 ) -> Page[Session]:
     """One page of a tenant's sessions, the last used first."""
-    scope = ("sessions by last use", principal.tenant_id)
+    scope = ("sessions by newest job", principal.tenant_id)
     before = decode(paging.after, *scope) if paging.after is not None else None
     async with resources.tenant_transaction(principal) as session:
-        statement = queries.list_sessions(principal.tenant_id, paging.limit + 1, before)
-        rows = (await session.execute(statement)).all()
+        for recent in (True, False):
+            statement = queries.list_sessions(
+                principal.tenant_id, paging.limit + 1, before, recent=recent
+            )
+            rows = (await session.execute(statement)).all()
+            if len(rows) > paging.limit:
+                break
     page, has_more = rows[: paging.limit], len(rows) > paging.limit
     return Page(
         data=[_serialize(resources, row) for row in page],
         has_more=has_more,
-        next_cursor=encode(page[-1][5], page[-1][0], *scope) if has_more else None,
+        next_cursor=encode(page[-1][6], page[-1][0], *scope) if has_more else None,
     )
 
 
@@ -68,7 +71,7 @@ async def get(resources: Resources, principal: Principal, session_id: str) -> Se
 
 
 def _serialize(resources: Resources, row: Any) -> Session:
-    session_id, created_at, images, jobs, last_image_at, last_used_at = row
+    session_id, created_at, images, jobs, last_image_at, last_used_at, _newest_job = row
     here = f"{resources.settings.public_url}/v1/sessions/{session_id}"
     return Session(
         id=session_id,

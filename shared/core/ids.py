@@ -6,7 +6,7 @@ TypeID specification: sortable by creation, safe in URLs, selectable with a doub
 
 import re
 from base64 import b32encode
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
@@ -28,9 +28,13 @@ def new_id() -> UUID:
     return UUID(bytes=uuid6.uuid7().bytes)
 
 
-def earliest_id_at(moment: datetime) -> UUID:
-    """The smallest id of that millisecond: ids are ordered by the time of their making."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
+def earliest_id_at(moment: datetime, margin: timedelta = timedelta()) -> UUID:
+    """The smallest id of that millisecond: ids are ordered by the time of their making.
+
+    `margin` is added. What lies before 1970 gives the smallest id of all.
+    """
+    milliseconds = int((moment.timestamp() + margin.total_seconds()) * 1000)
+    return UUID(int=max(milliseconds, 0) << 80)
 
 
 def encode_id(prefix: Prefix, value: UUID) -> str:

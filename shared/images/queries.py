@@ -3,26 +3,30 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Delete,
+    ScalarSelect,
     Select,
     Text,
     Update,
+    Uuid,
     cast,
     delete,
     func,
     insert,
+    literal,
     or_,
     select,
     tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.batches.models import BatchFile
@@ -31,6 +35,9 @@ from shared.images.models import DeletedImage, Image, Prompt, Session, Upload
 from shared.jobs.models import HAS_MASK, HAS_OPTION_IMAGES, MASK_KEY, OPTION_IMAGES, Job
 
 _TOUCH_EVERY = timedelta(minutes=5)
+_RECENT_JOBS = 2000
+_NO_JOB = literal(UUID(int=0), Uuid)
+T = TypeVar("T")
 
 
 def text_sha256(text: str) -> bytes:
@@ -134,15 +141,28 @@ def touch_uploads(tenant_id: UUID, upload_ids: Iterable[UUID]) -> Update:
     )
 
 
-SessionRow = Select[str, datetime, int, int, datetime | None, datetime]
+SessionRow = Select[str, datetime, int, int, datetime | None, datetime, UUID]
 
 
-def list_sessions(tenant_id: UUID, limit: int, before: tuple[datetime, str] | None) -> SessionRow:
-    """(id, made, images, jobs, latest image, last use) of sessions, the last used first."""
-    statement, used = _described(tenant_id), _last_used(tenant_id)
+def list_sessions(
+    tenant_id: UUID, limit: int, before: tuple[UUID, str] | None, *, recent: bool = False
+) -> SessionRow:
+    """(id, made, images, jobs, latest image, last use, newest job) of sessions, by their newest
+    job, newest first; after the session with that newest job and id.
+
+    `recent`: only sessions of the newest jobs, for which no other session has to be looked at.
+    There may be fewer than `limit` of them.
+    """
+    statement, newest = _described(tenant_id), _newest_job(tenant_id)
     if before is not None:
-        statement = statement.where(tuple_(used, Session.id) < before)
-    return statement.order_by(used.desc(), Session.id.desc()).limit(limit)
+        statement = statement.where(tuple_(newest, Session.id) < before)
+    if recent:
+        jobs = select(Job.session_id).where(Job.tenant_id == tenant_id)
+        if before is not None:
+            jobs = jobs.where(Job.id < before[0])
+        jobs = jobs.order_by(Job.id.desc()).limit(_RECENT_JOBS)
+        statement = statement.where(Session.id.in_(jobs))
+    return statement.order_by(newest.desc(), Session.id.desc()).limit(limit)
 
 
 def get_session(tenant_id: UUID, session_id: str) -> SessionRow:
@@ -165,17 +185,25 @@ def list_images(tenant_id: UUID, session_id: str, limit: int, before: UUID | Non
     return statement.order_by(Image.session_id.desc(), Image.id.desc()).limit(limit)
 
 
+def _newest_job(tenant_id: UUID) -> ColumnElement[UUID]:
+    """The newest job's id. Read, not kept: the row of a session would be written by every job of a
+    batch, one after the other."""
+    return func.coalesce(_of_newest_job(tenant_id, Job.id), _NO_JOB)
+
+
 def _last_used(tenant_id: UUID) -> ColumnElement[datetime]:
-    """When its newest job was submitted. Read, not kept: the row of a session would be written by
-    every job of a batch, one after the other."""
-    newest = (
-        select(Job.created_at)
+    """When its newest job was submitted."""
+    return func.coalesce(_of_newest_job(tenant_id, Job.created_at), Session.created_at)
+
+
+def _of_newest_job(tenant_id: UUID, column: InstrumentedAttribute[T]) -> ScalarSelect[T]:
+    return (
+        select(column)
         .where(Job.tenant_id == tenant_id, only(Job.session_id, Session.id))
         .order_by(Job.session_id.desc(), Job.id.desc())
         .limit(1)
         .scalar_subquery()
     )
-    return func.coalesce(newest, Session.created_at)
 
 
 def _described(tenant_id: UUID) -> SessionRow:
@@ -202,6 +230,7 @@ def _described(tenant_id: UUID) -> SessionRow:
         select(func.count(type_=BigInteger)).where(*jobs).select_from(Job).scalar_subquery(),
         latest.scalar_subquery(),
         _last_used(tenant_id),
+        _newest_job(tenant_id),
     ).where(Session.tenant_id == tenant_id)
 
 

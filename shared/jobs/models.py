@@ -90,6 +90,12 @@ class Job(Base):
         ),
         Index("ix_jobs_tenant", "tenant_id", "id"),
         Index("ix_jobs_session", "tenant_id", "session_id", "id"),
+        # Most jobs succeeded: a list of others would go through all of them.
+        Index(
+            "ix_jobs_not_succeeded",
+            *("tenant_id", "state", "id"),
+            postgresql_where=text("state <> 'succeeded'"),
+        ),
         Index(
             "ix_jobs_metadata",
             "metadata",

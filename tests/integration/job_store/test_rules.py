@@ -496,10 +496,10 @@ def test_attempts_without_images_are_found_once_they_have_ended_for_a_while(stor
 
 def test_jobs_are_listed_newest_first_by_whatever_narrows_them(store: Store) -> None:
     a, b, c = store.add(session_id="s1"), store.add(**RUNNING), store.add()
-    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    hour = timedelta(hours=1)
-    for job, created in ((a, noon - hour), (b, noon), (c, noon + hour)):
-        store.set(job, created_at=created)
+    now = datetime.now(UTC)
+    # Clocks that give out ids may be as far off as this.
+    for job, minutes in ((a, -55), (b, 0), (c, 55)):
+        store.set(job, created_at=now + timedelta(minutes=minutes))
 
     def listed(limit: int = 9, tenant: UUID | None = None, **narrowed: Any) -> list[UUID]:
         return store.changed(lookups.list_jobs(tenant or store.tenant, limit, **narrowed))
@@ -508,11 +508,47 @@ def test_jobs_are_listed_newest_first_by_whatever_narrows_them(store: Store) -> 
     assert listed(2) == [c, b]
     assert listed(before=c) == [b, a]
     assert listed(states=["running"]) == [b]
+    assert listed(states=["succeeded", "running", "queued"]) == [c, b, a]
+    assert listed(2, states=["queued", "running"], before=c) == [b, a]
+    assert listed(states=["queued"], session_id="s1", created_before=now) == [a]
     assert listed(session_id="s1") == [c, b, a]
     assert listed(session_id="s2") == []
-    assert listed(created_after=noon) == [c]
-    assert listed(created_before=noon) == [a]
+    assert listed(created_after=now) == [c]
+    assert listed(created_before=now) == [a]
+    assert listed(created_after=datetime.min.replace(tzinfo=UTC)) == [c, b, a]
+    assert listed(created_before=datetime.max.replace(tzinfo=UTC)) == [c, b, a]
     assert listed(tenant=new_id()) == []
+
+
+def test_a_list_does_not_go_through_what_it_leaves_out(store: Store) -> None:
+    """A year of one job a second is 30 million."""
+    store.add()  # with its session
+    now = datetime.now(UTC)
+    ended = {"state": "succeeded", "finished_at": now}
+    rows = [
+        {
+            "id": earliest_id_at(now, timedelta(days=-number)),
+            "created_at": now - timedelta(days=number),
+            **ended,
+        }
+        for number in range(2000)
+    ]
+    store.session.execute(insert(Job), [job_columns(store.tenant, **row) for row in rows])
+    store.session.execute(text("ANALYZE jobs"))
+
+    def plan(**narrowed: Any) -> str:
+        listed = lookups.list_jobs(store.tenant, 50, **narrowed)
+        query = listed.compile(store.session.connection(), compile_kwargs={"literal_binds": True})
+        explained = f"EXPLAIN (ANALYZE, TIMING OFF) {query}"
+        return "\n".join(store.session.connection().exec_driver_sql(explained).scalars())
+
+    waiting = plan(states=["queued", "failed"])
+    assert waiting.count("using ix_jobs_not_succeeded") == 2
+    middle = now - timedelta(days=1000.5)
+    for narrowed in ({"created_before": middle}, {"created_after": now - timedelta(days=20.5)}):
+        found = plan(**narrowed)
+        assert "Index Scan Backward" in found
+        assert "Rows Removed" not in found
 
 
 def test_loads_leave_out_what_nobody_will_run(

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core.ids import decode_id
 from shared.images import queries as image_queries
 from shared.images.models import Image
+from shared.jobs.models import Job
 from tests.integration.search.conftest import Team
+from tests.jobs import job_columns
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,20 @@ def test_sessions_are_listed_by_last_use(team: Team) -> None:
     used = [one["last_used_at"] for one in listed]
     assert used == sorted(used, reverse=True)
     assert team.http.get(listed[1]["links"]["self"]).json() == listed[1]
+
+
+def test_sessions_beyond_a_large_batch_are_listed(
+    make_team: Callable[[], Team], database: sessionmaker[Session]
+) -> None:
+    team = make_team()
+    for name in ("first", "second", "first", "bulk"):
+        team.add("a boat", session_id=name)
+    with database.begin() as session:
+        many = [
+            job_columns(team.tenant_id, session_id="bulk", state="queued") for _ in range(2_500)
+        ]
+        session.execute(insert(Job), many)
+    assert [one["id"] for one in pages(team, "/v1/sessions")] == ["bulk", "first", "second"]
 
 
 def test_history_is_newest_first(team: Team) -> None:
