@@ -41,7 +41,8 @@ async def list_page(
     scope = ("sessions by newest job", principal.tenant_id)
     before = decode(paging.after, *scope) if paging.after is not None else None
     async with resources.tenant_transaction(principal) as session:
-        for recent in (True, False):
+        many = await session.scalar(queries.has_many_sessions(principal.tenant_id))
+        for recent in (True, False) if many else (False,):
             statement = queries.list_sessions(
                 principal.tenant_id, paging.limit + 1, before, recent=recent
             )

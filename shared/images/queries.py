@@ -35,7 +35,8 @@ from shared.images.models import DeletedImage, Image, Prompt, Session, Upload
 from shared.jobs.models import HAS_MASK, HAS_OPTION_IMAGES, MASK_KEY, OPTION_IMAGES, Job
 
 _TOUCH_EVERY = timedelta(minutes=5)
-_RECENT_JOBS = 2000
+_MANY_SESSIONS = 1_000
+_RECENT_JOBS = 10_000
 _NO_JOB = literal(UUID(int=0), Uuid)
 T = TypeVar("T")
 
@@ -163,6 +164,12 @@ def list_sessions(
         jobs = jobs.order_by(Job.id.desc()).limit(_RECENT_JOBS)
         statement = statement.where(Session.id.in_(jobs))
     return statement.order_by(newest.desc(), Session.id.desc()).limit(limit)
+
+
+def has_many_sessions(tenant_id: UUID) -> Select[bool]:
+    """Whether to ask for the newest job of each takes long."""
+    some = select(Session.id).where(Session.tenant_id == tenant_id).limit(_MANY_SESSIONS + 1)
+    return select(func.count() > _MANY_SESSIONS).select_from(some.subquery())
 
 
 def get_session(tenant_id: UUID, session_id: str) -> SessionRow:

@@ -34,9 +34,9 @@ from shared.jobs.models import Job, JobAttempt
 from shared.jobs.queries.transitions import ahead_of
 from shared.jobs.state import JobState
 
-_SKEW = timedelta(hours=1)
+_SKEW = timedelta(minutes=15)
 """Ids carry the time of the API's clock, `created_at` that of the database's. With a clock further
-off than this S3 would refuse the API's requests, too."""
+off S3 refuses the API's requests, too."""
 
 
 def get_job(tenant_id: UUID, job_id: UUID) -> Select[Job]:

@@ -498,7 +498,7 @@ def test_jobs_are_listed_newest_first_by_whatever_narrows_them(store: Store) -> 
     a, b, c = store.add(session_id="s1"), store.add(**RUNNING), store.add()
     now = datetime.now(UTC)
     # Clocks that give out ids may be as far off as this.
-    for job, minutes in ((a, -55), (b, 0), (c, 55)):
+    for job, minutes in ((a, -14), (b, 0), (c, 14)):
         store.set(job, created_at=now + timedelta(minutes=minutes))
 
     def listed(limit: int = 9, tenant: UUID | None = None, **narrowed: Any) -> list[UUID]:

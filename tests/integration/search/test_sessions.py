@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.core.ids import decode_id
 from shared.images import queries as image_queries
 from shared.images.models import Image
+from shared.images.models import Session as SessionRow
 from shared.jobs.models import Job
 from tests.integration.search.conftest import Team
 from tests.jobs import job_columns
@@ -26,15 +27,15 @@ def team(make_team: Callable[[], Team]) -> Team:
 
 
 def pages(team: Team, path: str, **parameters: Any) -> list[dict[str, Any]]:
-    """All entries of a list, two on a page."""
+    """All entries of a list, two on a page unless `limit` says otherwise."""
     entries: list[dict[str, Any]] = []
     after = None
+    asked = {"limit": 2, **parameters}
     while True:
-        asked = {"limit": 2, **parameters} | ({"after": after} if after else {})
-        answer = team.http.get(path, params=asked)
+        answer = team.http.get(path, params=asked | ({"after": after} if after else {}))
         assert answer.status_code == 200, answer.text
         page = answer.json()
-        assert len(page["data"]) == 2 or not page["has_more"]
+        assert len(page["data"]) == asked["limit"] or not page["has_more"]
         entries += page["data"]
         after = page["next_cursor"]
         if not page["has_more"]:
@@ -50,18 +51,23 @@ def test_sessions_are_listed_by_last_use(team: Team) -> None:
     assert team.http.get(listed[1]["links"]["self"]).json() == listed[1]
 
 
-def test_sessions_beyond_a_large_batch_are_listed(
-    make_team: Callable[[], Team], database: sessionmaker[Session]
+@pytest.mark.parametrize("of_batch", [0, 10_000])
+def test_thousands_of_sessions_are_listed_by_their_newest_jobs(
+    of_batch: int, make_team: Callable[[], Team], database: sessionmaker[Session]
 ) -> None:
+    """The newest jobs tell which sessions come first, unless one batch has them all."""
     team = make_team()
-    for name in ("first", "second", "first", "bulk"):
-        team.add("a boat", session_id=name)
+    team.add("a boat", session_id="bulk")
+    names = [f"session {number}" for number in range(1_200)]
+    of_jobs = [*names, *names[300:600], *["bulk"] * of_batch]
     with database.begin() as session:
-        many = [
-            job_columns(team.tenant_id, session_id="bulk", state="queued") for _ in range(2_500)
-        ]
-        session.execute(insert(Job), many)
-    assert [one["id"] for one in pages(team, "/v1/sessions")] == ["bulk", "first", "second"]
+        rows = [{"tenant_id": team.tenant_id, "id": name} for name in names]
+        session.execute(insert(SessionRow), rows)
+        jobs = [job_columns(team.tenant_id, session_id=name, state="queued") for name in of_jobs]
+        session.execute(insert(Job), jobs)
+    listed = [one["id"] for one in pages(team, "/v1/sessions", limit=150)]
+    expected = [*names[599:299:-1], *names[:599:-1], *names[299::-1]]
+    assert listed == (["bulk", *expected] if of_batch else [*expected, "bulk"])
 
 
 def test_history_is_newest_first(team: Team) -> None:
