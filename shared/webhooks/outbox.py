@@ -26,13 +26,14 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
+    table,
     text,
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from shared.jobs.state import JobState
-from shared.webhooks.delivery_queries import AT_ONCE, AT_ONCE_WHILE_FAILING
+from shared.webhooks.delivery_queries import AT_ONCE, AT_ONCE_WHILE_FAILING, receiver_of
 from shared.webhooks.models import EventType
 
 SUBSCRIBERS = "endpoint.enabled AND {kind} = ANY (endpoint.events)"
@@ -71,14 +72,17 @@ _DELIVERY = """
  SELECT {new_id}, event.tenant_id, event.id, event.type, event.resource_id,
   receiver.endpoint_id, receiver.url, receiver.destination
  FROM event JOIN receiver ON receiver.resource_id = event.resource_id
- RETURNING id, resource_id, endpoint_id, destination"""
+ RETURNING id, tenant_id, resource_id, endpoint_id, url, destination"""
 
-# Whether workers are to be told of a delivery: unless its destination has no room now and others
-# wait for it too. Who is sending there comes to it by himself; and should all have sent what
-# waited, and gone, before this commits, the dispatcher finds it, as where Redis has lost a hint.
-# The room is that of `delivery_queries._limit`.
+# Whether workers are to be told of a delivery: unless its receiver holds it back, or its
+# destination has no room now and others wait for it too. Who is sending there comes to it by
+# himself; and should all have sent what waited, and gone, before this commits, the dispatcher finds
+# it, as where a hold has ended or Redis has lost a hint. The room is that of
+# `delivery_queries._limit`.
 _IS_TOLD = """
- (SELECT count(*) < {few} OR count(*) FILTER (WHERE lease_until > clock_timestamp()) <
+ NOT EXISTS (SELECT FROM webhook_holds hold
+  WHERE hold.receiver = {receiver} AND hold.held_until > clock_timestamp())
+ AND (SELECT count(*) < {few} OR count(*) FILTER (WHERE lease_until > clock_timestamp()) <
    CASE WHEN EXISTS (SELECT FROM webhook_endpoints endpoint
     WHERE endpoint.id = delivery.endpoint_id AND endpoint.failing_since IS NOT NULL)
    THEN {failing} ELSE {room} END
@@ -86,6 +90,10 @@ _IS_TOLD = """
    WHERE earlier.destination = delivery.destination AND earlier.state = 'pending'
     AND earlier.due_at <= statement_timestamp()
    ORDER BY earlier.due_at LIMIT {few}) earliest)"""
+
+_DELIVERED = table("delivery", *(column(name) for name in ("endpoint_id", "tenant_id", "url")))
+_ITS_RECEIVER = str(receiver_of(_DELIVERED.c).compile(compile_kwargs={"literal_binds": True}))
+"""SQL for whom a hold of a row of the CTE `delivery` would be for."""
 
 # The job as it is then; `shared.webhooks.message` makes the wire's form of it.
 _JOB_SNAPSHOT = (
@@ -108,7 +116,8 @@ class Recorded(NamedTuple):
 def record_jobs(changed: CTE, events: Mapping[JobState, EventType]) -> Recorded:
     """The events of jobs that a CTE has changed, by the state that each now has.
 
-    Workers are told of those deliveries alone whose destinations have room, or hardly any waiting.
+    Workers are told of those deliveries alone whose destinations have room, or hardly any waiting,
+    and which no receiver holds back.
     """
     return _record_jobs(str(changed.name), tuple(events.items()))
 
@@ -118,7 +127,9 @@ def _record_jobs(subject: str, events: tuple[tuple[JobState, EventType], ...]) -
     cases = " ".join(f"WHEN '{state}' THEN '{event}'" for state, event in events)
     snapshot = ", ".join(f"'{name}', {subject}.{name}" for name in _JOB_SNAPSHOT)
     kind, data = f"CASE {subject}.state {cases} END", f"jsonb_build_object({snapshot})"
-    told = _IS_TOLD.format(few=2 * AT_ONCE, room=AT_ONCE, failing=AT_ONCE_WHILE_FAILING)
+    told = _IS_TOLD.format(
+        few=2 * AT_ONCE, room=AT_ONCE, failing=AT_ONCE_WHILE_FAILING, receiver=_ITS_RECEIVER
+    )
     return record(subject, kind, data, told=told)
 
 

@@ -2,20 +2,27 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from deploy.tenants import create_key
+from shared.core.broker import WEBHOOK_QUEUE
 from shared.core.ids import decode_id
 from shared.jobs.models import Job
 from shared.jobs.queries import claims, client_requests, endings, periodic
 from shared.webhooks import delivery_queries, outbox, queries
 from shared.webhooks.delivery_queries import AT_ONCE
 from shared.webhooks.models import EventType, WebhookDelivery, WebhookEvent
-from tests.integration.webhooks.conftest import Hooks
+from tests.conftest import EVERY_SCOPE
+from tests.integration.webhooks.conftest import Alone, Hooks
 from tests.jobs import as_one
+from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
+from tests.receiver import Receiver, answer
 
 URL = "https://receiver.invalid/hooks"
 """Nobody answers there; no worker is needed to see what is written."""
@@ -194,6 +201,39 @@ def test_workers_are_told_only_of_what_they_have_room_for(hooks: Hooks) -> None:
             attempts = select(WebhookDelivery.attempts).where(WebhookDelivery.id == offered)
             session.execute(delivery_queries.succeed(offered, session.scalars(attempts).one()))
             left.discard(offered)
+
+
+def test_workers_are_not_told_of_what_a_receiver_holds_back(alone: Alone, tmp_path: Path) -> None:
+    """They could do nothing, and a hold may last an hour."""
+    url = alone.environment["DARKROOM_DATABASE_URL"]
+    key = create_key(url, tenant="hooks", name="api", scopes=EVERY_SCOPE)
+    api = ApiProcess(alone.environment, free_port(), key, tmp_path / "api.log")
+    worker = WorkerProcess(alone.environment, ["cpu"], tmp_path / "worker.log")
+
+    def cancel(receiver: str) -> dict[str, str]:
+        webhook = {"url": receiver, "events": ["job.canceled"]}
+        job = api.http.post("/v1/jobs", json={"prompt": "a red house", "webhook": webhook}).json()
+        answered = api.http.post(f"/v1/jobs/{job['id']}/cancel").json()
+        assert answered["state"] == "canceled", answered
+        return {"job_id": job["id"]}
+
+    def is_tried(job: dict[str, str]) -> bool:
+        [delivery] = api.http.get("/v1/webhook-deliveries", params=job).json()["data"]
+        return bool(delivery["attempts"])
+
+    with (
+        Receiver(answer(503, {"retry-after": "600"})) as receiver,
+        Redis.from_url(alone.environment["DARKROOM_REDIS_URL"]) as queue,
+        api,
+    ):
+        with worker:
+            job = cancel(f"{receiver.url}/busy")
+            wait_until(lambda: is_tried(job), 40, "an attempt on record")
+        waiting = queue.llen(WEBHOOK_QUEUE)
+        cancel(f"{receiver.url}/busy?job=2")
+        assert queue.llen(WEBHOOK_QUEUE) == waiting
+        cancel(f"{receiver.url}/free")
+        assert queue.llen(WEBHOOK_QUEUE) == waiting + 1
 
 
 def test_ids_of_events_are_version_7_and_in_order(hooks: Hooks) -> None:
