@@ -18,6 +18,7 @@ VALUES = {
     "gpu": ("values-gpu.yaml",),
     "gpu-spot": ("values-gpu.yaml", "values-gpu-spot.yaml"),
     "minimal": ("values-minimal.yaml",),
+    "backup": (str(Path(__file__).with_name("values-backup.yaml")),),
 }
 PREFIX = "studio-darkroom-"
 """Before the name of everything: a release that is not called darkroom shows what forgets it."""

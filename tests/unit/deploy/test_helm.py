@@ -24,12 +24,13 @@ from deploy.local.postgres_server import INITDB_OPTIONS
 from shared.core.settings import Settings
 from tests.processes import PROJECT
 from tests.unit.deploy.chart import CHART, PREFIX, VALUES, Document, helm, rendered
+from tests.unit.deploy.compose_file import load_compose
 from tests.unit.deploy.dockerfiles import DEPLOY, command_of
 from tests.unit.deploy.keda import SCALED_OBJECT
 
 VERSION = "1.34"
 PROBES = ("startup", "liveness", "readiness")
-WORKLOADS = ("Deployment", "StatefulSet", "Job")
+WORKLOADS = ("Deployment", "StatefulSet", "Job", "CronJob")
 EACH = pytest.mark.parametrize("name", VALUES)
 
 
@@ -46,6 +47,7 @@ def test_helm_finds_nothing(name: str) -> None:
         ("settings.DARKROOM_REDIS_URL=redis://x", "DARKROOM_REDIS_URL"),
         ("settings.DARKROOM_METRICS_PORT=1", "DARKROOM_METRICS_PORT"),
         ("api.replicas=3", "replicas"),
+        ("backup.every=P1D", "every"),
         ("generateWorker.gpus=2", "gpus"),
         ("generateWorker.autoscaling.enabled=true", "autoscaling needs the names of the models"),
     ],
@@ -207,7 +209,7 @@ def test_the_playground_has_no_rights_of_its_own() -> None:
 
 @EACH
 def test_every_selector_finds_pods(name: str) -> None:
-    pods = [workload["spec"]["template"] for workload in _workloads(name)]
+    pods = [_template(workload) for workload in _workloads(name)]
     for service in _kind(name, "Service"):
         [pod] = [pod for pod in pods if _matches(service["spec"]["selector"], pod)]
         ports = {port["name"] for each in pod["spec"]["containers"] for port in each["ports"]}
@@ -264,8 +266,8 @@ def test_a_worker_is_given_time_to_hand_back(name: str) -> None:
 def test_tokens_of_clouds_have_room_beside_the_secrets(name: str) -> None:
     """They are mounted into /var/run/secrets, which is /run/secrets in images."""
     folder = _one(name, "ConfigMap", "settings")["data"]["DARKROOM_SECRETS_DIR"]
-    for workload in (*_kind(name, "Deployment"), *_kind(name, "Job")):
-        for container in _containers(workload):
+    for workload in _workloads(name):
+        for container in _containers(workload) if workload["kind"] != "StatefulSet" else ():
             mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
             assert not [path for path in mounts.values() if path.startswith(("/run", "/var/run"))]
             assert mounts.get("secrets", folder) == folder
@@ -275,9 +277,10 @@ def test_tokens_of_clouds_have_room_beside_the_secrets(name: str) -> None:
 
 def test_a_pooler_is_for_the_api_alone() -> None:
     api = {"settings": {"DARKROOM_DATABASE_POOLER": True}, "databaseUrlKey": "pooler_url"}
-    documents = rendered("default", f"--set-json=api={json.dumps(api)}")
-    workers = [("Deployment", "cpu-worker"), ("Deployment", "generate-worker")]
-    for kind, name in (("Deployment", "api"), *workers, ("Job", "prepare-1")):
+    documents = rendered("backup", f"--set-json=api={json.dumps(api)}")
+    others = [("Deployment", "cpu-worker"), ("Deployment", "generate-worker")]
+    others += [("Job", "prepare-1"), ("CronJob", "backup")]
+    for kind, name in (("Deployment", "api"), *others):
         pod = _pod(_find(documents, kind, name))
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         keys = {item["path"]: item["key"] for item in volumes["secrets"]["secret"]["items"]}
@@ -301,15 +304,16 @@ def test_files_variables_a_token_and_a_signer_reach_every_pod_that_reads_setting
         "networkPolicies.extraEgress": [{"to": [{"podSelector": {}}], "ports": [{"port": 8080}]}],
     }
     arguments = [f"--set-json={name}={json.dumps(value)}" for name, value in more.items()]
-    documents = rendered("default", *arguments)
+    documents = rendered("backup", *arguments)
     for document in documents:
-        schemas.validate(document, VERSION, strict=True)
+        if document["kind"] != "PrometheusRule":
+            schemas.validate(document, VERSION, strict=True)
     pods = [
-        document["spec"]["template"]
+        _template(document)
         for document in documents
         if document["kind"] in WORKLOADS and "playground" not in document["metadata"]["name"]
     ]
-    assert len(pods) == 4
+    assert len(pods) == 5
     [policy] = [e for e in documents if e["metadata"]["name"] == f"{PREFIX}data"]
     assert policy["spec"]["egress"][-1] == more["networkPolicies.extraEgress"][0]
     for pod in pods:
@@ -345,7 +349,7 @@ def test_nobody_reaches_the_metadata_address(name: str) -> None:
     assert set(denied) == {"podSelector", "policyTypes"}
     assert denied["policyTypes"] == ["Ingress", "Egress"]
     for workload in _workloads(name):
-        assert _chooses(denied["podSelector"], workload["spec"]["template"])
+        assert _chooses(denied["podSelector"], _template(workload))
     for policy in _kind(name, "NetworkPolicy"):
         for rule in policy["spec"].get("egress", []):
             assert rule.get("to"), f"{policy['metadata']['name']} lets everything out"
@@ -473,6 +477,47 @@ def test_an_upgrade_migrates_before_its_pods_start() -> None:
     assert migrate["command"] == ["darkroom-server", "migrate"]
 
 
+def test_backups_are_those_of_compose_and_outlive_the_chart() -> None:
+    assert not _kind("default", "CronJob")
+    compose = load_compose()["services"]["backup"]
+    cron_job = _one("backup", "CronJob", "backup")
+    assert cron_job["spec"]["concurrencyPolicy"] == "Forbid"
+    [container] = _containers(cron_job)
+    *command, repeats = compose["command"]
+    assert container["args"] == command
+    assert repeats == "--every=P1D", "the other's schedule"
+    named = container["image"].rpartition("/")[2].partition(":")[0]
+    assert named == compose["image"].partition(":")[0]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts["backups"] == command[-1]
+    claim = _one("backup", "PersistentVolumeClaim", "backup")
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+
+
+def test_backups_can_go_into_a_volume_of_ones_own() -> None:
+    documents = rendered("backup", "--set=backup.volume.claim=own")
+    assert not [each for each in documents if each["kind"] == "PersistentVolumeClaim"]
+    for kind, name in (("CronJob", "backup"), ("Job", "prepare-1")):
+        volumes = {
+            volume["name"]: volume for volume in _pod(_find(documents, kind, name))["volumes"]
+        }
+        assert volumes["backups"]["persistentVolumeClaim"] == {"claimName": "own"}
+
+
+def test_an_installation_begins_with_a_backup_and_an_upgrade_does_not() -> None:
+    """A restore needs an empty database; later there is none."""
+    prepare = _one("backup", "Job", "prepare-1")
+    restore, migrate = prepare["spec"]["template"]["spec"]["initContainers"]
+    assert restore["command"] == ["darkroom-server", "backup", "restore", "/backups"]
+    assert "/darkroom-backup:" in restore["image"]
+    assert migrate["command"] == ["darkroom-server", "migrate"]
+    assert "activeDeadlineSeconds" not in prepare["spec"], "it may take hours"
+    for documents in (rendered("backup", "--is-upgrade"), rendered("default")):
+        [job] = [each for each in documents if each["kind"] == "Job"]
+        assert [each["name"] for each in _pod(job)["initContainers"]] == ["migrate"]
+        assert "backups" not in str(_pod(job)["volumes"])
+
+
 def test_prometheus_scrapes_every_process_and_has_every_alert() -> None:
     [monitor] = _kind("gpu", "PodMonitor")
     named = {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]}
@@ -544,8 +589,13 @@ def _workloads(name: str) -> Iterator[Document]:
     return (document for kind in WORKLOADS for document in _kind(name, kind))
 
 
+def _template(workload: Document) -> Document:
+    spec = workload["spec"]
+    return dict(spec.get("jobTemplate", {}).get("spec", spec)["template"])
+
+
 def _pod(workload: Document) -> Document:
-    return dict(workload["spec"]["template"]["spec"])
+    return dict(_template(workload)["spec"])
 
 
 def _containers(workload: Document) -> list[Document]:

@@ -66,6 +66,11 @@ secret:
 {{- include "darkroom.secrets" (concat . (list "darkroom_database_url" "darkroom_redis_url" "darkroom_metrics_token") $s3 $values.extraSecretKeys) }}
 {{- end }}
 
+{{/* The volume that backups are saved to. */}}
+{{- define "darkroom.backups" -}}
+{name: backups, persistentVolumeClaim: {claimName: {{ .Values.backup.volume.claim | default (print (include "darkroom.fullname" .) "-backup") }}}}
+{{- end }}
+
 {{/* A changed setting or model is a rollout. */}}
 {{- define "darkroom.checksums" -}}
 checksum/settings: {{ include (print $.Template.BasePath "/settings.yaml") . | sha256sum }}
@@ -105,5 +110,5 @@ readinessProbe: {httpGet: {path: /readyz, port: metrics}, periodSeconds: 5, time
 {{- define "darkroom.withData" -}}
 matchLabels: {app.kubernetes.io/name: darkroom, app.kubernetes.io/instance: {{ .Release.Name }}}
 matchExpressions:
-  - {key: app.kubernetes.io/component, operator: In, values: {{ concat (list "api" "cpu-worker" "prepare") (keys .Values.generateWorkers | sortAlpha) | toJson }}}
+  - {key: app.kubernetes.io/component, operator: In, values: {{ concat (list "api" "backup" "cpu-worker" "prepare") (keys .Values.generateWorkers | sortAlpha) | toJson }}}
 {{- end }}
