@@ -290,6 +290,30 @@ def test_a_pooler_is_for_the_api_alone() -> None:
         assert given == own, name
 
 
+def test_each_reaches_its_databases_port_and_no_other() -> None:
+    """A pooler has its own, which is the API's alone."""
+    ranges = [{"cidr": "10.1.0.0/16", "ports": [25060, 6379]}]
+    data = f"--set-json=networkPolicies.data={json.dumps(ranges)}"
+    direct, pooled = {25060, 6379}, {25060, 6379, 7432}
+    for more, wanted in (
+        ((), direct),
+        (("--set=api.databaseUrlKey=pooler_url,api.poolerPort=7432",), pooled),
+    ):
+        documents = rendered("backup", data, *more)
+        for document in documents:
+            if document["kind"] == "NetworkPolicy":
+                schemas.validate(document, VERSION, strict=True)
+        reached = {
+            workload["metadata"]["name"].removeprefix(PREFIX): _ports(documents, workload)
+            for workload in documents
+            if workload["kind"] in WORKLOADS
+        }
+        assert reached.pop("api") == wanted
+        assert reached.pop("playground") == set()
+        assert set(reached) == {"backup", "cpu-worker", "generate-worker", "prepare-1"}
+        assert all(ports == direct for ports in reached.values())
+
+
 def test_s3_by_a_role_needs_no_keys() -> None:
     for document in rendered("default", "--set=s3Keys=false"):
         assert "darkroom_s3_" not in str(document)
@@ -605,6 +629,19 @@ def _containers(workload: Document) -> list[Document]:
 
 def _environment(container: Document) -> dict[str, str]:
     return {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+
+
+def _ports(documents: list[Document], workload: Document) -> set[int]:
+    """Those that a workload reaches in the ranges of the databases."""
+    return {
+        port["port"]
+        for policy in documents
+        if policy["kind"] == "NetworkPolicy"
+        and _chooses(policy["spec"]["podSelector"], _template(workload))
+        for rule in policy["spec"].get("egress", ())
+        if any(peer.get("ipBlock", {}).get("cidr") == "10.1.0.0/16" for peer in rule["to"])
+        for port in rule["ports"]
+    }
 
 
 def _matches(labels: dict[str, str], pod: Document) -> bool:
