@@ -66,6 +66,10 @@ LAST_SUCCESS = Gauge(
     "darkroom_backup_last_success_timestamp_seconds",
     "When the newest whole backup was made, in seconds since 1970; 0 without one.",
 )
+STARTED = Gauge(
+    "darkroom_backup_started_timestamp_seconds",
+    "When this process began to make backups, in seconds since 1970.",
+)
 PERIOD = Gauge("darkroom_backup_period_seconds", "How often a backup is to be made.")
 
 
@@ -318,6 +322,7 @@ def _save_again(settings: Settings, folder: Path, keep: int, every: timedelta) -
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    STARTED.set_to_current_time()
     PERIOD.set(every.total_seconds())
     if (folder / MANIFEST).exists():
         LAST_SUCCESS.set((folder / MANIFEST).stat().st_mtime)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -233,6 +234,7 @@ def test_a_backup_that_failed_is_made_soon(
     """A failure of a moment costs minutes, not a whole period."""
     last = "darkroom_backup_last_success_timestamp_seconds"
     period = timedelta(days=365)
+    begun = time.time()
     seen = []
 
     def fail_once(*_: object) -> dict[str, Any]:
@@ -254,6 +256,9 @@ def test_a_backup_that_failed_is_made_soon(
     assert REGISTRY.get_sample_value(last) != 0
     every = REGISTRY.get_sample_value("darkroom_backup_period_seconds")
     assert every == period.total_seconds()
+    started = REGISTRY.get_sample_value("darkroom_backup_started_timestamp_seconds")
+    assert started is not None
+    assert begun <= started <= time.time()
 
 
 def test_a_damaged_backup_and_a_full_database_are_refused(

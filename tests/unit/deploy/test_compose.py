@@ -259,6 +259,9 @@ def test_a_backup_is_healthy_for_two_of_its_periods() -> None:
     document = load_compose({"DARKROOM_BACKUP_EVERY": "P7D"})["services"]["backup"]
     assert document["command"][-1] == "--every=P7D"
     assert document["healthcheck"]["test"][-1] == "file:///backups/manifest.json?every=P7D"
+    # Also the first, which may take long.
+    assert document["healthcheck"]["start_period"] == "48h"
+    assert "--start-period=48h" in (DEPLOY / "Dockerfile.backup").read_text("utf-8")
 
 
 def test_prometheus_scrapes_all_and_tells_alertmanagers() -> None:
