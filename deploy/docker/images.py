@@ -4,7 +4,7 @@ With docker, podman or buildah, whichever answers first. Needs Python 3.11 and n
 image is taken by its digest: all images get the same one, and their labels name it. These variables
 change what it does:
 
-    ENGINE         docker, podman or buildah
+    ENGINE         docker, podman or buildah; none: `make release` makes no images
     PYTHON_IMAGE   the base instead of python:…; RCLONE_IMAGE instead of rclone/rclone:…
     PIP_CONF       a pip.conf for a private index, mounted as a secret; CA_PEM a CA that pip trusts
     EXTRA_INDEX    one more index, for PyTorch: the CPU build's, say
@@ -107,6 +107,18 @@ def by_digest(engine: str, name: str) -> str:
     return f"{repository}@{digest[0]}" if digest else name
 
 
+def fetch_bases(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """The base of each image, by its digest, now that it is here.
+
+    Raises:
+        NoBase: one can be had nowhere.
+    """
+    return {
+        image: by_digest(engine, base_of(dockerfile, variables).name)
+        for image, dockerfile in DOCKERFILES.items()
+    }
+
+
 def version() -> str:
     """This checkout's."""
     return str(tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["version"])
@@ -136,17 +148,16 @@ def build_command(engine: str, image: str, base: str, variables: Mapping[str, st
 
 
 def build(engine: str, variables: Mapping[str, str]) -> Iterator[str]:
-    """Build them all; gives each one's name.
+    """Build them all, or none where a base is missing; gives each one's name.
 
     Raises:
         ImagesFailed: a base is missing or a step failed.
     """
-    for image, dockerfile in DOCKERFILES.items():
-        base = by_digest(engine, base_of(dockerfile, variables).name)
+    for image, base in fetch_bases(engine, variables).items():
         command = build_command(engine, image, base, variables)
         print(f"{tag_of(image, variables)} from {base}", flush=True)
         if subprocess.run(command, cwd=PROJECT, check=False).returncode != 0:
-            raise ImagesFailed(f"{engine} could not build {dockerfile.name}: see above")
+            raise ImagesFailed(f"{engine} could not build {DOCKERFILES[image].name}: see above")
         yield tag_of(image, variables)
 
 
@@ -191,12 +202,17 @@ def _ask(engine: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def main() -> None:
-    """Build, and save where asked."""
+    """Build, and save where asked; or only fetch what images start from."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write archives, and try them")
-    folder: Path | None = parser.parse_args().save
+    parser.add_argument("--fetch", action="store_true", help="fetch the base images, build none")
+    options = parser.parse_args()
+    folder: Path | None = options.save
     try:
         engine = find_engine(os.environ.get("ENGINE"))
+        if options.fetch:
+            fetch_bases(engine, os.environ)
+            return
         for tag in build(engine, os.environ):
             if folder is not None:
                 archive = save(engine, tag, folder)

@@ -75,6 +75,15 @@ def test_a_base_that_cannot_be_had_is_named(fake: Fake) -> None:
         by_digest("podman", "python:3.11")
 
 
+def test_nothing_is_built_where_one_base_is_missing(fake: Fake) -> None:
+    """A release has all images or ends at once."""
+    calls = fake("podman", f'[ "$4" = rclone ] || [ "$2" = rclone ] && exit 125; echo {DIGEST}')
+    variables = {"PYTHON_IMAGE": "python", "RCLONE_IMAGE": "rclone"}
+    with pytest.raises(NoBase, match="cannot pull rclone"):
+        list(build("podman", variables))
+    assert "build" not in calls.read_text()
+
+
 def test_secrets_indexes_and_flags_reach_the_build(tmp_path: Path) -> None:
     variables = {
         "PIP_CONF": str(tmp_path / "pip.conf"),
