@@ -10,6 +10,7 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from shared.admin.models import WorkerDrain
 from shared.batches.models import Batch
+from shared.core.database import cached_query
 from shared.jobs.models import Job
 from shared.jobs.state import JobState
 from shared.webhooks.delivery_queries import is_held
@@ -69,6 +70,7 @@ def purge_drains(unread_for: timedelta) -> Delete:
     return delete(WorkerDrain).where(WorkerDrain.seen_at < limit, WorkerDrain.requested_at < limit)
 
 
+@cached_query()
 def count_waiting() -> Select[str, str, int, Any]:
     """(model, queue_class, jobs that may run, seconds that the oldest has waited)."""
     since = func.coalesce(Job.not_before, Job.created_at)
@@ -87,6 +89,7 @@ def count_waiting() -> Select[str, str, int, Any]:
     )
 
 
+@cached_query()
 def count_running() -> Select[str, str, int]:
     """(model, queue_class, running jobs)."""
     return (
@@ -96,6 +99,7 @@ def count_running() -> Select[str, str, int]:
     )
 
 
+@cached_query()
 def count_deliveries() -> Select[int, Any]:
     """(webhook deliveries that could go out now, seconds since the oldest was due)."""
     age = func.extract("epoch", _SCAN_TIME - func.min(WebhookDelivery.due_at))

@@ -31,6 +31,7 @@ def start_batches() -> ReturningUpdate[Batch]:
     )
 
 
+@cached_query()
 def list_complete() -> Select[UUID, UUID]:
     """(tenant, batch) of the batches that are not ended although all of their jobs are."""
     return select(Batch.tenant_id, Batch.id).where(
@@ -61,6 +62,7 @@ def has_unfinished() -> Select[bool]:
     return select(select(Batch.id).where(Batch.finished_at.is_(None)).exists())
 
 
+@cached_query()
 def list_enqueueable() -> Select[UUID, str, list[str], int]:
     """(batch, key, models, priority) of the batches whose jobs may go to Redis."""
     key = func.coalesce(Batch.api_key_id, func.text(Batch.tenant_id))

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
+from shared.core.database import cached_query
 from shared.webhooks.models import (
     DeliveryState,
     WebhookAttempt,
@@ -245,6 +246,7 @@ def purge_holds() -> Delete:
 # --- The dispatcher --------------------------------------------------------------------------
 
 
+@cached_query()
 def list_due(limit: int) -> Select[UUID]:
     """Deliveries that a worker should take now: for each destination as many as it has room for.
 

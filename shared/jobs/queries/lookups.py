@@ -207,6 +207,7 @@ def list_finished(since: datetime, limit: int) -> Select[Any]:
     )
 
 
+@cached_query()
 def measure_loads() -> Select[str, str, str, int, int, float]:
     """(model, queue_class, state, jobs, images, cost) of unfinished jobs; not those of paused
     batches."""

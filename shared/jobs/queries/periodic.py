@@ -8,11 +8,11 @@ from sqlalchemy import Delete, Select, delete, func, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import CTE
 
+from shared.core.database import cached_query
 from shared.core.ids import encode_id
 from shared.jobs.models import ANSWERED_JOB, IdempotencyKey, Job, JobAttempt
 from shared.jobs.queries.transitions import (
     SCAN_TIME,
-    JobRows,
     is_due,
     lock_with_use,
     take,
@@ -24,6 +24,7 @@ from shared.jobs.state import AttemptOutcome, JobState
 from shared.webhooks.models import WebhookEvent
 
 
+@cached_query()
 def expire_leases(limit: int, lease: timedelta) -> Select[Job]:
     """running → queued where the lease has run out, or → failed | canceled where that must be.
 
@@ -33,7 +34,8 @@ def expire_leases(limit: int, lease: timedelta) -> Select[Job]:
     return take_from_worker(Job.id == overdue.c.id, lease)
 
 
-def expire_queued(limit: int) -> JobRows:
+@cached_query()
+def expire_queued(limit: int) -> Select[Job]:
     """queued → expired where the start or the finish deadline has passed."""
     late = or_(Job.start_deadline < SCAN_TIME, Job.finish_deadline < SCAN_TIME)
     overdue = _first(Job.state == JobState.QUEUED, late, limit=limit)
@@ -46,6 +48,7 @@ def expire_queued(limit: int) -> JobRows:
     )
 
 
+@cached_query()
 def expire_unfinished(limit: int, lease: timedelta) -> Select[Job]:
     """running → expired where the finish deadline has passed; the worker's lease is gone then.
 
@@ -57,6 +60,7 @@ def expire_unfinished(limit: int, lease: timedelta) -> Select[Job]:
     return with_webhooks(*take(taken, terminal(JobState.EXPIRED), AttemptOutcome.EXPIRED))
 
 
+@cached_query()
 def count_due(queue_class: str) -> Select[str, int]:
     """(model, how many) of the jobs that should be waiting in Redis now."""
     return (
