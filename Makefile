@@ -40,7 +40,7 @@ client: install ## Derive the blocking client from the asynchronous one
 lint: install ## Format, lint, types and import rules
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary
+	@nice -n 19 $(BIN)/mypy --no-error-summary # beside the tests it takes what they leave
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log 2>&1 || { cat .lint-imports.log; rm -f .lint-imports.log; exit 1; }
 	@rm -f .lint-imports.log
 
