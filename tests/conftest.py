@@ -8,7 +8,7 @@ import re
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # isort: split
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,14 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
     finally:
         gc.enable()
-        gc.collect()
         gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The engine's tests come first: they are the most that stays in one process, which would end
+    long after the others, and they compute while the others wait."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/engine/"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -192,7 +198,7 @@ def api(
     """A running API process. `api.http` is a client with the key of the tenant `tests`."""
     log = tmp_path_factory.mktemp("api") / "api.log"
     process = ApiProcess(environment, free_port(), api_key, log, factory=PATIENT)
-    with _for_the_session(process):
+    with for_the_session(process):
         yield process
 
 
@@ -209,7 +215,7 @@ def generate_worker(
     """
     log = tmp_path_factory.mktemp("worker") / "generate.log"
     process = WorkerProcess(environment, ["generate", "--model", "sim"], log)
-    with _for_the_session(process):
+    with for_the_session(process):
         yield process
 
 
@@ -223,7 +229,7 @@ def demo_worker(
     """A running generate worker on the real demo pipeline (model `demo`), with a dispatcher."""
     log = tmp_path_factory.mktemp("worker") / "demo.log"
     process = WorkerProcess(environment, ["generate", "--model", "demo"], log)
-    with _for_the_session(process):
+    with for_the_session(process):
         yield process
 
 
@@ -234,23 +240,28 @@ def cpu_worker(
     """A running CPU worker: dispatcher, embeddings, webhooks."""
     log = tmp_path_factory.mktemp("worker") / "cpu.log"
     process = WorkerProcess(environment, ["cpu"], log, module=QUICK_WORKER)
-    with _for_the_session(process):
+    with for_the_session(process):
         yield process
 
 
-_of_the_session: list[Process] = []
+_ends: list[Callable[[], object]] = []
 
 
 @contextmanager
-def _for_the_session(process: ApiProcess | WorkerProcess) -> Iterator[None]:
+def for_the_session(process: ApiProcess | WorkerProcess) -> Iterator[None]:
     """Those that run until the end of all tests end side by side: the first that is stopped tells
     the others."""
     with process:
-        _of_the_session.append(process)
+        _ends.append(process.child.terminate)
         yield
-        for each in _of_the_session:
-            each.child.terminate()
-        _of_the_session.clear()
+        end_all()
+
+
+def end_all() -> None:
+    """Tell all of them, and wait for none."""
+    for end in _ends:
+        end()
+    _ends.clear()
 
 
 @pytest.fixture(scope="session")
@@ -269,6 +280,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     run = Stack(folder / "home", folder / "output", "up", **settings)
     try:
         run.wait_for("Ctrl-C")  # its last word
+        _ends.append(run.process.terminate)
         yield run
+        end_all()
     finally:
         run.end()

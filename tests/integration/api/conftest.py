@@ -20,6 +20,7 @@ from shared.core.broker import INTERACTIVE, generate_queue
 from shared.core.ids import decode_id
 from shared.core.quotas import Quotas
 from shared.jobs.models import Job
+from tests.conftest import for_the_session
 from tests.integration.api.relay import Relay
 from tests.processes import QUICK_AND_PATIENT, ApiProcess, free_port
 
@@ -81,9 +82,10 @@ def lone_api(
     """An API process of its own, with the model `paper` that nobody serves."""
     log = tmp_path_factory.mktemp("lone_api") / "api.log"
     key, most = make_key("lone"), str(WAITS_PER_KEY)
-    with start_alone(
+    process = start_alone(
         environment, relays, key, log, factory=QUICK_AND_PATIENT, DARKROOM_MAX_WAITS_PER_KEY=most
-    ) as process:
+    )
+    with for_the_session(process):
         yield process
 
 

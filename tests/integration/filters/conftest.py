@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared.core.settings import Settings
+from tests.conftest import for_the_session
 from tests.filters import install
 from tests.processes import PATIENT, PROJECT, ApiProcess, WorkerProcess, free_port
 
@@ -43,8 +44,8 @@ def filtered_api(
 ) -> Iterator[ApiProcess]:
     """A running API with filters."""
     log = tmp_path_factory.mktemp("api") / "filtered.log"
-    port = free_port()
-    with ApiProcess(filtered_environment, port, api_key, log, factory=PATIENT) as process:
+    process = ApiProcess(filtered_environment, free_port(), api_key, log, factory=PATIENT)
+    with for_the_session(process):
         yield process
 
 
@@ -56,5 +57,6 @@ def filtered_worker(
 ) -> Iterator[WorkerProcess]:
     """A running generate worker with filters."""
     log = tmp_path_factory.mktemp("worker") / "filtered.log"
-    with WorkerProcess(filtered_environment, ["generate", "--model", "seen"], log) as process:
+    process = WorkerProcess(filtered_environment, ["generate", "--model", "seen"], log)
+    with for_the_session(process):
         yield process

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from deploy.tenants import add_key, create_key
 from shared.core.settings import Settings
+from tests.conftest import for_the_session
 from tests.integration.api.relay import Relay
 from tests.processes import QUICK, ApiProcess, free_port
 
@@ -42,7 +43,8 @@ def guarded(
     url = settings.database_url.get_secret_value()
     key = create_key(url, tenant="guarded", name="guarded", scopes=["jobs", "images"])
     log = tmp_path_factory.mktemp("guarded") / "api.log"
-    with ApiProcess(own, free_port(), key, log, factory=QUICK) as process:
+    process = ApiProcess(own, free_port(), key, log, factory=QUICK)
+    with for_the_session(process):
         yield process
 
 

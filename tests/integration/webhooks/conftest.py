@@ -23,7 +23,7 @@ from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.queries import client_requests
 from shared.webhooks.models import WebhookDelivery, WebhookHold
-from tests.conftest import EVERY_SCOPE, MIGRATED
+from tests.conftest import EVERY_SCOPE, MIGRATED, for_the_session
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 UNSERVED = "served by nobody"
@@ -45,7 +45,8 @@ def delivery_worker(
 ) -> Iterator[WorkerProcess]:
     """A running CPU worker."""
     log = tmp_path_factory.mktemp("worker") / "webhooks.log"
-    with WorkerProcess(impatient, ["cpu"], log) as process:
+    process = WorkerProcess(impatient, ["cpu"], log)
+    with for_the_session(process):
         yield process
 
 
