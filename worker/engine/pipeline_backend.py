@@ -125,7 +125,6 @@ class PipelineBackend:
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[PipelineRun, Work[None]]:
         """Nothing runs before the first tick."""
-        del shape
         return self._call(self._pipeline, request), Done(None, 0.0)
 
     def tick(
@@ -136,8 +135,6 @@ class PipelineBackend:
         Raises:
             InvalidInput: it refuses the request by a rule of its own, before its first step.
         """
-        del alive
-        del shape
         (run,) = rows
         begin = self._device.mark()
         try:
@@ -150,7 +147,6 @@ class PipelineBackend:
 
     def preview(self, row: PipelineRun) -> Preview | None:
         """Latents of unknown kinds cannot be shown."""
-        del row
         return None
 
     def decode(self, row: PipelineRun) -> Work[DecodedImage]:
@@ -219,14 +215,12 @@ class PipelineBackend:
 
     def shrink(self, shape: Shape) -> Shape | None:
         """There is only one row."""
-        del shape
         return None
 
     def truncated_part(
         self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
     ) -> str | None:
         """What CLIP tokenizers cut off; encoders of other kinds are not looked at."""
-        del prompt_syntax, long_prompt
         return self._truncation.of(prompt)
 
     def close(self) -> None:

@@ -158,7 +158,6 @@ class SimulatedBackend:
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[SimulatedRow, Done[None]]:
         """Pretend to encode the prompt."""
-        del shape
         seconds = _sleep(self._speed.encode_seconds)
         return SimulatedRow(request, self.steps_of(request)), Done(None, seconds)
 
@@ -166,7 +165,6 @@ class SimulatedBackend:
         self, shape: Shape, rows: Sequence[SimulatedRow], alive: Callable[[], None] = lambda: None
     ) -> Done[int]:
         """Sleep as long as a batch of this shape takes."""
-        del alive
         seconds = _sleep(self._speed.tick_seconds + self._speed.row_seconds * shape.batch_size)
         for row in rows:
             row.step += 1
@@ -185,14 +183,12 @@ class SimulatedBackend:
 
     def upscale(self, row: SimulatedRow, width: int, height: int) -> Done[object]:
         """The image of the first pass stands for its latents."""
-        del width, height
         return Done(image_of(row.request), 0.0)
 
     def rescue(
         self, request: ImageRequest, row: SimulatedRow, alive: Callable[[], None]
     ) -> tuple[DecodedImage, str]:
         """Simulated images are always sound."""
-        del request, row, alive
         raise NanOutput("A simulated image cannot be unsound.")
 
     def facts(self, row: SimulatedRow, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
@@ -226,7 +222,6 @@ class SimulatedBackend:
 
     def is_fatal(self, error: BaseException) -> bool:
         """A clock does not break."""
-        del error
         return False
 
     @property
@@ -248,7 +243,6 @@ class SimulatedBackend:
         self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
     ) -> str | None:
         """What lies behind the first 75 words: real encoders read 75 tokens."""
-        del prompt_syntax
         words = [] if long_prompt else prompt.split()
         return " ".join(words[75:]) or None
 

@@ -175,7 +175,6 @@ class Family(ABC):
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
         """What rows of one tick must agree on, besides size and number; opaque to the loop."""
-        del rows
         return self.guided(request)
 
     @abstractmethod
@@ -203,7 +202,6 @@ class Family(ABC):
 
     def constants(self, shape: Shape) -> Tensors:
         """Inputs that belong to the shape and not to any row."""
-        del shape
         return {}
 
     @abstractmethod
@@ -359,7 +357,6 @@ class Family(ABC):
         self, request: ImageRequest, generator: torch.Generator
     ) -> torch.Generator:
         """Where the noise of images that ControlNets have encoded comes from: the row's own."""
-        del request
         return generator
 
     def control_condition(
@@ -402,7 +399,6 @@ class Family(ABC):
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         """The network's latents as (1, channels, h, w)."""
-        del request
         return latents
 
     def sourced(self, latents: torch.Tensor) -> torch.Tensor:

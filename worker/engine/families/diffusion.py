@@ -62,7 +62,6 @@ class DiffusionFamily(Family):
 
     def clean(self, seen: Prediction, request: ImageRequest) -> torch.Tensor:
         """By the table of ᾱ."""
-        del request
         return predicted_latents(seen, self._alphas, self._prediction_type)
 
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:

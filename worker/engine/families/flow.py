@@ -87,7 +87,6 @@ class FlowFamily(Family):
 
     def step_options(self, generator: torch.Generator) -> dict[str, Any]:
         """What the scheduler's `step` is given besides; most pipelines give it nothing."""
-        del generator
         return {}
 
     def sigmas(self, request: ImageRequest) -> Any:

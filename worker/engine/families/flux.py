@@ -31,7 +31,6 @@ class Flux(PackedFlowFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text, and dev's guidance scale."""
-        del shape
         text = request.prompt if half == "positive" else request.negative_prompt or ""
         embedding = self.encoded(text, "", lambda: self._encode(text))
         if not self._guidance_is_embedded:
@@ -50,7 +49,6 @@ class Flux(PackedFlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        del shape
         return self.controlled(network, inputs, ())
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:

@@ -21,13 +21,12 @@ class Flux2(PackedFlowFamily):
 
     def guided(self, request: ImageRequest) -> bool:
         """The guidance is embedded."""
-        del request
         return False
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text, and the guidance scale."""
         scale = torch.full([1], request.guidance_scale, dtype=torch.float32)
-        return {**self._text(request, half, shape), "guidance": scale}
+        return {**self._text(request, half), "guidance": scale}
 
     def constants(self, shape: Shape) -> Tensors:
         """Positions of the tokens."""
@@ -47,7 +46,6 @@ class Flux2(PackedFlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        del shape
         output: torch.Tensor = network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"] / 1000,
@@ -99,8 +97,7 @@ class Flux2(PackedFlowFamily):
         whole: str = self.pipeline.tokenizer.apply_chat_template(messages[0], tokenize=False)
         return whole
 
-    def _text(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        del shape
+    def _text(self, request: ImageRequest, half: Half) -> Tensors:
         text = request.prompt if half == "positive" else ""
         return self.encoded(text, "", lambda: self._encode(text))
 
@@ -129,7 +126,7 @@ class Flux2Klein(Flux2):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text."""
-        return self._text(request, half, shape)
+        return self._text(request, half)
 
     def _template(self) -> str:
         whole: str = self.pipeline.tokenizer.apply_chat_template(

@@ -26,13 +26,11 @@ class Lumina2(FlowFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text and its mask; the positive one behind the pipeline's instruction."""
-        del shape
         text = request.prompt if half == "positive" else request.negative_prompt or ""
         return self.encoded(text, half, lambda: self._encode(text, half))
 
     def tokens(self, request: ImageRequest) -> int:
         """diffusers takes the latents' channels for the number of tokens, at every size."""
-        del request
         return self.channels
 
     def dynamic(self, row: Row, timestep: torch.Tensor) -> Tensors:

@@ -31,13 +31,11 @@ class PixArtSigma(DiffusionFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text as it was given, and which of its tokens count."""
-        del shape
         text = request.prompt if half == "positive" else request.negative_prompt or ""
         return self.encoded(text, "", lambda: self._encode(text))
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        del shape
         output: torch.Tensor = network(
             inputs["sample"],
             encoder_hidden_states=inputs["tokens"],

@@ -30,13 +30,11 @@ class Sana(FlowFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text and its mask; the positive one behind the pipeline's long instruction."""
-        del shape
         text = request.prompt if half == "positive" else request.negative_prompt or ""
         return self.encoded(text, half, lambda: self._encode(text, half))
 
     def shift(self, request: ImageRequest) -> dict[str, float]:
         """In the scheduler's config, the same for all sizes."""
-        del request
         return {}
 
     def step_options(self, generator: torch.Generator) -> dict[str, Any]:
@@ -56,7 +54,6 @@ class Sana(FlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        del shape
         output: torch.Tensor = network(
             inputs["sample"].to(self.dtype),
             encoder_hidden_states=inputs["tokens"].to(self.dtype),
@@ -128,7 +125,6 @@ class SanaSprint(Sana):
 
     def guided(self, request: ImageRequest) -> bool:
         """Its guidance is embedded."""
-        del request
         return False
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
@@ -190,7 +186,6 @@ class SanaSprint(Sana):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        del shape
         output: torch.Tensor = network(
             inputs["sample"].to(self.dtype),
             encoder_hidden_states=inputs["tokens"].to(self.dtype),
@@ -222,7 +217,6 @@ class SanaSprint(Sana):
 
     def clean(self, seen: Prediction, request: ImageRequest) -> torch.Tensor:
         """x₀ = cos(t)·x - sin(t)·v, where the sample is the network's input."""
-        del request
         angle = torch.tensor(seen.timestep)
         share = float(self._share(angle))
         sample = seen.sample / math.hypot(share, 1 - share)

@@ -36,7 +36,6 @@ class StableDiffusion3(FlowFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text."""
-        del shape
         text = request.prompt if half == "positive" else request.negative_prompt or ""
         if request.prompt_syntax == "weighted":
             return self.encoded(text, "weighted", lambda: self._encode_weighted(text))
@@ -61,7 +60,6 @@ class StableDiffusion3(FlowFamily):
         generator: torch.Generator,
     ) -> torch.Tensor:
         """As the image-to-image pipeline does it."""
-        del request
         device = self.device.torch_device
         latents: torch.Tensor = self.image_pipeline.prepare_latents(
             image, timestep, 1, 1, self.latents_dtype, device, generator
@@ -91,7 +89,6 @@ class StableDiffusion3(FlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        del shape
         return self.controlled(network, inputs, ())
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
@@ -131,7 +128,6 @@ class StableDiffusion3(FlowFamily):
         self, request: ImageRequest, generator: torch.Generator
     ) -> torch.Generator:
         """One of its own."""
-        del generator
         return torch.Generator("cpu").manual_seed(request.seed)
 
     def control(self, network: Any, inputs: Tensors, condition: torch.Tensor) -> Residuals:

@@ -68,7 +68,6 @@ class StableDiffusion(DiffusionFamily):
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
         """The halves, and the chunks of the longer text: the other one is padded to as many."""
-        del rows
         guided = self.guided(request)
         if not request.long_prompt:
             return guided, 1
@@ -87,7 +86,6 @@ class StableDiffusion(DiffusionFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the UNet."""
-        del shape
         return self.controlled(network, inputs, ())
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
@@ -125,7 +123,6 @@ class StableDiffusion(DiffusionFamily):
         """The pixels in 0 … 1; of a region around a mask only that."""
         from diffusers.image_processor import VaeImageProcessor
 
-        del generator
         processor = VaeImageProcessor(
             vae_scale_factor=self.pipeline.vae_scale_factor, do_normalize=False
         )
@@ -381,7 +378,6 @@ class LatentConsistency(StableDiffusion):
 
     def _cut(self, request: ImageRequest) -> tuple[torch.Tensor, int]:
         """Already in the schedule."""
-        del request
         timesteps = self.image_pipeline.scheduler.timesteps
         return timesteps, len(timesteps)
 

@@ -33,7 +33,6 @@ class ZImage(FlowFamily):
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
         """The texts' buckets."""
-        del rows
         halves: tuple[Half, ...] = ("positive", "negative")
         texts = [_text(request, half) for half in halves[: 1 + self.guided(request)]]
         return tuple(math.ceil(self._length(text) / _BUCKET) * _BUCKET for text in texts)
@@ -65,7 +64,6 @@ class ZImage(FlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer over lists of images and texts."""
-        del shape
         images = list(inputs["sample"].to(self.dtype).unsqueeze(2).unbind(0))
         lengths = inputs["length"].tolist()
         texts = [
