@@ -43,8 +43,7 @@ class Layer:
 
     def add(self, x: torch.Tensor, result: torch.Tensor, scaling: float) -> torch.Tensor:
         """`result` with the delta of `x`."""
-        added: torch.Tensor = result + self.up(self.down(x.to(self.dtype))) * scaling
-        return added
+        return result + self.up(self.down(x.to(self.dtype))) * scaling
 
     @property
     def dtype(self) -> torch.dtype:

@@ -84,8 +84,7 @@ def _in_pieces(module: Any, x: torch.Tensor, *args: Any, **named: Any) -> torch.
     whole = type(module).forward
     count = module.chunking.piece(module.chunking_name, x)
     if len(x) <= count:
-        result: torch.Tensor = whole(module, x, *args, **named)
-        return result
+        return whole(module, x, *args, **named)
     return torch.cat([whole(module, part, *args, **named) for part in torch.split(x, count)])
 
 

@@ -162,8 +162,7 @@ def _dtype(spec: ModelSpec, device: Device, pipeline_class: str) -> torch.dtype:
         family = family_named(pipeline_class)
         half = family.half_precision if family else "float16"
         name = "float32" if device.torch_device.type == "cpu" else half
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return getattr(torch, name)
 
 
 def _tune(spec: ModelSpec, pipeline: Any) -> None:

@@ -198,8 +198,7 @@ class ChunkReader:
         )
 
     def _numbers(self, text: str) -> list[int]:
-        numbers: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return numbers
+        return self._tokenizer(text, add_special_tokens=False).input_ids
 
 
 _KEPT_READINGS = 256

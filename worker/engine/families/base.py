@@ -140,8 +140,7 @@ class Family(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the network."""
-        dtype: torch.dtype = self.network.dtype
-        return dtype
+        return self.network.dtype
 
     @cached_property
     def image_pipeline(self) -> Any:
@@ -211,12 +210,10 @@ class Family(ABC):
     def source(self, request: ImageRequest) -> torch.Tensor:
         """The initial image, or its latents, as the image-to-image pipeline takes it."""
         if request.init_latents is not None:
-            latents: torch.Tensor = request.init_latents
-            return latents
-        image: torch.Tensor = self.image_pipeline.image_processor.preprocess(
+            return request.init_latents
+        return self.image_pipeline.image_processor.preprocess(
             request.init_image, height=request.height, width=request.width
         )
-        return image
 
     def encoded(self, text: str, role: str, encode: Callable[[], Tensors]) -> Tensors:
         """A text's embedding, from the cache where it is there.
@@ -287,10 +284,9 @@ class Family(ABC):
         """Left, top, right and bottom of what is made of a request with padding around its mask."""
         if request.mask is None or request.mask.padding is None:
             return None
-        region: tuple[int, int, int, int] = self.inpaint_pipeline.mask_processor.get_crop_region(
+        return self.inpaint_pipeline.mask_processor.get_crop_region(
             request.mask.image, request.width, request.height, pad=request.mask.padding
         )
-        return region
 
     # --- ticking --------------------------------------------------------------------------------
 
@@ -331,8 +327,7 @@ class Family(ABC):
         self, scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """Clean latents as they are at a timestep, (1,)."""
-        noised: torch.Tensor = scheduler.add_noise(latents, noise, timestep)
-        return noised
+        return scheduler.add_noise(latents, noise, timestep)
 
     def kept_under_noise(self, scheduler: Any, kept: Kept, timestep: torch.Tensor) -> torch.Tensor:
         """The initial image as it is at a timestep, (1,), between two ticks.

@@ -55,10 +55,7 @@ class DiffusionFamily(Family):
     def decode(self, row: Row) -> torch.Tensor:
         """The VAE over the unscaled latents."""
         vae = self.pipeline.vae
-        image: torch.Tensor = vae.decode(
-            self._unscale(row.latents.to(vae.dtype)), return_dict=False
-        )[0]
-        return image
+        return vae.decode(self._unscale(row.latents.to(vae.dtype)), return_dict=False)[0]
 
     def clean(self, seen: Prediction, request: ImageRequest) -> torch.Tensor:
         """By the table of ᾱ."""
@@ -86,12 +83,10 @@ class DiffusionFamily(Family):
 
     def _scale(self, latents: torch.Tensor) -> torch.Tensor:
         """From the VAE's latents to the UNet's."""
-        scaled: torch.Tensor = latents * self.pipeline.vae.config.scaling_factor
-        return scaled
+        return latents * self.pipeline.vae.config.scaling_factor
 
     def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
-        unscaled: torch.Tensor = latents / self.pipeline.vae.config.scaling_factor
-        return unscaled
+        return latents / self.pipeline.vae.config.scaling_factor
 
     def _from_noise(
         self, request: ImageRequest, scheduler: Any, generator: torch.Generator

@@ -182,14 +182,12 @@ class FlowFamily(Family):
         self, scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """On the line from image to noise."""
-        noised: torch.Tensor = scheduler.scale_noise(latents, timestep, noise)
-        return noised
+        return scheduler.scale_noise(latents, timestep, noise)
 
     @property
     def channels(self) -> int:
         """Channels of the latents."""
-        channels: int = self.network.config.in_channels
-        return channels
+        return self.network.config.in_channels
 
     @property
     def latents_dtype(self) -> torch.dtype:
@@ -200,20 +198,17 @@ class FlowFamily(Family):
         """The VAE over the unscaled latents."""
         vae = self.pipeline.vae
         latents = self.spatial(row.latents, row.request).to(vae.dtype)
-        image: torch.Tensor = vae.decode(self.unscale(latents), return_dict=False)[0]
-        return image
+        return vae.decode(self.unscale(latents), return_dict=False)[0]
 
     def unscale(self, latents: torch.Tensor) -> torch.Tensor:
         """From the network's latents to the VAE's."""
         config = self.pipeline.vae.config
-        unscaled: torch.Tensor = (latents / config.scaling_factor) + config.shift_factor
-        return unscaled
+        return (latents / config.scaling_factor) + config.shift_factor
 
     def scale(self, latents: torch.Tensor) -> torch.Tensor:
         """And back."""
         config = self.pipeline.vae.config
-        scaled: torch.Tensor = (latents - config.shift_factor) * config.scaling_factor
-        return scaled
+        return (latents - config.shift_factor) * config.scaling_factor
 
     def clean(self, seen: Prediction, request: ImageRequest) -> torch.Tensor:
         """x₀ = x - σ·v."""
@@ -241,10 +236,7 @@ class PackedFlowFamily(FlowFamily):
     def latent_mask(self, mask: torch.Tensor) -> torch.Tensor:
         """Packed as the latents are."""
         small = super().latent_mask(mask).repeat(1, self.channels, 1, 1)
-        packed: torch.Tensor = self.inpaint_pipeline._pack_latents(
-            small, 1, self.channels, *small.shape[-2:]
-        )
-        return packed
+        return self.inpaint_pipeline._pack_latents(small, 1, self.channels, *small.shape[-2:])
 
     def dynamic(self, row: Row, timestep: torch.Tensor) -> Tensors:
         """The timestep is rounded to the latents' precision before it is divided."""
@@ -253,5 +245,4 @@ class PackedFlowFamily(FlowFamily):
 
 def _without_positions(made: Any) -> torch.Tensor:
     """Some pipelines that pack their latents give the positions beside."""
-    latents: torch.Tensor = made[0] if isinstance(made, tuple) else made
-    return latents
+    return made[0] if isinstance(made, tuple) else made

@@ -54,7 +54,7 @@ class Flux(PackedFlowFamily):
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
         """The same, with what ControlNets add: first to the blocks of two streams."""
         count = len(self.network.transformer_blocks)
-        output: torch.Tensor = network(
+        return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"] / 1000,
             guidance=inputs.get("guidance"),
@@ -67,7 +67,6 @@ class Flux(PackedFlowFamily):
             controlnet_single_block_samples=_all_or_none(residuals[count:]),
             return_dict=False,
         )[0]
-        return output
 
     def control_fault(self, network: Any) -> str | None:
         """It must be as wide as the transformer, and read the same text."""
@@ -86,10 +85,9 @@ class Flux(PackedFlowFamily):
         if network.input_hint_block is not None:
             return pixels
         latents = vae.encode(pixels).latent_dist.sample(generator)
-        packed: torch.Tensor = self.pipeline._pack_latents(
+        return self.pipeline._pack_latents(
             self.scale(latents), 1, self.channels, *latents.shape[2:]
         )
-        return packed
 
     def control(self, network: Any, inputs: Tensors, condition: torch.Tensor) -> Residuals:
         """With the positive prompt; its few blocks add to all of the transformer's."""
@@ -119,10 +117,9 @@ class Flux(PackedFlowFamily):
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         """Unpacked."""
-        unpacked: torch.Tensor = self.pipeline._unpack_latents(
+        return self.pipeline._unpack_latents(
             latents, request.height, request.width, self.latent_factor
         )
-        return unpacked
 
     @property
     def _guidance_is_embedded(self) -> bool:

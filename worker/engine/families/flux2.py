@@ -46,7 +46,7 @@ class Flux2(PackedFlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        output: torch.Tensor = network(
+        return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"] / 1000,
             guidance=inputs.get("guidance"),
@@ -56,7 +56,6 @@ class Flux2(PackedFlowFamily):
             joint_attention_kwargs=None,
             return_dict=False,
         )[0]
-        return output
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         """Unpacked; each of them still holds 2 × 2."""
@@ -70,8 +69,7 @@ class Flux2(PackedFlowFamily):
         mean = vae.bn.running_mean.view(1, -1, 1, 1).to(latents.device, latents.dtype)
         variance = vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps
         deviation = torch.sqrt(variance).to(latents.device, latents.dtype)
-        unpatched: torch.Tensor = self.pipeline._unpatchify_latents(latents * deviation + mean)
-        return unpatched
+        return self.pipeline._unpatchify_latents(latents * deviation + mean)
 
     def clean(self, seen: Prediction, request: ImageRequest) -> torch.Tensor:
         """In the VAE's own latents, of which there are four times as many."""
@@ -80,8 +78,7 @@ class Flux2(PackedFlowFamily):
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:
         """Encoded without noise."""
         vae = self.pipeline.vae
-        latents: torch.Tensor = vae.encode(image.to(vae.dtype)).latent_dist.mode().float()
-        return latents
+        return vae.encode(image.to(vae.dtype)).latent_dist.mode().float()
 
     def readers(self) -> list[Reader]:
         """The template takes part of the places."""
@@ -94,8 +91,7 @@ class Flux2(PackedFlowFamily):
         from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 
         messages = format_input(prompts=[""], system_message=self.pipeline.system_message)
-        whole: str = self.pipeline.tokenizer.apply_chat_template(messages[0], tokenize=False)
-        return whole
+        return self.pipeline.tokenizer.apply_chat_template(messages[0], tokenize=False)
 
     def _text(self, request: ImageRequest, half: Half) -> Tensors:
         text = request.prompt if half == "positive" else ""
@@ -129,10 +125,9 @@ class Flux2Klein(Flux2):
         return self._text(request, half)
 
     def _template(self) -> str:
-        whole: str = self.pipeline.tokenizer.apply_chat_template(
+        return self.pipeline.tokenizer.apply_chat_template(
             [{"role": "user", "content": ""}],
             tokenize=False,
             add_generation_prompt=True,
             enable_thinking=False,
         )
-        return whole

@@ -36,7 +36,7 @@ class PixArtSigma(DiffusionFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        output: torch.Tensor = network(
+        return network(
             inputs["sample"],
             encoder_hidden_states=inputs["tokens"],
             encoder_attention_mask=inputs["mask"],
@@ -44,7 +44,6 @@ class PixArtSigma(DiffusionFamily):
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
-        return output
 
     def combine(self, row: Row, outputs: Mapping[Half, torch.Tensor]) -> torch.Tensor:
         """Without the learned variance."""

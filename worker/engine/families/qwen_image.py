@@ -63,7 +63,7 @@ class QwenImage(PackedFlowFamily):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        output: torch.Tensor = network(
+        return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"] / 1000,
             guidance=inputs.get("guidance"),
@@ -73,7 +73,6 @@ class QwenImage(PackedFlowFamily):
             attention_kwargs={},
             return_dict=False,
         )[0]
-        return output
 
     def combine(self, row: Row, outputs: Mapping[Half, torch.Tensor]) -> torch.Tensor:
         """Guided predictions keep the length that the positive one has."""
@@ -81,8 +80,7 @@ class QwenImage(PackedFlowFamily):
         if "negative" not in outputs:
             return combined
         wanted = torch.norm(outputs["positive"], dim=-1, keepdim=True)
-        rescaled: torch.Tensor = combined * (wanted / torch.norm(combined, dim=-1, keepdim=True))
-        return rescaled
+        return combined * (wanted / torch.norm(combined, dim=-1, keepdim=True))
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         """Unpacked, without the frames that its VAE knows."""
@@ -106,8 +104,7 @@ class QwenImage(PackedFlowFamily):
         vae = self.pipeline.vae
         latents = self.spatial(row.latents, row.request).to(vae.dtype)
         frames = vae.decode(self.unscale(latents).unsqueeze(2), return_dict=False)[0]
-        image: torch.Tensor = frames[:, :, 0]
-        return image
+        return frames[:, :, 0]
 
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:
         """Encoded without noise, and scaled."""

@@ -39,8 +39,7 @@ class Sana(FlowFamily):
 
     def step_options(self, generator: torch.Generator) -> dict[str, Any]:
         """Whatever the scheduler's step takes of these."""
-        options: dict[str, Any] = self.pipeline.prepare_extra_step_kwargs(generator, 0.0)
-        return options
+        return self.pipeline.prepare_extra_step_kwargs(generator, 0.0)
 
     @property
     def latents_dtype(self) -> torch.dtype:
@@ -71,15 +70,12 @@ class Sana(FlowFamily):
 
     def unscale(self, latents: torch.Tensor) -> torch.Tensor:
         """By one factor."""
-        unscaled: torch.Tensor = latents / self.pipeline.vae.config.scaling_factor
-        return unscaled
+        return latents / self.pipeline.vae.config.scaling_factor
 
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:
         """A deterministic encoder."""
         vae = self.pipeline.vae
-        latents: torch.Tensor = vae.encode(image.to(vae.dtype)).latent.float()
-        scaled: torch.Tensor = latents * vae.config.scaling_factor
-        return scaled
+        return vae.encode(image.to(vae.dtype)).latent.float() * vae.config.scaling_factor
 
     def readers(self) -> list[Reader]:
         """One tokenizer."""
@@ -157,7 +153,7 @@ class SanaSprint(Sana):
     ) -> torch.Tensor:
         """As the image-to-image pipeline does it."""
         device, vae = self.device.torch_device, self.pipeline.vae
-        latents: torch.Tensor = self.image_pipeline.prepare_latents(
+        return self.image_pipeline.prepare_latents(
             image.to(device, vae.dtype),
             timestep,
             1,
@@ -169,7 +165,6 @@ class SanaSprint(Sana):
             generator,
             None,
         )
-        return latents
 
     @property
     def _deviation(self) -> float:
@@ -186,7 +181,7 @@ class SanaSprint(Sana):
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
-        output: torch.Tensor = network(
+        return network(
             inputs["sample"].to(self.dtype),
             encoder_hidden_states=inputs["tokens"].to(self.dtype),
             encoder_attention_mask=inputs["mask"],
@@ -195,7 +190,6 @@ class SanaSprint(Sana):
             return_dict=False,
             attention_kwargs=None,
         )[0]
-        return output
 
     def combine(self, row: Row, outputs: Mapping[Half, torch.Tensor]) -> torch.Tensor:
         """The velocity along the arc, from the one along a straight line."""

@@ -61,10 +61,9 @@ class StableDiffusion3(FlowFamily):
     ) -> torch.Tensor:
         """As the image-to-image pipeline does it."""
         device = self.device.torch_device
-        latents: torch.Tensor = self.image_pipeline.prepare_latents(
+        return self.image_pipeline.prepare_latents(
             image, timestep, 1, 1, self.latents_dtype, device, generator
         )
-        return latents
 
     def repainted(
         self, request: ImageRequest, timestep: torch.Tensor, generator: torch.Generator
@@ -93,7 +92,7 @@ class StableDiffusion3(FlowFamily):
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
         """The same, with what ControlNets add."""
-        output: torch.Tensor = network(
+        return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"],
             encoder_hidden_states=inputs["tokens"],
@@ -102,7 +101,6 @@ class StableDiffusion3(FlowFamily):
             block_controlnet_hidden_states=residuals or None,
             return_dict=False,
         )[0]
-        return output
 
     def control_fault(self, network: Any) -> str | None:
         """It must be as wide as the transformer, and read the same text."""
@@ -121,8 +119,7 @@ class StableDiffusion3(FlowFamily):
         halves = torch.cat([pixels] * 2) if self.guided(request) else pixels
         latents = vae.encode(halves).latent_dist.sample(generator)
         shift = 0 if network.config.force_zeros_for_pooled_projection else vae.config.shift_factor
-        condition: torch.Tensor = (latents - shift) * vae.config.scaling_factor
-        return condition
+        return (latents - shift) * vae.config.scaling_factor
 
     def control_generator(
         self, request: ImageRequest, generator: torch.Generator

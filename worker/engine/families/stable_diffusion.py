@@ -94,7 +94,7 @@ class StableDiffusion(DiffusionFamily):
         sample = inputs["sample"]
         if "masked" in inputs:
             sample = torch.cat([sample, inputs["masked"]], dim=1)
-        output: torch.Tensor = network(
+        return network(
             sample,
             inputs["timestep"],
             encoder_hidden_states=inputs["tokens"],
@@ -104,7 +104,6 @@ class StableDiffusion(DiffusionFamily):
             mid_block_additional_residual=middle,
             return_dict=False,
         )[0]
-        return output
 
     def control_fault(self, network: Any) -> str | None:
         """It must add to the same blocks, and read the same text."""
@@ -131,10 +130,9 @@ class StableDiffusion(DiffusionFamily):
         if region is not None:
             options |= {"crops_coords": region, "resize_mode": "fill"}
         pixels = processor.preprocess(image, **options).to(torch.float32)
-        condition: torch.Tensor = pixels.repeat_interleave(1, dim=0).to(
+        return pixels.repeat_interleave(1, dim=0).to(
             device=self.device.torch_device, dtype=network.dtype
         )
-        return condition
 
     def control(self, network: Any, inputs: Tensors, condition: torch.Tensor) -> Residuals:
         """It sees the latents alone, also where the UNet reads a mask, too."""
@@ -152,8 +150,7 @@ class StableDiffusion(DiffusionFamily):
     @property
     def takes_mask(self) -> bool:
         """By its channels."""
-        latents: int = self.pipeline.vae.config.latent_channels
-        return bool(self.network.config.in_channels > latents)
+        return self.network.config.in_channels > self.pipeline.vae.config.latent_channels
 
     def _encode(self, text: str) -> Tensors:
         return {"tokens": self._call_encoders(text)[0]}
@@ -322,16 +319,14 @@ class StableDiffusionXL(StableDiffusion):
         if statistics is None:
             return super()._scale(latents)
         mean, deviation = statistics
-        scaled: torch.Tensor = (latents - mean) * config.scaling_factor / deviation
-        return scaled
+        return (latents - mean) * config.scaling_factor / deviation
 
     def _unscale(self, latents: torch.Tensor) -> torch.Tensor:
         config, statistics = self.pipeline.vae.config, self._statistics(latents)
         if statistics is None:
             return super()._unscale(latents)
         mean, deviation = statistics
-        unscaled: torch.Tensor = latents * deviation / config.scaling_factor + mean
-        return unscaled
+        return latents * deviation / config.scaling_factor + mean
 
     def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Mean and deviation of the VAE's latents, where its config has both."""
@@ -367,8 +362,7 @@ class LatentConsistency(StableDiffusion):
 
     @property
     def _width(self) -> int | None:
-        width: int | None = self.network.config.time_cond_proj_dim
-        return width
+        return self.network.config.time_cond_proj_dim
 
     def _scheduler(self, request: ImageRequest) -> Any:
         """This family's schedule depends on the strength."""
