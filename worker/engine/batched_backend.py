@@ -13,10 +13,10 @@ from shared.core.schedulers import steps_to_run
 from worker.engine.adapters import AdapterCache, Adapters
 from worker.engine.backend import DecodedImage, Preview, Shape, Work, fewer_rows
 from worker.engine.controls import ControlNet, ControlNetCache
-from worker.engine.device import Device, Measured, WorkKind, start_download
+from worker.engine.device import Measured, WorkKind, start_download
 from worker.engine.families.base import Family, no_step_left
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpReport, check_mask
-from worker.engine.loaded import LoadedModel
+from worker.engine.loaded import LoadedBackend, LoadedModel
 from worker.engine.model import Model
 from worker.engine.network import Compile
 from worker.engine.previews import PreviewMap
@@ -31,14 +31,13 @@ T = TypeVar("T")
 _NO_LIMIT = 2**31
 
 
-class BatchedBackend:
+class BatchedBackend(LoadedBackend):
     """Rows over one model."""
 
     exclusive = False
 
     def __init__(self, loaded: LoadedModel, family: type[Family]) -> None:
-        self._loaded = loaded
-        self._device: Device = loaded.device
+        super().__init__(loaded)
         if loaded.spec.scheduler not in FAMILIES[family.name].schedulers:
             choice = " or ".join(FAMILIES[family.name].schedulers)
             raise ModelUnavailable(
@@ -268,19 +267,6 @@ class BatchedBackend:
         """Free the row's slot."""
         self._model.leave(row)
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """As the device says."""
-        return self._device.is_out_of_memory(error)
-
-    def is_fatal(self, error: BaseException) -> bool:
-        """As the device says."""
-        return self._device.is_fatal(error)
-
-    @property
-    def allocated_bytes(self) -> int | None:
-        """As the device says."""
-        return self._device.allocated_bytes
-
     def release_memory(self) -> None:
         """Give cached blocks back, LoRAs and ControlNets that no image uses, and the buffers of
         idle shapes.
@@ -306,10 +292,6 @@ class BatchedBackend:
         if prompt_syntax == "plain" and not long_prompt:
             return self._truncation.of(prompt)
         return self._family.cut(prompt, prompt_syntax, long_prompt)
-
-    def close(self) -> None:
-        """Let go of the device."""
-        self._device.close()
 
     def _measured(self, kind: WorkKind, work: Callable[[], T]) -> tuple[T, Any, Any]:
         begin = self._device.mark()

@@ -88,6 +88,35 @@ class LoadedModel:
         )
 
 
+class LoadedBackend:
+    """What both backends of loaded models say of their device."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._device = loaded.device
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """As the device says."""
+        return self._device.is_out_of_memory(error)
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """As the device says."""
+        return self._device.is_fatal(error)
+
+    @property
+    def allocated_bytes(self) -> int | None:
+        """As the device says."""
+        return self._device.allocated_bytes
+
+    def release_memory(self) -> None:
+        """Give cached blocks back."""
+        self._device.release_memory()
+
+    def close(self) -> None:
+        """Let go of the device."""
+        self._device.close()
+
+
 def _matrix_products(device: torch.device) -> dict[str, str]:
     """Which of MKL's ways of computing them, which is part of the bits on a CPU."""
     uses_mkl = device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]

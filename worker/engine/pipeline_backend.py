@@ -17,7 +17,8 @@ from shared.core.errors import InvalidInput, ModelUnavailable, NanOutput
 from shared.core.prompt_weights import PromptSyntax
 from shared.core.schedulers import SCHEDULERS, StrengthRule, steps_to_run
 from worker.engine.backend import DecodedImage, Done, Preview, Shape, Work
-from worker.engine.device import Device, Measured
+from worker.engine.device import Measured
+from worker.engine.families.base import no_step_left
 from worker.engine.interface import (
     ImageRequest,
     ModelFacts,
@@ -26,12 +27,12 @@ from worker.engine.interface import (
     WarmUpReport,
     check_mask,
 )
-from worker.engine.loaded import LoadedModel
+from worker.engine.loaded import LoadedBackend, LoadedModel
 from worker.engine.pipeline_run import PipelineRun
 from worker.engine.prompts import Truncation, clip_reader
 
 
-class PipelineBackend:
+class PipelineBackend(LoadedBackend):
     """A pipeline whose inside the engine does not know. A started image ends before the next."""
 
     exclusive = True
@@ -39,8 +40,7 @@ class PipelineBackend:
     runs_ahead = 0
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
-        self._device: Device = loaded.device
+        super().__init__(loaded)
         self._pipeline = loaded.pipeline
         self._scheduler = loaded.pipeline.scheduler
         self._image_pipeline = _image_pipeline(loaded.pipeline)
@@ -108,7 +108,7 @@ class PipelineBackend:
         if "latent" in upscalers:
             raise InvalidInput(f"Model {self.model.name!r} upscales pixels only, with lanczos.")
         if self.steps_of(request) < 1:
-            raise InvalidInput("strength times steps leaves no step to run.")
+            raise no_step_left()
 
     loras: ClassVar[dict[str, str]] = {}
 
@@ -196,23 +196,6 @@ class PipelineBackend:
         """End the pipeline's call if it is still under way."""
         row.abandon()
 
-    def is_out_of_memory(self, error: BaseException) -> bool:
-        """As the device says."""
-        return self._device.is_out_of_memory(error)
-
-    def is_fatal(self, error: BaseException) -> bool:
-        """As the device says."""
-        return self._device.is_fatal(error)
-
-    @property
-    def allocated_bytes(self) -> int | None:
-        """As the device says."""
-        return self._device.allocated_bytes
-
-    def release_memory(self) -> None:
-        """Give cached blocks back."""
-        self._device.release_memory()
-
     def shrink(self, shape: Shape) -> Shape | None:
         """There is only one row."""
         return None
@@ -222,10 +205,6 @@ class PipelineBackend:
     ) -> str | None:
         """What CLIP tokenizers cut off; encoders of other kinds are not looked at."""
         return self._truncation.of(prompt)
-
-    def close(self) -> None:
-        """Let go of the device."""
-        self._device.close()
 
     def _call(self, pipeline: Any, request: ImageRequest) -> PipelineRun:
         scheduler, notes = self._scheduler_for(request.scheduler)
