@@ -65,8 +65,15 @@ class Family(ABC):
     """The component that a tick calls."""
     patch: ClassVar[int] = 1
     """Latents a side of what the network takes as one: sizes are multiples of it."""
+    guided_passes: ClassVar[tuple[Pass, ...]] = STACKED
+    """The network's calls in a tick of guided rows; most pipelines have one, the negative halves
+    first."""
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """The components without which no text can be encoded."""
+    encodes_halves_alike: ClassVar[bool] = True
+    """Whether a text has the same embedding as either half."""
+    default_text_tokens: ClassVar[int] = 512
+    """See `text_tokens`."""
     host_inputs: ClassVar[frozenset[str]] = frozenset()
     """Inputs that `forward` reads on the host."""
     capturable: ClassVar[bool] = True
@@ -176,18 +183,41 @@ class Family(ABC):
         """What rows of one tick must agree on, besides size and number; opaque to the loop."""
         return self.guided(request)
 
-    @abstractmethod
+    def halves(self, request: ImageRequest) -> tuple[Half, ...]:
+        """Those that the request needs."""
+        return ("positive", "negative") if self.guided(request) else ("positive",)
+
     def passes(self, shape: Shape) -> tuple[Pass, ...]:
         """The network's calls in one tick."""
+        return self.guided_passes if shape.variant else POSITIVE
 
     # --- preparing ------------------------------------------------------------------------------
 
-    @abstractmethod
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """What the network reads besides latents and timestep: the same for all of a row's ticks.
 
-        Each tensor is (1, …).
+        Each tensor is (1, …). By default the text alone.
         """
+        return self.embedding(request, half)
+
+    def text(self, request: ImageRequest, half: Half) -> str:
+        """What a half reads: without a negative prompt the empty text."""
+        return request.prompt if half == "positive" else request.negative_prompt or ""
+
+    def embedding(self, request: ImageRequest, half: Half) -> Tensors:
+        """That text as the network reads it."""
+        text = self.text(request, half)
+        role = "" if self.encodes_halves_alike else half
+        return self.encoded(text, role, lambda: self.encode(text, half))
+
+    @abstractmethod
+    def encode(self, text: str, half: Half) -> Tensors:
+        """Call the text encoders, as the pipeline does for one prompt."""
+
+    @property
+    def text_tokens(self) -> int:
+        """The tokens to which texts are cut or padded, where that is for the model to say."""
+        return self.spec.text_tokens or self.default_text_tokens
 
     def readers(self) -> list[Reader]:
         """The tokenizers through which a prompt is read as a whole."""
@@ -272,13 +302,19 @@ class Family(ABC):
         if request.mask is not None and request.mask.start is not None:
             start = request.mask.start
         white = request.mask.image if request.mask else Image.new("L", size, 255)
+        options = self.fitting(request)
+        image = pipeline.image_processor.preprocess(start, **options)
+        mask = pipeline.mask_processor.preprocess(white, **options)
+        return image.to(torch.float32), mask
+
+    def fitting(self, request: ImageRequest) -> dict[str, Any]:
+        """How image processors bring an image to the request's size; of a region around a mask only
+        that."""
         options: dict[str, Any] = {"height": request.height, "width": request.width}
         region = self.region(request)
         if region is not None:
             options |= {"crops_coords": region, "resize_mode": "fill"}
-        image = pipeline.image_processor.preprocess(start, **options)
-        mask = pipeline.mask_processor.preprocess(white, **options)
-        return image.to(torch.float32), mask
+        return options
 
     def region(self, request: ImageRequest) -> tuple[int, int, int, int] | None:
         """Left, top, right and bottom of what is made of a request with padding around its mask."""

@@ -5,9 +5,8 @@ from typing import Any
 import torch
 
 from shared.core.model_catalog import ModelSpec
-from worker.engine.backend import Shape
 from worker.engine.device import Device
-from worker.engine.families.base import POSITIVE, STACKED, Family, Pass, Start
+from worker.engine.families.base import Family, Start
 from worker.engine.interface import ImageRequest
 from worker.engine.previews import predicted_latents
 from worker.engine.row import Prediction, Row, Tensors
@@ -29,10 +28,6 @@ class DiffusionFamily(Family):
         """EDM's schedulers have no table of ᾱ that those on offer could take over."""
         has_table = getattr(pipeline.scheduler, "alphas_cumprod", None) is not None
         return super().matches(pipeline) and has_table
-
-    def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """All unconditional halves first, as in diffusers."""
-        return STACKED if shape.variant else POSITIVE
 
     def start(self, request: ImageRequest, generator: torch.Generator) -> Start:
         """From noise, or from the initial image's latents under noise."""

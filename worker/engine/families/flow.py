@@ -6,16 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from worker.engine.backend import Shape
-from worker.engine.families.base import (
-    POSITIVE,
-    STACKED,
-    TWO_CALLS,
-    Family,
-    Pass,
-    Start,
-    no_step_left,
-)
+from worker.engine.families.base import TWO_CALLS, Family, Start, no_step_left
 from worker.engine.interface import ImageRequest
 from worker.engine.row import Kept, Prediction, Row, Tensors
 
@@ -32,6 +23,8 @@ class FlowFamily(Family):
     """Whether the pipeline gives its scheduler evenly spaced sigmas of its own."""
     max_shift: ClassVar[float] = 1.15
     """Where the scheduler's config has none."""
+    float32_latents: ClassVar[bool] = False
+    """Whether latents are in full precision between two ticks, whatever the network's is."""
 
     @classmethod
     def fault(cls, pipeline: Any) -> str | None:
@@ -51,10 +44,6 @@ class FlowFamily(Family):
         if any(mine[name] != its[name] for name in (*names, "pooled_projection_dim")):
             return "does not fit this model: it was made for another transformer"
         return None
-
-    def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """One call, the negative halves first, as most pipelines have it."""
-        return STACKED if shape.variant else POSITIVE
 
     def start(self, request: ImageRequest, generator: torch.Generator) -> Start:
         """From noise, or from the initial image's latents under noise."""
@@ -110,17 +99,15 @@ class FlowFamily(Family):
 
     def noise(self, request: ImageRequest, generator: torch.Generator) -> torch.Tensor:
         """The first latents of an image from text alone."""
-        made = self.pipeline.prepare_latents(
-            1,
-            self.channels,
-            request.height,
-            request.width,
-            self.latents_dtype,
-            self.device.torch_device,
-            generator,
-            None,
-        )
-        return _without_positions(made)
+        arguments = self.latents_arguments(request, self.latents_dtype, generator)
+        return _without_positions(self.pipeline.prepare_latents(*arguments, None))
+
+    def latents_arguments(
+        self, request: ImageRequest, dtype: torch.dtype, generator: torch.Generator
+    ) -> tuple[Any, ...]:
+        """What nearly every `prepare_latents` takes, in this order."""
+        size = request.height, request.width
+        return 1, self.channels, *size, dtype, self.device.torch_device, generator
 
     def noised(
         self,
@@ -130,18 +117,8 @@ class FlowFamily(Family):
         generator: torch.Generator,
     ) -> torch.Tensor:
         """The first latents of an image from an image, as diffusers makes them."""
-        made = self.image_pipeline.prepare_latents(
-            image,
-            timestep,
-            1,
-            self.channels,
-            request.height,
-            request.width,
-            self.dtype,
-            self.device.torch_device,
-            generator,
-            None,
-        )
+        arguments = self.latents_arguments(request, self.dtype, generator)
+        made = self.image_pipeline.prepare_latents(image, timestep, *arguments, None)
         return _without_positions(made).to(self.latents_dtype)
 
     def repainted(
@@ -150,15 +127,7 @@ class FlowFamily(Family):
         """The first latents of an image of which a part is repainted, and what of it stays."""
         image, mask = self.masked_image(request)
         latents, noise, clean, *_ = self.inpaint_pipeline.prepare_latents(
-            image,
-            timestep,
-            1,
-            self.channels,
-            request.height,
-            request.width,
-            self.dtype,
-            self.device.torch_device,
-            generator,
+            image, timestep, *self.latents_arguments(request, self.dtype, generator)
         )
         return latents.to(self.latents_dtype), Kept(clean, noise, self.latent_mask(mask))
 
@@ -170,12 +139,8 @@ class FlowFamily(Family):
         return small.to(self.device.torch_device, self.dtype)
 
     def control_pixels(self, image: Image.Image, request: ImageRequest) -> torch.Tensor:
-        """What a ControlNet sees, in -1 … 1; of a region around a mask only that."""
-        options: dict[str, Any] = {"height": request.height, "width": request.width}
-        region = self.region(request)
-        if region is not None:
-            options |= {"crops_coords": region, "resize_mode": "fill"}
-        pixels: torch.Tensor = self.pipeline.image_processor.preprocess(image, **options)
+        """What a ControlNet sees, in -1 … 1."""
+        pixels = self.pipeline.image_processor.preprocess(image, **self.fitting(request))
         return pixels.repeat_interleave(1, dim=0)
 
     def under_noise(
@@ -192,7 +157,7 @@ class FlowFamily(Family):
     @property
     def latents_dtype(self) -> torch.dtype:
         """Of the latents between two ticks."""
-        return self.dtype
+        return torch.float32 if self.float32_latents else self.dtype
 
     def decode(self, row: Row) -> torch.Tensor:
         """The VAE over the unscaled latents."""
@@ -224,9 +189,7 @@ class FlowFamily(Family):
 class PackedFlowFamily(FlowFamily):
     """Latents packed into tokens, each of 2 × 2."""
 
-    def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """One call a half, as diffusers has it: one stacked call would differ in the last bits."""
-        return TWO_CALLS if shape.variant else POSITIVE
+    guided_passes = TWO_CALLS  # as diffusers has it: one stacked call differs in the last bits
 
     @property
     def channels(self) -> int:
@@ -237,6 +200,12 @@ class PackedFlowFamily(FlowFamily):
         """Packed as the latents are."""
         small = super().latent_mask(mask).repeat(1, self.channels, 1, 1)
         return self.inpaint_pipeline._pack_latents(small, 1, self.channels, *small.shape[-2:])
+
+    def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
+        """Unpacked."""
+        return self.pipeline._unpack_latents(
+            latents, request.height, request.width, self.latent_factor
+        )
 
     def dynamic(self, row: Row, timestep: torch.Tensor) -> Tensors:
         """The timestep is rounded to the latents' precision before it is divided."""

@@ -31,8 +31,7 @@ class Flux(PackedFlowFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text, and dev's guidance scale."""
-        text = request.prompt if half == "positive" else request.negative_prompt or ""
-        embedding = self.encoded(text, "", lambda: self._encode(text))
+        embedding = self.embedding(request, half)
         if not self._guidance_is_embedded:
             return embedding
         scale = torch.full([1], request.guidance_scale, dtype=torch.float32)
@@ -43,7 +42,7 @@ class Flux(PackedFlowFamily):
         device, dtype = self.device.torch_device, self.dtype
         rows, columns = shape.height // 16, shape.width // 16
         return {
-            "text_ids": torch.zeros(self._text_tokens, 3, device=device, dtype=dtype),
+            "text_ids": torch.zeros(self.text_tokens, 3, device=device, dtype=dtype),
             "image_ids": self.pipeline._prepare_latent_image_ids(1, rows, columns, device, dtype),
         }
 
@@ -115,32 +114,27 @@ class Flux(PackedFlowFamily):
         """True guidance has a scale of its own."""
         return self.true_scale(request) or super().guidance(request)
 
-    def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
-        """Unpacked."""
-        return self.pipeline._unpack_latents(
-            latents, request.height, request.width, self.latent_factor
-        )
-
     @property
     def _guidance_is_embedded(self) -> bool:
         return bool(self.network.config.guidance_embeds)
 
     @property
-    def _text_tokens(self) -> int:
+    def text_tokens(self) -> int:
         """As Black Forest Labs use them: 512 for dev, 256 for schnell."""
         return self.spec.text_tokens or (512 if self._guidance_is_embedded else 256)
 
     def readers(self) -> list[Reader]:
         """T5; CLIP gives only a summary."""
-        return [(self.pipeline.tokenizer_2, self._text_tokens - 1)]
+        return [(self.pipeline.tokenizer_2, self.text_tokens - 1)]
 
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """T5's tokens and CLIP's summary."""
         tokens, pooled, _ = self.pipeline.encode_prompt(
             prompt=text,
             prompt_2=None,
             device=self.encode_device,
             num_images_per_prompt=1,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
         )
         return {"tokens": tokens, "pooled": pooled}
 

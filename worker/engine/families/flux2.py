@@ -26,12 +26,12 @@ class Flux2(PackedFlowFamily):
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text, and the guidance scale."""
         scale = torch.full([1], request.guidance_scale, dtype=torch.float32)
-        return {**self._text(request, half), "guidance": scale}
+        return {**super().conditions(request, half, shape), "guidance": scale}
 
     def constants(self, shape: Shape) -> Tensors:
         """Positions of the tokens."""
         device = self.device.torch_device
-        text = torch.empty(1, self._text_tokens, 0)
+        text = torch.empty(1, self.text_tokens, 0)
         image = torch.empty(1, 0, shape.height // 16, shape.width // 16)
         return {
             "text_ids": self.pipeline._prepare_text_ids(text)[0].to(device),
@@ -84,7 +84,7 @@ class Flux2(PackedFlowFamily):
         """The template takes part of the places."""
         reader = self.pipeline.tokenizer
         tokenizer = getattr(reader, "tokenizer", reader)  # dev's is a processor around it
-        return [(tokenizer, self._text_tokens - len(tokenizer(self._template()).input_ids))]
+        return [(tokenizer, self.text_tokens - len(tokenizer(self._template()).input_ids))]
 
     def _template(self) -> str:
         """What stands around a text."""
@@ -93,20 +93,17 @@ class Flux2(PackedFlowFamily):
         messages = format_input(prompts=[""], system_message=self.pipeline.system_message)
         return self.pipeline.tokenizer.apply_chat_template(messages[0], tokenize=False)
 
-    def _text(self, request: ImageRequest, half: Half) -> Tensors:
-        text = request.prompt if half == "positive" else ""
-        return self.encoded(text, "", lambda: self._encode(text))
+    def text(self, request: ImageRequest, half: Half) -> str:
+        """It takes no negative prompt."""
+        return request.prompt if half == "positive" else ""
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 512
-
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """Three layers' states beside each other."""
         tokens, _ = self.pipeline.encode_prompt(
             prompt=text,
             device=self.encode_device,
             num_images_per_prompt=1,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
         )
         return {"tokens": tokens}
 
@@ -122,7 +119,7 @@ class Flux2Klein(Flux2):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text."""
-        return self._text(request, half)
+        return self.embedding(request, half)
 
     def _template(self) -> str:
         return self.pipeline.tokenizer.apply_chat_template(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from worker.engine.backend import Shape
-from worker.engine.families.base import POSITIVE, TWO_CALLS, Pass
+from worker.engine.families.base import TWO_CALLS
 from worker.engine.families.flow import FlowFamily
 from worker.engine.interface import ImageRequest
 from worker.engine.prompts import Reader
@@ -17,17 +17,11 @@ class Lumina2(FlowFamily):
     """Gemma's tokens, joined with the image's and padded to the longest of a batch."""
 
     name = "lumina2"
+    guided_passes = TWO_CALLS
+    encodes_halves_alike = False
+    default_text_tokens = 256
     capturable = False  # the transformer reads the texts' lengths on the host
     sizes_agree = False  # in a batch the sequence is longer
-
-    def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """One call a half."""
-        return TWO_CALLS if shape.variant else POSITIVE
-
-    def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text and its mask; the positive one behind the pipeline's instruction."""
-        text = request.prompt if half == "positive" else request.negative_prompt or ""
-        return self.encoded(text, half, lambda: self._encode(text, half))
 
     def tokens(self, request: ImageRequest) -> int:
         """diffusers takes the latents' channels for the number of tokens, at every size."""
@@ -72,14 +66,11 @@ class Lumina2(FlowFamily):
         """The instruction takes part of the places."""
         tokenizer = self.pipeline.tokenizer
         instruction = tokenizer(self.pipeline.system_prompt + " <Prompt Start> ").input_ids
-        return [(tokenizer, max(1, self._text_tokens - len(instruction) + 1))]
+        return [(tokenizer, max(1, self.text_tokens - len(instruction) + 1))]
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 256
-
-    def _encode(self, text: str, half: Half) -> Tensors:
-        device, most = self.encode_device, self._text_tokens
+    def encode(self, text: str, half: Half) -> Tensors:
+        """The text and its mask; the positive one behind the pipeline's instruction."""
+        device, most = self.encode_device, self.text_tokens
         if half == "negative":  # the pipeline puts no instruction before it
             tokens, mask = self.pipeline._get_gemma_prompt_embeds(
                 prompt=text, device=device, max_sequence_length=most

@@ -7,7 +7,6 @@ import torch
 
 from worker.engine.backend import Shape
 from worker.engine.families.diffusion import DiffusionFamily
-from worker.engine.interface import ImageRequest
 from worker.engine.prompts import Reader
 from worker.engine.row import Half, Row, Tensors
 
@@ -18,6 +17,7 @@ class PixArtSigma(DiffusionFamily):
     name = "pixart"
     half_precision = "float16"
     patch = 2
+    default_text_tokens = 300
 
     @classmethod
     def fault(cls, pipeline: Any) -> str | None:
@@ -28,11 +28,6 @@ class PixArtSigma(DiffusionFamily):
         ):
             return "its transformer does not take the latents that its VAE makes"
         return missing
-
-    def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text as it was given, and which of its tokens count."""
-        text = request.prompt if half == "positive" else request.negative_prompt or ""
-        return self.encoded(text, "", lambda: self._encode(text))
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
         """One call of the transformer."""
@@ -53,18 +48,15 @@ class PixArtSigma(DiffusionFamily):
 
     def readers(self) -> list[Reader]:
         """One tokenizer."""
-        return [(self.pipeline.tokenizer, self._text_tokens - 1)]
+        return [(self.pipeline.tokenizer, self.text_tokens - 1)]
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 300
-
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """The text as it was given, and which of its tokens count."""
         tokens, mask, _, _ = self.pipeline.encode_prompt(
             text,
             do_classifier_free_guidance=False,
             device=self.encode_device,
             clean_caption=False,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
         )
         return {"tokens": tokens, "mask": mask}

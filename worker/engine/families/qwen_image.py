@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 
 from worker.engine.backend import Shape
-from worker.engine.families.base import POSITIVE, TWO_CALLS, Pass, per_channel
+from worker.engine.families.base import POSITIVE, Pass, per_channel
 from worker.engine.families.flow import PackedFlowFamily
 from worker.engine.interface import ImageRequest
 from worker.engine.prompts import Reader
@@ -38,19 +38,16 @@ class QwenImage(PackedFlowFamily):
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
         """The number of text tokens for each half; at one row the text's own, as in diffusers."""
-        halves: tuple[Half, ...] = ("positive", "negative")
-        texts = [self._text(request, half) for half in halves[: 1 + self.guided(request)]]
-        lengths = [self._length(text) for text in texts]
+        lengths = [self._length(self.text(request, half)) for half in self.halves(request)]
         return tuple(length if rows == 1 else _bucket(length) for length in lengths)
 
     def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """One call a half."""
-        return TWO_CALLS if _lengths(shape)[1:] else POSITIVE
+        """By the number of texts."""
+        return self.guided_passes if _lengths(shape)[1:] else POSITIVE
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text; padded and masked where it shares a batch."""
-        text = self._text(request, half)
-        conditions = dict(self.encoded(text, "", lambda: self._encode(text)))
+        conditions = dict(self.embedding(request, half))
         if shape.batch_size > 1:
             tokens = conditions["tokens"]
             missing = _lengths(shape)[half == "negative"] - tokens.shape[1]
@@ -84,10 +81,7 @@ class QwenImage(PackedFlowFamily):
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         """Unpacked, without the frames that its VAE knows."""
-        unpacked: torch.Tensor = self.pipeline._unpack_latents(
-            latents, request.height, request.width, self.latent_factor
-        )
-        return unpacked.squeeze(2)
+        return super().spatial(latents, request).squeeze(2)
 
     def sourced(self, latents: torch.Tensor) -> torch.Tensor:
         """The only frame of a film."""
@@ -116,13 +110,10 @@ class QwenImage(PackedFlowFamily):
 
     def readers(self) -> list[Reader]:
         """Behind the prompt stands the template's end."""
-        return [(self.pipeline.tokenizer, self._text_tokens)]
+        return [(self.pipeline.tokenizer, self.text_tokens)]
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 512
-
-    def _text(self, request: ImageRequest, half: Half) -> str:
+    def text(self, request: ImageRequest, half: Half) -> str:
+        """An empty negative prompt is not the same as none."""
         if half == "positive":
             return request.prompt
         negative = request.negative_prompt
@@ -134,14 +125,15 @@ class QwenImage(PackedFlowFamily):
         before: int = self.pipeline.prompt_template_encode_start_idx
         most = self.pipeline.tokenizer_max_length + before
         count = len(self.pipeline.tokenizer(whole, max_length=most, truncation=True).input_ids)
-        return min(count - before, self._text_tokens)
+        return min(count - before, self.text_tokens)
 
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """Of the text alone, without the template around it."""
         tokens, _ = self.pipeline.encode_prompt(
             prompt=text,
             device=self.encode_device,
             num_images_per_prompt=1,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
         )
         return {"tokens": tokens}
 

@@ -26,12 +26,10 @@ class Sana(FlowFamily):
     latent_factor = 32
     patch = 1
     own_sigmas = False
+    float32_latents = True
+    encodes_halves_alike = False
+    default_text_tokens = 300
     _one_half: Mapping[str, Any] = MappingProxyType({"do_classifier_free_guidance": False})
-
-    def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text and its mask; the positive one behind the pipeline's long instruction."""
-        text = request.prompt if half == "positive" else request.negative_prompt or ""
-        return self.encoded(text, half, lambda: self._encode(text, half))
 
     def shift(self, request: ImageRequest) -> dict[str, float]:
         """In the scheduler's config, the same for all sizes."""
@@ -40,11 +38,6 @@ class Sana(FlowFamily):
     def step_options(self, generator: torch.Generator) -> dict[str, Any]:
         """Whatever the scheduler's step takes of these."""
         return self.pipeline.prepare_extra_step_kwargs(generator, 0.0)
-
-    @property
-    def latents_dtype(self) -> torch.dtype:
-        """In full precision, whatever the network's is."""
-        return torch.float32
 
     def dynamic(self, row: Row, timestep: torch.Tensor) -> Tensors:
         """The timestep as the transformer scales it."""
@@ -79,20 +72,17 @@ class Sana(FlowFamily):
 
     def readers(self) -> list[Reader]:
         """One tokenizer."""
-        return [(self.pipeline.tokenizer, self._text_tokens)]
+        return [(self.pipeline.tokenizer, self.text_tokens)]
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 300
-
-    def _encode(self, text: str, half: Half) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """The text and its mask; the positive one behind the pipeline's long instruction."""
         call = inspect.signature(self.pipeline.__call__).parameters
         instruction = call["complex_human_instruction"].default if half == "positive" else None
         tokens, mask, *_ = self.pipeline.encode_prompt(
             text,
             device=self.encode_device,
             clean_caption=False,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
             complex_human_instruction=instruction,
             **self._one_half,
         )
@@ -153,17 +143,9 @@ class SanaSprint(Sana):
     ) -> torch.Tensor:
         """As the image-to-image pipeline does it."""
         device, vae = self.device.torch_device, self.pipeline.vae
+        arguments = self.latents_arguments(request, self.latents_dtype, generator)
         return self.image_pipeline.prepare_latents(
-            image.to(device, vae.dtype),
-            timestep,
-            1,
-            self.channels,
-            request.height,
-            request.width,
-            self.latents_dtype,
-            device,
-            generator,
-            None,
+            image.to(device, vae.dtype), timestep, *arguments, None
         )
 
     @property

@@ -25,6 +25,7 @@ class StableDiffusion3(FlowFamily):
     half_precision = "float16"
     control_class = "SD3ControlNetModel"
     own_sigmas = False
+    default_text_tokens = 256
     max_shift = 1.16
 
     def __init__(
@@ -36,10 +37,10 @@ class StableDiffusion3(FlowFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text."""
-        text = request.prompt if half == "positive" else request.negative_prompt or ""
         if request.prompt_syntax == "weighted":
-            return self.encoded(text, "weighted", lambda: self._encode_weighted(text))
-        return self.encoded(text, "", lambda: self._encode(text))
+            text = self.text(request, half)
+            return self.encoded(text, "weighted", lambda: self._encode_weighted(text, half))
+        return self.embedding(request, half)
 
     def cut(self, prompt: str, syntax: PromptSyntax, is_long: bool) -> str | None:
         """What T5 does not read, or without it CLIP."""
@@ -71,13 +72,7 @@ class StableDiffusion3(FlowFamily):
         """From noise alone where all of the schedule runs."""
         image, mask = self.masked_image(request)
         latents, noise, clean = self.inpaint_pipeline.prepare_latents(
-            1,
-            self.channels,
-            request.height,
-            request.width,
-            self.dtype,
-            self.device.torch_device,
-            generator,
+            *self.latents_arguments(request, self.dtype, generator),
             image=image,
             timestep=timestep,
             is_strength_max=request.strength == 1.0,
@@ -149,13 +144,10 @@ class StableDiffusion3(FlowFamily):
     def readers(self) -> list[Reader]:
         """T5 reads more than CLIP, where the checkpoint has it."""
         tokenizer = self.pipeline.tokenizer_3
-        return super().readers() if tokenizer is None else [(tokenizer, self._text_tokens - 1)]
+        return super().readers() if tokenizer is None else [(tokenizer, self.text_tokens - 1)]
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 256
-
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """The tokens of all three, and CLIP's summaries."""
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=text,
             prompt_2=None,
@@ -163,11 +155,11 @@ class StableDiffusion3(FlowFamily):
             device=self.encode_device,
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
         )
         return {"tokens": tokens, "pooled": pooled}
 
-    def _encode_weighted(self, text: str) -> Tensors:
+    def _encode_weighted(self, text: str, half: Half) -> Tensors:
         """CLIP's tokens have weights; T5 reads the text without marks, as it would be plain."""
         encoders, states, pooled = (
             (self.pipeline.text_encoder, self.pipeline.text_encoder_2),
@@ -181,6 +173,6 @@ class StableDiffusion3(FlowFamily):
             states.append(weighed(output.hidden_states[-2].to(encoders[0].dtype), chunk))
             pooled.append(output[0])
         clip = torch.cat(states, dim=-1)
-        tokens = self._encode(without_marks(text))["tokens"].clone()
+        tokens = self.encode(without_marks(text), half)["tokens"].clone()
         tokens[:, : clip.shape[1], : clip.shape[2]] = clip
         return {"tokens": tokens, "pooled": torch.cat(pooled, dim=-1)}

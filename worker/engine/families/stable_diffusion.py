@@ -13,7 +13,7 @@ from shared.core.prompt_weights import PromptSyntax
 from worker.engine.backend import Shape
 from worker.engine.controls import Residuals
 from worker.engine.device import Device
-from worker.engine.families.base import POSITIVE, STACKED, Pass, Start, no_step_left, per_channel
+from worker.engine.families.base import POSITIVE, Pass, Start, no_step_left, per_channel
 from worker.engine.families.diffusion import DiffusionFamily
 from worker.engine.interface import ImageRequest
 from worker.engine.prompts import Chunk, ChunkReader, weighed
@@ -59,10 +59,9 @@ class StableDiffusion(DiffusionFamily):
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text."""
-        text = _text(request, half)
         if request.prompt_syntax == "plain" and not request.long_prompt:
-            return self.encoded(text, "", lambda: self._encode(text))
-        _, count = _variant(shape)
+            return self.embedding(request, half)
+        text, (_, count) = self.text(request, half), _variant(shape)
         role = f"{request.prompt_syntax}, {count if request.long_prompt else 'cut'}"
         return self.encoded(text, role, lambda: self._encode_chunks(request, half, count))
 
@@ -71,13 +70,13 @@ class StableDiffusion(DiffusionFamily):
         guided = self.guided(request)
         if not request.long_prompt:
             return guided, 1
-        halves: tuple[Half, ...] = ("positive", "negative") if guided else ("positive",)
-        return guided, max(len(one) for half in halves for one in self._chunks(request, half))
+        chunks = [one for half in self.halves(request) for one in self._chunks(request, half)]
+        return guided, max(map(len, chunks))
 
     def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """All unconditional halves first, as in diffusers."""
+        """The variant says more than whether rows are guided."""
         guided, _ = _variant(shape)
-        return STACKED if guided else POSITIVE
+        return self.guided_passes if guided else POSITIVE
 
     def cut(self, prompt: str, syntax: PromptSyntax, is_long: bool) -> str | None:
         """What the encoder that reads least leaves out."""
@@ -119,17 +118,13 @@ class StableDiffusion(DiffusionFamily):
     def control_condition(
         self, network: Any, image: Image.Image, request: ImageRequest, generator: torch.Generator
     ) -> torch.Tensor:
-        """The pixels in 0 … 1; of a region around a mask only that."""
+        """The pixels in 0 … 1."""
         from diffusers.image_processor import VaeImageProcessor
 
         processor = VaeImageProcessor(
             vae_scale_factor=self.pipeline.vae_scale_factor, do_normalize=False
         )
-        options: dict[str, Any] = {"height": request.height, "width": request.width}
-        region = self.region(request)
-        if region is not None:
-            options |= {"crops_coords": region, "resize_mode": "fill"}
-        pixels = processor.preprocess(image, **options).to(torch.float32)
+        pixels = processor.preprocess(image, **self.fitting(request)).to(torch.float32)
         return pixels.repeat_interleave(1, dim=0).to(
             device=self.device.torch_device, dtype=network.dtype
         )
@@ -152,7 +147,8 @@ class StableDiffusion(DiffusionFamily):
         """By its channels."""
         return self.network.config.in_channels > self.pipeline.vae.config.latent_channels
 
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """CLIP's tokens."""
         return {"tokens": self._call_encoders(text)[0]}
 
     def _call_encoders(self, text: str) -> Any:
@@ -165,7 +161,7 @@ class StableDiffusion(DiffusionFamily):
 
     def _chunks(self, request: ImageRequest, half: Half) -> list[tuple[Chunk, ...]]:
         """For each encoder."""
-        text, syntax, is_long = _text(request, half), request.prompt_syntax, request.long_prompt
+        text, syntax, is_long = self.text(request, half), request.prompt_syntax, request.long_prompt
         return [reader.read(text, syntax, is_long).chunks for reader in self._readers]
 
     def _encode_chunks(self, request: ImageRequest, half: Half, count: int) -> Tensors:
@@ -289,7 +285,8 @@ class StableDiffusionXL(StableDiffusion):
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=self.dtype)
         return {**text, "time_ids": ids.to(self.device.torch_device)}
 
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """Both encoders' tokens, and the second one's summary."""
         encoded = self._call_encoders(text)
         return {"tokens": encoded[0], "pooled": encoded[2]}
 
@@ -374,10 +371,6 @@ class LatentConsistency(StableDiffusion):
         """Already in the schedule."""
         timesteps = self.image_pipeline.scheduler.timesteps
         return timesteps, len(timesteps)
-
-
-def _text(request: ImageRequest, half: Half) -> str:
-    return request.prompt if half == "positive" else request.negative_prompt or ""
 
 
 def _variant(shape: Shape) -> tuple[bool, int]:

@@ -16,13 +16,13 @@ from worker.engine.row import Half, Row, Tensors
 _BUCKET = 32
 """Tokens; the transformer pads texts to a multiple of it, and to the longest in its batch."""
 
-_STACKED: tuple[Pass, ...] = (("positive", "negative"),)
-
 
 class ZImage(FlowFamily):
     """Lists of texts; latents in float32; a velocity of the other sign."""
 
     name = "z-image"
+    guided_passes = (("positive", "negative"),)
+    float32_latents = True
     host_inputs = frozenset({"length"})
     shared_modules = ("all_x_embedder.", "cap_embedder.")  # all tokens in one line
     capturable = False  # texts are cut to their lengths on the host
@@ -33,18 +33,16 @@ class ZImage(FlowFamily):
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
         """The texts' buckets."""
-        halves: tuple[Half, ...] = ("positive", "negative")
-        texts = [_text(request, half) for half in halves[: 1 + self.guided(request)]]
-        return tuple(math.ceil(self._length(text) / _BUCKET) * _BUCKET for text in texts)
+        lengths = [self._length(self.text(request, half)) for half in self.halves(request)]
+        return tuple(math.ceil(length / _BUCKET) * _BUCKET for length in lengths)
 
     def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """One call, the positive halves first."""
-        return _STACKED if _buckets(shape)[1:] else POSITIVE
+        """By the number of texts."""
+        return self.guided_passes if _buckets(shape)[1:] else POSITIVE
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
         """The text with room for the longest of its shape, and its length."""
-        text = _text(request, half)
-        tokens = self.encoded(text, "", lambda: self._encode(text))["tokens"]
+        tokens = self.embedding(request, half)["tokens"]
         missing = max(_buckets(shape)) - tokens.shape[1]
         length = torch.tensor([tokens.shape[1]])
         return {"tokens": torch.nn.functional.pad(tokens, (0, 0, 0, missing)), "length": length}
@@ -52,11 +50,6 @@ class ZImage(FlowFamily):
     def sigmas(self, request: ImageRequest) -> Any:
         """Evenly spaced in float32."""
         return torch.linspace(1.0, 1 / request.steps, request.steps).tolist()
-
-    @property
-    def latents_dtype(self) -> torch.dtype:
-        """In full precision, whatever the network's is."""
-        return torch.float32
 
     def dynamic(self, row: Row, timestep: torch.Tensor) -> Tensors:
         """Its time runs from noise at 0 to the image at 1."""
@@ -88,29 +81,22 @@ class ZImage(FlowFamily):
             add_generation_prompt=True,
             enable_thinking=True,
         )
-        ids = tokenizer(whole, max_length=self._text_tokens, truncation=True).input_ids
+        ids = tokenizer(whole, max_length=self.text_tokens, truncation=True).input_ids
         return len(ids)
 
     def readers(self) -> list[Reader]:
         """The template takes part of the places."""
-        return [(self.pipeline.tokenizer, self._text_tokens - self._length(""))]
+        return [(self.pipeline.tokenizer, self.text_tokens - self._length(""))]
 
-    @property
-    def _text_tokens(self) -> int:
-        return self.spec.text_tokens or 512
-
-    def _encode(self, text: str) -> Tensors:
+    def encode(self, text: str, half: Half) -> Tensors:
+        """As long as it is."""
         (tokens,), _ = self.pipeline.encode_prompt(
             prompt=text,
             device=self.encode_device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.text_tokens,
         )
         return {"tokens": tokens[None]}
-
-
-def _text(request: ImageRequest, half: Half) -> str:
-    return request.prompt if half == "positive" else request.negative_prompt or ""
 
 
 def _buckets(shape: Shape) -> tuple[int, ...]:
