@@ -20,10 +20,10 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import deploy
-from deploy.toy_models import build_ip_adapter
 from shared.core.model_catalog import IpAdapterSpec, ModelSpec
 from shared.core.schedulers import DIFFUSION_SCHEDULERS
 from tests.bench.row import Row, make_row, percentile
+from tests.toy_models import build_ip_adapter
 from tests.unit.engine.concurrency import make_alone, make_among_others
 from tests.unit.engine.loras import toy_loras
 from tests.unit.engine.reference import reference

@@ -15,8 +15,8 @@ from typing import Any
 import diffusers
 import torch
 
-from deploy.toy_models import BUILDERS, make_t5_tokenizer, make_tokenizer, t5_config
 from shared.core.model_catalog import ModelSpec
+from tests.toy_models import BUILDERS, make_t5_tokenizer, make_tokenizer, t5_config
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
 from worker.engine.families import family_of

@@ -12,13 +12,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 import darkroom
-from deploy.toy_models import build_sd15
 from shared.core.storage import Storage
 from shared.images.models import Prompt
 from shared.jobs.models import DeviceTime
 from tests.filters import build_checker
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 from tests.receiver import Receiver
+from tests.toy_models import build_sd15
 
 pytestmark = pytest.mark.usefixtures("filtered_worker")
 

@@ -46,7 +46,7 @@ OPTIONS = {"model_memory": "100", "model_load_delay": "PT60S"}
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two checkpoints of the same size and different weights."""
-    from deploy.toy_models import build_sd15
+    from tests.toy_models import build_sd15
 
     home = tmp_path_factory.mktemp("toys")
     folders = {"toy-a": home / "a", "toy-b": home / "b"}

@@ -8,11 +8,11 @@ import httpx2
 import pytest
 from PIL import Image
 
-from deploy.toy_models import build_controlnet, build_sd15
 from shared.core.settings import Settings
 from tests.integration.api.test_bad_input import data_url
 from tests.integration.api.test_inpainting import encoded
 from tests.processes import ApiProcess, WorkerProcess, free_port
+from tests.toy_models import build_controlnet, build_sd15
 
 CATALOGUE = """
 [[model]]

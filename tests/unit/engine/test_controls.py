@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deploy.toy_models import build_controlnet
 from shared.core.errors import ControlNetUnavailable, InternalError, InvalidInput, OutOfMemory
 from shared.core.families import FAMILIES
 from shared.core.schedulers import DIFFUSION_SCHEDULERS
+from tests.toy_models import build_controlnet
 from tests.unit.engine.concurrency import make_alone, make_among_others, repainted
 from tests.unit.engine.families import TOYS
 from tests.unit.engine.loras import toy_loras

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from deploy.toy_models import build_ip_adapter
 from shared.core.errors import InvalidInput, ModelUnavailable
 from shared.core.model_catalog import IpAdapterSpec, ModelSpec
 from shared.core.schedulers import DIFFUSION_SCHEDULERS
+from tests.toy_models import build_ip_adapter
 from tests.unit.engine.concurrency import make_alone, make_among_others, repainted
 from tests.unit.engine.loras import toy_loras
 from tests.unit.engine.reference import Reference as Diffusers

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from deploy.toy_models import BUILDERS
 from shared.core.model_catalog import ModelSpec
+from tests.toy_models import BUILDERS
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import Device, open_device
 from worker.engine.diffusion import DiffusionEngine

@@ -1,15 +1,10 @@
 """Build toy-width checkpoints: the true architecture of each model family, with random weights.
 
 They are ordinary diffusers folders of a few megabytes (tokenizer included), made from configs
-alone in about a second, so that tests and first runs need neither a network nor a GPU. Their
-images are abstract; their code path is exactly that of the full-size models.
-
-    python -m deploy.toy_models sd15 FOLDER
+alone in about a second, so that tests need neither a network nor a GPU. Their images are abstract;
+their code path is exactly that of the full-size models.
 """
 
-import argparse
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -375,7 +370,7 @@ BUILDERS: dict[str, Callable[[Path], None]] = {
     for name, builder in list(globals().items())
     if name.startswith("build_")
 }
-"""Family name on the command line -> its builder."""
+"""Name -> its builder; a ControlNet's takes the checkpoint, too."""
 
 
 def _build_stable_diffusion_3(
@@ -868,21 +863,3 @@ def _resampler(hidden: int, width: int, inner: int = 64, tokens: int = 6) -> dic
             },
         }
     return {f"image_proj.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line: `python -m deploy.toy_models FAMILY FOLDER [--seed N]`."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.toy_models", description=__doc__)
-    parser.add_argument("family", choices=sorted(BUILDERS))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
-    options = parser.parse_args(arguments)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    build: Any = BUILDERS[options.family]
-    build(options.folder, options.seed)
-    print(f"Wrote a toy {options.family} checkpoint to {options.folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
