@@ -2,7 +2,6 @@
 
 import contextlib
 from collections import defaultdict
-from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
@@ -42,13 +41,8 @@ class Deliveries:
             session.execute(secret)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._receiver.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._receiver.__exit__(*error)
 
     def violations(self, ended: dict[UUID, tuple[str, int]]) -> list[str]:
         """What is wrong with the deliveries of jobs that ended; waits for those on their way."""

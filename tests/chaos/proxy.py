@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
-from types import TracebackType
 from typing import Any, Self
 
 
@@ -62,12 +61,7 @@ class Proxy:
         self._run(self._listen())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
