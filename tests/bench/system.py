@@ -23,6 +23,7 @@ from shared.core.database import open_engine, session_factory
 from shared.core.settings import Settings
 from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
+from tests.jobs import job_columns
 from tests.processes import ApiProcess, Process, WorkerProcess, free_port, wait_until
 
 MODELS = Path(__file__).parent / "models.toml"
@@ -68,30 +69,12 @@ class System:
 
     def insert_jobs(self, count: int, **fields: Any) -> list[Job]:
         """Accept jobs straight into the database, without publishing them."""
-        job = {
-            "tenant_id": self.tenant,
-            "session_id": "bench",
-            "kind": "txt2img",
-            "model": "null",
-            "queue_class": "interactive",
-            "prompt": "a benchmark",
-            "width": 64,
-            "height": 64,
-            "steps": 1,
-            "guidance_scale": 5.0,
-            "scheduler": "ddim",
-            "output_format": "png",
-            "job_metadata": {},
-            "cost": 4096,
-            "max_attempts": 3,
-            **fields,
-        }
+        job = {"session_id": "bench", "model": "null", "prompt": "a benchmark", "steps": 1}
+        job |= {"cost": 4096, **fields}
+        rows = [job_columns(self.tenant, **job, seeds=[seed]) for seed in range(count)]
         with self.database.begin() as session:
             session.execute(job_acceptance.ensure_session(self.tenant, "bench"))
-            return [
-                session.scalars(job_acceptance.insert_job({**job, "seeds": [seed]})).one()
-                for seed in range(count)
-            ]
+            return [session.scalars(job_acceptance.insert_job(row)).one() for row in rows]
 
     def succeeded(self) -> int:
         """How many jobs have succeeded."""

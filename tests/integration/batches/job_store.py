@@ -12,6 +12,7 @@ from shared.batches.models import Batch
 from shared.core.ids import new_id
 from shared.jobs.models import Job
 from shared.jobs.queries.accept import ensure_session
+from tests.jobs import job_columns
 
 TERMINAL = {"succeeded", "partial", "failed", "canceled", "expired"}
 
@@ -47,28 +48,19 @@ def make_batch(
         **(batch or {}),
     }
     columns = {
-        "tenant_id": tenant,
         "api_key_id": key,
         "session_id": "bulk",
         "batch_id": batch_id,
-        "kind": "txt2img",
         "model": model,
         "queue_class": "bulk",
         "prompt": "a bulk image",
-        "width": 64,
-        "height": 64,
         "steps": 2,
-        "guidance_scale": 5.0,
-        "scheduler": "ddim",
-        "output_format": "png",
-        "job_metadata": {},
         "cost": 1,
-        "max_attempts": 3,
         "state": "queued",
         **(job or {}),
     }
     rows = [
-        {**columns, "id": new_id(), "seeds": [n], "line": n, "custom_id": str(n)}
+        job_columns(tenant, **columns, seeds=[n], line=n, custom_id=str(n))
         for n in range(1, jobs + 1)
     ]
     with database.begin() as session:

@@ -21,7 +21,6 @@ from shared.core.storage import Storage
 from shared.images.models import Image, Prompt
 from shared.images.receipts import read_receipt
 from shared.jobs.models import Job, JobAttempt
-from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.queries import client_requests, lookups
 from tests.jobs import accept
 from tests.processes import WorkerProcess, slowness, wait_until
@@ -39,28 +38,9 @@ def tenant(database: sessionmaker[Session]) -> UUID:
 
 
 def submit(database: sessionmaker[Session], settings: Settings, tenant: UUID, **fields: Any) -> Job:
-    job = {
-        "tenant_id": tenant,
-        "session_id": "s1",
-        "kind": "txt2img",
-        "model": "sim",
-        "queue_class": "interactive",
-        "prompt": "a red house",
-        "seeds": [7, 8],
-        "width": 64,
-        "height": 64,
-        "steps": 4,
-        "guidance_scale": 5.0,
-        "scheduler": "ddim",
-        "output_format": "png",
-        "job_metadata": {},
-        "cost": 64 * 64 * 4 * 2,
-        "max_attempts": 3,
-        **fields,
-    }
+    two_images = {"seeds": [7, 8], "cost": 64 * 64 * 4 * 2}
     with database.begin() as session:
-        session.execute(job_acceptance.ensure_session(tenant, job["session_id"]))
-        row = session.scalars(job_acceptance.insert_job(job)).one()
+        row = accept(session, tenant, **two_images | fields)
     publish_job(celery_app(settings), row.id, row.model, row.queue_class)
     return row
 

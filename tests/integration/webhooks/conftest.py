@@ -20,10 +20,10 @@ from shared.core.ids import decode_id, encode_id
 from shared.core.settings import Settings
 from shared.core.tenants import ApiKey
 from shared.jobs.models import Job
-from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.queries import client_requests
 from shared.webhooks.models import WebhookDelivery, WebhookHold
 from tests.conftest import EVERY_SCOPE, MIGRATED, for_the_session
+from tests.jobs import accept
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 UNSERVED = "served by nobody"
@@ -80,28 +80,9 @@ class Hooks:
 
     def queue(self, **fields: Any) -> Job:
         """A job that stays queued."""
-        job = {
-            "tenant_id": self.tenant,
-            "session_id": "hooks",
-            "kind": "txt2img",
-            "model": UNSERVED,
-            "queue_class": "interactive",
-            "prompt": "a red house",
-            "seeds": [7],
-            "width": 64,
-            "height": 64,
-            "steps": 4,
-            "guidance_scale": 5.0,
-            "scheduler": "ddim",
-            "output_format": "png",
-            "job_metadata": {},
-            "cost": 1,
-            "max_attempts": 1,
-            **fields,
-        }
+        usual = {"session_id": "hooks", "model": UNSERVED, "cost": 1, "max_attempts": 1}
         with self.database.begin() as session:
-            session.execute(job_acceptance.ensure_session(self.tenant, "hooks"))
-            return session.scalars(job_acceptance.insert_job(job)).one()
+            return accept(session, self.tenant, **usual | fields)
 
     def cancel(self, job: Job) -> str:
         """End a queued job over HTTP; its wire id."""
