@@ -5,7 +5,6 @@ one client of another tenant reads a job and submits jobs.
 """
 
 import asyncio
-import io
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,6 @@ from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
 import httpx2
-from PIL import Image
 
 from deploy.tenants import EVERY_SCOPE, create_key
 from shared.core.keys import new_key
@@ -24,6 +22,7 @@ from shared.core.quotas import Quotas
 from tests.bench.http_load import prepare_get, prepare_post, saturate
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
+from tests.images import png
 from tests.processes import ApiProcess, wait_until
 
 _REPEATS = 3
@@ -93,11 +92,9 @@ def _make_images(system: System, api: ApiProcess, flood: str) -> None:
 
 
 def _upload(url: str, key: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (_SIDE, _SIDE), "red").save(file, "PNG")
     disposition = 'Content-Disposition: form-data; name="file"; filename="a.png"'
     head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/png\r\n\r\n".encode()
-    body = head + file.getvalue() + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    body = head + png("red", _SIDE, _SIDE) + f"\r\n--{_BOUNDARY}--\r\n".encode()
     lines = (
         "POST /v1/uploads HTTP/1.1",
         f"Host: {urlsplit(url).netloc}",

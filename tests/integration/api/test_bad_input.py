@@ -1,6 +1,5 @@
 """Whatever a client gets wrong is a 4xx problem with a code and a place, and is never queued."""
 
-import base64
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,14 +7,11 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from tests.unit.images.hostile import encode, make_image, png
+from tests.images import data_url, encode
+from tests.unit.images.hostile import make_image, png
 
 PNG = encode(make_image(), "PNG")
 MAX_SEED = 2**53 - 1
-
-
-def data_url(content: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 class Bad(NamedTuple):

@@ -28,9 +28,10 @@ from shared.core.storage import Storage
 from shared.core.tenants import Tenant
 from shared.jobs.models import Job
 from tests.conftest import MODELS
+from tests.images import data_url
 from tests.integration.api.conftest import Relays, open_relays, queued_tasks, start_alone
 from tests.integration.api.relay import Mode
-from tests.integration.api.test_bad_input import PNG, check_problem, data_url
+from tests.integration.api.test_bad_input import PNG, check_problem
 from tests.integration.search.gallery import any_vector, insert_image
 from tests.processes import ApiProcess, Stopwatch, slowness, wait_until
 from worker.maintenance.cleanup import Cleanup

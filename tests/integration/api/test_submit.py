@@ -18,10 +18,11 @@ from shared.core.ids import decode_id
 from shared.core.storage import Storage
 from shared.core.worker_registry import ModelStatus, WorkerHeartbeat, WorkerState
 from shared.jobs.models import Job
+from tests.images import data_url, encode
 from tests.integration.api.conftest import MODEL, queued_tasks
-from tests.integration.api.test_bad_input import PNG, check_problem, data_url
+from tests.integration.api.test_bad_input import PNG, check_problem
 from tests.processes import ApiProcess, wait_until
-from tests.unit.images.hostile import encode, make_image
+from tests.unit.images.hostile import make_image
 
 Submit = Callable[..., dict[str, Any]]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image as PILImage
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.batches.models import Batch
 from shared.core.ids import decode_id
 from shared.jobs.models import Job
+from tests.images import png
 from tests.integration.batches import client
 from tests.integration.batches.client import get, jsonl, lines_of, post_file
 from tests.processes import ApiProcess
@@ -210,9 +210,7 @@ def test_what_a_line_may_not_say(
 def test_an_image_of_another_tenant_is_no_starting_point(
     api: ApiProcess, other_api_key: str
 ) -> None:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", (64, 64), "red").save(buffer, "PNG")
-    files = {"file": ("red.png", buffer.getvalue(), "image/png")}
+    files = {"file": ("red.png", png(), "image/png")}
     mine = api.http.post("/v1/uploads", files=files).json()["id"]
     line = {**GOOD, "init_image": mine, "strength": 0.9, "steps": 4}
     assert make(api, [line] * 3)["counts"]["total"] == 3
@@ -237,9 +235,7 @@ def test_lines_may_have_a_true_guidance_scale(
 def test_initial_images_keep_their_shape_in_every_kind_of_file(
     api: ApiProcess, database: sessionmaker[Session]
 ) -> None:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", (256, 128), "red").save(buffer, "PNG")
-    files = {"file": ("red.png", buffer.getvalue(), "image/png")}
+    files = {"file": ("red.png", png("red", 256, 128), "image/png")}
     wide = api.http.post("/v1/uploads", files=files).json()["id"]
     line = {"prompt": "a {red|blue} hat", "init_image": wide, "strength": 0.5}
     matrix = {**line, "prompt": "a", "matrix": {"resize_mode": ["fit", "stretch"], "width": [128]}}
@@ -348,9 +344,7 @@ def test_of_a_line_that_fails_late_nothing_is_left(
     api: ApiProcess, database: sessionmaker[Session]
 ) -> None:
     """Its first jobs are written before the bad one is made."""
-    buffer = io.BytesIO()
-    PILImage.new("RGB", (64, 64), "red").save(buffer, "PNG")
-    files = {"file": ("red.png", buffer.getvalue(), "image/png")}
+    files = {"file": ("red.png", png(), "image/png")}
     images = [api.http.post("/v1/uploads", files=files).json()["id"]] * 300
     images.append("img_01jd4zk3v8e0x9m5q7r2t6w8ya")
     lines = [

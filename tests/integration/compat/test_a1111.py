@@ -21,6 +21,7 @@ from deploy.tenants import create_key
 from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import Job
+from tests.images import encode, mandelbrot
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 MakeKey = Callable[..., str]
@@ -56,14 +57,8 @@ def own(api: ApiProcess, make_key: MakeKey) -> Iterator[httpx2.Client]:
         yield http
 
 
-def picture(width: int = 96, height: int = 64) -> Image.Image:
-    return Image.effect_mandelbrot((width, height), (-2, -1, 1, 1), 40).convert("RGB")
-
-
 def in_base64(image: Image.Image, **options: Any) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG", **options)
-    return base64.b64encode(file.getvalue()).decode()
+    return base64.b64encode(encode(image, **options)).decode()
 
 
 def post(http: httpx2.Client, body: dict[str, Any], name: str = "txt2img") -> httpx2.Response:
@@ -168,7 +163,7 @@ def test_a_stock_client_asks_for_a_second_pass(ui: webuiapi.WebUIApi, api: ApiPr
 
 def test_a_stock_client_changes_an_image(ui: webuiapi.WebUIApi, api: ApiProcess) -> None:
     result = ui.img2img(
-        images=[picture()],
+        images=[mandelbrot()],
         prompt="at night",
         seed=5,
         width=128,
@@ -190,7 +185,7 @@ def test_a_stock_client_changes_an_image(ui: webuiapi.WebUIApi, api: ApiProcess)
     whole = post(
         api.http,
         {
-            "init_images": [in_base64(picture())],
+            "init_images": [in_base64(mandelbrot())],
             "include_init_images": True,
             "width": None,
             "height": None,
@@ -210,7 +205,7 @@ def test_a_stock_client_repaints_a_part(ui: webuiapi.WebUIApi, api: ApiProcess) 
     facts = {"prompt": "in the corner", "width": 96, "height": 64, "sampler_name": "Euler"}
     for whole, crop, fill, content in ((True, 16, 1, "original"), (False, None, 0, "fill")):
         result = ui.img2img(
-            images=[picture()],
+            images=[mandelbrot()],
             mask_image=mask,
             mask_blur=2,
             inpaint_full_res=whole,
@@ -221,13 +216,13 @@ def test_a_stock_client_repaints_a_part(ui: webuiapi.WebUIApi, api: ApiProcess) 
         job = api.http.get(f"/v1/jobs/{result.info['darkroom']['job']}").json()
         assert (job["kind"], job["mask_blur"], job["padding_mask_crop"]) == ("inpaint", 2, crop)
         assert job["masked_content"] == content
-        assert result.images[0].getpixel((90, 60)) == picture().getpixel((90, 60))
+        assert result.images[0].getpixel((90, 60)) == mandelbrot().getpixel((90, 60))
         assert "mask" not in result.parameters
     again = api.http.post(
         f"/v1/images/{job['images'][0]['id']}/reproduce", headers={"Prefer": "wait=60"}
     ).json()
     assert again["verdict"] == "identical"
-    sent = {"init_images": [in_base64(picture())], "mask": in_base64(mask)}
+    sent = {"init_images": [in_base64(mandelbrot())], "mask": in_base64(mask)}
     for name, value in (("inpainting_fill", 2), ("inpainting_mask_invert", 2), ("mask", "AAAA")):
         refused = post(api.http, {**sent, name: value}, "img2img")
         assert refused.status_code == 422, refused.text
@@ -241,15 +236,15 @@ def test_an_inverted_mask_repaints_what_is_black(ui: webuiapi.WebUIApi, api: Api
     left, right = (20, 30), (80, 30)
     for inverts, (same, other) in ((0, (right, left)), (1, (left, right))):
         made = ui.img2img(
-            images=[picture()],
+            images=[mandelbrot()],
             mask_image=mask,
             inpainting_mask_invert=inverts,
             inpaint_full_res=False,
             **facts,
         )
-        assert made.images[0].getpixel(same) == picture().getpixel(same)
-        assert made.images[0].getpixel(other) != picture().getpixel(other)
-    sent = {"init_images": [in_base64(picture())], "inpainting_mask_invert": 1}
+        assert made.images[0].getpixel(same) == mandelbrot().getpixel(same)
+        assert made.images[0].getpixel(other) != mandelbrot().getpixel(other)
+    sent = {"init_images": [in_base64(mandelbrot())], "inpainting_mask_invert": 1}
     for wrong, name in (
         (in_base64(Image.new("L", (96, 64), 255)), "mask"),
         ("AAAA", "mask"),
@@ -262,19 +257,19 @@ def test_an_inverted_mask_repaints_what_is_black(ui: webuiapi.WebUIApi, api: Api
 
 def test_an_ip_adapters_units_are_references(ui: webuiapi.WebUIApi, api: ApiProcess) -> None:
     facts = {
-        "image": picture(),
+        "image": mandelbrot(),
         "module": "ip-adapter_clip_sd15",
         "model": "ip-adapter_sd15 [6a3f]",
     }
     units = [webuiapi.ControlNetUnit(**facts, weight=0.7)]
-    units += [webuiapi.ControlNetUnit(image=picture(), model="edges")]
+    units += [webuiapi.ControlNetUnit(image=mandelbrot(), model="edges")]
     result = ui.txt2img(
         prompt="a circle like another", **SMALL, controlnet_units=units, alwayson_scripts={}
     )
     job = api.http.get(f"/v1/jobs/{result.info['darkroom']['job']}").json()
     assert [one["scale"] for one in job["references"]] == [0.7]
     assert [one["name"] for one in job["controls"]] == ["edges"]
-    sent = {"module": "ip-adapter-auto", "image": in_base64(picture())}
+    sent = {"module": "ip-adapter-auto", "image": in_base64(mandelbrot())}
     for wrong, code in (
         ({"weight": 3}, "less_than_equal"),
         ({"guidance_end": 0.5}, "unsupported_parameter"),
@@ -306,7 +301,7 @@ def test_a_file_has_the_quality_of_the_web_uis_setting(api: ApiProcess, file_for
 
 
 def test_a_stock_client_shows_a_controlnet_an_image(ui: webuiapi.WebUIApi, api: ApiProcess) -> None:
-    facts = {"image": picture(), "model": "edges [d14c016b]", "weight": 0.8, "guidance_end": 0.5}
+    facts = {"image": mandelbrot(), "model": "edges [d14c016b]", "weight": 0.8, "guidance_end": 0.5}
     canny = {"module": "canny", "threshold_a": 50, "threshold_b": 150}
     off = webuiapi.ControlNetUnit(model="none", module="depth", enabled=False)
     units = [webuiapi.ControlNetUnit(**facts, **canny), off]
@@ -323,11 +318,11 @@ def test_a_stock_client_shows_a_controlnet_an_image(ui: webuiapi.WebUIApi, api: 
         f"/v1/images/{job['images'][0]['id']}/reproduce", headers={"Prefer": "wait=60"}
     )
     assert again.json()["verdict"] == "identical"
-    sent = {"model": "edges", "image": in_base64(picture())}
+    sent = {"model": "edges", "image": in_base64(mandelbrot())}
     for wrong, code in (
         ({"module": "openpose"}, "unsupported_parameter"),
         ({"control_mode": "My prompt is more important"}, "unsupported_parameter"),
-        ({"mask": in_base64(picture())}, "unsupported_parameter"),
+        ({"mask": in_base64(mandelbrot())}, "unsupported_parameter"),
         ({"model": "None"}, "unknown_controlnet"),
         ({"image": None}, "missing"),
         ({"weight": 5}, "less_than_equal"),
@@ -339,7 +334,7 @@ def test_a_stock_client_shows_a_controlnet_an_image(ui: webuiapi.WebUIApi, api: 
         [error] = refused.json()["errors"]
         assert (error["pointer"], error["code"]) == ("/alwayson_scripts/ControlNet", code)
     start = {
-        "init_images": [in_base64(picture())],
+        "init_images": [in_base64(mandelbrot())],
         "alwayson_scripts": {"controlnet": {"args": [{"model": "edges"}]}},
     }
     job = job_of(api.http, post(api.http, start, "img2img"))
@@ -599,7 +594,7 @@ def test_initial_images_that_are_refused(api: ApiProcess) -> None:
     for images, code in (
         (None, "image_count"),
         ([], "image_count"),
-        ([in_base64(picture())] * 2, "image_count"),
+        ([in_base64(mandelbrot())] * 2, "image_count"),
         (["bm90IGFuIGltYWdl"], "image_not_recognized"),
         (["/etc/passwd"], None),
         (["http://169.254.169.254/latest"], None),
@@ -756,7 +751,7 @@ def test_png_info(ui: webuiapi.WebUIApi, api: ApiProcess) -> None:
         "parameters", 'a (cat)\nNegative prompt: dog\nSteps: 20, Size: 64x64, X: "a, b"'
     )
     foreign.add_text("Software", "another")
-    file = in_base64(picture(), pnginfo=foreign)
+    file = in_base64(mandelbrot(), pnginfo=foreign)
     read = api.http.post(
         "/sdapi/v1/png-info", json={"image": f"data:image/png;base64,{file}"}
     ).json()
@@ -765,7 +760,7 @@ def test_png_info(ui: webuiapi.WebUIApi, api: ApiProcess) -> None:
         "Prompt": "a (cat)", "Negative prompt": "dog", "Steps": "20", "Size": "64x64",
         "X": '"a, b"',
     }  # fmt: skip
-    bare = api.http.post("/sdapi/v1/png-info", json={"image": in_base64(picture())}).json()
+    bare = api.http.post("/sdapi/v1/png-info", json={"image": in_base64(mandelbrot())}).json()
     assert bare == {"info": "", "items": {}, "parameters": {}}
     for bad in ("!", "", "bm90IGFuIGltYWdl"):
         refused = api.http.post("/sdapi/v1/png-info", json={"image": bad})

@@ -1,8 +1,6 @@
 """Requests with large images, each waiting for its job: the place of a large body is the next
 one's as soon as its job is accepted."""
 
-import base64
-import io
 import json
 import secrets
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from PIL import Image
 
 from deploy.tenants import create_key
 from shared.core.settings import Settings
+from tests.images import data_url, encode
 from tests.processes import ApiProcess, wait_until
 
 MANY = 5
@@ -31,9 +30,8 @@ def own(api: ApiProcess, settings: Settings) -> Iterator[httpx2.Client]:
 
 def noise() -> str:
     """Over 64 kB in base64."""
-    file = io.BytesIO()
-    Image.frombytes("RGB", (256, 256), secrets.token_bytes(3 * 256 * 256)).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    pixels = secrets.token_bytes(3 * 256 * 256)
+    return data_url(encode(Image.frombytes("RGB", (256, 256), pixels)))
 
 
 PROMPT = "a large circle"

@@ -6,7 +6,6 @@ environment's interpreter; without one, and without LiteLLM beside us, these tes
 
 import base64
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -18,8 +17,8 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from PIL import Image
 
+from tests.images import encode, mandelbrot
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 
 pytestmark = pytest.mark.long
@@ -80,12 +79,6 @@ def call(api: ApiProcess, kind: str, **arguments: Any) -> dict[str, Any]:
     return answer
 
 
-def png() -> str:
-    file = io.BytesIO()
-    Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 40).convert("RGB").save(file, "PNG")
-    return file.getvalue().hex()
-
-
 @pytest.mark.parametrize("kind", ["image_generation", "aimage_generation", "router"])
 def test_images(api: ApiProcess, generate_worker: WorkerProcess, kind: str) -> None:
     answer = call(
@@ -110,8 +103,9 @@ def test_images(api: ApiProcess, generate_worker: WorkerProcess, kind: str) -> N
 
 
 def test_an_edit(api: ApiProcess, generate_worker: WorkerProcess) -> None:
+    image = encode(mandelbrot()).hex()
     answer = call(
-        api, "image_edit", model="openai/gpt-image-1", prompt="a light change", image=png()
+        api, "image_edit", model="openai/gpt-image-1", prompt="a light change", image=image
     )
     assert "raised" not in answer, answer
     assert len(answer["data"]) == 1
@@ -182,7 +176,7 @@ def test_the_proxy(api: ApiProcess, proxy: openai.OpenAI, model: str) -> None:
     again = api.http.post(f"/v1/images/{image['id']}/reproduce", headers={"Prefer": "wait=60"})
     assert again.json()["verdict"] == "identical"
     changed = proxy.images.edit(
-        model=model, prompt=f"{prompt}, at night", image=("a.png", bytes.fromhex(png()))
+        model=model, prompt=f"{prompt}, at night", image=("a.png", encode(mandelbrot()))
     )
     assert changed.data is not None
     assert changed.data[0].b64_json

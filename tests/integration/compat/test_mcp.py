@@ -36,6 +36,7 @@ from api.core.limits import RELEASE
 from deploy.tenants import create_key
 from shared.core.quotas import Quotas
 from shared.core.settings import Settings
+from tests.images import data_url, encode, mandelbrot
 from tests.patient_api import be_patient
 from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port, wait_until
 
@@ -208,9 +209,7 @@ def test_an_agents_day(
 
 
 def test_an_initial_image_from_a_client(api: ApiProcess, generate_worker: WorkerProcess) -> None:
-    file = io.BytesIO()
-    Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 40).convert("RGB").save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    url = data_url(encode(mandelbrot()))
 
     async def edit() -> None:
         async with connected(api) as client:

@@ -23,9 +23,11 @@ from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import IdempotencyKey, Job
 from tests.conftest import MODELS
+from tests.images import data_url, encode, mandelbrot
 from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port
 
 MakeKey = Callable[..., str]
+PNG = encode(mandelbrot())
 
 
 @pytest.fixture
@@ -47,12 +49,6 @@ def make_key(settings: Settings) -> MakeKey:
         return create_key(url, tenant="openai", name="k", scopes=scopes, **facts)
 
     return make
-
-
-def png(width: int = 96, height: int = 64) -> bytes:
-    file = io.BytesIO()
-    Image.effect_mandelbrot((width, height), (-2, -1, 1, 1), 40).convert("RGB").save(file, "PNG")
-    return file.getvalue()
 
 
 def count_jobs(database: sessionmaker[Session], prompt: str) -> int:
@@ -374,7 +370,7 @@ def test_an_idempotency_key_of_the_clients_own(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("many", [False, True])
 def test_an_edit_starts_from_the_image(client: openai.OpenAI, api: ApiProcess, many: bool) -> None:
-    image: Any = [("a.png", png())] if many else ("a.png", png())
+    image: Any = [("a.png", PNG)] if many else ("a.png", PNG)
     answer: Any = client.images.edit(
         image=image,
         prompt="at night",
@@ -394,7 +390,7 @@ def test_an_edit_starts_from_the_image(client: openai.OpenAI, api: ApiProcess, m
 
 
 def test_further_images_of_an_edit_are_looked_at(client: openai.OpenAI, api: ApiProcess) -> None:
-    files = [(f"{width}.png", png(width)) for width in (96, 80, 64)]
+    files = [(f"{width}.png", encode(mandelbrot(width))) for width in (96, 80, 64)]
     answer: Any = client.images.edit(image=files, prompt="in the style of the others")
     job = api.http.get(f"/v1/jobs/{answer.job}").json()
     assert job["kind"] == "img2img"
@@ -421,7 +417,7 @@ def test_a_form_has_lists_of_objects(client: openai.OpenAI, api: ApiProcess) -> 
     control = {"name": "edges", "image": source.data[0].id, "scale": 0.5}
     loras = [{"name": "grain", "scale": 0.8}, {"name": "other-family", "scale": 1.0}]
     answer: Any = client.images.edit(
-        image=("a.png", png()), prompt="listed", extra_body={"controls": [control], "loras": loras}
+        image=("a.png", PNG), prompt="listed", extra_body={"controls": [control], "loras": loras}
     )
     job = api.http.get(f"/v1/jobs/{answer.job}").json()
     [shown] = job["controls"]
@@ -431,19 +427,17 @@ def test_a_form_has_lists_of_objects(client: openai.OpenAI, api: ApiProcess) -> 
     ]
     del loras[0]["scale"]  # the client sends both names and then the scale
     with pytest.raises(openai.BadRequestError) as refused:
-        client.images.edit(image=("a.png", png()), prompt="x", extra_body={"loras": loras})
+        client.images.edit(image=("a.png", PNG), prompt="x", extra_body={"loras": loras})
     assert (refused.value.param, refused.value.code) == ("loras", "ambiguous_list")
 
 
 def test_a_mask_says_by_its_transparency_what_is_repainted(
     client: openai.OpenAI, api: ApiProcess
 ) -> None:
-    mask = Image.open(io.BytesIO(png())).convert("RGBA")
+    mask = mandelbrot().convert("RGBA")
     mask.paste((0, 0, 0, 0), (0, 0, mask.width // 2, mask.height // 2))
-    file = io.BytesIO()
-    mask.save(file, "PNG")
     answer: Any = client.images.edit(
-        prompt="in the corner", image=("a.png", png()), mask=("m.png", file.getvalue())
+        prompt="in the corner", image=("a.png", PNG), mask=("m.png", encode(mask))
     )
     job = api.http.get(f"/v1/jobs/{answer.job}").json()
     assert (job["kind"], job["mask_from_alpha"], job["strength"]) == ("inpaint", True, 1.0)
@@ -451,7 +445,7 @@ def test_a_mask_says_by_its_transparency_what_is_repainted(
 
 def test_an_edit_in_json(client: openai.OpenAI, api: ApiProcess) -> None:
     source: Any = client.images.generate(prompt="a first circle")
-    url = "data:image/png;base64," + base64.b64encode(png()).decode()
+    url = data_url(PNG)
     for fields in (
         {"image": source.data[0].id},
         {"image": [url], "strength": 0.9},
@@ -470,7 +464,7 @@ def test_edits_that_are_refused(client: openai.OpenAI, api: ApiProcess) -> None:
             client.images.edit(prompt="refused", **fields)
         return refused.value.status_code, refused.value.param, refused.value.code
 
-    file = ("a.png", png())
+    file = ("a.png", PNG)
     assert refusal(image=file, mask=file) == (400, "mask", "empty_mask")
     assert refusal(image=[file, file], model="unserved") == (400, "image", "image_count")
     assert refusal(image=[file] * 4) == (400, "references", "too_long")
@@ -536,7 +530,7 @@ def test_a_stream_shows_previews_and_then_the_images(
 
 
 def test_an_edit_can_be_streamed(client: openai.OpenAI) -> None:
-    stream: Any = client.images.edit(image=("a.png", png()), prompt="streamed", stream=True)
+    stream: Any = client.images.edit(image=("a.png", PNG), prompt="streamed", stream=True)
     assert [event.type for event in stream] == ["image_edit.completed"]
 
 
@@ -615,7 +609,7 @@ def test_open_webui_edits_images(api: ApiProcess, generate_worker: WorkerProcess
             api,
             "edits",
             data={**form, "model": model, "response_format": "b64_json"},
-            files=[(name, ("0b5e.png", png(), "image/png"))],
+            files=[(name, ("0b5e.png", PNG, "image/png"))],
         )
         assert answer.status_code == 200, answer.text
         [datum] = answer.json()["data"]
@@ -624,6 +618,6 @@ def test_open_webui_edits_images(api: ApiProcess, generate_worker: WorkerProcess
         api,
         "edits",
         data={**form, "background": "transparent"},
-        files=[("image", ("0b5e.png", png(), "image/png"))],
+        files=[("image", ("0b5e.png", PNG, "image/png"))],
     )
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background")

@@ -1,9 +1,7 @@
 """One tenant's data: exported whole, and deleted so that nothing is left, wherever one looks."""
 
-import base64
 import contextlib
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,7 +14,6 @@ from uuid import UUID
 import httpx2
 import pytest
 import redis
-from PIL import Image
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -28,6 +25,7 @@ from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
 from tests.conftest import MODELS
+from tests.images import data_url, png
 from tests.processes import ApiProcess, free_port, wait_until
 from tests.receiver import Receiver
 
@@ -79,12 +77,6 @@ def _of_redis(client: "redis.Redis") -> Iterator[tuple[str, str]]:
     }
     for key in client.scan_iter():
         yield repr(key), repr(readers[client.type(key)](key))
-
-
-def png(color: str) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), color).save(file, "PNG")
-    return file.getvalue()
 
 
 def live(http: httpx2.Client, word: str) -> dict[str, list[str]]:
@@ -451,7 +443,7 @@ def test_what_comes_as_its_tenant_goes_leaves_no_object(
     with patient.client(key) as http:
         before = set(storage.list_keys(""))
         if path == "/v1/jobs":
-            image = "data:image/png;base64," + base64.b64encode(file).decode()
+            image = data_url(file)
             parts: dict[str, Any] = {"json": {"prompt": "x", "init_image": image, "model": "sim"}}
         else:
             parts = {"files": {"file": ("a", file)}, "data": {"name": "a", "family": "sd"}}

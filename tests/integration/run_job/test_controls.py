@@ -6,11 +6,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image
 
 from shared.core.settings import Settings
-from tests.integration.api.test_bad_input import data_url
-from tests.integration.api.test_inpainting import encoded
+from tests.images import data_url, png
 from tests.processes import ApiProcess, WorkerProcess, free_port
 from tests.toy_models import build_controlnet, build_sd15
 
@@ -36,7 +34,7 @@ name = "for-xl"
 source = "xl"
 family = "sd"
 """
-RED = data_url(encoded(Image.new("RGB", (96, 64), "red")))
+RED = data_url(png("red", 96, 64))
 BODY = {"prompt": "a lamp", "model": "toy", "seed": 3, "steps": 3}
 
 

@@ -27,6 +27,7 @@ from shared.images.models import Image
 from shared.images.provenance import SOURCE_TYPE
 from tests import fork_server
 from tests.conftest import MODELS
+from tests.images import encode
 from tests.integration.run_job import test_one_job
 from tests.integration.run_job.test_one_job import finished
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, free_port
@@ -250,10 +251,10 @@ def test_inspect_tells_a_changed_file_from_its_original(
     assert (provenance["state"], "assertion.dataHash.mismatch" in codes) == ("invalid", True)
     # A file that was opened and saved keeps its receipt at most: nothing stale is believed.
     with Pillow.open(io.BytesIO(body)) as opened:
-        saved, chunks = io.BytesIO(), PngInfo()
+        chunks = PngInfo()
         chunks.add_itxt("darkroom", str(opened.info["darkroom"]))
-        opened.save(saved, "PNG", pnginfo=chunks)
-    provenance = inspect(api.http, saved.getvalue())["provenance"]
+        saved = encode(opened, pnginfo=chunks)
+    provenance = inspect(api.http, saved)["provenance"]
     assert provenance == {"state": "none", "digital_source_type": None, "manifest": None}
 
 
@@ -278,11 +279,10 @@ def test_nothing_that_a_file_names_is_fetched(api: ApiProcess, signer: WorkerPro
             '<rdf:Description rdf:about="" xmlns:dcterms="http://purl.org/dc/terms/"'
             f' dcterms:provenance="{url}"/></rdf:RDF></x:xmpmeta>'
         )
-        sent, chunks = io.BytesIO(), PngInfo()
+        chunks = PngInfo()
         chunks.add_itxt("darkroom", receipt)
         chunks.add_itxt("XML:com.adobe.xmp", xmp)
-        pixels.save(sent, "PNG", pnginfo=chunks)
-        answer = inspect(api.http, sent.getvalue())
+        answer = inspect(api.http, encode(pixels, pnginfo=chunks))
         server.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody has come
             server.accept()

@@ -1,7 +1,5 @@
 """Stars and deletions: rows, objects and vectors go, and the answer says what went."""
 
-import base64
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -11,7 +9,6 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from PIL import Image
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -26,6 +23,7 @@ from shared.images import deletion as image_deletion
 from shared.images import models as image_models
 from shared.jobs.models import Job, JobAttempt
 from tests.conftest import MIGRATED
+from tests.images import data_url, png
 from tests.integration.search.conftest import Team
 from tests.integration.search.gallery import any_vector, insert_image
 from tests.jobs import accept
@@ -254,7 +252,7 @@ def test_what_waits_or_runs_is_not_deleted(team: Team) -> None:
 
 
 def test_an_upload_goes_once_nothing_waits_for_it(team: Team, make: Any, storage: Storage) -> None:
-    job = make("the same at night", init_image=data_url(), strength=0.9)
+    job = make("the same at night", init_image=data_url(png("grey")), strength=0.9)
     upload = job["init_image"]
     source = {"ref": upload, "s3_key": f"_uploads/{upload}.png", "sha256": "0" * 64}
     with team.database.begin() as session:
@@ -288,13 +286,6 @@ def test_an_image_that_a_waiting_job_starts_from_stays(team: Team) -> None:
     assert team.http.get(paths[0]).status_code == 200
     team.http.post(f"/v1/jobs/{encode_id('job', waiting.id)}/cancel").raise_for_status()
     assert team.http.delete(paths[0]).status_code == 200
-
-
-def data_url() -> str:
-    """A grey image, as a client would put it into a job."""
-    written = io.BytesIO()
-    Image.new("RGB", (64, 64), "grey").save(written, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def test_a_session_goes_with_everything_in_it(team: Team, make: Any, storage: Storage) -> None:

@@ -1,6 +1,5 @@
 """Images get their vectors in windows: none is passed over, the newest come first."""
 
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,32 +18,27 @@ from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES, Tenant
 from shared.images import models as image_models
 from tests.conftest import MIGRATED
+from tests.images import encode
 from tests.integration.search.gallery import any_vector, insert_image
-from tests.integration.search.test_pixels import encoded, paint
+from tests.integration.search.test_pixels import paint
+from tests.unit.images import hostile
 from worker.search import reembed
 from worker.search.reembed import ImageIndexer
 
 IMAGES = 11
 
 
-def png(width: int, height: int) -> bytes:
+def damaged_png(width: int, height: int) -> bytes:
     """A PNG that says to be so large, and turns into garbage where its pixels begin."""
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(bytes(64 * (1 + 64 * 3)))[:20]),
-        (b"\xad\xff\x01\x02", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in parts
-    )
+    data = zlib.compress(bytes(64 * (1 + 64 * 3)))[:20]
+    return hostile.png(width, height, data=data, behind=hostile.chunk(b"\xad\xff\x01\x02", b""))
 
 
 DAMAGES = {
     "empty": b"",
     "no image": b"no image",
-    "SyntaxError of Pillow": png(64, 64),
-    "DecompressionBombError of Pillow": png(60_000, 60_000),
+    "SyntaxError of Pillow": damaged_png(64, 64),
+    "DecompressionBombError of Pillow": damaged_png(60_000, 60_000),
 }
 
 
@@ -76,7 +70,7 @@ def engine(servers: EmbeddedServers, settings: Settings) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def images(engine: Engine, storage: Storage) -> list[UUID]:
     """The images, the newest first."""
-    storage.put("windows/meadow.webp", encoded(paint("meadow"), "WEBP"), "image/webp")
+    storage.put("windows/meadow.webp", encode(paint("meadow"), "WEBP", lossless=True), "image/webp")
     with session_factory(engine).begin() as session:
         tenant = session.scalars(select(Tenant.id)).one()
         made = [

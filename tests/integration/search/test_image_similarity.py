@@ -1,7 +1,6 @@
 """Search by an image: one that is here, by id or by its file, or any with a receipt."""
 
 import hashlib
-import io
 
 import pytest
 from PIL import Image
@@ -10,12 +9,12 @@ from sqlalchemy import update
 from shared.core.ids import decode_id
 from shared.images import models as image_models
 from shared.images.receipts import RECEIPT_VERSION, png_chunks
+from tests.images import encode
 from tests.integration.search.conftest import Team
 
 
 def image(prompt: str | None) -> bytes:
     """A PNG, with a receipt if there is a prompt."""
-    written = io.BytesIO()
     chunks = None
     if prompt is not None:
         receipt = {
@@ -25,8 +24,7 @@ def image(prompt: str | None) -> bytes:
             "model": {"name": "sim", "content_hash": "0"}, "software": {"darkroom": "dev"},
         }  # fmt: skip
         chunks = png_chunks(receipt)
-    Image.new("RGB", (64, 64), "navy").save(written, "PNG", pnginfo=chunks)
-    return written.getvalue()
+    return encode(Image.new("RGB", (64, 64), "navy"), pnginfo=chunks)
 
 
 @pytest.fixture(scope="module")

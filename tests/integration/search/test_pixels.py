@@ -3,7 +3,6 @@
 Random weights know nothing of cats, but images that look alike have like vectors all the same.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from shared.images import models as image_models
 from shared.search.embeddings import IMAGES
 from shared.search.query import Phase
 from tests.conftest import MIGRATED
+from tests.images import encode
 from tests.integration.search.gallery import any_vector, insert_image
 from tests.processes import (
     PROJECT,
@@ -56,13 +56,6 @@ def paint(name: str) -> Image.Image:
     image = Image.new("RGB", (96, 64), sky)
     ImageDraw.Draw(image).rectangle((0, 40, 96, 64), fill=land)
     return image
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    """The file of an image."""
-    written = io.BytesIO()
-    image.save(written, kind, lossless=True)
-    return written.getvalue()
 
 
 @dataclass
@@ -146,7 +139,7 @@ def studio(
         for number, name in enumerate([*SCENES, LOST]):
             thumbnail = f"studio/{name}.thumb.webp"
             if name != LOST:
-                storage.put(thumbnail, encoded(paint(name), "WEBP"), "image/webp")
+                storage.put(thumbnail, encode(paint(name), "WEBP", lossless=True), "image/webp")
             image_id = insert_image(
                 session,
                 tenant_id,
@@ -181,7 +174,7 @@ def caught_up(studio: Studio) -> Studio:
 @pytest.mark.long
 def test_a_file_finds_the_images_that_look_like_it(caught_up: Studio) -> None:
     for name in SCENES:
-        file = {"file": ("mine.png", encoded(paint(name)))}
+        file = {"file": ("mine.png", encode(paint(name)))}
         answer = caught_up.http.post("/v1/search", files=file)
         assert answer.status_code == 200, answer.text
         hits = answer.json()["data"]

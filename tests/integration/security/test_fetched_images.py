@@ -1,26 +1,19 @@
 """Initial images by URL: fetched through the guard, kept as an upload, refused with a code."""
 
-import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 import pytest
-from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core.ids import decode_id
 from shared.images.models import Upload
 from shared.jobs.models import Job
+from tests.images import png
 from tests.integration.security.conftest import MakeClient
-
-
-def png() -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (64, 96), "red").save(written, "PNG")
-    return written.getvalue()
 
 
 class _Host(BaseHTTPRequestHandler):
@@ -31,7 +24,7 @@ class _Host(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)  # type: ignore[attr-defined]
         status, body = {
-            "/image.png": (200, png()),
+            "/image.png": (200, png(height=96)),
             "/page.html": (200, b"<script>EVIL</script>"),
             "/missing": (404, b""),
             "/redirect": (302, b""),

@@ -18,8 +18,8 @@ from shared.core.keys import parse_key
 from shared.core.logging import configure_logging
 from shared.core.settings import Settings
 from tests.conftest import MIGRATED
+from tests.images import encode
 from tests.processes import ApiProcess, free_port, slowness, wait_until
-from tests.unit.images.hostile import encode
 
 
 def test_a_log_shows_who_asked_but_no_secret(guarded: ApiProcess) -> None:

@@ -1,6 +1,5 @@
 """One tenant's storm does not reach another: a neighbour's slow requests stay near its own."""
 
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,20 +8,14 @@ from contextlib import contextmanager
 
 import httpx2
 import pytest
-from PIL import Image
 
 from shared.core.keys import new_key
 from shared.core.quotas import Quotas
+from tests.images import png
 from tests.integration.security.conftest import MakeClient
 from tests.processes import ApiProcess, slowness
 
 JOB = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
-
-
-def png(side: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (side, side), "red").save(file, "PNG")
-    return file.getvalue()
 
 
 def upload(client: httpx2.Client, image: bytes) -> int:
@@ -67,7 +60,7 @@ def slow(request: Callable[[], int], expected: int, times: int) -> float:
 def test_large_uploads_of_one_key_do_not_hold_up_anothers_small_one(
     client_with: MakeClient, at_once: int
 ) -> None:
-    small, large = png(64), png(4096)
+    small, large = png(), png("red", 4096, 4096)
     neighbour, flood = client_with(tenant="neighbour"), client_with(tenant="flood")
     calm = slow(lambda: upload(neighbour, small), 201, 5)
     with storm(lambda: upload(flood, large), at_once):

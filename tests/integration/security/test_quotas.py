@@ -1,8 +1,6 @@
 """Quotas of keys: each limit, its answer, its evidence, and what happens without Redis."""
 
 import asyncio
-import base64
-import io
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,6 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from PIL import Image as PILImage
 from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -42,6 +39,7 @@ from shared.jobs.queries import claims, endings
 from shared.jobs.queries import quotas as quota_queries
 from shared.jobs.queries.accept import ensure_session
 from tests.conftest import MIGRATED
+from tests.images import data_url, png
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
 from tests.jobs import as_one
@@ -316,14 +314,8 @@ def test_device_time_counts_on_the_day_it_is_used(
     assert refusal(submit(client)) == (429, "gpu_seconds_exceeded")
 
 
-def image(color: str = "red") -> bytes:
-    buffer = io.BytesIO()
-    PILImage.new("RGB", (64, 64), color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def send(client: httpx2.Client, path: str = "/v1/uploads", data: bytes = b"") -> httpx2.Response:
-    return client.post(path, files={"file": ("a", data or image())})
+    return client.post(path, files={"file": ("a", data or png())})
 
 
 def test_uploads_that_are_kept_have_a_quota_whatever_way_they_came(
@@ -339,7 +331,7 @@ def test_uploads_that_are_kept_have_a_quota_whatever_way_they_came(
     usage = client.get("/v1/usage").json()["upload_bytes"]
     assert (usage["used"], usage["left"]) == (2 * size, 10)
     objects = set(storage.list_keys("_uploads/"))
-    url = "data:image/png;base64," + base64.b64encode(image()).decode()
+    url = data_url(png())
     for refused in (
         send(client),
         submit(client, init_image=url, strength=1.0),
@@ -374,7 +366,7 @@ def test_a_refused_submission_leaves_no_image(client_with: MakeClient, storage: 
     client = client_with(quotas=Quotas(concurrent_jobs=1))
     assert submit(client).status_code == 202
     objects = set(storage.list_keys("_uploads/"))
-    url = "data:image/png;base64," + base64.b64encode(image()).decode()
+    url = data_url(png())
     refused = submit(client, init_image=url, strength=1.0)
     assert refusal(refused) == (429, "too_many_jobs")
     assert refused.json()["detail"] == "This key may have 1 jobs at once, and has 1."

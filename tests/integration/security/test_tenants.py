@@ -4,14 +4,12 @@ The walk is over the OpenAPI document. A new operation whose path takes an id th
 here, or that takes a body and is not in `WITHOUT_PATH_IDS`, fails until somebody has thought of it.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session as SqlSession
 from sqlalchemy.orm import sessionmaker
@@ -23,6 +21,7 @@ from shared.core.keys import new_key
 from shared.core.settings import Settings
 from shared.core.tenants import RESOURCES, Tenant
 from shared.jobs.queries.loras import insert_lora
+from tests.images import png
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 JOB = {"prompt": "a red circle", "model": "sim", "width": 64, "height": 64, "steps": 2}
@@ -89,12 +88,6 @@ class Victim:
     image_url: str = ""
     image: bytes = b""
     key: str = ""
-
-
-def png() -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(written, "PNG")
-    return written.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from PIL import Image
 from api.core.errors import Problem
 from api.jobs.reproduce import _options, compare_pixels, explain, loras_of_receipt
 from shared.core.model_catalog import ModelCatalog, ModelSpec
-from tests.unit.images.hostile import encode, make_image
+from tests.images import encode
+from tests.unit.images.hostile import make_image
 
 RECEIPT: dict[str, Any] = {
     "model": {"name": "demo", "content_hash": "a" * 64},

@@ -9,12 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from darkroom.cli.previews import PreviewMode, choose, half_blocks, show
-
-
-def png(width: int = 8, height: int = 8, colour: tuple[int, int, int] = (255, 0, 0)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
-    return file.getvalue()
+from tests.images import encode, png
 
 
 def terminal(system: str = "truecolor", *, colour: bool = True) -> tuple[Console, io.StringIO]:
@@ -64,7 +59,7 @@ def test_what_is_asked_for_by_name_is_taken() -> None:
     ("size", "cells"), [((64, 64), (32, 16)), ((400, 100), (40, 5)), ((100, 400), (8, 16))]
 )
 def test_half_blocks_keep_the_proportions(size: tuple[int, int], cells: tuple[int, int]) -> None:
-    drawn = half_blocks(png(*size))
+    drawn = half_blocks(png("red", *size))
     assert drawn is not None
     lines = drawn.plain.split("\n")
     assert (len(lines[0]), len(lines)) == cells
@@ -73,16 +68,14 @@ def test_half_blocks_keep_the_proportions(size: tuple[int, int], cells: tuple[in
 
 def test_half_blocks_have_the_images_colours() -> None:
     console, file = terminal()
-    show([png(colour=(1, 2, 3))], PreviewMode.BLOCKS, console)
+    show([png("rgb(1, 2, 3)", 8, 8)], PreviewMode.BLOCKS, console)
     assert "\x1b[38;2;1;2;3;48;2;1;2;3m" in file.getvalue()
 
 
 def test_kitty_gets_a_png_in_chunks() -> None:
     console, file = terminal()
     noise = Image.effect_noise((200, 200), 90).convert("RGB")
-    data = io.BytesIO()
-    noise.save(data, "PNG")
-    show([data.getvalue()], PreviewMode.KITTY, console)
+    show([encode(noise)], PreviewMode.KITTY, console)
     chunks = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", file.getvalue())
     assert len(chunks) > 2
     assert chunks[0][0].startswith("a=T,f=100,")
@@ -96,7 +89,7 @@ def test_kitty_gets_a_png_in_chunks() -> None:
 
 def test_iterm2_gets_several_images_as_one_strip() -> None:
     console, file = terminal()
-    show([png(64, 64), png(64, 64)], PreviewMode.ITERM2, console)
+    show([png(), png()], PreviewMode.ITERM2, console)
     match = re.search(r"\x1b\]1337;File=inline=1;size=(\d+);height=16:([^\a]*)\a", file.getvalue())
     assert match is not None
     sent = base64.b64decode(match[2])

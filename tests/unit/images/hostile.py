@@ -4,7 +4,6 @@
 typed refusal or a clean image will do (random damage may miss everything that matters).
 """
 
-import io
 import random
 import struct
 import zlib
@@ -13,6 +12,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from PIL import Image, PngImagePlugin
+
+from tests.images import encode
 
 SIDE = 96
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -40,12 +41,6 @@ def make_image(mode: str = "RGB", size: tuple[int, int] = (SIDE, SIDE)) -> Image
         image.putalpha(down)
         return image
     return rgb.convert(mode)
-
-
-def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)
-    return buffer.getvalue()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from shared.images.formats import REFUSALS, ImageUndecodable
 from shared.images.intake import ImageLimits, sanitize_image
+from tests.images import encode
 from tests.unit.images import hostile
 
 ROOT = Path(__file__).parents[3]
@@ -95,6 +96,6 @@ def test_an_image_that_needs_too_much_memory_is_refused() -> None:
     """Only Linux enforces the limit, which stands behind the limit on pixels."""
     if sys.platform != "linux":
         pytest.skip("RLIMIT_AS is not enforced here")
-    vast = hostile.encode(Image.new("RGBA", (4096, 4096)), "PNG")
+    vast = encode(Image.new("RGBA", (4096, 4096)), "PNG")
     with pytest.raises(ImageUndecodable):
         sanitize_image(vast, ImageLimits(decoder_memory_bytes=160 * 1024 * 1024))

@@ -22,7 +22,8 @@ from shared.images.formats import (
     ImageTooLarge,
 )
 from shared.images.intake import CleanImage, ImageLimits, parse_data_url, sanitize_image
-from tests.unit.images.hostile import chunk, encode, make_image, png, with_chunk
+from tests.images import encode
+from tests.unit.images.hostile import chunk, make_image, png, with_chunk
 from tests.unit.images.profiles import cmyk_profile, gray_profile, rgb_profile
 
 T = TypeVar("T")

@@ -1,7 +1,5 @@
 """The Generate tab: the form, its jobs, and what a reload finds again."""
 
-import base64
-import io
 import json
 import uuid
 from typing import Any
@@ -12,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 import darkroom
 from darkroom.playground import form
+from tests.images import data_url, encode, png
 from tests.processes import ApiProcess
 from tests.unit.playground.conftest import Open, button, plain, run_until, said
 
@@ -36,12 +35,6 @@ def generate(page: AppTest, prompt: str) -> None:
     button(page, "Generate").click()
     page.run()
     run_until(page, "the result", lambda: "Vary" in labels(page))
-
-
-def png(colour: str = "red") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), colour).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def newest(client: darkroom.Client, session: str) -> darkroom.Job:
@@ -176,10 +169,9 @@ def test_an_upload_becomes_the_initial_image_until_it_is_put_away(
 def test_the_result_has_the_shape_of_its_initial_image_unless_told(
     open_page: Open, client: darkroom.Client, session: str
 ) -> None:
-    wide = io.BytesIO()
-    Image.new("RGB", (256, 128), "red").save(wide, "PNG")
+    wide = png("red", 256, 128)
     page = open_page(session)
-    page.file_uploader(key="initial-file-0").upload("mine.png", wide.getvalue(), "image/png")
+    page.file_uploader(key="initial-file-0").upload("mine.png", wide, "image/png")
     page.run()
     generate(page, "the same at night")
     job = newest(client, session)
@@ -431,15 +423,12 @@ def test_same_seed_again_repaints_the_same_part(
     way: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start, mask = io.BytesIO(), Image.new("L", (64, 64))
+    mask = Image.new("L", (64, 64))
     mask.paste(255, (16, 16, 48, 48))
     picture = Image.new("RGB", (64, 64), "red")
     picture.putalpha(mask)
-    picture.save(start, "PNG")
-    drawn = io.BytesIO()
-    mask.save(drawn, "PNG")
     masks: dict[str, dict[str, Any]] = {
-        "mask_image": {"mask_image": client.uploads.create(drawn.getvalue()).id},
+        "mask_image": {"mask_image": client.uploads.create(encode(mask)).id},
         "mask_from_alpha": {"mask_from_alpha": True},
         "expand": {"expand": {"left": 64}},
     }
@@ -449,7 +438,7 @@ def test_same_seed_again_repaints_the_same_part(
     first = client.jobs.submit(
         "a hat",
         session_id=session,
-        init_image=client.uploads.create(start.getvalue()).id,
+        init_image=client.uploads.create(encode(picture)).id,
         **masks[way],
         **own,
         true_cfg_scale=2,
@@ -564,7 +553,7 @@ def test_a_grid_repaints_what_was_painted(
     page = open_page(session)
     page.file_uploader(key="initial-file-0").upload("mine.png", png(), "image/png")
     page.run()
-    drawing = f"data:image/png;base64,{base64.b64encode(png('white')).decode()}"
+    drawing = data_url(png("white"))
     page.session_state["form-mask"] = form.Mask(drawing, drawing)
     start_grid(page, "Strength", "0.5, 1")
     assert not page.error, said(page)

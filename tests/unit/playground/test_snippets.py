@@ -1,6 +1,5 @@
 """What "Make it elsewhere" copies makes the same job."""
 
-import io
 import shlex
 from typing import Any
 
@@ -12,6 +11,7 @@ import darkroom
 from darkroom.cli.app import app
 from darkroom.playground import submission
 from darkroom.playground.snippets import as_command
+from tests.images import encode
 from tests.processes import ApiProcess
 
 MASKED: dict[str, Any] = {"init_image": "PICTURE", "mask_image": "PICTURE"}
@@ -67,11 +67,9 @@ def test_a_command_says_what_it_cannot() -> None:
 
 def _with_picture(value: Any, client: darkroom.Client) -> Any:
     if value == "PICTURE":
-        buffer = io.BytesIO()
         picture = Image.new("RGBA", (64, 64), "white")
         picture.paste((255, 255, 255, 0), (0, 0, 32, 64))
-        picture.save(buffer, "PNG")
-        return client.uploads.create(buffer.getvalue()).id
+        return client.uploads.create(encode(picture)).id
     if isinstance(value, list):
         return [_with_picture(each, client) for each in value]
     if isinstance(value, dict):

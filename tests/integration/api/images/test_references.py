@@ -1,13 +1,12 @@
 """Reference images: over every way in and out, how they are kept, and what is refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -15,27 +14,15 @@ from darkroom import Client
 from shared.core.ids import decode_id
 from shared.images import queries
 from shared.jobs.models import Job
-from tests.integration.api.test_bad_input import BAD_FIELDS, check_problem, data_url
-from tests.integration.api.test_images import read
-from tests.integration.api.test_inpainting import encoded
+from tests.images import data_url, png
+from tests.integration.api.images.test_controls import upload
+from tests.integration.api.images.test_images import read
+from tests.integration.api.test_bad_input import BAD_FIELDS, check_problem
 from tests.integration.batches.client import jsonl, post_file
-from tests.processes import ApiProcess, WorkerProcess
+from tests.processes import ApiProcess
 
 BODY: dict[str, Any] = {"prompt": "a lamp", "model": "sim", "seed": 3, "steps": 3}
-RED, BLUE = (encoded(Image.new("RGB", (96, 64), colour)) for colour in ("red", "blue"))
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
-    """A client of the API whose model `sim` is served."""
-    return api.http
-
-
-@pytest.fixture
-def stranger(api: ApiProcess, other_api_key: str) -> Iterator[httpx2.Client]:
-    """A client of another tenant."""
-    with api.client(other_api_key) as client:
-        yield client
+RED, BLUE = (png(colour, 96, 64) for colour in ("red", "blue"))
 
 
 def submit(http: httpx2.Client, *references: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -44,11 +31,6 @@ def submit(http: httpx2.Client, *references: dict[str, Any], **fields: Any) -> d
     job: dict[str, Any] = answer.json()
     assert job.get("state") == "succeeded", answer.text
     return job
-
-
-def upload(http: httpx2.Client, file: bytes) -> str:
-    files = {"file": ("a.png", file)}
-    return str(http.post("/v1/uploads", files=files).json()["id"])
 
 
 def test_references_are_on_the_receipt_by_their_hashes_and_the_job_can_be_made_again(

@@ -1,7 +1,6 @@
 """Inpainting and outpainting: what stays, what is kept and recorded, and what is refused."""
 
 import io
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,31 +15,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.core.ids import decode_id
 from shared.images import queries
 from shared.jobs.models import Job
-from tests.integration.api.test_bad_input import check_problem, data_url
-from tests.integration.api.test_images import read
+from tests.images import data_url, encode
+from tests.integration.api.images.test_images import read
+from tests.integration.api.test_bad_input import check_problem
 from tests.integration.batches.client import jsonl, post_file
-from tests.processes import ApiProcess, WorkerProcess
+from tests.processes import ApiProcess
 
 SIZE = (96, 64)
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
-    """A client of the API whose model `sim` is served."""
-    return api.http
-
-
-@pytest.fixture
-def stranger(api: ApiProcess, other_api_key: str) -> Iterator[httpx2.Client]:
-    """A client of another tenant."""
-    with api.client(other_api_key) as client:
-        yield client
-
-
-def encoded(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def photograph(mode: str = "RGB") -> Image.Image:
@@ -72,8 +53,8 @@ def made_of(http: httpx2.Client, job: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 BODY: dict[str, Any] = {"prompt": "a lamp", "model": "sim", "seed": 3, "steps": 3}
-START = data_url(encoded(photograph()))
-MASK = data_url(encoded(mask()))
+START = data_url(encode(photograph()))
+MASK = data_url(encode(mask()))
 
 
 def submit(http: httpx2.Client, **fields: Any) -> dict[str, Any]:
@@ -131,7 +112,7 @@ def test_what_is_masked_may_begin_with_the_colors_around_it(http: httpx2.Client)
 
 
 def test_transparency_may_be_the_mask(http: httpx2.Client) -> None:
-    upload = http.post("/v1/uploads", files={"file": ("a.png", encoded(holed()))}).json()
+    upload = http.post("/v1/uploads", files={"file": ("a.png", encode(holed()))}).json()
     fields = {"mask_from_alpha": True, "mask_blur": 0, "width": 96, "height": 64}
     job = submit(http, init_image=upload["id"], **fields)
     assert (job["kind"], job["mask_image"]) == ("inpaint", None)
@@ -140,14 +121,14 @@ def test_transparency_may_be_the_mask(http: httpx2.Client) -> None:
     # Without it the image is what it has always been: laid over white.
     plain = submit(http, init_image=upload["id"])
     flat = Image.composite(Image.new("RGB", SIZE, "white"), photograph(), mask())
-    expected = submit(http, init_image=data_url(encoded(flat)))
+    expected = submit(http, init_image=data_url(encode(flat)))
     assert plain["images"][0]["sha256"] != expected["images"][0]["sha256"]  # other receipts
     assert np.array_equal(made_of(http, plain), made_of(http, expected))
 
 
 def test_what_is_transparent_in_a_mask_stays(http: httpx2.Client) -> None:
     made = painted(255, width=20)
-    white, given = np.asarray(made)[..., 3], data_url(encoded(made))
+    white, given = np.asarray(made)[..., 3], data_url(encode(made))
     job = submit(http, init_image=START, mask_image=given, mask_blur=0, width=96, height=64)
     pixels = made_of(http, job)
     assert np.array_equal(pixels[white == 0], np.asarray(photograph())[white == 0])
@@ -156,7 +137,7 @@ def test_what_is_transparent_in_a_mask_stays(http: httpx2.Client) -> None:
 
 def test_a_thin_mask_is_refused_for_its_blur_and_not_for_its_width(http: httpx2.Client) -> None:
     fields: dict[str, Any] = {"init_image": START, "width": 96, "height": 64}
-    fields["mask_image"] = data_url(encoded(painted(255, width=5)))
+    fields["mask_image"] = data_url(encode(painted(255, width=5)))
     problem = check_problem(
         http.post("/v1/jobs", json={**BODY, **fields}), 422, "validation_failed"
     )
@@ -178,7 +159,7 @@ def test_an_image_is_painted_on_beyond_its_edges(http: httpx2.Client) -> None:
 def test_a_mask_is_kept_for_its_job(lone_api: ApiProcess, database: sessionmaker[Session]) -> None:
     """From deletion until the job has ended, from the sweep of unused uploads as long as it is."""
     http = lone_api.http
-    image = http.post("/v1/uploads", files={"file": ("m.png", encoded(mask()))}).json()
+    image = http.post("/v1/uploads", files={"file": ("m.png", encode(mask()))}).json()
     body = {"prompt": "a lamp", "init_image": START, "mask_image": image["id"]}
     job = http.post("/v1/jobs", json=body).json()
     assert job["mask_image"] == image["id"], job
@@ -203,22 +184,22 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "expand without an image": ({"expand": {"left": 8}}, "/expand", "mask_without_init_image"),
     "of another size": (
-        {"init_image": START, "mask_image": data_url(encoded(mask((96, 96))))},
+        {"init_image": START, "mask_image": data_url(encode(mask((96, 96))))},
         "/mask_image",
         "mask_size",
     ),
     "all black": (
-        {"init_image": START, "mask_image": data_url(encoded(mask(white=100)))},
+        {"init_image": START, "mask_image": data_url(encode(mask(white=100)))},
         "/mask_image",
         "empty_mask",
     ),
     "black, and else transparent": (
-        {"init_image": START, "mask_image": data_url(encoded(painted(0, width=20)))},
+        {"init_image": START, "mask_image": data_url(encode(painted(0, width=20)))},
         "/mask_image",
         "empty_mask",
     ),
     "thin": (
-        {"init_image": START, "mask_image": data_url(encoded(painted(255, width=5)))},
+        {"init_image": START, "mask_image": data_url(encode(painted(255, width=5)))},
         "/mask_image",
         "empty_mask",
     ),
@@ -292,7 +273,7 @@ def test_what_makes_no_sense_is_refused_with_its_field(http: httpx2.Client, name
 def test_a_mask_of_another_tenant_does_not_exist(
     http: httpx2.Client, stranger: httpx2.Client
 ) -> None:
-    upload = stranger.post("/v1/uploads", files={"file": ("m.png", encoded(mask()))}).json()
+    upload = stranger.post("/v1/uploads", files={"file": ("m.png", encode(mask()))}).json()
     body = {**BODY, "init_image": START, "mask_image": upload["id"]}
     problem = check_problem(http.post("/v1/jobs", json=body), 404, "not_found")
     assert problem["errors"][0]["code"] == "mask_image_not_found"
@@ -300,7 +281,7 @@ def test_a_mask_of_another_tenant_does_not_exist(
 
 def test_lines_of_a_batch_have_masks(http: httpx2.Client, database: sessionmaker[Session]) -> None:
     def kept(image: Image.Image) -> str:
-        files = {"file": ("m.png", encoded(image))}
+        files = {"file": ("m.png", encode(image))}
         return str(http.post("/v1/uploads", files=files).json()["id"])
 
     start, white, other = kept(photograph()), kept(mask()), kept(mask((96, 96)))
@@ -340,7 +321,7 @@ def test_a_table_has_columns_for_masks(
     http: httpx2.Client, database: sessionmaker[Session]
 ) -> None:
     def kept(image: Image.Image) -> str:
-        files = {"file": ("m.png", encoded(image))}
+        files = {"file": ("m.png", encode(image))}
         return str(http.post("/v1/uploads", files=files).json()["id"])
 
     start, white, clear = kept(photograph()), kept(mask()), kept(holed())

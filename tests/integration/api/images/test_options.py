@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.core.ids import decode_id
 from shared.images.models import Image
 from shared.jobs.models import Job
+from tests.integration.api.images.test_images import read, with_receipt
 from tests.integration.api.test_bad_input import check_problem
-from tests.integration.api.test_images import read, with_receipt
 from tests.integration.batches.client import jsonl, make, post_file
-from tests.processes import ApiProcess, WorkerProcess
+from tests.processes import ApiProcess
 
 OPTIONS = {"prompt_syntax": "weighted", "long_prompt": True}
 PLAIN = {"prompt_syntax": "plain", "long_prompt": False}
@@ -24,11 +24,6 @@ WAIT = {"Prefer": "wait=60"}
 
 def options_in(document: dict[str, Any]) -> dict[str, Any]:
     return {name: document[name] for name in OPTIONS if name in document}
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
-    return api.http
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,6 @@ import pytest
 from PIL import Image as Pillow
 
 from shared.images.provenance import SOURCE_TYPE
-from tests.processes import ApiProcess, WorkerProcess
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
-    """A client of the API whose model `sim` is served."""
-    return api.http
 
 
 def make(http: httpx2.Client, **fields: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,33 +26,20 @@ from shared.core.storage import Storage
 from shared.images import queries
 from shared.jobs.models import Job
 from tests.conftest import MODELS
-from tests.integration.api.test_bad_input import BAD_FIELDS, check_problem, data_url
-from tests.integration.api.test_images import read
-from tests.integration.api.test_inpainting import encoded
+from tests.images import data_url, encode, png
+from tests.integration.api.images.test_images import read
+from tests.integration.api.test_bad_input import BAD_FIELDS, check_problem
 from tests.integration.batches.client import jsonl, post_file
-from tests.processes import ApiProcess, WorkerProcess
+from tests.processes import ApiProcess
 
 BODY: dict[str, Any] = {"prompt": "a lamp", "model": "sim", "seed": 3, "steps": 3}
 WAIT = {"Prefer": "wait=60"}
-RED, BLUE = (encoded(Image.new("RGB", (96, 64), colour)) for colour in ("red", "blue"))
+RED, BLUE = (png(colour, 96, 64) for colour in ("red", "blue"))
 DEFAULTS = {"scale": 1.0, "start": 0.0, "end": 1.0, "preprocess": "none", "low": None, "high": None}
 CANNY = {**DEFAULTS, "preprocess": "canny", "low": 100, "high": 200}
 _FILES = (MODELS.parent / "controlnets" / "edges").iterdir()
 _DIGESTS = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(_FILES)]
 SHA256 = hashlib.sha256("".join(_DIGESTS).encode()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
-    """A client of the API whose model `sim` is served."""
-    return api.http
-
-
-@pytest.fixture
-def stranger(api: ApiProcess, other_api_key: str) -> Iterator[httpx2.Client]:
-    """A client of another tenant."""
-    with api.client(other_api_key) as client:
-        yield client
 
 
 def edges(image: str, **fields: Any) -> dict[str, Any]:
@@ -112,7 +98,7 @@ def test_a_resize_mode_fits_what_a_controlnet_sees(http: httpx2.Client) -> None:
     size = {"width": 64, "height": 128}
     tall = Image.new("RGB", (96, 64), "red")
     tall.paste("blue", (0, 0, 16, 64))
-    drawn = upload(http, encoded(tall))
+    drawn = upload(http, encode(tall))
     cropped = submit(http, edges(drawn), **size)
     fitted = submit(http, edges(drawn), resize_mode="fit", **size)
     assert (cropped["resize_mode"], fitted["resize_mode"]) == (None, "fit")
@@ -183,7 +169,7 @@ def test_each_control_and_each_of_its_fields_counts(http: httpx2.Client) -> None
 def test_controls_go_with_masks_second_passes_and_sizes(http: httpx2.Client) -> None:
     red = upload(http, RED)
     first = submit(http)["images"][0]["id"]
-    white = data_url(encoded(Image.new("L", (64, 64), 255)))
+    white = data_url(encode(Image.new("L", (64, 64), 255)))
     submit(http, edges(red), init_image=first, mask_image=white)
     larger = submit(http, edges(first), hires={"scale": 2})
     assert (larger["images"][0]["width"], larger["controls"][0]["image"]) == (128, first)

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -15,16 +14,10 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.core.ids import decode_id
 from shared.images.models import Image
 from shared.images.receipts import read_receipt
+from tests.images import encode
 from tests.integration.api.test_bad_input import PNG, check_problem
-from tests.processes import ApiProcess, WorkerProcess
 
 Database = sessionmaker[Session]
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiProcess, generate_worker: WorkerProcess) -> httpx2.Client:
-    """A client of the API whose model `sim` is served."""
-    return api.http
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +28,6 @@ def job(http: httpx2.Client) -> dict[str, Any]:
     made: dict[str, Any] = answer.json()
     assert made["state"] == "succeeded", made
     return made
-
-
-@pytest.fixture
-def stranger(api: ApiProcess, other_api_key: str) -> Iterator[httpx2.Client]:
-    """A client of another tenant."""
-    with api.client(other_api_key) as client:
-        yield client
 
 
 def image_path(job: dict[str, Any], index: int = 0) -> str:
@@ -295,9 +281,7 @@ def with_receipt(text: str) -> dict[str, tuple[str, bytes]]:
     """A PNG that says so of itself."""
     chunks = PngInfo()
     chunks.add_itxt("darkroom", text)
-    file = io.BytesIO()
-    Pillow.new("RGB", (64, 64)).save(file, "PNG", pnginfo=chunks)
-    return {"file": ("a.png", file.getvalue())}
+    return {"file": ("a.png", encode(Pillow.new("RGB", (64, 64)), pnginfo=chunks))}
 
 
 @pytest.mark.parametrize(
