@@ -8,7 +8,7 @@ from PIL import Image
 
 from worker.engine.families.base import TWO_CALLS, Family, Start, no_step_left
 from worker.engine.interface import ImageRequest
-from worker.engine.row import Kept, Prediction, Row, Tensors
+from worker.engine.row import Half, Kept, Prediction, Row, Tensors
 
 _TRAINED_TIMESTEPS = 1000
 
@@ -200,6 +200,16 @@ class PackedFlowFamily(FlowFamily):
         """Packed as the latents are."""
         small = super().latent_mask(mask).repeat(1, self.channels, 1, 1)
         return self.inpaint_pipeline._pack_latents(small, 1, self.channels, *small.shape[-2:])
+
+    def encode(self, text: str, half: Half) -> Tensors:
+        """What a single encoder makes of it, not masked."""
+        tokens, _ = self.pipeline.encode_prompt(
+            prompt=text,
+            device=self.encode_device,
+            num_images_per_prompt=1,
+            max_sequence_length=self.text_tokens,
+        )
+        return {"tokens": tokens}
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
         """Unpacked."""

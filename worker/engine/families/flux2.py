@@ -97,16 +97,6 @@ class Flux2(PackedFlowFamily):
         """It takes no negative prompt."""
         return request.prompt if half == "positive" else ""
 
-    def encode(self, text: str, half: Half) -> Tensors:
-        """Three layers' states beside each other."""
-        tokens, _ = self.pipeline.encode_prompt(
-            prompt=text,
-            device=self.encode_device,
-            num_images_per_prompt=1,
-            max_sequence_length=self.text_tokens,
-        )
-        return {"tokens": tokens}
-
 
 class Flux2Klein(Flux2):
     """Smaller, with Qwen 3; the negative half is always the empty text."""

@@ -127,16 +127,6 @@ class QwenImage(PackedFlowFamily):
         count = len(self.pipeline.tokenizer(whole, max_length=most, truncation=True).input_ids)
         return min(count - before, self.text_tokens)
 
-    def encode(self, text: str, half: Half) -> Tensors:
-        """Of the text alone, without the template around it."""
-        tokens, _ = self.pipeline.encode_prompt(
-            prompt=text,
-            device=self.encode_device,
-            num_images_per_prompt=1,
-            max_sequence_length=self.text_tokens,
-        )
-        return {"tokens": tokens}
-
 
 def _bucket(length: int) -> int:
     return next((bucket for bucket in _TEXT_BUCKETS if length <= bucket), length)
