@@ -135,16 +135,7 @@ def _result(resources: Resources, job: Job, images: Sequence[Image]) -> dict[str
         "images": filtered_images(job.filtered)
         + [
             {
-                "state": "ready",
-                "id": encode_id("img", image.id),
-                "index": image.index,
-                "seed": image.seed,
-                "width": image.width,
-                "height": image.height,
-                "content_type": image.content_type,
-                "bytes": image.bytes,
-                "sha256": image.sha256,
-                "pixel_sha256": image.pixel_sha256,
+                **image.facts(),
                 "url": resources.storage.presign(image.s3_key),
                 "receipt": image.receipt,
             }

@@ -8,6 +8,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Delete,
     Select,
     Text,
@@ -148,17 +149,8 @@ def delete_upload(tenant_id: UUID, upload_id: UUID) -> ReturningDelete[str]:
 
 def has_unfinished_job_from(tenant_id: UUID, s3_keys: Sequence[str]) -> Select[bool]:
     """Whether a job that names one of these images waits or runs."""
-    return select(
-        exists().where(
-            Job.tenant_id == tenant_id,
-            Job.finished_at.is_(None),
-            or_(
-                Job.init_image["s3_key"].astext.in_(s3_keys),
-                MASK_KEY.in_(s3_keys),
-                and_(HAS_OPTION_IMAGES, OPTION_IMAGES.has_any(cast(array(s3_keys), ARRAY(Text)))),
-            ),
-        )
-    )
+    listed = OPTION_IMAGES.has_any(cast(array(s3_keys), ARRAY(Text)))
+    return _has_unfinished_job(tenant_id, s3_keys, listed)
 
 
 def has_unfinished_job_from_session(tenant_id: UUID, session_id: str) -> Select[bool]:
@@ -167,17 +159,20 @@ def has_unfinished_job_from_session(tenant_id: UUID, session_id: str) -> Select[
         Image.tenant_id == tenant_id, Image.session_id == session_id
     )
     listed = images.where(OPTION_IMAGES.contains(func.to_jsonb(Image.s3_key)))
-    return select(
-        exists().where(
-            Job.tenant_id == tenant_id,
-            Job.finished_at.is_(None),
-            or_(
-                Job.init_image["s3_key"].astext.in_(images),
-                MASK_KEY.in_(images),
-                and_(HAS_OPTION_IMAGES, listed.exists()),
-            ),
-        )
+    return _has_unfinished_job(tenant_id, images, listed.exists())
+
+
+def _has_unfinished_job(
+    tenant_id: UUID, s3_keys: Sequence[str] | Select[str], listed: ColumnElement[bool]
+) -> Select[bool]:
+    """`listed`: whether the images of a job's options are among them."""
+    named = (
+        Job.init_image["s3_key"].astext.in_(s3_keys),
+        MASK_KEY.in_(s3_keys),
+        and_(HAS_OPTION_IMAGES, listed),
     )
+    unfinished = Job.tenant_id == tenant_id, Job.finished_at.is_(None)
+    return select(exists().where(*unfinished, or_(*named)))
 
 
 def lock_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[UUID]:

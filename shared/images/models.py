@@ -1,5 +1,6 @@
 """Tables of sessions, prompts with their embeddings, images and uploads."""
 
+from typing import Any
 from uuid import UUID
 
 from pgvector.sqlalchemy import Vector
@@ -23,6 +24,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.core.database import Base, CreatedAt, Id, Instant, Json
+from shared.core.ids import encode_id
 
 
 class Session(Base):
@@ -150,6 +152,21 @@ class Image(Base):
     )
     """These two repeat the receipt, so that a search can filter by them."""
     created_at: Mapped[CreatedAt]
+
+    def facts(self) -> dict[str, Any]:
+        """What results of a batch and webhooks say of it, besides its URL."""
+        return {
+            "state": "ready",
+            "id": encode_id("img", self.id),
+            "index": self.index,
+            "seed": self.seed,
+            "width": self.width,
+            "height": self.height,
+            "content_type": self.content_type,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "pixel_sha256": self.pixel_sha256,
+        }
 
 
 class DeletedImage(Base):

@@ -83,16 +83,7 @@ def _job(
 
 def _image(image: Image, storage: Storage) -> dict[str, Any]:
     return {
-        "state": "ready",
-        "id": encode_id("img", image.id),
-        "index": image.index,
-        "seed": image.seed,
-        "width": image.width,
-        "height": image.height,
-        "content_type": image.content_type,
-        "bytes": image.bytes,
-        "sha256": image.sha256,
-        "pixel_sha256": image.pixel_sha256,
+        **image.facts(),
         "url": storage.presign(image.s3_key),
         "thumbnail_url": storage.presign(image.thumbnail_s3_key),
     }

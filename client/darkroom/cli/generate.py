@@ -10,6 +10,7 @@ from darkroom.cli.command import GENERATE, Cli, command
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.jobs import print_submitted, steps_of, watch_job
 from darkroom.cli.options import (
+    Detach,
     Model,
     Out,
     PreviewOption,
@@ -189,9 +190,7 @@ def generate(
     out: Out = Path(),
     preview: PreviewOption = PreviewMode.AUTO,
     timeout: Timeout = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Only submit, and print the job's id.")
-    ] = False,
+    detach: Detach = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Validate and estimate the job, without submitting it."),

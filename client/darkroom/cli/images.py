@@ -12,6 +12,7 @@ from darkroom.cli.command import FIND, Cli, command
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.jobs import print_submitted, watch_job
 from darkroom.cli.options import (
+    Detach,
     ImageId,
     ImageIds,
     Out,
@@ -182,9 +183,7 @@ def upscale(
     out: Out = Path(),
     preview: PreviewOption = PreviewMode.AUTO,
     timeout: Timeout = None,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Only submit, and print the job's id.")
-    ] = False,
+    detach: Detach = False,
 ) -> None:
     """Make an image larger, and save the result."""
     if not detach:

@@ -198,6 +198,9 @@ PreviewOption = Annotated[
         help="How to show images in this terminal. auto: the best way it supports.",
     ),
 ]
+Detach = Annotated[
+    bool, typer.Option("--detach", "-d", help="Only submit, and print the job's id.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", min=0, help="Stop waiting after this; the work continues."),
