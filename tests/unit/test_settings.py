@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from shared.core import settings as module
+from shared.core.outbound.addresses import OutboundPolicy
 from shared.core.settings import Settings, SettingsError, get_settings
+from shared.webhooks.message import webhook_policy
 
 GOOD: dict[str, Any] = {
     "environment": "production",
@@ -25,6 +28,14 @@ GOOD: dict[str, Any] = {
 def test_the_driver_is_named() -> None:
     url = Settings(**GOOD).database_url.get_secret_value()
     assert url == "postgresql+psycopg://u:Kf93jd2kQ@db/darkroom"
+
+
+def test_outside_the_local_stack_webhooks_go_to_public_https_or_where_the_operator_says() -> None:
+    assert webhook_policy(Settings(**GOOD)) == OutboundPolicy()
+    within = ["10.1.0.0/16"]
+    wider = Settings(**GOOD, webhook_allow_http=True, webhook_allowed_networks=within)
+    networks = tuple(map(ip_network, within))
+    assert webhook_policy(wider) == OutboundPolicy(allow_http=True, allowed_networks=networks)
 
 
 def test_links_have_one_slash() -> None:

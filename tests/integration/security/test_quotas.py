@@ -12,6 +12,7 @@ from uuid import UUID
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import func, literal, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -43,7 +44,7 @@ from tests.images import data_url, png
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
 from tests.jobs import as_one
-from tests.processes import ApiProcess, slowness, wait_until
+from tests.processes import ApiProcess, free_port, slowness, wait_until
 
 JOB = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
 COST = 64 * 64 * 2
@@ -517,6 +518,20 @@ def test_beyond_the_ceiling_nobody_queues(quiet: Settings) -> None:
         except Problem:
             return False
         return True
+
+    asyncio.run(press())
+
+
+def test_without_postgres_the_ceiling_is_for_what_this_process_accepts(settings: Settings) -> None:
+    away = f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/none"
+    changed = {"database_url": SecretStr(away), "max_queued_cost": 10 * COST}
+
+    async def press() -> None:
+        async with open_resources(settings.model_copy(update=changed)) as held:
+            await held.get(LoadShedding).check(held, 9 * COST)
+            with pytest.raises(Problem) as refused:
+                await held.get(LoadShedding).check(held, 2 * COST)
+            assert refused.value.kind.code == "overloaded"
 
     asyncio.run(press())
 

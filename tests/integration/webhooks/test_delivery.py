@@ -23,6 +23,7 @@ from tests.integration.webhooks.conftest import PATIENCE, Alone, Hooks
 from tests.processes import WorkerProcess, wait_until
 from tests.receiver import Behaviour, Received, Receiver, Request, answer, drip, hang, reset
 from tests.unit.outbound.servers import Authority
+from worker.webhooks import deliver
 from worker.webhooks.deliver import Deliverer
 from worker.webhooks.progress import WebhookNotifier
 
@@ -176,6 +177,51 @@ def test_silence_is_cut_off_by_the_time_limit(
         [attempt] = session.scalars(select(WebhookAttempt)).all()
     assert attempt.error_code == "deadline_exceeded"
     assert attempt.latency_ms >= limit.total_seconds() * 1000
+
+
+def test_an_attempt_that_fails_on_our_side_counts(
+    alone: Alone, settings: Settings, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be made for ever."""
+    hooks = alone.hooks
+
+    def crash(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(deliver, "attempt", crash)
+    deliverer = Deliverer(settings, hooks.database, storage, WebhookNotifier(hooks.celery))
+    assert deliverer.offer(hooks.cancel_for("http://127.0.0.1:9/"))
+    wait_until(lambda: deliverer.is_idle, what="the end of the attempt")
+    deliverer.close()
+    with hooks.database.begin() as session:
+        attempt = session.scalars(select(WebhookAttempt)).one()
+        delivery = session.scalars(select(WebhookDelivery)).one()
+    assert (attempt.number, attempt.error_code) == (1, "internal_error")
+    assert "a fault" not in str(attempt.error_message)
+    assert (delivery.state, delivery.attempts, delivery.lease_until) == ("pending", 1, None)
+
+
+def test_who_has_lost_a_delivery_to_another_worker_writes_nothing(
+    alone: Alone, settings: Settings, storage: Storage
+) -> None:
+    hooks = alone.hooks
+    deliverer = Deliverer(settings, hooks.database, storage, WebhookNotifier(hooks.celery))
+
+    def be_slow(request: Request) -> None:
+        """The lease runs out, and another worker begins the next attempt."""
+        with hooks.database.begin() as session:
+            session.execute(update(WebhookDelivery).values(attempts=2))
+        request.reply(500)
+
+    with Receiver(be_slow) as receiver:
+        assert deliverer.offer(hooks.cancel_for(receiver.url))
+        wait_until(lambda: deliverer.is_idle, what="the end of the request")
+    deliverer.close()
+    with hooks.database.begin() as session:
+        assert session.scalars(select(WebhookAttempt)).all() == []
+        delivery = session.scalars(select(WebhookDelivery)).one()
+    assert (delivery.state, delivery.attempts) == ("pending", 2)
+    assert delivery.lease_until is not None
 
 
 def test_a_certificate_that_nobody_trusts_fails(hooks: Hooks, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from shared.core.ids import encode_id, new_id
 from tests.integration.webhooks.conftest import Hooks
 from tests.processes import ApiProcess
 
@@ -142,6 +143,42 @@ def test_the_tenants_own_secret_stays_until_it_is_rotated(hooks: Hooks) -> None:
 )
 def test_filters_that_cannot_be(hooks: Hooks, query: str) -> None:
     assert hooks.http.get(f"/v1/webhook-deliveries?{query}").status_code == 422
+
+
+def test_deliveries_are_of_a_job_or_of_a_batch(hooks: Hooks) -> None:
+    both = {"job_id": encode_id("job", new_id()), "batch_id": encode_id("batch", new_id())}
+    refused = hooks.http.get("/v1/webhook-deliveries", params=both)
+    assert refused.status_code == 422
+    assert "not by both" in refused.text
+    for name, value in both.items():
+        assert hooks.deliveries(**{name: value}) == []
+
+
+def test_deliveries_come_page_by_page(hooks: Hooks) -> None:
+    made = hooks.register(URL)
+    jobs = [hooks.cancel(hooks.queue()) for _ in range(3)]
+    pages: list[list[str]] = []
+    after = None
+    while len(pages) < 3:
+        query = {"endpoint_id": made["id"], "limit": 1} | ({"after": after} if after else {})
+        page = hooks.http.get("/v1/webhook-deliveries", params=query).json()
+        pages.append([delivery["job_id"] for delivery in page["data"]])
+        after = page["next_cursor"]
+    assert pages == [[job] for job in reversed(jobs)]
+    assert not page["has_more"]
+
+
+def test_what_was_made_after_a_time_is_not_delivered_again(hooks: Hooks) -> None:
+    made = hooks.register(URL)
+    hooks.cancel(hooks.queue())
+    [first] = hooks.deliveries(endpoint_id=made["id"])
+    hooks.cancel(hooks.queue())
+    path = f"/v1/webhook-endpoints/{made['id']}/redeliver"
+    newest, _ = hooks.deliveries(endpoint_id=made["id"])
+    of_both = {"since": first["created_at"], "state": "all"}
+    for until, count in ((first["created_at"], 0), (newest["created_at"], 1), (None, 2)):
+        limits = of_both | ({"until": until} if until else {})
+        assert hooks.http.post(path, params=limits).json() == {"deliveries": count}
 
 
 def test_no_such_delivery(hooks: Hooks) -> None:

@@ -49,6 +49,7 @@ def test_jitter_moves_each_gap_by_its_share(jitter: float) -> None:
         ("Sun, 01 Mar 2026 12:02:00 GMT", 120),
         ("Sun, 01 Mar 2026 11:00:00 GMT", 0),
         ("Sunday, 01-Mar-26 12:00:30 GMT", 30),
+        ("Sun, 01 Mar 2026 12:02:00 -0000", 120),  # UTC of an unknown place
         (None, None),
         ("", None),
         ("soon", None),
