@@ -184,6 +184,21 @@ def test_closing_gives_unfinished_images_back(engine: SimulatedEngine) -> None:
         engine.submit(request())
 
 
+def test_what_cannot_be_let_go_keeps_no_model_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, freed = engine_of(), threading.Event()
+
+    def fail() -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(engine._ticks, "stop", fail)
+    monkeypatch.setattr(engine._backend, "close", freed.set)
+    engine.close()
+    assert freed.wait(LIMIT)
+    assert "could not be let go" in caplog.text
+
+
 def test_who_waits_for_the_engine_hears_of_its_end(engine: SimulatedEngine) -> None:
     """A warm-up behind another one, when the engine is closed."""
     under_way, end = threading.Event(), threading.Event()
