@@ -4,6 +4,7 @@ from alembic import context
 from sqlalchemy import create_engine, pool
 
 from migrations.metadata import target_metadata
+from migrations.servers import require_versions
 from shared.core.settings import get_settings, with_driver
 from shared.search.embeddings import IMAGES, PROMPTS
 
@@ -26,6 +27,7 @@ def run() -> None:
         with_driver(url or get_settings().database_url.get_secret_value()), poolclass=pool.NullPool
     )
     with engine.connect() as connection:
+        require_versions(connection)
         context.configure(
             connection=connection,
             target_metadata=target_metadata,

@@ -16,6 +16,10 @@ STOP_SECONDS = 10.0
 """What the stack promises; it kills what takes longer."""
 
 
+_OTHER_SERVERS = {"DARKROOM_POSTGRES_BIN", "DARKROOM_REDIS_SERVER"}
+"""Those that a run of the tests was told to try."""
+
+
 class Stack:
     """`darkroom-server …` in a folder of its own, with its output in a file."""
 
@@ -24,7 +28,11 @@ class Stack:
         self._output = output
         self._variables = variables
         # Not the settings of a developer's shell or of this run's other servers.
-        clean = {name: at for name, at in os.environ.items() if not name.startswith("DARKROOM_")}
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("DARKROOM_") or name in _OTHER_SERVERS
+        }
         environment = {**clean, "DARKROOM_HOME": str(home), **variables}
         with output.open("wb") as file:
             self.process = subprocess.Popen(

@@ -14,7 +14,7 @@ from migrations.commands import check, downgrade, upgrade
 from shared.core import tenants
 from shared.core.database import open_engine, session_factory
 from shared.core.ids import decode_id
-from shared.core.settings import Settings
+from shared.core.settings import Settings, SettingsError
 from shared.images.models import Prompt
 from tests import earlier_version
 from tests.conftest import MIGRATED
@@ -80,6 +80,20 @@ def test_down_to_nothing_and_up_again(servers: EmbeddedServers) -> None:
         check(url)
     finally:
         servers.postgres.drop_database("down_and_up")
+
+
+@pytest.mark.parametrize(("part", "newer"), [("POSTGRES", 99), ("PGVECTOR", (99, 0))])
+def test_a_server_that_is_too_old_is_refused_before_anything_is_changed(
+    servers: EmbeddedServers, monkeypatch: pytest.MonkeyPatch, part: str, newer: object
+) -> None:
+    url = servers.postgres.create_database("too_old")
+    monkeypatch.setattr(f"migrations.servers.{part}", newer)
+    try:
+        with pytest.raises(SettingsError, match=r"needs \w+ 99\S* or newer; this is \d"):
+            upgrade(url)
+        assert rows(url, TABLES) == []
+    finally:
+        servers.postgres.drop_database("too_old")
 
 
 def test_the_fixture_has_jobs_in_every_state(earlier: str) -> None:

