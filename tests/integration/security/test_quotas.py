@@ -589,6 +589,8 @@ def test_of_submissions_in_several_processes_only_as_many_as_allowed_pass(
     """All have seen the place free before any of them writes: their session is held till then."""
     greedy = replace(principal, quotas=Quotas(concurrent_jobs=1))
     job = JobSubmission.model_validate(JOB)
+    # The first is not to give up before the last one has come.
+    patient = settings.model_copy(update={"database_timeout": timedelta(minutes=5)})
     waiting = text("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     with database.begin() as session:  # or they would wait for each other to make it
         session.execute(ensure_session(greedy.tenant_id, "default"))
@@ -601,7 +603,7 @@ def test_of_submissions_in_several_processes_only_as_many_as_allowed_pass(
                 submissions = [
                     asyncio.create_task(submit_job(held, greedy, job, None))
                     for held in [
-                        await stack.enter_async_context(open_resources(settings)) for _ in range(4)
+                        await stack.enter_async_context(open_resources(patient)) for _ in range(4)
                     ]
                 ]
 
