@@ -1,5 +1,6 @@
 """The rules of sessions: list, get."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -38,17 +39,18 @@ async def list_page(
     resources: Resources, principal: Principal, paging: PageRequest
 ) -> Page[Session]:
     """One page of a tenant's sessions, the last used first."""
-    scope = ("sessions by newest job", principal.tenant_id)
+    tenant = principal.tenant_id
+    scope = ("sessions by newest job", tenant)
     before = decode(paging.after, *scope) if paging.after is not None else None
     async with resources.tenant_transaction(principal) as session:
-        many = await session.scalar(queries.has_many_sessions(principal.tenant_id))
-        for recent in (True, False) if many else (False,):
-            statement = queries.list_sessions(
-                principal.tenant_id, paging.limit + 1, before, recent=recent
-            )
+        rows: Sequence[Any] = ()
+        if await session.scalar(queries.has_many_sessions(tenant)):
+            recent = await session.scalars(queries.list_recent_sessions(tenant, before))
+            statement = queries.list_sessions(tenant, paging.limit + 1, before, among=recent.all())
             rows = (await session.execute(statement)).all()
-            if len(rows) > paging.limit:
-                break
+        if len(rows) <= paging.limit:
+            statement = queries.list_sessions(tenant, paging.limit + 1, before)
+            rows = (await session.execute(statement)).all()
     page, has_more = rows[: paging.limit], len(rows) > paging.limit
     return Page(
         data=[_serialize(resources, row) for row in page],
