@@ -1,6 +1,7 @@
 """Sessions: listed, looked at, and their history by time and by meaning."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -63,7 +64,8 @@ def test_thousands_of_sessions_are_listed_by_their_newest_jobs(
     with database.begin() as session:
         rows = [{"tenant_id": team.tenant_id, "id": name} for name in names]
         session.execute(insert(SessionRow), rows)
-        jobs = [job_columns(team.tenant_id, session_id=name, state="queued") for name in of_jobs]
+        ended = {"state": "canceled", "finished_at": datetime.now(UTC)}
+        jobs = [job_columns(team.tenant_id, session_id=name, **ended) for name in of_jobs]
         session.execute(insert(Job), jobs)
     listed = [one["id"] for one in pages(team, "/v1/sessions", limit=150)]
     expected = [*names[599:299:-1], *names[:599:-1], *names[299::-1]]
