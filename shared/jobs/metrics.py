@@ -55,6 +55,7 @@ IMAGES = Counter("darkroom_images", "Images committed.", ["model"])
 def watch_models(names: Iterable[str]) -> None:
     """Show what these models' attempts end in from now on."""
     models = tuple(names)
+    show_zeros(WAIT, models, QUEUE_CLASSES)
     show_zeros(LEASES_LOST, models)
     show_zeros(FAILURES, models, JOB_ERRORS)
     show_zeros(RUN, models, QUEUE_CLASSES, (AttemptOutcome.SUCCEEDED, AttemptOutcome.FAILED))

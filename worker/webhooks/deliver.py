@@ -110,6 +110,7 @@ class Deliverer:
     ) -> None:
         for verdict, codes in CODES.items():
             show_zeros(WEBHOOK_ATTEMPTS, [verdict.name.lower()], codes)
+            show_zeros(WEBHOOK_SECONDS, [verdict.name.lower()])
         self._settings = settings
         self._database = database
         self._storage = storage

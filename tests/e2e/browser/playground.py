@@ -110,6 +110,19 @@ class Playground:
     def _click_option(self, name: str) -> None:
         self.page.get_by_role("option", name=name, exact=True).click(timeout=_PATIENCE)
 
+    def switch_on(self, name: str, *, until: Locator) -> None:
+        """Turns a switch of the filters on until something is seen."""
+        switch = self.page.get_by_role("switch", name=name)
+
+        def open_and_click() -> None:
+            if not switch.is_visible():
+                self.page.get_by_text("Filters", exact=True).click()
+                switch.wait_for(timeout=_PATIENCE)
+            if not switch.is_checked():
+                self.page.get_by_text(name).click()
+
+        self._repeat(open_and_click, until)
+
     def _repeat(self, act: Callable[[], object], until: Locator) -> None:
         """As a person does: a list closes when the page moves below it, and Streamlit can lose
         what is done while it exchanges an element."""

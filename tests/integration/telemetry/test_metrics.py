@@ -142,6 +142,8 @@ def test_alerts_see_the_first_event_of_a_kind(observed: Observed) -> None:
         ("darkroom_job_run_seconds_count", workers[1:], sim | {"outcome": "failed"}),
         ("darkroom_webhook_attempts_total", workers[:1], {"outcome": "give_up"}),
         ("darkroom_webhook_attempts_total", workers[:1], {"outcome": "gone", "code": "gone"}),
+        ("darkroom_webhook_attempt_seconds_count", workers[:1], {"outcome": "give_up"}),
+        ("darkroom_job_wait_seconds_count", workers[1:], sim | {"queue_class": "bulk"}),
         ("darkroom_http_requests_total", (observed.api,), search),
         ("darkroom_http_problems_total", (observed.api,), {"code": "disk_full"}),
     ):

@@ -121,6 +121,7 @@ _RATES = (
     'darkroom_job_run_seconds_count{model="sim",outcome="succeeded"}',
     'darkroom_search_seconds_count{stage="whole"}',
     'darkroom_webhook_attempts_total{outcome="delivered"}',
+    "darkroom_webhook_attempt_seconds_count",
     "darkroom_http_problems_total",
 )
 
