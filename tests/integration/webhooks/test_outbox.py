@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from deploy.tenants import create_key
 from shared.core.broker import WEBHOOK_QUEUE
-from shared.core.ids import decode_id
+from shared.core.ids import decode_id, new_id
 from shared.jobs.models import Job
 from shared.jobs.queries import claims, client_requests, endings, periodic
 from shared.webhooks import delivery_queries, outbox, queries
@@ -26,11 +26,15 @@ from tests.receiver import Receiver, answer
 
 URL = "https://receiver.invalid/hooks"
 """Nobody answers there; no worker is needed to see what is written."""
-OWN = {
-    "url": "https://own.invalid/",
-    "events": ["job.canceled", "job.failed", "job.succeeded", "job.expired", "job.started"],
-    "origin": "https://own.invalid:443",
-}
+
+
+def own() -> dict[str, Any]:
+    """A webhook to a host of its own: workers are not told of many more where others wait."""
+    host = f"https://{new_id()}.invalid"
+    events = ["job.canceled", "job.failed", "job.succeeded", "job.expired", "job.started"]
+    return {"url": f"{host}/", "events": events, "origin": f"{host}:443"}
+
+
 LEASE = timedelta(seconds=30)
 PENDING = WebhookDelivery.state == "pending"
 Transition = Callable[[Session, Job], Any]
@@ -118,7 +122,7 @@ def written(session: Session, job: Job) -> list[tuple[str, bool]]:
 def test_every_way_to_end_writes_its_deliveries(hooks: Hooks, name: str) -> None:
     fields, transition, event = TRANSITIONS[name]
     hooks.register(URL)
-    job = hooks.queue(webhook=OWN, **fields)
+    job = hooks.queue(webhook=own(), **fields)
     with hooks.database.begin() as session:
         changed = [row for row in transition(session, job) if row.id == job.id]
         told = [kind for kind in written(session, job) if kind[0] != "job.started"]
@@ -130,7 +134,7 @@ def test_every_way_to_end_writes_its_deliveries(hooks: Hooks, name: str) -> None
 def test_what_is_rolled_back_tells_nobody(hooks: Hooks, name: str) -> None:
     fields, transition, _ = TRANSITIONS[name]
     hooks.register(URL)
-    job = hooks.queue(webhook=OWN, **fields)
+    job = hooks.queue(webhook=own(), **fields)
     with hooks.database() as session:
         transition(session, job)
         session.rollback()
@@ -140,7 +144,7 @@ def test_what_is_rolled_back_tells_nobody(hooks: Hooks, name: str) -> None:
 
 
 def test_what_goes_back_to_the_queue_is_no_event(hooks: Hooks) -> None:
-    job = hooks.queue(webhook=OWN, max_attempts=3)
+    job = hooks.queue(webhook=own(), max_attempts=3)
     with hooks.database.begin() as session:
         session.scalars(*claims.claim(job.id, "w", "cpu", LEASE)).one()
         [back] = session.scalars(
