@@ -169,7 +169,7 @@ def list_sessions(
 
 
 def list_recent_sessions(tenant_id: UUID, before: tuple[UUID, str] | None) -> Select[str]:
-    """Sessions of the newest jobs. No other has a newer job than one of these."""
+    """Sessions of the newest jobs: the jobs of every other session are older."""
     jobs = select(Job.session_id).where(Job.tenant_id == tenant_id)
     if before is not None:
         jobs = jobs.where(Job.id < before[0])
