@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from shared.core.errors import StorageUnavailable
 from shared.core.ids import decode_id
 from shared.core.settings import Settings
 from shared.core.storage import Storage
-from shared.images import queries
 from shared.jobs.models import Job
 from tests.conftest import MODELS
 from tests.images import data_url, encode, png
+from tests.integration.api.images.conftest import assert_kept_for_its_job
 from tests.integration.api.images.test_images import read
 from tests.integration.api.test_bad_input import BAD_FIELDS, check_problem
 from tests.integration.batches.client import jsonl, post_file
@@ -241,22 +240,12 @@ def test_a_net_without_files_fails_its_job_and_no_other(http: httpx2.Client) -> 
 def test_what_a_net_sees_is_kept_for_its_job(
     lone_api: ApiProcess, database: sessionmaker[Session]
 ) -> None:
-    """From deletion until the job has ended, from the sweep of unused uploads as long as it is."""
     http = lone_api.http
     image = upload(http, RED)
     body = {"prompt": "a lamp", "model": "paper", "controls": [edges(image)]}
     job = http.post("/v1/jobs", json=body).json()
     assert job["controls"] == [{**DEFAULTS, "name": "edges", "image": image}], job
-    check_problem(http.delete(f"/v1/uploads/{image}"), 409, "job_not_finished")
-    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
-    with database() as session:
-        old = "UPDATE uploads SET created_at = now() - interval '9 days', used_at = NULL"
-        session.connection().exec_driver_sql(old)
-        found = session.execute(queries.list_unused_uploads(timedelta(days=1), 9999)).all()
-        unused = {row.id for row in found}
-        session.rollback()
-    assert decode_id("upl", image) not in unused
-    assert http.delete(f"/v1/uploads/{image}").status_code == 200
+    assert_kept_for_its_job(http, database, job, image)
 
 
 URL = data_url(RED)

@@ -1,7 +1,6 @@
 """Inpainting and outpainting: what stays, what is kept and recorded, and what is refused."""
 
 import io
-from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -13,9 +12,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from shared.core.ids import decode_id
-from shared.images import queries
 from shared.jobs.models import Job
 from tests.images import data_url, encode
+from tests.integration.api.images.conftest import assert_kept_for_its_job
 from tests.integration.api.images.test_images import read
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.batches.client import jsonl, post_file
@@ -157,22 +156,12 @@ def test_an_image_is_painted_on_beyond_its_edges(http: httpx2.Client) -> None:
 
 
 def test_a_mask_is_kept_for_its_job(lone_api: ApiProcess, database: sessionmaker[Session]) -> None:
-    """From deletion until the job has ended, from the sweep of unused uploads as long as it is."""
     http = lone_api.http
     image = http.post("/v1/uploads", files={"file": ("m.png", encode(mask()))}).json()
     body = {"prompt": "a lamp", "init_image": START, "mask_image": image["id"]}
     job = http.post("/v1/jobs", json=body).json()
     assert job["mask_image"] == image["id"], job
-    check_problem(http.delete(f"/v1/uploads/{image['id']}"), 409, "job_not_finished")
-    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
-    with database() as session:
-        old = "UPDATE uploads SET created_at = now() - interval '9 days', used_at = NULL"
-        session.connection().exec_driver_sql(old)
-        found = session.execute(queries.list_unused_uploads(timedelta(days=1), 9999)).all()
-        unused = {row.id for row in found}
-        session.rollback()
-    assert decode_id("upl", image["id"]) not in unused
-    assert http.delete(f"/v1/uploads/{image['id']}").status_code == 200
+    assert_kept_for_its_job(http, database, job, image["id"])
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {

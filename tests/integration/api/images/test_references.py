@@ -1,7 +1,6 @@
 """Reference images: over every way in and out, how they are kept, and what is refused."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from darkroom import Client
 from shared.core.ids import decode_id
-from shared.images import queries
 from shared.jobs.models import Job
 from tests.images import data_url, png
+from tests.integration.api.images.conftest import assert_kept_for_its_job
 from tests.integration.api.images.test_controls import upload
 from tests.integration.api.images.test_images import read
 from tests.integration.api.test_bad_input import BAD_FIELDS, check_problem
@@ -107,22 +106,12 @@ def test_a_dry_run_keeps_nothing(
 def test_a_reference_is_kept_for_its_job(
     lone_api: ApiProcess, database: sessionmaker[Session]
 ) -> None:
-    """From deletion until the job has ended, from the sweep of unused uploads as long as it is."""
     http = lone_api.http
     image = upload(http, RED)
     body = {"prompt": "a lamp", "model": "paper", "references": [{"image": image}]}
     job = http.post("/v1/jobs", json=body).json()
     assert job["references"] == [{"image": image, "scale": 0.6}], job
-    check_problem(http.delete(f"/v1/uploads/{image}"), 409, "job_not_finished")
-    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
-    with database() as session:
-        old = "UPDATE uploads SET created_at = now() - interval '9 days', used_at = NULL"
-        session.connection().exec_driver_sql(old)
-        found = session.execute(queries.list_unused_uploads(timedelta(days=1), 9999)).all()
-        unused = {row.id for row in found}
-        session.rollback()
-    assert decode_id("upl", image) not in unused
-    assert http.delete(f"/v1/uploads/{image}").status_code == 200
+    assert_kept_for_its_job(http, database, job, image)
 
 
 def test_a_session_whose_images_a_job_looks_at_stays_until_it_has_ended(
