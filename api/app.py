@@ -75,6 +75,7 @@ from shared.core.storage import Storage
 from shared.core.telemetry import configure_tracing, shut_down_tracing
 from shared.images.intake import DECODERS
 from shared.images.provenance import check_trust_file
+from shared.jobs.metrics import watch_submissions
 
 _MULTIPART_OVERHEAD = 64 * 1024
 """Room for boundaries and headers around an uploaded file."""
@@ -233,6 +234,7 @@ async def open_resources(settings: Settings) -> AsyncIterator[Resources]:
     circuit_breaker = CircuitBreaker()
     semaphores = FairSemaphores(settings.database_pool_size, DECODERS)
     catalog = load_catalog(settings.models_file)
+    watch_submissions(spec.name for spec in catalog.model)
     workers = LiveWorkers(quick, circuit_breaker, families_of(catalog))
     publisher = JobPublisher(celery_app(settings), circuit_breaker)
     storage = Storage(settings)

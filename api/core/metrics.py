@@ -42,18 +42,18 @@ SEMAPHORE_REFUSALS = Counter(
     ["pool"],
 )
 
-
-def watch_routes(routes: Sequence[BaseRoute]) -> None:
-    """Show the server errors of every route, and every problem, from now on."""
-    show_zeros(PROBLEMS, CATALOGUE)
-    for route in iter_route_contexts(routes):
-        if isinstance(route.original_route, APIRoute):
-            show_zeros(REQUESTS, route.methods or (), (str(route.path_format),), _SERVER_ERRORS)
-
-
 SEARCH_SECONDS = Histogram(
     "darkroom_search_seconds",
     "Searches by their stages: the query's embedding, from a cache or a CPU worker, and the whole.",
     ["stage"],
     buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+
+
+def watch_routes(routes: Sequence[BaseRoute]) -> None:
+    """Show searches, the server errors of every route, and every problem, from now on."""
+    show_zeros(SEARCH_SECONDS, ("embedding", "whole"))
+    show_zeros(PROBLEMS, CATALOGUE)
+    for route in iter_route_contexts(routes):
+        if isinstance(route.original_route, APIRoute):
+            show_zeros(REQUESTS, route.methods or (), (str(route.path_format),), _SERVER_ERRORS)

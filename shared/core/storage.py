@@ -13,7 +13,14 @@ from botocore.exceptions import ConnectionError as NotConnected
 
 from shared.core.errors import StorageUnavailable
 from shared.core.ids import encode_id
-from shared.core.metrics import KINDS_OF_S3_ERRORS, S3_ERRORS, s3_call, s3_code, show_zeros
+from shared.core.metrics import (
+    KINDS_OF_S3_ERRORS,
+    S3_ERRORS,
+    S3_SECONDS,
+    s3_call,
+    s3_code,
+    show_zeros,
+)
 from shared.core.s3 import FAILURES, UrlSigner, open_client, open_session
 from shared.core.s3_limits import TooSlow, limited
 from shared.core.settings import Settings
@@ -102,6 +109,7 @@ class Storage:
         except BotoCoreError as error:  # read by operators alone
             raise StorageUnavailable(f"S3 is not set up right: {error}") from error
         credentials.renew()
+        show_zeros(S3_SECONDS, _OPERATIONS)
         show_zeros(S3_ERRORS, _OPERATIONS, KINDS_OF_S3_ERRORS)
 
     def put(self, key: str, body: bytes, content_type: str) -> None:

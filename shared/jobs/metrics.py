@@ -52,11 +52,17 @@ LEASES_LOST = Counter(
 IMAGES = Counter("darkroom_images", "Images committed.", ["model"])
 
 
+def watch_submissions(names: Iterable[str]) -> None:
+    """Show the submissions for these models from now on."""
+    show_zeros(SUBMITTED, names, QUEUE_CLASSES)
+
+
 def watch_models(names: Iterable[str]) -> None:
     """Show what these models' attempts end in from now on."""
     models = tuple(names)
     show_zeros(WAIT, models, QUEUE_CLASSES)
     show_zeros(LEASES_LOST, models)
+    show_zeros(IMAGES, models)
     show_zeros(FAILURES, models, JOB_ERRORS)
     show_zeros(RUN, models, QUEUE_CLASSES, (AttemptOutcome.SUCCEEDED, AttemptOutcome.FAILED))
 

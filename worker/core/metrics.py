@@ -10,6 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shared.core.broker import QUEUE_CLASSES
 from shared.core.logging import get_logger
 from shared.core.metrics import show_zeros
 from shared.core.worker_registry import WorkerState
@@ -222,7 +223,8 @@ class _Engines:
         self.rows.add_metric([model, "live"], counters.live_rows)
         self.rows.add_metric([model, "padding"], counters.padded_rows)
         self.shape.add_metric([model], engine.model.batch_size)
-        for queue_class, steps in counters.steps_by_queue_class.items():
+        for queue_class in QUEUE_CLASSES:
+            steps = counters.steps_by_queue_class.get(queue_class, 0)
             self.steps.add_metric([model, queue_class], steps)
         self.pauses.add_metric([model], counters.pauses)
         self.shrinks.add_metric([model], counters.out_of_memory_shrinks)

@@ -144,6 +144,11 @@ def test_alerts_see_the_first_event_of_a_kind(observed: Observed) -> None:
         ("darkroom_webhook_attempts_total", workers[:1], {"outcome": "gone", "code": "gone"}),
         ("darkroom_webhook_attempt_seconds_count", workers[:1], {"outcome": "give_up"}),
         ("darkroom_job_wait_seconds_count", workers[1:], sim | {"queue_class": "bulk"}),
+        ("darkroom_engine_steps_total", workers[1:], sim | {"queue_class": "bulk"}),
+        ("darkroom_images_total", workers, sim),
+        ("darkroom_s3_request_seconds_count", workers, {"operation": "DeleteObjects"}),
+        ("darkroom_jobs_submitted_total", (observed.api,), sim | {"queue_class": "bulk"}),
+        ("darkroom_search_seconds_count", (observed.api,), {"stage": "embedding"}),
         ("darkroom_http_requests_total", (observed.api,), search),
         ("darkroom_http_problems_total", (observed.api,), {"code": "disk_full"}),
     ):
