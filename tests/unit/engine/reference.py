@@ -2,8 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 from shared.core.schedulers import SCHEDULERS
 from worker.engine.interface import ImageRequest, Lora
@@ -108,12 +106,10 @@ class Reference:
     def latents_and_pixels(
         self, request: ImageRequest, more: Arguments = None
     ) -> tuple[torch.Tensor, NDArray[np.uint8]]:
-        """Both, of two calls: what the networks made in the first they need not make again."""
-        with ExitStack() as stack:
-            parts = self._from_text.components.values()
-            for network in {part for part in parts if isinstance(part, torch.nn.Module)}:
-                stack.enter_context(_remembering(network))
-            return self.latents(request, more), self.pixels(request, more)
+        """Both, of one call."""
+        kept = _Kept()
+        pixels = self.pixels(request, {**(more or {}), "callback_on_step_end": kept})
+        return kept.latents, pixels
 
     def together(self, requests: Sequence[ImageRequest]) -> list[Any]:
         """Images from text in one call, which takes all but prompts and seeds from the first."""
@@ -135,17 +131,12 @@ class Reference:
 
     def latents(self, request: ImageRequest, more: Arguments = None) -> torch.Tensor:
         """The final latents, (1, …)."""
-        kept: list[torch.Tensor] = []
-        arguments = dict(more or {})
-
-        def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
-            kept.append(tensors["latents"])
-            return tensors
-
-        if type(self._from_text).__name__ == "Flux2KleinPipeline":  # it hands them out unpacked
-            arguments["callback_on_step_end"] = keep
-        latents: torch.Tensor = self._call(request, "latent", arguments)
-        return kept[-1] if kept else latents
+        if type(self._from_text).__name__ != "Flux2KleinPipeline":  # it hands them out unpacked
+            latents: torch.Tensor = self._call(request, "latent", more)
+            return latents
+        kept = _Kept()
+        self._call(request, "latent", {**(more or {}), "callback_on_step_end": kept})
+        return kept.latents
 
     def _call(self, request: ImageRequest, output: str, more: Arguments) -> Any:
         import diffusers
@@ -206,40 +197,14 @@ class Reference:
         return pipeline(**arguments).images
 
 
-@contextmanager
-def _remembering(network: torch.nn.Module) -> Iterator[None]:
-    """What the network has made is handed out again where its inputs are equal."""
-    forward, known = network.forward, list[tuple[Any, Any]]()
+class _Kept:
+    """Called by a pipeline after each step: what the last one left."""
 
-    def remembering(*given: Any, **named: Any) -> Any:
-        for inputs, made in known:
-            if _equal(inputs, (given, named)):
-                return _copied(made)
-        made = forward(*given, **named)
-        known.append((_copied((given, named)), _copied(made)))
-        return made
+    latents: torch.Tensor
 
-    network.forward = remembering  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del network.forward
-
-
-def _copied(values: Any) -> Any:
-    return tree_map_only(torch.Tensor, torch.clone, values)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether all tensors are equal to the last bit, and all else as Python has it."""
-    (mine, form), (its, other_form) = tree_flatten(one), tree_flatten(other)
-    return form == other_form and all(map(_equal_leaves, mine, its))
-
-
-def _equal_leaves(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return one is other or (type(one) is type(other) and bool(one == other))
+    def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+        self.latents = tensors["latents"].clone()
+        return tensors
 
 
 def _control_arguments(request: ImageRequest, pipeline: Any) -> dict[str, Any]:
