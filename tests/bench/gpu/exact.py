@@ -24,12 +24,12 @@ _HALF = {family.name: family.half_precision for family in ALL}
 _START = Image.fromarray(np.random.default_rng(1).integers(0, 255, (90, 70, 3), dtype=np.uint8))
 
 
-def families(device: str, crowds: int) -> Iterator[Item]:
+def families(device: str, crowds: int, *, one_scheduler: bool) -> Iterator[Item]:
     """One item for each toy; a row for each of its schedulers, of which the first has all."""
     first, *others = DIFFUSION_TOYS
     for toy in (first, *TOYS.values(), *others):
         few = len(toy.schedulers) <= len(_SOME) or toy is first
-        schedulers = toy.schedulers if few else _SOME
+        schedulers = toy.schedulers[:1] if one_scheduler else toy.schedulers if few else _SOME
         seconds = 3 + 0.5 * len(schedulers)
         yield Item(f"a/{toy.name}", seconds, _measured(toy, schedulers, device, crowds))
 

@@ -37,6 +37,8 @@ class Plan:
     transformer_rows: tuple[int, ...]
     crowds: int
     """For each family."""
+    one_scheduler: bool
+    """Of each family, for exactness."""
     arrivals: int
     load: Load
 
@@ -54,6 +56,7 @@ FULL = Plan(
     large_rows=(1, 4, 8),
     transformer_rows=(1, 2, 4),
     crowds=12,
+    one_scheduler=False,
     arrivals=80,
     load=Load(rounds=2, repeats=2, newcomers=5),
 )
@@ -70,6 +73,7 @@ TINY = Plan(
     large_rows=(1,),
     transformer_rows=(1, 2),
     crowds=1,
+    one_scheduler=True,
     arrivals=3,
     load=Load(rounds=1, repeats=1, newcomers=1),
 )
@@ -81,7 +85,7 @@ _MODES: tuple[Compile, ...] = ("off", "graphs")
 def items(plan: Plan, home: Path) -> Iterator[Item]:
     """Everything that there is to measure; nothing is loaded before its turn."""
     opener = Opener(plan.device, home)
-    yield from families(plan.device, plan.crowds)
+    yield from families(plan.device, plan.crowds, one_scheduler=plan.one_scheduler)
     base = Opened(opener, plan.base, plan.sides[0], plan.steps[0], "dpmpp-2m", 7.5)
     for batch in plan.bare:
         yield Item(f"b/bare/{batch}", 10, bare(base, batch, plan.load))

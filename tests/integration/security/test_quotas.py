@@ -27,6 +27,7 @@ from api.jobs.submit import _accept_group, _Submission
 from api.jobs.submit import submit as submit_job
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key, rotate_key
+from shared.core.database import open_engine
 from shared.core.ids import decode_id, encode_id, new_id
 from shared.core.keys import parse_key
 from shared.core.quotas import Quotas
@@ -491,13 +492,8 @@ def quiet(servers: EmbeddedServers, settings: Settings) -> Iterator[Settings]:
 
 
 def test_beyond_the_ceiling_nobody_queues(quiet: Settings) -> None:
-    settings = quiet
-
     async def press() -> None:
-        async with open_resources(settings) as held, held.transaction() as session:
-            measure = quota_queries.measure_queue(timedelta(minutes=1), datetime.now(UTC))
-            queued, _ = (await session.execute(measure)).one()
-        narrow = settings.model_copy(update={"max_queued_cost": queued + 10 * COST})
+        narrow = quiet.model_copy(update={"max_queued_cost": 10 * COST})
         async with open_resources(narrow) as held:
             for _ in range(9):
                 await held.get(LoadShedding).check(held, COST)
@@ -536,23 +532,29 @@ def test_without_postgres_the_ceiling_is_for_what_this_process_accepts(settings:
     asyncio.run(press())
 
 
-@pytest.fixture
-def principal(settings: Settings, database: sessionmaker[Session]) -> Principal:
+def principal_in(settings: Settings) -> Principal:
     """A key for submissions inside this process."""
     url = settings.database_url.get_secret_value()
     key = parse_key(create_key(url, tenant="inside", name="test", scopes=["jobs"]))
     assert key is not None
-    with database() as session:
-        tenant = select(ApiKey.tenant_id).where(ApiKey.id == key.id)
-        return Principal(session.scalars(tenant).one(), key.id, frozenset({"jobs"}))
+    engine = open_engine(settings)
+    with engine.connect() as connection:
+        tenant = connection.scalars(select(ApiKey.tenant_id).where(ApiKey.id == key.id)).one()
+    engine.dispose()
+    return Principal(tenant, key.id, frozenset({"jobs"}))
 
 
-def test_a_replay_takes_no_room_below_the_ceiling(settings: Settings, principal: Principal) -> None:
+@pytest.fixture
+def principal(settings: Settings) -> Principal:
+    """In the database that the other tests use."""
+    return principal_in(settings)
+
+
+def test_a_replay_takes_no_room_below_the_ceiling(quiet: Settings) -> None:
+    principal = principal_in(quiet)
+
     async def fill() -> None:
-        async with open_resources(settings) as held, held.transaction() as session:
-            measure = quota_queries.measure_queue(timedelta(minutes=1), datetime.now(UTC))
-            queued, _ = (await session.execute(measure)).one()
-        narrow = settings.model_copy(update={"max_queued_cost": queued + 4 * COST})
+        narrow = quiet.model_copy(update={"max_queued_cost": 4 * COST})
         job = JobSubmission.model_validate(JOB)
         async with open_resources(narrow) as held:
             await submit_job(held, principal, job, "again")
@@ -565,15 +567,13 @@ def test_a_replay_takes_no_room_below_the_ceiling(settings: Settings, principal:
 
 
 def test_work_that_is_not_written_after_all_takes_no_room_below_the_ceiling(
-    settings: Settings, principal: Principal
+    quiet: Settings,
 ) -> None:
+    principal = principal_in(quiet)
     demand = Demand(3 * COST, frozenset({MODEL}), 64 * 64, 0.0)
 
     async def fill() -> None:
-        async with open_resources(settings) as held, held.transaction() as session:
-            measure = quota_queries.measure_queue(timedelta(minutes=1), datetime.now(UTC))
-            queued, _ = (await session.execute(measure)).one()
-        narrow = settings.model_copy(update={"max_queued_cost": queued + 4 * COST})
+        narrow = quiet.model_copy(update={"max_queued_cost": 4 * COST})
         async with open_resources(narrow) as held, held.transaction() as session:
             for _ in range(4):
                 with pytest.raises(OSError, match="the disk is full"):
