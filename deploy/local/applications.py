@@ -1,4 +1,4 @@
-"""Darkroom's own processes in the local stack: the API, the workers and the playground."""
+"""Darkroom's own processes in the local stack, but for the workers (see `workers`)."""
 
 import importlib.util
 import os
@@ -111,20 +111,6 @@ def _is_ok(url: str) -> bool:
         return httpx2.get(url, timeout=5, trust_env=False).status_code == 200
     except httpx2.TransportError:
         return False
-
-
-def applications(url: str, home: Home, environment: Mapping[str, str]) -> list[Application]:
-    """Every process of the stack besides its servers, in order of start. One entry, one process.
-
-    Stopped in the opposite order, so that the API outlives the workers.
-    """
-
-    def worker(role: str) -> Application:
-        return Application(
-            f"worker-{role}", ["-m", "worker", role], home=home, environment=environment
-        )
-
-    return [Api(url, home, environment), worker("generate"), worker("cpu")]
 
 
 def application_environment(servers: Mapping[str, str], url: str, home: Home) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Becomes another program that ends when its supervisor ends, as another account where asked.
 
-Run as a script, never imported, and without site-packages, because it stands in front of every
-start: ``python -I -S launch.py <json> program argument…``. A small program in between is safer than
+Run as a script without site-packages, because it stands in front of every start:
+``python -I -S launch.py <json> program argument…``. A small program in between is safer than
 ``preexec_fn``, which runs Python code in the fork of a process that may have several threads.
 
 The JSON object has the keys ``parent`` (process id of the supervisor), ``signal`` (number of the
@@ -9,14 +9,18 @@ signal to get when the supervisor dies; Linux only), ``account`` (user and group
 null) and ``override`` (true: keep the right to pass folders that are closed to that account).
 """
 
+import contextlib
 import ctypes
 import json
 import os
 import sys
+from collections.abc import Iterator
 
 # From linux/prctl.h and linux/capability.h.
 PR_SET_PDEATHSIG = 1
 PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_RAISE = 2
 CAP_DAC_OVERRIDE = 1
@@ -62,6 +66,21 @@ def die_with_parent(parent: int, signal_number: int) -> None:
         _checked(_libc().prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "watch the supervisor")
     if os.getppid() != parent:
         sys.exit("the supervisor ended before this program began")
+
+
+@contextlib.contextmanager
+def adopting() -> Iterator[None]:
+    """Makes a grandchild whose parent ends meanwhile this process's own child (Linux)."""
+    _checked(_libc().prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "adopt")
+    try:
+        yield
+    finally:
+        _libc().prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def name_process(name: str) -> None:
+    """Gives this process the name that `top` shows, of at most 15 characters (Linux)."""
+    _libc().prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def _libc() -> ctypes.CDLL:

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +40,46 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     account: Account | None = None
     cwd: Path | None = None
+    input: socket.socket | None = None
+    """Its standard input, which else is empty."""
+    fork: "Callable[[Program], Forked] | None" = None
+    """How to have it without starting it anew."""
+
+
+class Forked:
+    """A child that another process has forked for this one; what `ChildProcess` needs of Popen."""
+
+    def __init__(self, pid: int) -> None:
+        """``pid`` is a child of this process by now."""
+        self.pid = pid
+        self._lock = threading.Lock()
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        with self._lock:
+            if self._code is None:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                self._code = os.waitstatus_to_exitcode(status) if ended else None
+            return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs after these seconds.
+        """
+        began = time.monotonic()
+        while (code := self.poll()) is None:
+            if timeout is not None and time.monotonic() - began >= timeout:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Nothing if it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 class ChildProcess:
@@ -52,7 +94,7 @@ class ChildProcess:
         self.program = program
         self._lock = threading.Lock()
         self._stop_requested = False
-        self._popen = _spawner.submit(_spawn, program).result()
+        self._popen = _spawner.submit(_start, program).result()
 
     @property
     def pid(self) -> int:
@@ -185,6 +227,21 @@ def _recorded_process(record: Path) -> tuple[psutil.Process, signal.Signals] | N
     return process, stop_signal
 
 
+def _start(program: Program) -> "subprocess.Popen[bytes] | Forked":
+    try:
+        child = (program.fork or _spawn)(program)
+        try:
+            _write_record(program.record, child.pid, program.stop_signal)
+        except BaseException:
+            # Without a record nobody could find it again, and its port would stay taken.
+            child.send_signal(signal.SIGKILL)
+            child.wait(5)
+            raise
+    except OSError as error:
+        raise ServerFailedError(f"{program.name} cannot be started: {error}") from error
+    return child
+
+
 def _spawn(program: Program) -> subprocess.Popen[bytes]:
     account = program.account
     wanted = {
@@ -194,29 +251,18 @@ def _spawn(program: Program) -> subprocess.Popen[bytes]:
         "override": account.override if account else False,
     }
     launcher = [sys.executable, "-I", "-S", str(_LAUNCH), json.dumps(wanted)]
-    try:
-        with program.log.open("ab") as log:
-            child = subprocess.Popen(
-                [*launcher, *program.command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=dict(program.environment),
-                cwd=program.cwd,
-                # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which
-                # then stops its children in the right order.
-                start_new_session=True,
-            )
-        try:
-            _write_record(program.record, child.pid, program.stop_signal)
-        except BaseException:
-            # Without a record nobody could find it again, and its port would stay taken.
-            child.kill()
-            child.wait()
-            raise
-    except OSError as error:
-        raise ServerFailedError(f"{program.name} cannot be started: {error}") from error
-    return child
+    with program.log.open("ab") as log:
+        return subprocess.Popen(
+            [*launcher, *program.command],
+            stdin=program.input.fileno() if program.input else subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=dict(program.environment),
+            cwd=program.cwd,
+            # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which
+            # then stops its children in the right order.
+            start_new_session=True,
+        )
 
 
 def _delete_record(record: Path) -> None:

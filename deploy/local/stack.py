@@ -15,10 +15,10 @@ from rich.text import Text
 
 from deploy.local.applications import (
     API,
+    Api,
     Application,
     Playground,
     application_environment,
-    applications,
     playground_is_installed,
 )
 from deploy.local.host import (
@@ -33,6 +33,7 @@ from deploy.local.host import (
 from deploy.local.process import ChildProcess, describe_failure
 from deploy.local.servers import EmbeddedServers
 from deploy.local.service import Restarter, Service
+from deploy.local.workers import CAN_FORK, Libraries, Worker
 from deploy.tenants import register_key
 
 # Together below the 10 s in which the stack promises to be gone.
@@ -198,9 +199,16 @@ class LocalStack:
             self.home.close()
             raise
         self._environment = application_environment(self.servers.environment(), self.url, self.home)
-        self._applications = applications(self.url, self.home, self._environment)
+        self._libraries = Libraries(self.home, self._environment) if CAN_FORK else None
+        workers = [
+            Worker(role, self.home, self._environment, self._libraries)
+            for role in ("cpu", "generate")
+        ]
+        api = Api(self.url, self.home, self._environment)
+        # In order of start. What takes longest is first: workers that have yet to import.
+        self._applications = [api, *workers] if self._libraries else [*workers, api]
         if self.playground is not None:
-            self._applications.insert(0, self.playground)
+            self._applications.append(self.playground)
 
     @property
     def services(self) -> list[Service]:
@@ -214,14 +222,15 @@ class LocalStack:
             StackError: a part failed; nothing is left running after `close`.
             StopRequestedError: the user wants to stop.
         """
+        if self._libraries is not None:
+            self._libraries.begin()  # what takes longest, and needs no server
         for server in self.servers.all:
             with self._terminal.step(server.name, f"{LOOPBACK}:{server.port}"):
                 server.start(self._stop)
         with self._terminal.step("migrations", "applied"):
             self._migrate()
         register_key(self.servers.database_url, self.key)
-        # Workers first: loading the model takes longest, and the API needs none of them.
-        for part in reversed(self._applications):
+        for part in self._applications:
             with self._terminal.step(part.name, part.where):
                 part.start(self._stop)
         self._write_environment()
@@ -257,6 +266,8 @@ class LocalStack:
     def close(self) -> None:
         """Stops workers, then the API, then the servers, within 10 s; unlocks the home."""
         workers = [part for part in self._applications if part.name != API]
+        if self._libraries is not None:
+            workers.append(self._libraries)
         api = [part for part in self._applications if part.name == API]
         try:
             _stop_together(workers, _WORKER_SECONDS)

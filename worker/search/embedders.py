@@ -1,9 +1,11 @@
 """Models that embed text and images, loaded on threads of their own."""
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from PIL import Image
@@ -71,10 +73,43 @@ class Loading(Generic[M]):
             self._done.set()
 
 
-def _load(source: str) -> Any:
-    from sentence_transformers import SentenceTransformer
+_preloaded: dict[str, Any] = {}
 
-    return SentenceTransformer(
+
+def preload(settings: Settings) -> None:
+    """Load the model of the settings, if it is on this disk, for processes that this one forks.
+
+    Its memory is theirs together. It starts no thread, which no fork would have.
+    """
+    _import()
+    source = embedding_source(settings)
+    if not Path(source).is_dir():
+        return
+    import torch
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # or a thread looks after the bar that is drawn for no one
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _preloaded[source] = _load(source)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _import() -> Any:
+    # scikit-learn would import pandas, and that pyarrow, where they are: 40 MB and a thread that
+    # nobody here needs.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+    import sentence_transformers
+
+    return sentence_transformers
+
+
+def _load(source: str) -> Any:
+    if (model := _preloaded.pop(source, None)) is not None:
+        return model
+    return _import().SentenceTransformer(
         source,
         device="cpu",
         trust_remote_code=False,

@@ -1,7 +1,9 @@
 """The systems under test: how each is started, asked, killed and stopped."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -10,12 +12,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httpx2
 import psutil
 import psycopg
 
+from deploy.local.home import Home
+from deploy.local.process import Forked, Program
+from deploy.local.workers import CAN_FORK, Libraries
 from shared.core.ids import decode_id
 from tests.bench.peers.environments import Environments
 from tests.bench.peers.work import SIDE, Job
@@ -180,6 +185,40 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
     psutil.wait_procs(processes, 5)
 
 
+class _Fork(Forked):
+    """With the rest of `subprocess.Popen` that `Process` uses."""
+
+    returncode = None
+
+    def poll(self) -> int | None:
+        try:
+            return super().poll()
+        except ChildProcessError:  # psutil has waited for it
+            return -signal.SIGKILL
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class _Worker(WorkerProcess):
+    """A worker as `make run` has it."""
+
+    def __init__(self, libraries: Libraries, arguments: Sequence[str], log: Path) -> None:
+        super().__init__({}, arguments, log)
+        self._libraries = libraries
+
+    def start(self) -> None:
+        self.log.touch()
+        self._libraries.start()
+        program = Program(
+            self.log.stem, self._arguments, {}, self.log, self.log.with_suffix(".json")
+        )
+        self._child = cast(Any, _Fork(self._libraries.fork(program).pid))
+
+
 class Darkroom(Contender):
     """The API, a CPU worker and a generate worker, as `darkroom-server up` starts them."""
 
@@ -200,13 +239,31 @@ class Darkroom(Contender):
         api = ApiProcess(self.environment, self.port, self.bench.servers.key, self.log())
         self.start(api)
         api.wait_ready()
-        cpu = Process(self.environment, ["-m", "worker", "cpu"], self.log())
-        self.start(cpu).wait_for_log("worker_ready")
+        self._home = Home(self.folder / "home")
+        environment = {**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"}
+        self._libraries = Libraries(self._home, environment)
+        self._start("cpu").wait_ready()
 
     def start_worker(self) -> None:
-        worker = WorkerProcess(self.environment, ["generate", "--model", self.model], self.log())
-        self.worker = self.start(worker)
+        self.worker = worker = self._start("generate", "--model", self.model)
         worker.wait_ready()
+
+    def _start(self, *arguments: str) -> WorkerProcess:
+        worker = WorkerProcess(self.environment, arguments, self.log())
+        if CAN_FORK:
+            worker = _Worker(self._libraries, arguments, self.log())
+        self.start(worker)
+        return worker
+
+    def processes(self) -> list[psutil.Process]:
+        if self._libraries.running:
+            self._seen.add(psutil.Process(self._libraries.pid))
+        return super().processes()
+
+    def stop(self) -> None:
+        super().stop()
+        self._libraries.stop()
+        self._home.close()
 
     def settle(self) -> None:
         unfinished = "select from jobs where state in ('queued', 'running') limit 1"

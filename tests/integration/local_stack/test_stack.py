@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from deploy.local.workers import CAN_FORK
 from tests.processes import free_port, slowness, wait_until
 from tests.stack import START_SECONDS, STOP_SECONDS, Stack
 
@@ -49,6 +50,27 @@ def test_a_second_start_on_the_same_home_says_so_and_harms_nothing(
     assert second.process.wait(START_SECONDS) == 1
     assert f"is in use by another stack (process {stack.process.pid})" in second.said
     wait_until_ready(stack)
+
+
+def test_a_worker_that_dies_is_started_again_and_the_other_works_on(stack: Stack) -> None:
+    before, log = stack.children(), stack.home / "logs" / "worker-cpu.log"
+    before["worker-cpu"].kill()
+    stack.wait_for("worker-cpu ended by SIGKILL")
+    stack.wait_for("worker-cpu runs again")
+    wait_until(lambda: log.read_text().count("embedding_model_ready") == 2, what="the new one")
+    assert stack.children()["worker-generate"] == before["worker-generate"]
+    assert before["worker-generate"].is_running()
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="workers are started anew here")
+def test_the_workers_share_what_both_import(stack: Stack) -> None:
+    processes = stack.children()
+    assert processes["libraries"].num_threads() == 1  # no fork would have another
+    for name in ("worker-cpu", "worker-generate"):
+        memory = Path(f"/proc/{processes[name].pid}/smaps_rollup").read_text()
+        shared = re.search(r"Shared_Dirty: +(\d+) kB", memory)
+        assert shared is not None
+        assert int(shared[1]) > 150_000, memory
 
 
 @pytest.mark.long  # `test_restarts.py` shows it of one part
@@ -92,7 +114,7 @@ def test_the_data_outlive_a_killed_supervisor_and_sigterm_stops_everything(
 
         children = again.children()
         parts = {"postgres", "redis", "s3", "api", "worker-generate", "worker-cpu", "playground"}
-        assert set(children) == parts
+        assert set(children) == (parts | {"libraries"} if CAN_FORK else parts)
         again.process.send_signal(signal.SIGTERM)
         # Which it promises; the rest is what a busy machine takes to tell of it.
         assert again.process.wait(STOP_SECONDS + 5 * slowness()) == 0

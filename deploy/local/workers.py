@@ -1,0 +1,111 @@
+"""The workers, forked by a process that has imported what they need (see `fork_server`)."""
+
+import json
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+from deploy.local.applications import Application
+from deploy.local.home import Home
+from deploy.local.host import ServerFailedError
+from deploy.local.launch import adopting
+from deploy.local.process import ChildProcess, Forked, Program, wait_for_answer
+
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and WSL's for both
+CAN_FORK = sys.platform == "linux" and not any(map(os.path.exists, _GPU_DRIVERS))
+"""Elsewhere a supervisor cannot adopt, macOS's libraries do not survive a fork, nor does a driver
+that one of the imports has opened."""
+
+
+class Libraries(Application):
+    """The fork server. Only a worker's start needs it, so that is when a dead one is replaced."""
+
+    _socket: socket.socket
+    _input: socket.socket
+    _ready = False
+
+    def __init__(
+        self, home: Home, environment: Mapping[str, str], module: str = "worker.warm"
+    ) -> None:
+        """``environment`` is that of all forks. Starts nothing yet."""
+        arguments = ["-m", "deploy.local.fork_server", module]
+        read_by_imports = {
+            "OPENBLAS_NUM_THREADS": "1",  # it would start threads
+            "TQDM_DISABLE": "1",  # this and the next are a worker's own
+            **environment,
+            "DIFFUSERS_DISABLE_CUSTOM_CODE": "1",
+        }
+        super().__init__("libraries", arguments, home=home, environment=read_by_imports)
+
+    def begin(self) -> ChildProcess:
+        """Starts it, unless it runs; does not wait."""
+        if self._child is None or not self._child.running:
+            self._socket, self._input = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.settimeout(self.start_seconds)
+            self._ready = False
+            with self._input:
+                self._child = ChildProcess(self.program())
+        return self._child
+
+    def start(self, stop: threading.Event | None = None) -> None:
+        """Returns when it can fork; nothing to do if it runs."""
+        wait_for_answer(self.begin(), self.answers, seconds=self.start_seconds, stop=stop)
+
+    def program(self) -> Program:
+        """With its end of the connection."""
+        return replace(super().program(), input=self._input)
+
+    def answers(self) -> bool:
+        """Whether it has imported everything."""
+        if not self._ready and select.select([self._socket], [], [], 0)[0]:
+            self._ready = self._socket.recv(16) == b"ready"
+        return self._ready
+
+    def fork(self, program: Program) -> Forked:
+        """Makes a process that runs this program, a child of this one.
+
+        Raises:
+            ServerFailedError: the server has ended.
+            OSError: likewise.
+        """
+        order = {
+            "name": program.name,
+            "command": program.command[2:],  # what follows `python -m`
+            "log": str(program.log),
+            "parent": os.getpid(),
+            "signal": program.stop_signal,
+        }
+        with adopting():
+            self._socket.send(json.dumps(order).encode())
+            answer = self._socket.recv(16)
+        if not answer:
+            raise ServerFailedError(f"{self.name} ended; its log is {self._home.log(self.name)}")
+        return Forked(int(answer))
+
+
+class Worker(Application):
+    """A worker process: forked where there are libraries, else started anew."""
+
+    def __init__(
+        self, role: str, home: Home, environment: Mapping[str, str], libraries: Libraries | None
+    ) -> None:
+        """``role`` is the argument of ``python -m worker``. Starts nothing yet."""
+        arguments = ["-m", "worker", role]
+        super().__init__(f"worker-{role}", arguments, home=home, environment=environment)
+        self._libraries = libraries
+
+    def start(self, stop: threading.Event | None = None) -> None:
+        """Likewise, after the libraries."""
+        if self._libraries is not None and not self.running:
+            self._libraries.start(stop)
+        super().start(stop)
+
+    def program(self) -> Program:
+        """Likewise."""
+        if self._libraries is None:
+            return super().program()
+        return replace(super().program(), fork=self._libraries.fork)
