@@ -32,7 +32,7 @@ LORAS = Path(__file__).parent / "loras"
 _CHECKPOINT = Path(__file__).parent / "checkpoint"
 _WORK = Path(".darkroom/demo-model")
 _SCENES = 2_000
-_RANK = 8
+_RANK = 6
 _LAYERS = [
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
     *("conv1", "conv2", "conv_shortcut", "conv_in", "conv_out"),
