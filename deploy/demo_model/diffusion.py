@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,12 +163,21 @@ class _Run:
         return loss.item()
 
 
-def loss_of(unet: UNet2DConditionModel, text_encoder: CLIPTextModel, batch: Batch) -> Tensor:
-    """The weighted mean of the squared errors of v, a scalar."""
+def loss_of(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    batch: Batch,
+    control: Callable[[Tensor, Tensor, Tensor], dict[str, Any]] | None = None,
+) -> Tensor:
+    """The weighted mean of the squared errors of v, a scalar.
+
+    `control` makes what the UNet is given besides, of the noisy latents, timesteps and text.
+    """
     noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
     with torch.autocast(noisy.device.type, torch.bfloat16):
         states = text_encoder(batch.token_ids).last_hidden_state
-        predicted = unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
+        more = control(noisy, batch.timesteps, states) if control else {}
+        predicted = unet(noisy, batch.timesteps, encoder_hidden_states=states, **more).sample
     errors = (predicted.float() - batch.velocity).square().mean(dim=(1, 2, 3))
     loss: Tensor = (errors * batch.weights).mean()
     return loss
@@ -221,6 +231,8 @@ def averaged(preset: Preset, text_encoder: CLIPTextModel, work: Path) -> Trained
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    rows: np.ndarray
+    """Of which scenes of the training set, int64 [n]."""
     noisy: Tensor
     """Latents with noise, [n, channels, height, width]."""
     timesteps: Tensor
@@ -237,8 +249,20 @@ class Batches:
     """Batches that step and rank alone decide, so that a resumed run continues as it would."""
 
     def __init__(
-        self, preset: Preset, data: TrainingSet, tokenizer: CLIPTokenizer, device: torch.device
+        self,
+        preset: Preset,
+        data: TrainingSet,
+        tokenizer: CLIPTokenizer,
+        device: torch.device,
+        *,
+        for_layout: bool = False,
     ) -> None:
+        """
+        Args:
+            for_layout: the steps with much noise, in which it is settled what is where, come more
+                often and count as much as the others.
+        """
+        self._for_layout = for_layout
         self._size = preset.unet_batch
         self._data = data
         self._device = device
@@ -249,6 +273,8 @@ class Batches:
         # Min-SNR (Hang et al., 2023) for predictions of v: the steps with next to no noise, which
         # are many and easy, leave more of the learning to those that decide what is where.
         weights = signal.clamp(max=_MOST_SIGNAL) / (signal + 1)
+        if for_layout:
+            weights = torch.ones_like(weights)
         self._weights = (weights / weights.mean()).to(device)
 
     def at(self, step: int, rank: int) -> Batch:
@@ -263,12 +289,14 @@ class Batches:
         # One timestep from each of n equal parts of the schedule: the loss of a batch then
         # varies less than with n independent ones.
         parts = (rng.permutation(self._size) + rng.random(self._size)) / self._size
+        if self._for_layout:
+            parts = np.sqrt(parts)
         timesteps = torch.from_numpy((parts * TIMESTEPS).astype(np.int64)).to(self._device)
         noise = torch.randn_like(clean)
         noisy: Tensor = self._noise.add_noise(clean, noise, timesteps)
         velocity: Tensor = self._noise.get_velocity(clean, noise, timesteps)
         token_ids = torch.from_numpy(ids.astype(np.int64)).to(self._device)
-        return Batch(noisy, timesteps, token_ids, velocity, self._weights[timesteps])
+        return Batch(rows, noisy, timesteps, token_ids, velocity, self._weights[timesteps])
 
 
 def _copy(values: list[Tensor], parameters: Iterable[nn.Parameter]) -> None:

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image
+from diffusers import (
+    AutoPipelineForText2Image,
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+)
 from safetensors.torch import load_file
 
+from deploy.demo_model import edges, state, styles, train
 from deploy.demo_model import preset as presets
-from deploy.demo_model import state, styles, train
 from deploy.demo_model.evaluate import balanced_accuracy, sign_test, ssim, suns
 from deploy.demo_model.preset import Preset
 from deploy.demo_model.process_group import ProcessGroup
@@ -103,6 +107,49 @@ def test_a_style_is_a_lora_that_changes_the_image(tmp_path: Path) -> None:
     assert not np.allclose(paint(), plain)
     pipe.unload_lora_weights()
     assert np.array_equal(paint(), plain)
+
+
+@pytest.mark.long
+def test_a_controlnet_goes_on_where_it_stopped_and_changes_the_image(tmp_path: Path) -> None:
+    few = replace(presets.CPU, processes=1, scenes=8, unet_batch=2)
+    net = tmp_path / "net"
+    steps = []
+    for seconds in (2, 4):
+        kept = state.load(tmp_path / "edges" / "net.pt", torch.device("cpu"))
+        edges.train(
+            few,
+            work=tmp_path,
+            checkpoint=train.CHECKPOINT,
+            controlnet=net,
+            minutes=((kept["spent"] if kept else 0) + seconds) / 60,
+            group=ProcessGroup(),
+        )
+        kept = state.load(tmp_path / "edges" / "net.pt", torch.device("cpu"))
+        assert kept is not None
+        steps.append(kept["step"])
+    assert steps[1] > steps[0] > 0
+
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        train.CHECKPOINT,
+        controlnet=ControlNetModel.from_pretrained(net, use_safetensors=True),
+        use_safetensors=True,
+    )
+    line = torch.zeros(1, 3, 128, 128)
+    line[..., 64] = 1
+
+    def paint(scale: float) -> np.ndarray:
+        made = pipe(
+            "green hills",
+            image=line,
+            controlnet_conditioning_scale=scale,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(1),
+            output_type="np",
+        )
+        image: np.ndarray = made.images[0]
+        return image
+
+    assert not np.allclose(paint(1.0), paint(0.0))
 
 
 def test_styles_have_their_colors() -> None:

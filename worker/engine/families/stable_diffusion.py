@@ -105,12 +105,13 @@ class StableDiffusion(DiffusionFamily):
         )[0]
 
     def control_fault(self, network: Any) -> str | None:
-        """It must add to the same blocks, and read the same text."""
+        """It must add to the same blocks, and read the same text or less of it."""
         mine, its = self.network.config, network.config
         if its.global_pool_conditions or its.conditioning_channels != 3:
             return "sees its image in a way that is not supported"
         names = ("block_out_channels", "layers_per_block", "cross_attention_dim")
-        same = all(mine[name] == its[name] for name in (*names, "addition_embed_type"))
+        same = all(mine[name] == its[name] for name in names)
+        same &= its["addition_embed_type"] in (None, mine["addition_embed_type"])
         if not same or its.in_channels != self.pipeline.vae.config.latent_channels:
             return "does not fit this model: it was made for another UNet"
         return None
