@@ -14,6 +14,7 @@ DATA = {
     "deploy": [
         "models.toml",
         "demo_model/checkpoint/**",
+        "demo_model/controlnets/**",
         "demo_model/first-image.png",
         "demo_model/loras/*",
         "grafana/**",

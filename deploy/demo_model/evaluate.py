@@ -17,19 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import label
+from scipy.ndimage import distance_transform_edt, label
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from deploy.demo_model import judge as judging
 from deploy.demo_model.captions import full_prompt
+from deploy.demo_model.edges import CONTROLNET, HIGH, LOW
 from deploy.demo_model.painter import GUIDANCE, STEPS, Painter
-from deploy.demo_model.report import COLUMNS, Evaluation, Score, write
+from deploy.demo_model.report import COLUMNS, Evaluation, Score, to_image, write
 from deploy.demo_model.scenes import sample_scene
 from deploy.demo_model.styles import LORAS, STYLES
 from deploy.demo_model.text import ATTRIBUTES, attributes
 from deploy.demo_model.train import CHECKPOINT, WORK
-from deploy.demo_model.training_data import scene_and_image
+from deploy.demo_model.training_data import scene_and_image, scene_at
+from worker.jobs.inputs import edges
 
 _PROMPT_SEED = 13
 _THINGS = ("flowers", "water", "house", "trees")
@@ -247,7 +249,64 @@ def guidance_lines(painter: Painter, judge: judging.Judge, prompts: PromptSet) -
     return lines
 
 
-def evaluate(checkpoint: Path, loras: Path, work: Path, images: int) -> Evaluation:
+def edge_maps(images: Tensor) -> Tensor:
+    """The edges of images [n, 3, height, width] in -1 to 1, as a job's `preprocess: canny` finds
+    them: as many in 0 and 1."""
+    found = [np.asarray(edges(to_image(image), LOW, HIGH)) > 0 for image in images]
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float()
+
+
+def in_common(first: Tensor, second: Tensor, within: float = 2) -> np.ndarray:
+    """The F-score of pairs of edge maps [n, 3, height, width], as [n] in 0 to 1: how much of
+    either lies `within` so many pixels of the other."""
+
+    def met(wanted: np.ndarray, found: np.ndarray) -> float:
+        if not (wanted.any() and found.any()):
+            return float(not wanted.any())
+        return float((distance_transform_edt(~found)[wanted] <= within).mean())
+
+    scores = []
+    for one, other in zip(first[:, 0].numpy() > 0, second[:, 0].numpy() > 0, strict=True):
+        shares = met(one, other), met(other, one)
+        scores.append(2 * shares[0] * shares[1] / max(sum(shares), 1e-9))
+    return np.array(scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Held-out drawn scenes, and images along their edges, all [n, 3, size, size]."""
+
+    drawn: Tensor
+    maps: Tensor
+    plain: Tensor
+    """Of the same prompts and seeds, without the ControlNet."""
+    traced: Tensor
+
+
+def traced(painter: Painter, controlnet: Path, count: int) -> Traced:
+    """The ControlNet's images of `count` scenes."""
+    drawn, _ = judging.drawn(count, painter.size, judging.HELD_OUT_SEED)
+    rng, maps = np.random.default_rng(0), edge_maps(drawn)
+    scenes = [scene_at(index, seed=judging.HELD_OUT_SEED) for index in range(count)]
+    texts = [full_prompt(scene, rng) for scene in scenes]
+    return Traced(drawn, maps, painter.paint(texts), painter.trace(texts, maps, controlnet))
+
+
+def edge_lines(seen: Traced) -> list[Score]:
+    """How many edges images have in common with those that the ControlNet was given."""
+    with_net, without = (
+        float(in_common(edge_maps(images), seen.maps).mean())
+        for images in (seen.traced, seen.plain)
+    )
+    return [
+        Score("ControlNet: edges in common with those given, F-score", with_net, 0.8),
+        Score("the same prompts and seeds without it", without),
+    ]
+
+
+def evaluate(
+    checkpoint: Path, loras: Path, controlnet: Path, work: Path, images: int
+) -> Evaluation:
     """Everything, in about 2 images a second on two cores."""
     painter = Painter(checkpoint)
     judge = judging.trained(painter.size, work)
@@ -259,6 +318,7 @@ def evaluate(checkpoint: Path, loras: Path, work: Path, images: int) -> Evaluati
     gigabytes = in_memory / (1e9 if sys.platform == "darwin" else 1e6)
     painted = painter.paint(prompts.texts)
     tenth = images // 10
+    seen = traced(painter, controlnet, tenth)
     return Evaluation(
         images=painted,
         texts=prompts.texts,
@@ -268,12 +328,14 @@ def evaluate(checkpoint: Path, loras: Path, work: Path, images: int) -> Evaluati
             painter.paint(prompts.texts[:COLUMNS], lora=loras / f"{name}.safetensors")
             for name in STYLES
         ],
+        traced=[seen.drawn, seen.maps * 2 - 1, seen.plain, seen.traced],
         scores=[
             *following_lines(prompts, judge.verdicts(painted)),
             *twice_lines(judge, prompts, painted),
             *negative_lines(painter, judge, tenth),
             *image_to_image_lines(painter, judge, prompts, tenth),
             *guidance_lines(painter, judge, prompts.first(2 * tenth)),
+            *edge_lines(seen),
             Score(f"seconds for one image of {STEPS} steps, warm", seconds, 1.0, at_most=True),
             Score("load average of the machine meanwhile", load),
             Score("largest memory of the process, GB", gigabytes, 1.5, at_most=True),
@@ -289,11 +351,13 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--loras", type=Path, default=LORAS)
+    parser.add_argument("--controlnet", type=Path, default=CONTROLNET)
     parser.add_argument("--work", type=Path, default=WORK, help="where the judge is kept")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--report", type=Path, default=Path("docs/demo-model.md"))
     options = parser.parse_args()
-    evaluation = evaluate(options.checkpoint, options.loras, options.work, options.images)
+    parts = (options.checkpoint, options.loras, options.controlnet)
+    evaluation = evaluate(*parts, options.work, options.images)
     write(evaluation, options.report)
 
 

@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForText2Image,
+    ControlNetModel,
+    StableDiffusionControlNetPipeline,
+)
 from torch import Tensor
 
 STEPS = 20
@@ -34,6 +39,9 @@ class _Order:
     """For image to image: float32 [n, 3, size, size] in -1 to 1."""
     strength: float | None = None
     lora: Path | None = None
+    controlnet: Path | None = None
+    maps: np.ndarray | None = None
+    """What the ControlNet sees: float32 [n, 3, size, size] in 0 to 1."""
 
 
 class Painter:
@@ -65,6 +73,20 @@ class Painter:
                     order,
                     starts=starts[order.first_seed : order.first_seed + _BATCH].numpy(),
                     strength=strength,
+                )
+                for order in self._orders(texts, GUIDANCE, "")
+            ]
+        )
+
+    def trace(self, texts: list[str], maps: Tensor, controlnet: Path) -> Tensor:
+        """Images for which a ControlNet sees maps [n, 3, size, size] in 0 to 1; image i has seed
+        i."""
+        return self._deliver(
+            [
+                replace(
+                    order,
+                    controlnet=controlnet,
+                    maps=maps[order.first_seed : order.first_seed + _BATCH].numpy(),
                 )
                 for order in self._orders(texts, GUIDANCE, "")
             ]
@@ -110,11 +132,17 @@ def _fill_on_one_thread(order: _Order) -> np.ndarray:
 
 def _fill(order: _Order) -> np.ndarray:
     """The images of an order, float32 [n, 3, size, size] in -1 to 1."""
-    pipe, start = _pipeline(order.checkpoint), {}
+    pipe, start = _pipeline(order.checkpoint), dict[str, Any]()
     if order.starts is not None:
         pipe = AutoPipelineForImage2Image.from_pipe(pipe)
         pipe.set_progress_bar_config(disable=True)
         start = {"image": torch.from_numpy((order.starts + 1) / 2), "strength": order.strength}
+    if order.controlnet is not None and order.maps is not None:
+        net = ControlNetModel.from_pretrained(order.controlnet, use_safetensors=True)
+        parts = {**pipe.components, "controlnet": net, "requires_safety_checker": False}
+        pipe = StableDiffusionControlNetPipeline(**parts)
+        start = {"image": torch.from_numpy(order.maps)}
+        pipe.set_progress_bar_config(disable=True)
     if order.lora is not None:
         pipe.load_lora_weights(order.lora.parent, weight_name=order.lora.name)
     count = len(order.texts)

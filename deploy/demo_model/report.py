@@ -44,6 +44,8 @@ class Evaluation:
     scores: list[Score]
     styles: list[Tensor]
     """The first images again with each LoRA, [columns, 3, size, size]."""
+    traced: list[Tensor]
+    """Scenes, their edges, and images without and with these, [n, 3, size, size] in -1 to 1."""
 
 
 def write(evaluation: Evaluation, page: Path) -> None:
@@ -51,7 +53,8 @@ def write(evaluation: Evaluation, page: Path) -> None:
     folder = page.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)
     contact_sheet(evaluation).save(folder / "demo-contact-sheet.png", optimize=True)
-    style_sheet(evaluation).save(folder / "demo-styles.png", optimize=True)
+    in_rows([evaluation.images, *evaluation.styles]).save(folder / "demo-styles.png", optimize=True)
+    in_rows(evaluation.traced).save(folder / "demo-edges.png", optimize=True)
     table = "\n".join(
         ["| what | measured | goal |", "|---|---|---|", *map(_row, evaluation.scores)]
     )
@@ -86,13 +89,12 @@ def contact_sheet(evaluation: Evaluation) -> Image.Image:
     return sheet
 
 
-def style_sheet(evaluation: Evaluation) -> Image.Image:
-    """The first images in a row, and below each what the LoRAs make of it."""
-    rows = [evaluation.images[:COLUMNS], *evaluation.styles]
-    step = evaluation.images.shape[-1] + _MARGIN
-    sheet = Image.new("RGB", (COLUMNS * step + _MARGIN, len(rows) * step + _MARGIN), "white")
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images):
+def in_rows(stacks: list[Tensor]) -> Image.Image:
+    """The first images of each stack in a row, so that those of one kind lie below each other."""
+    step = stacks[0].shape[-1] + _MARGIN
+    sheet = Image.new("RGB", (COLUMNS * step + _MARGIN, len(stacks) * step + _MARGIN), "white")
+    for row, images in enumerate(stacks):
+        for column, image in enumerate(images[:COLUMNS]):
             sheet.paste(to_image(image), (_MARGIN + column * step, _MARGIN + row * step))
     return sheet
 

@@ -17,6 +17,7 @@ from deploy.docker import requirements
 from deploy.docker.healthy import is_healthy
 from deploy.docker.metadata import write_metadata
 from deploy.docker.prune import prune
+from shared.core.model_catalog import load_catalog
 from tests.processes import PROJECT, Process, free_port, wait_until
 from tests.unit.deploy.dockerfiles import (
     DEPLOY,
@@ -137,6 +138,17 @@ def test_the_api_image_gets_no_model_code() -> None:
     text = (DEPLOY / "Dockerfile.api").read_text("utf-8")
     assert "COPY worker" not in text
     assert "demo_model" not in text
+
+
+@pytest.mark.parametrize("file", ["models.toml", "helm/darkroom/files/models.toml"])
+def test_the_workers_image_has_what_the_catalogue_names(file: str) -> None:
+    catalogue = load_catalog(DEPLOY / file)
+    copied = {Path("/", target) for _, target in copies(DEPLOY / "Dockerfile.worker")}
+    for specs in (catalogue.model, catalogue.lora, catalogue.controlnet):
+        for source in (spec.source for spec in specs):
+            inside = Path(source.replace(str(DEPLOY), "/app/deploy"))
+            assert (DEPLOY / inside.relative_to("/app/deploy")).exists(), source
+            assert (copied - {Path("/app/deploy")}) & {inside, *inside.parents}, source
 
 
 def test_every_requirement_is_pinned() -> None:
