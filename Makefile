@@ -46,7 +46,7 @@ lint: install ## Format, lint, types and import rules
 
 # make test PROCESSES=3 tests in three processes; the twenty slowest tests are named at the end.
 PROCESSES ?= 2
-PYTEST := $(BIN)/pytest --quiet --numprocesses=$(PROCESSES) --no-loadscope-reorder --durations=20 --durations-min=1
+PYTEST = $(BIN)/pytest --quiet --numprocesses=$(PROCESSES) --no-loadscope-reorder --durations=20 --durations-min=1
 
 test: install ## Lint and tests on real servers, side by side; ARGS=tests/unit/engine: a part
 ifdef ARGS
@@ -58,6 +58,7 @@ endif
 short-tests: install
 	@$(PYTEST) -m 'not long'
 
+long-tests: PROCESSES = 3 # they wait more than the others
 long-tests: install ## What `make test` leaves out: long trials, all journeys, examples in docs, proofs
 	@DARKROOM_PROOF_CROWDS=20 $(PYTEST) --timeout=600 -m long tests/chaos tests/proof tests/e2e tests/integration tests/unit
 
