@@ -49,11 +49,6 @@ class _Reader:
     def is_over(self) -> bool:
         return self.ended or time.monotonic() > self.ends_at
 
-    async def snapshot(self) -> bytes | None:
-        """The job as an event, or None if the client has seen it in this state."""
-        job = await self._read()
-        return self.show(job) if job is not None and job.sequence > self.sequence else None
-
     def show(self, job: Job) -> bytes:
         """The job as an event; notes whether it was the last."""
         self.sequence = job.sequence
@@ -77,7 +72,7 @@ class _Reader:
             told = event.decoded().get("sequence")
             if told is not None and told <= self.sequence:
                 return None
-            job = await self._read()
+            job = await self.read()
             if job is None:
                 return None
             return None if told is not None and told < job.sequence else self.show(job)
@@ -85,7 +80,7 @@ class _Reader:
             return None
         return format_sse_event(event=event.kind, data_str=event.data, id=event.id)
 
-    async def _read(self) -> Job | None:
+    async def read(self) -> Job | None:
         """The job; None if it was deleted, or Postgres is unavailable (followers hear later)."""
         try:
             following = self.resources.get(Following)
@@ -159,17 +154,20 @@ async def _stream(reader: _Reader, job: Job, *, resumes: bool) -> AsyncGenerator
                     yield shown
                 if reader.is_over:
                     return
-            if follower.has_moved and not await _is_behind(reader, follower):
-                follower.take_move()
-                if (shown := await reader.snapshot()) is not None:
-                    yield shown
+            if follower.take_move() and (shown := await _show_move(reader, follower)) is not None:
+                yield shown
             follower.sequence = max(follower.sequence, reader.sequence)
 
 
-async def _is_behind(reader: _Reader, follower: Follower) -> bool:
-    """Whether Redis has entries that the client has not got: they come before what the database
-    has moved on to meanwhile, or the client would never get them."""
-    if follower.events:
-        return True
+async def _show_move(reader: _Reader, follower: Follower) -> bytes | None:
+    """The state that the database has moved on to, or None if the client has seen it.
+
+    None, too, while Redis has entries that the client has not got: they come before that state, or
+    the client would never get them.
+    """
+    job = await reader.read()
     known = await edges(reader.resources, follower.followed)
-    return known is not None and order(follower.position) < order(known[1])
+    if follower.events or (known is not None and order(follower.position) < order(known[1])):
+        follower.has_moved = True  # for a look after those
+        return None
+    return reader.show(job) if job is not None and job.sequence > reader.sequence else None

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import open_resources
 from api.core.principal import Principal
-from api.jobs import followers
+from api.jobs import followers, sse
 from api.jobs.followers import Following
 from api.jobs.redis_events import START
 from api.jobs.sse import open_stream
@@ -214,14 +214,15 @@ def test_what_a_snapshot_has_told_is_not_told_again(
         assert next(events).type == "progress"
 
 
+@pytest.mark.parametrize("read_during", [None, "edges", "read_job"])
 def test_what_was_missed_comes_before_an_end_that_the_database_tells(
+    read_during: str | None,
     settings: Settings,
-    database: Database,
     story: tuple[dict[str, Any], list[str]],
     row_of: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The look at the database may come before the first read of Redis."""
+    """The look at the database may come before the first read of Redis, or in its midst."""
     be_patient(monkeypatch.setattr)
     job, ids = story
     row = row_of(job["id"])
@@ -233,14 +234,35 @@ def test_what_was_missed_comes_before_an_end_that_the_database_tells(
                 held, principal, job["id"], ids[1], with_previews=True, seconds=60
             )
             assert stream is not None
+            following = held.get(Following)
+            if read_during is not None:
+                of = sse if read_during == "edges" else following
+                wrapped = _after(following._read_once, getattr(of, read_during))
+                monkeypatch.setattr(of, read_during, wrapped)
             first = asyncio.create_task(_next(stream))
             await asyncio.sleep(0)  # it follows
-            await held.get(Following)._poll(held)
-            async with held.get(Following).running(held):
+            await following._poll(held)
+            if read_during is not None:
+                await first
+            async with following.running(held):
                 pieces = [await first, *[piece async for piece in stream]]
         return [event.type for event in parse(iter(b"".join(pieces).decode().splitlines()))]
 
     assert asyncio.run(resume()) == ["progress", "preview", "image", "job"]
+
+
+def _after(
+    once: Callable[[], Awaitable[None]], then: Callable[..., Awaitable[Any]]
+) -> Callable[..., Awaitable[Any]]:
+    """The second function, whose first call comes after one of the other."""
+    calls = [once]
+
+    async def both(*args: Any) -> Any:
+        while calls:
+            await calls.pop()()
+        return await then(*args)
+
+    return both
 
 
 def test_nothing_ends_the_reading_of_events(
