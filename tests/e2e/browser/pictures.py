@@ -112,7 +112,7 @@ def show_compared(page: Playground) -> None:
 
 def show_columns(page: Playground) -> None:
     """A table whose columns become prompts."""
-    page.upload("batch-file", TABLE)
+    page.upload("batch-file", TABLE, until=page.field("batch-template"))
     page.enter("batch-template", TEMPLATE, until=page.button("Start 4 jobs"))
     sku = page.page.get_by_role("combobox", name="sku")
     page.pick(sku, "custom_id", until=page.page.get_by_role("cell", name="M-4"))

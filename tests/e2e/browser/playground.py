@@ -135,9 +135,10 @@ class Playground:
                 return
         expect(until.first).to_be_visible()
 
-    def upload(self, key: str, file: Path | FilePayload) -> None:
-        """Gives a file to an uploader."""
-        self.page.locator(f"[class*=st-key-{key}] input[type=file]").set_input_files(file)
+    def upload(self, key: str, file: Path | FilePayload, *, until: Locator) -> None:
+        """Gives a file to an uploader until something is seen."""
+        uploader = self.page.locator(f"[class*=st-key-{key}] input[type=file]")
+        self._repeat(lambda: uploader.set_input_files(file, timeout=_PATIENCE), until)
 
     def drag(self, where: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Draws with the mouse from one point to another, each as a share of width and height."""

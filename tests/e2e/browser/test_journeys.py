@@ -64,8 +64,7 @@ def test_an_upload_is_varied(browsers: Browsers, image_file: Path) -> None:
     with browsers.open() as page:
         page.settings(steps=QUICK)
         page.page.get_by_text("Initial image and mask", exact=True).click()
-        page.upload("initial-file", image_file)
-        expect(page.button("Initial image: field.png")).to_be_visible()
+        page.upload("initial-file", image_file, until=page.button("Initial image: field.png"))
         page.generate("green hills at sunset, a house", cards=1)
         page.choose(page.cards().first, "Show receipt")
         dialog = page.page.get_by_role("dialog")
@@ -81,9 +80,8 @@ def test_a_mask_is_painted_and_only_its_part_is_made_anew(
     with browsers.open() as page:
         page.settings(steps=QUICK)
         page.page.get_by_text("Initial image and mask", exact=True).click()
-        page.upload("initial-file", image_file)
         board = page.page.get_by_role("application")
-        expect(board).to_be_visible()
+        page.upload("initial-file", image_file, until=board)
         board.scroll_into_view_if_needed()
         page.drag(board, (0.3, 0.3), (0.6, 0.3))
         expect(page.button("Mask")).to_be_visible()
@@ -219,7 +217,8 @@ def test_a_downloaded_image_fills_the_form_from_its_receipt(
         file = tmp_path / download.suggested_filename
         download.save_as(file)
     with browsers.open() as page:
-        page.upload("receipt-file", file)
+        told = page.page.get_by_text("The form now has this image's settings and seed.")
+        page.upload("receipt-file", file, until=told)
         expect(page.field("form-prompt")).to_have_value("a red desert at dawn")
         expect(page.field("form-seed")).to_have_value(seed)
 

@@ -70,8 +70,7 @@ def test_search_by_words_by_an_image_and_by_filters_alone(
         expect(first.get_by_text(prompt, exact=True)).to_be_visible()
         check(page, axe, "similarity")
 
-        page.upload("search-file", file)
-        expect(page.page.get_by_text("Similar to forest.png")).to_be_visible()
+        page.upload("search-file", file, until=page.page.get_by_text("Similar to forest.png"))
         expect(first.get_by_text(prompt, exact=True)).to_be_visible()
         check(page, axe, "by-image")
         page.button("Remove").click()
@@ -125,9 +124,8 @@ def test_a_batch_goes_from_its_file_to_its_zip(
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(f"{json.dumps(line)}\n" for line in LINES))
     with browsers.open("/?tab=Batches", dark=dark, without_policy=True) as page:
-        page.upload("batch-file", file)
         report = page.page.locator(".st-key-batch-new")
-        expect(report.get_by_text("cannot be started")).to_be_visible()
+        page.upload("batch-file", file, until=report.get_by_text("cannot be started"))
         expect(report.get_by_text("Did you mean width?")).to_be_visible()
         for fact in ("Device time", "Done in", "Cost"):
             expect(report.get_by_text(fact, exact=True)).to_be_visible()
@@ -158,8 +156,8 @@ def test_a_table_becomes_prompts_on_a_phone(browsers: Browsers, axe: str, tmp_pa
     file = tmp_path / "products.csv"
     file.write_text(TABLE)
     with browsers.open("/?tab=Batches", size=PHONE, without_policy=True) as page:
-        page.upload("batch-file", file)
-        expect(page.page.get_by_text("What are the columns of this table?")).to_be_visible()
+        asked = page.page.get_by_text("What are the columns of this table?")
+        page.upload("batch-file", file, until=asked)
         check(page, axe, "columns")
         for column in ("colour", "thing"):
             page.button(column).click()

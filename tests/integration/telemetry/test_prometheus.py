@@ -120,6 +120,7 @@ def prometheus(
 _RATES = (
     'darkroom_job_run_seconds_count{model="sim",outcome="succeeded"}',
     'darkroom_search_seconds_count{stage="whole"}',
+    'darkroom_http_request_seconds_count{method="POST",route="/v1/jobs"}',
     'darkroom_webhook_attempts_total{outcome="delivered"}',
     "darkroom_webhook_attempt_seconds_count",
     "darkroom_http_problems_total",
