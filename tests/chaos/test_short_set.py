@@ -198,6 +198,7 @@ def test_a_killed_redis_costs_neither_the_job_in_hand_nor_the_worker(system: Sys
     assert_holds(system, reruns=0)
 
 
+@pytest.mark.long
 def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_repeated(system: System) -> None:
     # A claim whose answer is lost waits for the end of its lease, and another may be lost after it.
     system.fleet.start("w1", environment={**STEADY, "DARKROOM_LEASE": "PT8S"})

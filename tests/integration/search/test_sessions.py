@@ -52,7 +52,7 @@ def test_sessions_are_listed_by_last_use(team: Team) -> None:
     assert team.http.get(listed[1]["links"]["self"]).json() == listed[1]
 
 
-@pytest.mark.parametrize("of_batch", [0, 10_000])
+@pytest.mark.parametrize("of_batch", [0, pytest.param(10_000, marks=pytest.mark.long)])
 def test_thousands_of_sessions_are_listed_by_their_newest_jobs(
     of_batch: int, make_team: Callable[[], Team], database: sessionmaker[Session]
 ) -> None:
