@@ -58,7 +58,8 @@ endif
 short-tests: install
 	@$(PYTEST) -m 'not long'
 
-long-tests: PROCESSES = 3 # they wait more than the others
+# They wait more than the others.
+long-tests: PROCESSES := $(if $(filter file,$(origin PROCESSES)),3,$(PROCESSES))
 long-tests: install ## What `make test` leaves out: long trials, all journeys, examples in docs, proofs
 	@DARKROOM_PROOF_CROWDS=20 $(PYTEST) --timeout=600 -m long tests/chaos tests/proof tests/e2e tests/integration tests/unit
 

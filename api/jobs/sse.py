@@ -165,9 +165,12 @@ async def _show_move(reader: _Reader, follower: Follower) -> bytes | None:
     None, too, while Redis has entries that the client has not got: they come before that state, or
     the client would never get them.
     """
+    if follower.events:
+        follower.has_moved = True  # look again after those
+        return None
     job = await reader.read()
     known = await edges(reader.resources, follower.followed)
     if follower.events or (known is not None and order(follower.position) < order(known[1])):
-        follower.has_moved = True  # for a look after those
+        follower.has_moved = True
         return None
     return reader.show(job) if job is not None and job.sequence > reader.sequence else None

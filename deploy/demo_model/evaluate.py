@@ -251,14 +251,14 @@ def guidance_lines(painter: Painter, judge: judging.Judge, prompts: PromptSet) -
 
 def edge_maps(images: Tensor) -> Tensor:
     """The edges of images [n, 3, height, width] in -1 to 1, as a job's `preprocess: canny` finds
-    them: as many in 0 and 1."""
+    them: the same shape, of 0 and 1."""
     found = [np.asarray(edges(to_image(image), LOW, HIGH)) > 0 for image in images]
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float()
 
 
 def in_common(first: Tensor, second: Tensor, within: float = 2) -> np.ndarray:
     """The F-score of pairs of edge maps [n, 3, height, width], as [n] in 0 to 1: how much of
-    either lies `within` so many pixels of the other."""
+    either lies at most `within` pixels from the other."""
 
     def met(wanted: np.ndarray, found: np.ndarray) -> float:
         if not (wanted.any() and found.any()):

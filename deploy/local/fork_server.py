@@ -1,4 +1,4 @@
-"""Imports a module once and forks programs that have it: seconds and memory that they share.
+"""Imports a module once and forks programs that have it, which saves seconds and memory.
 
 Run as ``python -m deploy.local.fork_server MODULE``, with a socket as its standard input. It calls
 the module's `warm`, and then each message is an order, the answer the process id of the fork, by
@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -21,7 +22,10 @@ from deploy.local.launch import die_with_parent, name_process
 
 def main() -> None:
     """Imports, says so, and forks until the supervisor is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide how a fork has ended
     importlib.import_module(sys.argv[1]).warm()
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:
+        print(f"{threads} threads run: forks have but one, and may hang", flush=True)
     gc.collect()
     gc.freeze()  # a collection would write to what is shared, and so copy it
     supervisor = socket.socket(fileno=os.dup(0))
@@ -38,7 +42,10 @@ def _fork(supervisor: socket.socket) -> bool:
     between = os.fork()
     if between == 0:
         between = os.getpid()
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:
+            os._exit(1)
         if child != 0:
             os.write(writing, str(child).encode())
             os._exit(0)
@@ -49,8 +56,11 @@ def _fork(supervisor: socket.socket) -> bool:
         return True
     os.close(writing)
     os.waitpid(between, 0)
-    supervisor.send(os.read(reading, 16))
+    answer = os.read(reading, 16)
     os.close(reading)
+    if not answer:
+        sys.exit("the kernel has no process or memory for another fork")
+    supervisor.send(answer)
     return False
 
 

@@ -59,7 +59,10 @@ class Forked:
         """The exit code; None while it runs."""
         with self._lock:
             if self._code is None:
-                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                try:
+                    ended, status = os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:  # somebody else has waited for it; Popen says the same
+                    ended, status = self.pid, 0
                 self._code = os.waitstatus_to_exitcode(status) if ended else None
             return self._code
 

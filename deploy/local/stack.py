@@ -212,7 +212,7 @@ class LocalStack:
 
     @property
     def services(self) -> list[Service]:
-        """Every part, in the order of start."""
+        """Every part that must run, in the order of start."""
         return [*self.servers.all, *self._applications]
 
     def start(self) -> None:

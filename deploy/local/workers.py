@@ -17,13 +17,17 @@ from deploy.local.process import ChildProcess, Forked, Program, wait_for_answer
 
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and WSL's for both
 CAN_FORK = sys.platform == "linux" and not any(map(os.path.exists, _GPU_DRIVERS))
-"""Elsewhere a supervisor cannot adopt, macOS's libraries do not survive a fork, nor does a driver
-that one of the imports has opened."""
+"""Only on Linux can a supervisor adopt, and macOS's libraries do not survive a fork. Neither does a
+driver that one of the imports has opened."""
+
+_ANSWER_SECONDS = 8.0
+"""A fork takes milliseconds; below the 10 s in which the stack promises to be gone."""
 
 
 class Libraries(Application):
     """The fork server. Only a worker's start needs it, so that is when a dead one is replaced."""
 
+    start_seconds = 300.0  # what it imports and loads comes off a cold disk, too
     _socket: socket.socket
     _input: socket.socket
     _ready = False
@@ -34,10 +38,10 @@ class Libraries(Application):
         """``environment`` is that of all forks. Starts nothing yet."""
         arguments = ["-m", "deploy.local.fork_server", module]
         read_by_imports = {
-            "OPENBLAS_NUM_THREADS": "1",  # it would start threads
-            "TQDM_DISABLE": "1",  # this and the next are a worker's own
+            "TQDM_DISABLE": "1",  # this and the next but one are a worker's own
             **environment,
             "DIFFUSERS_DISABLE_CUSTOM_CODE": "1",
+            "OPENBLAS_NUM_THREADS": "1",  # it would start threads
         }
         super().__init__("libraries", arguments, home=home, environment=read_by_imports)
 
@@ -45,7 +49,7 @@ class Libraries(Application):
         """Starts it, unless it runs; does not wait."""
         if self._child is None or not self._child.running:
             self._socket, self._input = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._socket.settimeout(self.start_seconds)
+            self._socket.settimeout(_ANSWER_SECONDS)
             self._ready = False
             with self._input:
                 self._child = ChildProcess(self.program())
@@ -69,8 +73,7 @@ class Libraries(Application):
         """Makes a process that runs this program, a child of this one.
 
         Raises:
-            ServerFailedError: the server has ended.
-            OSError: likewise.
+            ServerFailedError: the server has ended, or does not answer and is ended.
         """
         order = {
             "name": program.name,
@@ -79,16 +82,22 @@ class Libraries(Application):
             "parent": os.getpid(),
             "signal": program.stop_signal,
         }
-        with adopting():
-            self._socket.send(json.dumps(order).encode())
-            answer = self._socket.recv(16)
+        try:
+            with adopting():
+                self._socket.send(json.dumps(order).encode())
+                answer = self._socket.recv(16)
+        except OSError:
+            answer = b""
         if not answer:
-            raise ServerFailedError(f"{self.name} ended; its log is {self._home.log(self.name)}")
+            self.kill()  # or its answer might come later, and be taken for that to another order
+            reason = f"{self.name} ended; its log is {self._home.log(self.name)}"
+            raise ServerFailedError(f"{program.name} cannot be started: {reason}")
         return Forked(int(answer))
 
 
 class Worker(Application):
-    """A worker process: forked where there are libraries, else started anew."""
+    """A worker process: forked where there are libraries, whose environment it then has, else
+    started anew."""
 
     def __init__(
         self, role: str, home: Home, environment: Mapping[str, str], libraries: Libraries | None

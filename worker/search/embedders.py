@@ -1,5 +1,6 @@
 """Models that embed text and images, loaded on threads of their own."""
 
+import importlib.util
 import io
 import sys
 import threading
@@ -79,7 +80,7 @@ _preloaded: dict[str, Any] = {}
 def preload(settings: Settings) -> None:
     """Load the model of the settings, if it is on this disk, for processes that this one forks.
 
-    Its memory is theirs together. It starts no thread, which no fork would have.
+    They share its memory. It starts no thread, because a fork has none but its own.
     """
     _import()
     source = embedding_source(settings)
@@ -99,10 +100,15 @@ def preload(settings: Settings) -> None:
 
 def _import() -> Any:
     # scikit-learn would import pandas, and that pyarrow, where they are: 40 MB and a thread that
-    # nobody here needs.
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
-    import sentence_transformers
-
+    # nobody here needs. Only `datasets`, which is imported where it is, cannot do without.
+    without = "pandas" not in sys.modules and importlib.util.find_spec("datasets") is None
+    if without:
+        sys.modules["pandas"] = None  # type: ignore[assignment]
+    try:
+        import sentence_transformers
+    finally:
+        if without:
+            del sys.modules["pandas"]
     return sentence_transformers
 
 

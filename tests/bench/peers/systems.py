@@ -190,12 +190,6 @@ class _Fork(Forked):
 
     returncode = None
 
-    def poll(self) -> int | None:
-        try:
-            return super().poll()
-        except ChildProcessError:  # psutil has waited for it
-            return -signal.SIGKILL
-
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 

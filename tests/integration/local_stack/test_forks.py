@@ -127,6 +127,20 @@ def test_a_fork_outlives_its_server_and_the_next_has_a_new_one(
     assert first.running
 
 
+def test_a_server_that_does_not_answer_is_ended_and_replaced(
+    libraries: Libraries, fork: Fork
+) -> None:
+    """Its answer would be taken for that to the next order."""
+    assert libraries.pid is not None
+    os.kill(libraries.pid, signal.SIGSTOP)
+    libraries._socket.settimeout(0.2)
+    with pytest.raises(ServerFailedError, match="late cannot be started"):
+        fork("late")
+    assert not libraries.running
+    libraries.start()
+    assert json.loads(said(fork("second"))[0])["by"] == libraries.pid
+
+
 def test_libraries_that_cannot_be_imported_say_why(home: Path) -> None:
     with Home(home) as opened, pytest.raises(ServerFailedError, match="No module named 'absent'"):
         Libraries(opened, os.environ, "absent").start()

@@ -54,6 +54,7 @@ def test_a_second_start_on_the_same_home_says_so_and_harms_nothing(
 
 def test_a_worker_that_dies_is_started_again_and_the_other_works_on(stack: Stack) -> None:
     before, log = stack.children(), stack.home / "logs" / "worker-cpu.log"
+    wait_until(lambda: log.read_text().count("embedding_model_ready") == 1, what="the first one")
     before["worker-cpu"].kill()
     stack.wait_for("worker-cpu ended by SIGKILL")
     stack.wait_for("worker-cpu runs again")

@@ -68,7 +68,7 @@ def test_images_follow_the_edges_that_it_is_given() -> None:
         given = torch.from_numpy(np.asarray(seen) / 255).permute(2, 0, 1)[None]
         shares.append([float(in_common(each, given)[0]) for each in maps])
     followed, without = np.mean(shares, axis=0)
-    assert followed > 0.85
+    assert followed > 0.75
     assert followed > without + 0.1
 
 

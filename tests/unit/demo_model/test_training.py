@@ -113,21 +113,22 @@ def test_a_style_is_a_lora_that_changes_the_image(tmp_path: Path) -> None:
 def test_a_controlnet_goes_on_where_it_stopped_and_changes_the_image(tmp_path: Path) -> None:
     few = replace(presets.CPU, processes=1, scenes=8, unet_batch=2)
     net = tmp_path / "net"
-    steps = []
+    file, spent, step = tmp_path / "edges" / "net.pt", 0.0, 0
     for seconds in (2, 4):
-        kept = state.load(tmp_path / "edges" / "net.pt", torch.device("cpu"))
         edges.train(
             few,
             work=tmp_path,
             checkpoint=train.CHECKPOINT,
             controlnet=net,
-            minutes=((kept["spent"] if kept else 0) + seconds) / 60,
+            minutes=(spent + seconds) / 60,
             group=ProcessGroup(),
         )
-        kept = state.load(tmp_path / "edges" / "net.pt", torch.device("cpu"))
+        kept = state.load(file, torch.device("cpu"))
         assert kept is not None
-        steps.append(kept["step"])
-    assert steps[1] > steps[0] > 0
+        assert kept["spent"] >= spent
+        assert kept["step"] > step
+        spent, step = kept["spent"], kept["step"] + 1_000  # more than it could make anew
+        state.save({**kept, "step": step}, file)
 
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
         train.CHECKPOINT,
