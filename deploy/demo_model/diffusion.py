@@ -201,20 +201,13 @@ def train(
     batches = Batches(preset, data, tokenizer, device)
     clock = state.Clock(minutes, run.spent)
     smooth = 0.0
-    while (progress := group.agree(clock.progress)) < 1:
+
+    def tell() -> str:
+        return f"loss {smooth:.4f}"
+
+    for progress in state.until_spent("unet", run, clock, group, tell, every=_LOG_EVERY):
         loss = run.learn(batches.at(run.step, group.rank), progress, group)
         smooth = loss if smooth == 0 else 0.98 * smooth + 0.02 * loss
-        if group.is_leader and run.step % _LOG_EVERY == 0:
-            print(
-                f"unet {progress:6.1%}  step {run.step}  loss {smooth:.4f}  "
-                f"{clock.spent / 60:.1f} min",
-                flush=True,
-            )
-        if group.is_leader and clock.save_due():
-            run.keep(clock.spent)
-    if group.is_leader:
-        run.keep(clock.spent)
-    group.wait()
     _copy(run.average.values, run.parameters)
     return TrainedUNet(run.unet.eval(), text_encoder.eval(), run.step, clock.spent / 60)
 

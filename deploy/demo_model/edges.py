@@ -190,19 +190,14 @@ def train(
     batches = Batches(preset, data, pipe.tokenizer, cpu, for_layout=True)
     run = _Run(pipe, work_here)
     clock = state.Clock(minutes, run.spent)
-    while (progress := group.agree(clock.progress)) < 1:
+
+    def tell() -> str:
+        return f"loss {run.loss:.4f}"
+
+    for progress in state.until_spent("edges", run, clock, group, tell, every=_LOG_EVERY):
         batch = batches.at(run.step, group.rank)
         run.learn(batch, maps.at(batch, run.step, group.rank), progress, group)
-        if group.is_leader and run.step % _LOG_EVERY == 0:
-            print(
-                f"edges {progress:6.1%}  step {run.step}  loss {run.loss:.4f}  "
-                f"{clock.spent / 60:.1f} min",
-                flush=True,
-            )
-        if group.is_leader and clock.save_due():
-            run.keep(clock.spent)
     if group.is_leader:
-        run.keep(clock.spent)
         facts = {
             "steps": f"{run.step:,}",
             "batch": preset.unet_batch * group.size,

@@ -1,14 +1,16 @@
-"""Training state on disk: written whole or not at all, so that a killed run can resume."""
+"""The steps of a training and its state on disk, from which a killed run can resume."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+
+from deploy.demo_model.process_group import ProcessGroup
 
 _SECONDS_BETWEEN_SAVES = 60.0
 
@@ -65,3 +67,31 @@ class Clock:
             return False
         self._saved = now
         return True
+
+
+class Run(Protocol):
+    """What is trained, and how far it is."""
+
+    step: int
+
+    def keep(self, spent: float) -> None:
+        """Write everything that a later run needs to continue."""
+
+
+def until_spent(
+    name: str, run: Run, clock: Clock, group: ProcessGroup, tell: Callable[[], str], *, every: int
+) -> Iterator[float]:
+    """The progress before each step, until the budget is spent; keeps the run's state meanwhile.
+
+    Each `every` steps it prints where the run is and what `tell` says.
+    """
+    while (progress := group.agree(clock.progress)) < 1:
+        yield progress
+        if group.is_leader and run.step % every == 0:
+            at = f"{name} {progress:6.1%}  step {run.step}  {tell()}  {clock.spent / 60:.1f} min"
+            print(at, flush=True)
+        if group.is_leader and clock.save_due():
+            run.keep(clock.spent)
+    if group.is_leader:
+        run.keep(clock.spent)
+    group.wait()

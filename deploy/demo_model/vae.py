@@ -136,22 +136,17 @@ def train(
     run = _Run(preset, start, work, device)
     clock = state.Clock(minutes, run.spent)
     frozen = False
-    while (progress := group.agree(clock.progress)) < 1:
+    pixel_error = 0.0
+
+    def tell() -> str:
+        return f"|pixel error| {pixel_error:.4f}"
+
+    for progress in state.until_spent("vae ", run, clock, group, tell, every=_LOG_EVERY):
         if progress >= _ENCODER_UNTIL and not frozen:
             run.freeze_encoder()
             frozen = True
         batch = _batch(preset, images, [run.step, group.rank], progress, device)
         pixel_error = run.learn(batch, _rate(progress), group)
-        if group.is_leader and run.step % _LOG_EVERY == 0:
-            print(
-                f"vae  {progress:6.1%}  step {run.step}  |pixel error| {pixel_error:.4f}",
-                flush=True,
-            )
-        if group.is_leader and clock.save_due():
-            run.keep(clock.spent)
-    if group.is_leader:
-        run.keep(clock.spent)
-    group.wait()
     return averaged(preset, work, device)
 
 
