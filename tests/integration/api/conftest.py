@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from shared.core.ids import decode_id
 from shared.core.quotas import Quotas
 from shared.jobs.models import Job
 from tests.conftest import for_the_session
-from tests.integration.api.relay import Relay
-from tests.processes import QUICK_AND_PATIENT, ApiProcess, free_port
+from tests.integration.api.relay import Mode, Relay
+from tests.processes import QUICK_AND_PATIENT, ApiProcess, free_port, wait_until
+
+WithoutRedis = Callable[[], AbstractContextManager[None]]
 
 MODEL = "paper"
 EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
@@ -109,6 +111,31 @@ def start_alone(
 def http(lone_api: ApiProcess) -> httpx2.Client:
     """A client of the lone API with a key of the tenant `lone`."""
     return lone_api.http
+
+
+@pytest.fixture
+def without_redis(
+    relays: Relays, lone_api: ApiProcess, make_key: Callable[..., str]
+) -> WithoutRedis:
+    """Takes Redis from the lone API for a while, and waits until it is asked again.
+
+    The API leaves a Redis that has failed alone for a second, in which no rate can be checked, and
+    nobody knows which models are served.
+    """
+
+    def asks_again(counted: httpx2.Client) -> bool:
+        answer = counted.post("/v1/jobs", json={"prompt": "a"})  # a dry run is not counted
+        return answer.status_code == 202 and bool(answer.json()["warnings"])
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        with relays.redis.set_to(Mode.REFUSE):
+            yield
+        key = make_key("counted", quotas=Quotas(requests_per_minute=6_000))
+        with lone_api.client(key) as counted:
+            wait_until(lambda: asks_again(counted), 30, "Redis to be asked again")
+
+    return away
 
 
 _tenants = itertools.count(1)

@@ -23,8 +23,7 @@ from api.jobs.sse import open_stream
 from shared.core.broker import events_key
 from shared.core.redis_clients import open_async_redis
 from shared.core.settings import Settings
-from tests.integration.api.conftest import Relays, uuid_of
-from tests.integration.api.relay import Mode
+from tests.integration.api.conftest import WithoutRedis, uuid_of
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.api.test_polling import claim, fail, succeed, tell
 from tests.patient_api import be_patient
@@ -355,12 +354,12 @@ def test_an_end_that_redis_forgot_is_found_in_the_database(
 
 
 def test_a_stream_outlives_redis(
-    http: httpx2.Client, submit: Submit, database: Database, relays: Relays
+    http: httpx2.Client, submit: Submit, database: Database, without_redis: WithoutRedis
 ) -> None:
     job = submit()
     with following(http, job) as events:
         assert next(events).data["state"] == "queued"
-        with relays.redis.set_to(Mode.REFUSE):
+        with without_redis():
             claim(database, job)
             assert next(events).data["state"] == "running"
             succeed(database, job)
@@ -371,13 +370,13 @@ def test_a_stream_reads_redis_again_when_it_is_back(
     http: httpx2.Client,
     submit: Submit,
     database: Database,
-    relays: Relays,
+    without_redis: WithoutRedis,
     redis_client: "redis.Redis",
 ) -> None:
     job = submit()
     with following(http, job) as events:
         next(events)
-        with relays.redis.set_to(Mode.REFUSE):
+        with without_redis():
             claim(database, job)
             assert next(events).data["state"] == "running"
         tell(redis_client, job, "progress", image_index=0, step=1, steps=8, fraction=0.125)

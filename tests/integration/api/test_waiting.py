@@ -21,7 +21,7 @@ from shared.core.broker import batch_key, events_key
 from shared.core.ids import decode_id, encode_id
 from shared.core.quotas import Quotas
 from shared.core.tenants import Tenant
-from tests.integration.api.conftest import WAITS_PER_KEY, Relays, start_alone, uuid_of
+from tests.integration.api.conftest import WAITS_PER_KEY, Relays, WithoutRedis, start_alone, uuid_of
 from tests.integration.api.relay import Mode
 from tests.integration.api.test_bad_input import check_problem
 from tests.integration.api.test_events import following
@@ -184,29 +184,16 @@ def test_an_image_that_is_being_made_again_is_answered_202_though_postgres_fails
     assert job["id"] in answer.headers["location"]
 
 
-def submits(client: httpx2.Client) -> bool:
-    """Whether a job is accepted from this key, whose rate has to be checked."""
-    return client.post("/v1/jobs", json=JOB).status_code == 202
-
-
-def test_a_wait_ends_without_redis(  # noqa: PLR0917
-    fresh: httpx2.Client,
-    relays: Relays,
-    submit: Submit,
-    database: Database,
-    lone_api: ApiProcess,
-    make_key: Callable[..., str],
+def test_a_wait_ends_without_redis(
+    fresh: httpx2.Client, without_redis: WithoutRedis, submit: Submit, database: Database
 ) -> None:
     job = submit(fresh)
     headers = {"Prefer": "wait=40"}
-    with relays.redis.set_to(Mode.REFUSE):
+    with without_redis():
         with in_background(lambda: fresh.get(job["links"]["self"], headers=headers)) as answers:
             claim(database, job)
             succeed(database, job)
         assert answers[0].json()["state"] == "succeeded"
-    # The API leaves a Redis that has failed alone for a second, in which no rate can be checked.
-    with lone_api.client(make_key("counted", quotas=Quotas(requests_per_minute=600))) as counted:
-        wait_until(lambda: submits(counted), 30, "Redis to be asked again")
 
 
 def test_a_key_of_events_that_is_no_stream_holds_up_no_other_job(
