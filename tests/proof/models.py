@@ -1,5 +1,6 @@
 """The models of the full proof: the toys, and the demo model once it is in the repository."""
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
 from worker.engine.families import family_of
 from worker.engine.loaded import load
+
+CROWDS = int(os.environ.get("DARKROOM_PROOF_CROWDS", "200"))
+"""`make test-all` makes fewer, and takes them for a sign to be short elsewhere, too."""
 
 _DEMO = Path(deploy.__file__).parent / "demo_model" / "checkpoint"
 

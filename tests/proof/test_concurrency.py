@@ -1,6 +1,5 @@
 """The full proof in crowds: 200 at 2, at 4 and at 8 rows, and the bits of the row never change."""
 
-import os
 from random import Random
 
 import numpy as np
@@ -8,14 +7,12 @@ import pytest
 import torch
 
 from shared.core.schedulers import DIFFUSION_SCHEDULERS
-from tests.proof.models import FAMILIES, backend_of, folder_of, warmed
+from tests.proof.models import CROWDS, FAMILIES, backend_of, folder_of, warmed
 from tests.unit.engine.concurrency import make_alone, make_among_others, random_request
 from tests.unit.engine.reference import reference
 
 pytestmark = pytest.mark.long
 
-CROWDS = int(os.environ.get("DARKROOM_PROOF_CROWDS", "200"))
-"""`make test-all` makes fewer."""
 CROWDS_PER_IMAGE = 4
 
 
