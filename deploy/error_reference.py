@@ -92,7 +92,6 @@ def _class(
 
 
 def page() -> str:
-    """docs/errors.md."""
     problems = sorted(CATALOGUE.values(), key=lambda each: each.status)
     jobs = "".join(
         f"| `{code}` | {_summary(error)} {error.advice} | {'yes' if error.retryable else 'no'} |\n"
@@ -160,7 +159,6 @@ up to three attempts.
 
 
 def main() -> None:
-    """Write both and say where."""
     for path, text in ((PAGE, page()), (CLIENT, client_module())):
         path.write_text(text, "utf-8")
         print(path.relative_to(PROJECT))

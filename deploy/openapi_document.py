@@ -27,7 +27,6 @@ def document() -> str:
 
 
 def main() -> None:
-    """Write the page and say where."""
     PAGE.write_text(document(), "utf-8")
     print(PAGE.relative_to(PROJECT))
 

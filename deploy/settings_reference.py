@@ -64,7 +64,6 @@ def settings() -> Iterator[Setting]:
 
 
 def page() -> str:
-    """The whole page."""
     parts = [_HEAD]
     section = None
     for setting in settings():
@@ -77,7 +76,6 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write the page."""
     PAGE.write_text(page(), "utf-8")
     print(PAGE.relative_to(PROJECT))
 

@@ -84,7 +84,6 @@ class WorkerProcess:
 
     @property
     def device(self) -> str:
-        """The device that the engines run on."""
         return self.models.device
 
     @property

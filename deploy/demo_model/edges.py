@@ -138,13 +138,11 @@ class _Run:
             self.step, self.spent, self.loss = saved["step"], saved["spent"], saved["loss"]
 
     def keep(self, spent: float) -> None:
-        """Writes everything that a later run needs to continue."""
         kept = {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict()}
         at = {"step": self.step, "spent": spent, "loss": self.loss}
         state.save(kept | at, self._file)
 
     def learn(self, batch: Batch, seen: Tensor, progress: float, group: ProcessGroup) -> None:
-        """One step on the team's batches."""
         warm_up = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         for each in self._optimizer.param_groups:
             each["lr"] = _RATE * warm_up * (0.5 + 0.5 * cos(pi * progress))
@@ -224,7 +222,6 @@ def export(net: ControlNetModel, folder: Path, facts: dict[str, object]) -> None
 
 
 def main() -> None:
-    """Parses the command line and trains."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo_model.edges", description=(__doc__ or "").split("\n")[0]
     )

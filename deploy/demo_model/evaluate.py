@@ -345,7 +345,6 @@ def evaluate(
 
 
 def main() -> None:
-    """Parses the command line, evaluates and writes the report."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo_model.evaluate", description=(__doc__ or "").split("\n")[0]
     )

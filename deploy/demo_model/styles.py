@@ -119,7 +119,6 @@ def _train_all(*, styles: list[str], group: ProcessGroup, **options: object) -> 
 
 
 def main() -> None:
-    """Parses the command line and trains."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo_model.styles", description=(__doc__ or "").split("\n")[0]
     )

@@ -29,7 +29,6 @@ WORK = Path(".darkroom/demo-model")
 
 
 def main() -> None:
-    """Parses the command line and trains."""
     options = _parser().parse_args()
     device = _device(options.device)
     preset = CUDA if device.type == "cuda" else CPU

@@ -84,7 +84,6 @@ class _Run:
             self.step, self.spent = saved["step"], saved["spent"]
 
     def keep(self, spent: float) -> None:
-        """Writes everything that a later run needs to continue."""
         state.save(
             {
                 "model": self._model.state_dict(),

@@ -120,7 +120,6 @@ def fetch_bases(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def version() -> str:
-    """This checkout's."""
     return str(tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["version"])
 
 

@@ -43,7 +43,6 @@ def unused(packages: Path) -> Iterator[Path]:
 
 
 def prune(packages: Path) -> None:
-    """Remove them."""
     for path in list(unused(packages)):
         if path.is_dir():
             shutil.rmtree(path)

@@ -39,7 +39,6 @@ class Application(Service):
         """Nothing: the servers hold all data."""
 
     def program(self) -> Program:
-        """The interpreter that runs the stack, in the project's folder."""
         return Program(
             name=self.name,
             command=[sys.executable, *self._arguments],
@@ -58,7 +57,6 @@ class Api(Application):
     """The HTTP API, which counts as started when it and all it depends on are ready."""
 
     def __init__(self, url: str, home: Home, environment: Mapping[str, str]) -> None:
-        """``url`` is where it shall listen. Starts nothing yet."""
         address = httpx2.URL(url)
         arguments = [
             *("-m", "uvicorn", "api.app:create_app", "--factory"),
@@ -102,7 +100,6 @@ class Playground(Application):
         super().__init__(PLAYGROUND, arguments, home=home, environment=environment)
 
     def answers(self) -> bool:
-        """Whether Streamlit says that it is well."""
         return _is_ok(f"{self.url}/_stcore/health")
 
 

@@ -83,7 +83,6 @@ class Home:
 
     @property
     def logs(self) -> Path:
-        """The folder with one log file per child."""
         return self.path / "logs"
 
     @property
@@ -91,7 +90,6 @@ class Home:
         return self.path / "run"
 
     def log(self, name: str) -> Path:
-        """The log file of a child."""
         return self.logs / f"{name}.log"
 
     def record(self, name: str) -> Path:
@@ -135,7 +133,6 @@ class Home:
         return write_private(self.path / name, text)
 
     def close(self) -> None:
-        """Lets go of the lock."""
         self._lock.close()
 
     def __enter__(self) -> Self:

@@ -87,7 +87,6 @@ class PostgresServer(Server):
         _stop_orphaned_processes(self._folder.data)
 
     def program(self) -> Program:
-        """The ``postgres`` server process."""
         options = [
             f"port={self.port}",
             f"listen_addresses={LOOPBACK}",

@@ -112,7 +112,6 @@ class ChildProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the program has not ended yet."""
         return self.exit_code is None
 
     def ask_to_stop(self) -> None:

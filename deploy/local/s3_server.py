@@ -28,13 +28,11 @@ class S3Server(Server):
     name = "s3"
 
     def __init__(self, home: Home, port: int) -> None:
-        """Starts nothing yet."""
         super().__init__(home, port)
         self._folder = DataFolder(home.path / "s3", "a folder of objects")
 
     @property
     def endpoint(self) -> str:
-        """Its ``http://`` address."""
         return f"http://{LOOPBACK}:{self.port}"
 
     def prepare(self) -> None:
@@ -42,7 +40,6 @@ class S3Server(Server):
         self._folder.prepare(lambda data: (data / BUCKET).mkdir(mode=0o700, parents=True))
 
     def program(self) -> Program:
-        """The ``rclone`` process."""
         secrets = self.home.secrets
         return Program(
             name=self.name,

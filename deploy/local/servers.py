@@ -73,12 +73,10 @@ class EmbeddedServers:
 
     @property
     def s3_access_key(self) -> str:
-        """The access key id."""
         return self.home.secrets.s3_access_key
 
     @property
     def s3_secret_key(self) -> str:
-        """The secret access key."""
         return self.home.secrets.s3_secret_key
 
     def environment(self) -> dict[str, str]:
@@ -116,7 +114,6 @@ class EmbeddedServers:
             server.stop(seconds)
 
     def close(self) -> None:
-        """Stops all and unlocks the home."""
         try:
             self.stop()
         finally:

@@ -21,7 +21,6 @@ class Service(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether its process is alive."""
         return self._child is not None and self._child.running
 
     @property
@@ -93,7 +92,6 @@ class Server(Service):
     """A service with data and a port, which stay the same over stop, kill and start."""
 
     def __init__(self, home: Home, port: int) -> None:
-        """Starts nothing yet."""
         self.home = home
         self.port = port
 

@@ -52,11 +52,9 @@ class Terminal:
     """Lines for the user. Losing the terminal is not a failure."""
 
     def __init__(self) -> None:
-        """Writes to standard output."""
         self._console = Console(highlight=False, soft_wrap=True, file=sys.stdout)
 
     def say(self, message: str, style: str = "") -> None:
-        """Prints a message as it is."""
         with contextlib.suppress(OSError):
             self._console.print(Text(message, style=style))
             sys.stdout.flush()

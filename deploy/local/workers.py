@@ -56,11 +56,9 @@ class Libraries(Application):
         return self._child
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Returns when it can fork; nothing to do if it runs."""
         wait_for_answer(self.begin(), self.answers, seconds=self.start_seconds, stop=stop)
 
     def program(self) -> Program:
-        """With its end of the connection."""
         return replace(super().program(), input=self._input)
 
     def answers(self) -> bool:
@@ -108,13 +106,11 @@ class Worker(Application):
         self._libraries = libraries
 
     def start(self, stop: threading.Event | None = None) -> None:
-        """Likewise, after the libraries."""
         if self._libraries is not None and not self.running:
             self._libraries.start(stop)
         super().start(stop)
 
     def program(self) -> Program:
-        """Likewise."""
         if self._libraries is None:
             return super().program()
         return replace(super().program(), fork=self._libraries.fork)

@@ -50,7 +50,6 @@ class Drain(ChannelListener):
 
     @property
     def is_draining(self) -> bool:
-        """Whether the worker is to take nothing more."""
         return self._order is not None
 
     def start(self) -> None:

@@ -123,7 +123,6 @@ class LeaderLoop(BackgroundLoop):
         self._is_leader = is_leader
 
     def step(self) -> float | None:
-        """Lead, if this process does."""
         if self._is_leader():
             return self.lead()
         self.reset()
@@ -151,7 +150,6 @@ class ChannelListener(BackgroundLoop):
         raise NotImplementedError
 
     def step(self) -> float:
-        """Wait for a message."""
         data: bytes | None = None
         try:
             data = self._next_message()
@@ -163,7 +161,6 @@ class ChannelListener(BackgroundLoop):
         return 0.0
 
     def finish(self) -> None:
-        """Give the connection back."""
         if self._pubsub is not None:
             pubsub, self._pubsub = self._pubsub, None
             pubsub.close()

@@ -132,7 +132,6 @@ class WorkerMetrics(Collector):
         return [*_Worker().all, *_Engines().all, _memory_family()]
 
     def collect(self) -> Iterator[Metric]:
-        """Every family with the numbers of now."""
         facts = self._facts()
         worker = _Worker()
         for state in WorkerState:

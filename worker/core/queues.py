@@ -50,7 +50,6 @@ class ConsumeFilters:
         self._requested: list[str] = []
 
     def add(self, consumes: ConsumeFilter, *, opens_soon: bool = False) -> None:
-        """Add a filter."""
         self._filters.append((consumes, _SOON_SECONDS if opens_soon else _LATER_SECONDS))
 
     def attach(self, app: Celery) -> None:
@@ -141,11 +140,9 @@ class BulkSlots:
 
     @property
     def is_open(self) -> bool:
-        """Whether another bulk job may be taken."""
         return len(self._taken) < self._limit
 
     def take(self, task_id: str) -> None:
-        """A bulk message was received."""
         with self._lock:
             self._taken.add(task_id)
 
@@ -183,7 +180,6 @@ def bulk_limit(threads: int, rows: int) -> int:
 
 
 def is_bulk(queue: str) -> bool:
-    """Whether this is the queue of a bulk queue class."""
     return queue.endswith(f".{broker.BULK}")
 
 

@@ -44,12 +44,10 @@ class Identity(BackgroundLoop):
         self.start()
 
     def close(self) -> None:
-        """Release the name."""
         super().close()
         self._let_go()
 
     def step(self) -> float | None:
-        """Keep the name."""
         self.keep()
         return self._interval
 
@@ -171,7 +169,6 @@ class Heartbeat(BackgroundLoop):
         self._calls = self._written = 0
 
     def step(self) -> float | None:
-        """Renew it."""
         self.renew()
         return self._interval
 
@@ -201,7 +198,6 @@ class Heartbeat(BackgroundLoop):
             log.warning("heartbeat_failed", error=type(error).__name__)
 
     def close(self) -> None:
-        """This worker is leaving."""
         super().close()
         try:
             with self._lock, self._redis.pipeline() as pipeline:

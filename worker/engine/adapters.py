@@ -47,7 +47,6 @@ class Layer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
         return next(self.down.parameters()).dtype
 
 

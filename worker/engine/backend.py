@@ -62,7 +62,6 @@ class Done(Generic[T_co]):
     seconds: float
 
     def finish(self) -> tuple[T_co, float]:
-        """The value and the seconds, at once."""
         return self.value, self.seconds
 
 

@@ -81,7 +81,6 @@ class TickBatch:
 
     @property
     def idle(self) -> bool:
-        """Whether no row has a slot."""
         return not any(row for seats in self._seats.values() for row in seats.rows)
 
     def tick(self, rows: Sequence[Row]) -> int:
@@ -122,7 +121,6 @@ class TickBatch:
         ]
 
     def seats(self, channels_last: bool) -> Seats:
-        """The slots of a layout."""
         if channels_last not in self._seats:
             self._seats[channels_last] = Seats(self.calls(channels_last))
         return self._seats[channels_last]
@@ -143,7 +141,6 @@ class TickBatch:
         size: int,
         agreement: Agreement,
     ) -> None:
-        """One batch."""
         seats.seat(rows)
         for call in seats.calls:
             call.fill(

@@ -80,7 +80,6 @@ class BatchComposer(Generic[E]):
             yield from group
 
     def add(self, entry: E) -> None:
-        """Let an image in."""
         key = self._fairness_key(entry.shape)
         group = self._groups.get(key)
         if group is None:
@@ -100,7 +99,6 @@ class BatchComposer(Generic[E]):
             self._last.pop(key, None)
 
     def members(self, shape: Shape) -> tuple[E, ...]:
-        """All images of a shape."""
         group = self._groups.get(self._fairness_key(shape), ())
         return tuple(entry for entry in group if entry.shape == shape)
 

@@ -66,17 +66,14 @@ class BatchedBackend(LoadedBackend):
 
     @property
     def variant_per_text(self) -> bool:
-        """As the family says."""
         return self._family.variant_per_text
 
     @property
     def model(self) -> ModelFacts:
-        """The loaded model."""
         return self._loaded.facts(self._family.name, self._batch_size, self._threads)
 
     @property
     def runs_ahead(self) -> int:
-        """As the device says."""
         return self._device.runs_ahead
 
     @torch.no_grad()
@@ -88,7 +85,6 @@ class BatchedBackend(LoadedBackend):
         return dataclasses.replace(report, preview_error=self._previews.error)
 
     def check(self, request: ImageRequest) -> None:
-        """Refuse what the pipeline would refuse, before it takes a row."""
         facts, name = self._family.facts, self._loaded.spec.name
         if request.scheduler not in facts.schedulers:
             raise InvalidInput(
@@ -152,7 +148,6 @@ class BatchedBackend(LoadedBackend):
 
     @property
     def loras(self) -> dict[str, str]:
-        """In the cache."""
         return self._adapters.loaded
 
     def shape_of(self, request: ImageRequest) -> Shape:
@@ -179,7 +174,6 @@ class BatchedBackend(LoadedBackend):
 
     @torch.no_grad()
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[Row, Work[None]]:
-        """Encode and draw the latents."""
         self._use_threads(request)
         adapters, nets = self.load_weights(request)  # its flight holds them
         row, begin, end = self._measured(
@@ -239,7 +233,6 @@ class BatchedBackend(LoadedBackend):
     def rescue(
         self, request: ImageRequest, row: Row, alive: Callable[[], None]
     ) -> tuple[DecodedImage, str]:
-        """Higher precision."""
         self._use_threads(request)
         try:
             image, note = rescue(self._model, request, row, alive)
@@ -248,7 +241,6 @@ class BatchedBackend(LoadedBackend):
             self._device.release_memory()
 
     def facts(self, row: Row, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
-        """What the receipt says."""
         rows = 1 if row.rescued else shape.batch_size
         compiled: Compile = "off" if row.rescued else row.compiled
         facts = self._loaded.run_facts(row.scheduler, rows, notes, row.dtype, compiled)
@@ -264,7 +256,6 @@ class BatchedBackend(LoadedBackend):
         )
 
     def discard(self, row: Row) -> None:
-        """Free the row's slot."""
         self._model.leave(row)
 
     def release_memory(self) -> None:
@@ -288,7 +279,6 @@ class BatchedBackend(LoadedBackend):
     def truncated_part(
         self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
     ) -> str | None:
-        """What the text encoders cut off."""
         if prompt_syntax == "plain" and not long_prompt:
             return self._truncation.of(prompt)
         return self._family.cut(prompt, prompt_syntax, long_prompt)

@@ -101,7 +101,6 @@ class Device:
         return tensor
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether the error says that memory did not suffice."""
         return is_out_of_memory(error)
 
     def is_fatal(self, error: BaseException) -> bool:
@@ -153,7 +152,6 @@ class CudaDevice(Device):
         """Nothing depends on them."""
 
     def clock(self) -> float:
-        """Of the wall."""
         return time.perf_counter()
 
     @cached_property
@@ -162,7 +160,6 @@ class CudaDevice(Device):
         return torch.cuda.graph_pool_handle()
 
     def mark(self) -> Mark:
-        """An event on the current stream."""
         return _CudaMark()
 
     def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -181,7 +178,6 @@ class CudaDevice(Device):
         return torch.cuda.memory_allocated(self.torch_device)
 
     def release_memory(self) -> None:
-        """Empty torch's caching allocator."""
         torch.cuda.empty_cache()
 
 
@@ -234,7 +230,6 @@ class _HostMark:
         """On the host, what was called is done."""
 
     def seconds_since(self, earlier: "_HostMark") -> float:
-        """Seconds between the two."""
         return self._at - earlier._at
 
 
@@ -251,7 +246,6 @@ class _CudaMark:
         self._event.synchronize()
 
     def seconds_since(self, earlier: "_CudaMark") -> float:
-        """Seconds between the two."""
         return float(earlier._event.elapsed_time(self._event)) / 1000
 
 

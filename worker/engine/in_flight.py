@@ -61,7 +61,6 @@ class InFlightRequest(Generic[R]):
 
     @property
     def started(self) -> bool:
-        """Whether it holds a row state."""
         return self.state is not None
 
     def cancel(self) -> None:
@@ -144,12 +143,10 @@ class UsageMeter:
         entry.gpu_seconds += seconds
 
     def bill_decode(self, entry: InFlightRequest[R], seconds: float) -> None:
-        """Charge one image for its decoding."""
         self.decode_seconds = _running_mean(self.decode_seconds, seconds)
         self.bill(entry, seconds)
 
     def counters(self, pauses: int) -> EngineCounters:
-        """The totals so far."""
         return EngineCounters(
             ticks=self._ticks,
             live_rows=self._live,

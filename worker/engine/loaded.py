@@ -96,24 +96,19 @@ class LoadedBackend:
         self._device = loaded.device
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """As the device says."""
         return self._device.is_out_of_memory(error)
 
     def is_fatal(self, error: BaseException) -> bool:
-        """As the device says."""
         return self._device.is_fatal(error)
 
     @property
     def allocated_bytes(self) -> int | None:
-        """As the device says."""
         return self._device.allocated_bytes
 
     def release_memory(self) -> None:
-        """Give cached blocks back."""
         self._device.release_memory()
 
     def close(self) -> None:
-        """Let go of the device."""
         self._device.close()
 
 
@@ -155,7 +150,6 @@ def load(spec: ModelSpec, device: Device) -> LoadedModel:
 
 
 def is_text_encoder(name: str) -> bool:
-    """Whether this component of a pipeline encodes texts."""
     return name.startswith("text_encoder")
 
 

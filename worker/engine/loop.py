@@ -47,7 +47,6 @@ class _Command:
     result: "Future[Any]"
 
     def run(self) -> None:
-        """Do it."""
         try:
             self.result.set_result(self.function())
         except BaseException as error:  # handed to the waiting thread
@@ -94,7 +93,6 @@ class StepLoop(Generic[R]):
     def submit(
         self, request: ImageRequest, on_step: StepCallback | None = None
     ) -> InFlightRequest[R]:
-        """Queue one image."""
         backend = self._backend
         backend.check(request)
         if request.hires is not None:
@@ -115,37 +113,30 @@ class StepLoop(Generic[R]):
     def truncated_part(
         self, prompt: str, prompt_syntax: PromptSyntax = "plain", long_prompt: bool = False
     ) -> str | None:
-        """What the text encoders cut off."""
         return self._backend.truncated_part(prompt, prompt_syntax, long_prompt)
 
     @property
     def model(self) -> ModelFacts:
-        """The loaded model."""
         return self._backend.model
 
     @property
     def allocated_bytes(self) -> int | None:
-        """Of the device."""
         return self._backend.allocated_bytes
 
     @property
     def loras(self) -> dict[str, str]:
-        """Name -> SHA-256 of the file, of the LoRAs that are loaded."""
         return self._backend.loras
 
     @property
     def busy_seconds(self) -> float:
-        """Device seconds so far."""
         return self._ticks.usage.busy_seconds
 
     @property
     def counters(self) -> EngineCounters:
-        """Totals so far."""
         ticks = self._ticks
         return ticks.usage.counters(ticks.composer.pauses)
 
     def close(self) -> None:
-        """Stop the thread; unfinished images raise `Canceled`."""
         with self._condition:
             self._closed = True
             self._awake = True
@@ -303,7 +294,6 @@ class Watchdog:
         self._since = None
 
     def stop(self) -> None:
-        """Watch no longer."""
         self._stopped.set()
 
     def _run(self) -> None:

@@ -126,7 +126,6 @@ class Model:
         return torch.cat([seen] * halves) if len(seen) < halves else seen
 
     def tick(self, shape: Shape, rows: Sequence[Row]) -> int:
-        """Advance each row by one timestep; returns how many rows were computed for that."""
         return self._batch(shape).tick(rows)
 
     def _batch(self, shape: Shape) -> TickBatch:
@@ -282,7 +281,6 @@ class Model:
         self._batches.clear()
 
     def leave(self, row: Row) -> None:
-        """Free the row's slot."""
         for batch in self._batches.values():
             batch.leave(row)
 

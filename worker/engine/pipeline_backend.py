@@ -52,7 +52,6 @@ class PipelineBackend(LoadedBackend):
 
     @property
     def model(self) -> ModelFacts:
-        """The loaded model."""
         family = {"up": "flow", "down": "pipeline", "all": "lcm"}[self._rule]
         return self._loaded.facts(family, batch_size=1)
 
@@ -120,7 +119,6 @@ class PipelineBackend(LoadedBackend):
         return Shape(request.width, request.height, batch_size=1)
 
     def most(self, shape: Shape) -> int:
-        """One row."""
         return shape.batch_size
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[PipelineRun, Work[None]]:
@@ -189,7 +187,6 @@ class PipelineBackend(LoadedBackend):
         return image, "unsound: made again in float32 throughout"
 
     def facts(self, row: PipelineRun, shape: Shape, notes: tuple[str, ...]) -> RunFacts:
-        """What the receipt says."""
         return self._loaded.run_facts(row.scheduler, shape.batch_size, notes + row.notes, row.dtype)
 
     def discard(self, row: PipelineRun) -> None:

@@ -36,7 +36,6 @@ class PromptCache:
         return embedding
 
     def clear(self) -> None:
-        """Give the memory back."""
         self._kept.clear()
         self.bytes = 0
 

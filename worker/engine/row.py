@@ -77,12 +77,10 @@ class Row:
 
     @property
     def step(self) -> int:
-        """Inference steps done."""
         return self.calls * self.steps // len(self.timesteps)
 
     @property
     def finished(self) -> bool:
-        """Whether all calls were handed to the device."""
         return self.calls >= len(self.timesteps)
 
 

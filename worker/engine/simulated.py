@@ -89,7 +89,6 @@ class SimulatedRow:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps were taken."""
         return self.step >= self.steps
 
 
@@ -118,7 +117,6 @@ class SimulatedBackend:
         _sleep(speed.load_seconds)
 
     def warm_up(self) -> WarmUpReport:
-        """Make one tick at each configured size."""
         started = time.monotonic()
         sizes = self._spec.sizes_to_warm
         times = []
@@ -128,7 +126,6 @@ class SimulatedBackend:
         return WarmUpReport(time.monotonic() - started, sizes, self._batch_size, tuple(times))
 
     def check(self, request: ImageRequest) -> None:
-        """Refuse what real models refuse, too."""
         if request.scheduler not in SCHEDULERS:
             raise InvalidInput(f"There is no scheduler named {request.scheduler!r}.")
         if self.steps_of(request) < 1:
@@ -148,7 +145,6 @@ class SimulatedBackend:
         """There is nothing to load."""
 
     def shape_of(self, request: ImageRequest) -> Shape:
-        """As for real models."""
         rows = request.batch_size or self._batch_size
         return Shape(request.width, request.height, rows, request.guidance_scale > 1)
 
@@ -157,21 +153,18 @@ class SimulatedBackend:
         return shape.batch_size
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[SimulatedRow, Done[None]]:
-        """Pretend to encode the prompt."""
         seconds = _sleep(self._speed.encode_seconds)
         return SimulatedRow(request, self.steps_of(request)), Done(None, seconds)
 
     def tick(
         self, shape: Shape, rows: Sequence[SimulatedRow], alive: Callable[[], None] = lambda: None
     ) -> Done[int]:
-        """Sleep as long as a batch of this shape takes."""
         seconds = _sleep(self._speed.tick_seconds + self._speed.row_seconds * shape.batch_size)
         for row in rows:
             row.step += 1
         return Done(shape.batch_size, seconds)
 
     def preview(self, row: SimulatedRow) -> Preview | None:
-        """The image in small."""
         return _Small(row.request)
 
     def decode(self, row: SimulatedRow) -> Done[DecodedImage]:
@@ -217,23 +210,19 @@ class SimulatedBackend:
         """Nothing to free."""
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """A clock has memory enough."""
         return isinstance(error, MemoryError)
 
     def is_fatal(self, error: BaseException) -> bool:
-        """A clock does not break."""
         return False
 
     @property
     def allocated_bytes(self) -> int | None:
-        """Nobody counts."""
         return None
 
     def release_memory(self) -> None:
         """Nothing to release."""
 
     def shrink(self, shape: Shape) -> Shape | None:
-        """Half the rows."""
         if shape.batch_size == 1:
             return None
         self._batch_size = max(1, shape.batch_size // 2)

@@ -102,7 +102,6 @@ class TickRunner(Generic[R]):
     # --- ticks ------------------------------------------------------------------------------
 
     def _launch(self, batch: Batch[InFlightRequest[R]]) -> None:
-        """Hand one tick to the device."""
         entries = [entry for entry in batch.entries if entry.started or self._prepare(entry)]
         # Those that had to make room meanwhile start again in another turn.
         entries = [entry for entry in entries if entry.started and entry.shape == batch.shape]

@@ -273,7 +273,6 @@ def image_request(
 
 
 def hires_of(job: Job) -> Hires | None:
-    """The job's second pass."""
     hires = job.options.get("hires")
     if hires is None:
         return None

@@ -95,7 +95,6 @@ class LeaseRenewer(BackgroundLoop):
 
     @property
     def held(self) -> list[Lease]:
-        """The attempts in flight now."""
         with self._lock:
             return list(self._held.values())
 
@@ -186,7 +185,6 @@ class LeaseRenewer(BackgroundLoop):
             lease.stop(StopReason.LOST)
 
     def step(self) -> float | None:
-        """Renew, and learn what must stop."""
         self.renew()
         return self._interval
 

@@ -113,7 +113,6 @@ class ProgressReporter(BackgroundLoop):
         self._webhooks.close()
 
     def step(self) -> float | None:
-        """Write what is noted, at most one step of each job."""
         self.pause(_GATHER_SECONDS)
         with self._writing:
             self._write(self._take())

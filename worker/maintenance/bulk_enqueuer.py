@@ -67,7 +67,6 @@ class FairQueue:
             self._clocks[key] = start
 
     def sources(self) -> list[BatchSource]:
-        """Every batch there is."""
         return list(self._sources.values())
 
     def next_source(self, load: Callable[[BatchSource], None]) -> BatchSource | None:
@@ -317,5 +316,4 @@ class _Flow:
         self._since, self._held = now, depth
 
     def filled(self, count: int) -> None:
-        """So many were added."""
         self._held += count

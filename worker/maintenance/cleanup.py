@@ -167,13 +167,11 @@ class Cleanup:
 
     @periodic(every=_MINUTE)
     def purge_idempotency_keys(self) -> None:
-        """Delete those older than `idempotency_retention`."""
         age = self._settings.idempotency_retention
         self._execute(job_acceptance.purge_idempotency_keys(age))
 
     @periodic(every=_MINUTE)
     def purge_device_time(self) -> None:
-        """Delete that of old days."""
         self._execute(quota_queries.purge_device_time(_DEVICE_TIME_KEPT))
 
     @periodic(every=_MINUTE)

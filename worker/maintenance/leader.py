@@ -113,7 +113,6 @@ class Dispatcher(BackgroundLoop):
         return super().failed(error)
 
     def finish(self) -> None:
-        """Release the lock."""
         self._give_up_lock()
 
     def _round(self) -> None:

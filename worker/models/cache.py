@@ -275,7 +275,6 @@ class ModelCache:
         return True
 
     def close(self) -> None:
-        """Close every engine."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()

@@ -92,7 +92,6 @@ class FairSlots:
             return True
 
     def release(self, owner: UUID) -> None:
-        """Give a slot back."""
         with self._lock:
             self._free += 1
             self._held -= Counter([owner])
@@ -124,7 +123,6 @@ class Deliverer:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no delivery is in flight."""
         return not self._threads
 
     def offer(self, delivery_id: UUID, traceparent: str | None = None) -> bool:

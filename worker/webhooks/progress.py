@@ -30,7 +30,6 @@ class WebhookNotifier:
         self.publish([delivery for job in jobs for delivery in job.webhook_deliveries or ()])
 
     def publish(self, delivery_ids: Iterable[UUID]) -> None:
-        """These deliveries are due."""
         try:
             publish_deliveries(self._app, delivery_ids)
         except REDIS_AWAY as error:

@@ -151,14 +151,12 @@ class Family(ABC):
 
     @cached_property
     def image_pipeline(self) -> Any:
-        """The image-to-image pipeline over the same parts."""
         from diffusers import AutoPipelineForImage2Image
 
         return self._of_same_parts(AutoPipelineForImage2Image)
 
     @cached_property
     def inpaint_pipeline(self) -> Any:
-        """The inpainting pipeline over the same parts."""
         from diffusers import AutoPipelineForInpainting
 
         return self._of_same_parts(AutoPipelineForInpainting)

@@ -48,12 +48,10 @@ class DiffusionFamily(Family):
         }
 
     def decode(self, row: Row) -> torch.Tensor:
-        """The VAE over the unscaled latents."""
         vae = self.pipeline.vae
         return vae.decode(self._unscale(row.latents.to(vae.dtype)), return_dict=False)[0]
 
     def clean(self, seen: Prediction, request: ImageRequest) -> torch.Tensor:
-        """By the table of ᾱ."""
         return predicted_latents(seen, self._alphas, self._prediction_type)
 
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:

@@ -160,7 +160,6 @@ class FlowFamily(Family):
         return torch.float32 if self.float32_latents else self.dtype
 
     def decode(self, row: Row) -> torch.Tensor:
-        """The VAE over the unscaled latents."""
         vae = self.pipeline.vae
         latents = self.spatial(row.latents, row.request).to(vae.dtype)
         return vae.decode(self.unscale(latents), return_dict=False)[0]
@@ -212,7 +211,6 @@ class PackedFlowFamily(FlowFamily):
         return {"tokens": tokens}
 
     def spatial(self, latents: torch.Tensor, request: ImageRequest) -> torch.Tensor:
-        """Unpacked."""
         return self.pipeline._unpack_latents(
             latents, request.height, request.width, self.latent_factor
         )

@@ -38,7 +38,6 @@ class Flux(PackedFlowFamily):
         return {**embedding, "guidance": scale}
 
     def constants(self, shape: Shape) -> Tensors:
-        """Positions of the tokens."""
         device, dtype = self.device.torch_device, self.dtype
         rows, columns = shape.height // 16, shape.width // 16
         return {
@@ -47,7 +46,6 @@ class Flux(PackedFlowFamily):
         }
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         return self.controlled(network, inputs, ())
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:

@@ -24,12 +24,10 @@ class Flux2(PackedFlowFamily):
         return False
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text, and the guidance scale."""
         scale = torch.full([1], request.guidance_scale, dtype=torch.float32)
         return {**super().conditions(request, half, shape), "guidance": scale}
 
     def constants(self, shape: Shape) -> Tensors:
-        """Positions of the tokens."""
         device = self.device.torch_device
         text = torch.empty(1, self.text_tokens, 0)
         image = torch.empty(1, 0, shape.height // 16, shape.width // 16)
@@ -45,7 +43,6 @@ class Flux2(PackedFlowFamily):
         return {"mu": compute_empirical_mu(self.tokens(request), request.steps)}
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"] / 1000,
@@ -108,7 +105,6 @@ class Flux2Klein(Flux2):
         return request.guidance_scale > 1 and not self.pipeline.config.is_distilled
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text."""
         return self.embedding(request, half)
 
     def _template(self) -> str:

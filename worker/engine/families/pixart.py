@@ -30,7 +30,6 @@ class PixArtSigma(DiffusionFamily):
         return missing
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         return network(
             inputs["sample"],
             encoder_hidden_states=inputs["tokens"],
@@ -47,7 +46,6 @@ class PixArtSigma(DiffusionFamily):
         return combined.chunk(2, dim=1)[0] if learned else combined
 
     def readers(self) -> list[Reader]:
-        """One tokenizer."""
         return [(self.pipeline.tokenizer, self.text_tokens - 1)]
 
     def encode(self, text: str, half: Half) -> Tensors:

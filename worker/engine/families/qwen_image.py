@@ -42,7 +42,6 @@ class QwenImage(PackedFlowFamily):
         return tuple(length if rows == 1 else _bucket(length) for length in lengths)
 
     def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """By the number of texts."""
         return self.guided_passes if _lengths(shape)[1:] else POSITIVE
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
@@ -59,7 +58,6 @@ class QwenImage(PackedFlowFamily):
         return conditions
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"] / 1000,
@@ -101,7 +99,6 @@ class QwenImage(PackedFlowFamily):
         return frames[:, :, 0]
 
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:
-        """Encoded without noise, and scaled."""
         vae = self.pipeline.vae
         encoded = vae.encode(image.to(vae.dtype).unsqueeze(2)).latent_dist.mode()
         latents: torch.Tensor = encoded.squeeze(2).float()

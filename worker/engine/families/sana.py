@@ -45,7 +45,6 @@ class Sana(FlowFamily):
         return {"sample": row.latents, "timestep": (timestep.reshape(1) * scale).float()}
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         output: torch.Tensor = network(
             inputs["sample"].to(self.dtype),
             encoder_hidden_states=inputs["tokens"].to(self.dtype),
@@ -62,7 +61,6 @@ class Sana(FlowFamily):
         return combined.chunk(2, dim=1)[0] if learned else combined
 
     def unscale(self, latents: torch.Tensor) -> torch.Tensor:
-        """By one factor."""
         return latents / self.pipeline.vae.config.scaling_factor
 
     def latents_of(self, image: torch.Tensor) -> torch.Tensor:
@@ -71,7 +69,6 @@ class Sana(FlowFamily):
         return vae.encode(image.to(vae.dtype)).latent.float() * vae.config.scaling_factor
 
     def readers(self) -> list[Reader]:
-        """One tokenizer."""
         return [(self.pipeline.tokenizer, self.text_tokens)]
 
     def encode(self, text: str, half: Half) -> Tensors:
@@ -114,7 +111,6 @@ class SanaSprint(Sana):
         return False
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text and the guidance scale."""
         text = super().conditions(request, half, shape)
         scale = torch.full([1], request.guidance_scale, dtype=torch.float32)
         scale = scale.to(self.device.torch_device, text["tokens"].dtype)
@@ -141,7 +137,6 @@ class SanaSprint(Sana):
         timestep: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """As the image-to-image pipeline does it."""
         device, vae = self.device.torch_device, self.pipeline.vae
         arguments = self.latents_arguments(request, self.latents_dtype, generator)
         return self.image_pipeline.prepare_latents(
@@ -162,7 +157,6 @@ class SanaSprint(Sana):
         return {"sample": self._input(row, share), "timestep": share}
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         return network(
             inputs["sample"].to(self.dtype),
             encoder_hidden_states=inputs["tokens"].to(self.dtype),

@@ -36,7 +36,6 @@ class StableDiffusion3(FlowFamily):
         self._truncation = Truncation(self.readers())
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text."""
         if request.prompt_syntax == "weighted":
             text = self.text(request, half)
             return self.encoded(text, "weighted", lambda: self._encode_weighted(text, half))
@@ -60,7 +59,6 @@ class StableDiffusion3(FlowFamily):
         timestep: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """As the image-to-image pipeline does it."""
         device = self.device.torch_device
         return self.image_pipeline.prepare_latents(
             image, timestep, 1, 1, self.latents_dtype, device, generator
@@ -82,11 +80,9 @@ class StableDiffusion3(FlowFamily):
         return latents, Kept(clean, noise, self.latent_mask(mask))
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the transformer."""
         return self.controlled(network, inputs, ())
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
-        """The same, with what ControlNets add."""
         return network(
             hidden_states=inputs["sample"],
             timestep=inputs["timestep"],
@@ -119,7 +115,6 @@ class StableDiffusion3(FlowFamily):
     def control_generator(
         self, request: ImageRequest, generator: torch.Generator
     ) -> torch.Generator:
-        """One of its own."""
         return torch.Generator("cpu").manual_seed(request.seed)
 
     def control(self, network: Any, inputs: Tensors, condition: torch.Tensor) -> Residuals:

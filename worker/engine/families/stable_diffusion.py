@@ -58,7 +58,6 @@ class StableDiffusion(DiffusionFamily):
         return None
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
-        """The text."""
         if request.prompt_syntax == "plain" and not request.long_prompt:
             return self.embedding(request, half)
         text, (_, count) = self.text(request, half), _variant(shape)
@@ -84,7 +83,6 @@ class StableDiffusion(DiffusionFamily):
         return max((cut for cut in cuts if cut), key=len, default=None)
 
     def forward(self, network: Any, inputs: Tensors, shape: Shape) -> torch.Tensor:
-        """One call of the UNet."""
         return self.controlled(network, inputs, ())
 
     def controlled(self, network: Any, inputs: Tensors, residuals: Residuals) -> torch.Tensor:
@@ -145,11 +143,9 @@ class StableDiffusion(DiffusionFamily):
 
     @property
     def takes_mask(self) -> bool:
-        """By its channels."""
         return self.network.config.in_channels > self.pipeline.vae.config.latent_channels
 
     def encode(self, text: str, half: Half) -> Tensors:
-        """CLIP's tokens."""
         return {"tokens": self._call_encoders(text)[0]}
 
     def _call_encoders(self, text: str) -> Any:

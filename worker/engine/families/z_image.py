@@ -32,12 +32,10 @@ class ZImage(FlowFamily):
         return request.guidance_scale > 0
 
     def variant(self, request: ImageRequest, rows: int) -> Hashable:
-        """The texts' buckets."""
         lengths = [self._length(self.text(request, half)) for half in self.halves(request)]
         return tuple(math.ceil(length / _BUCKET) * _BUCKET for length in lengths)
 
     def passes(self, shape: Shape) -> tuple[Pass, ...]:
-        """By the number of texts."""
         return self.guided_passes if _buckets(shape)[1:] else POSITIVE
 
     def conditions(self, request: ImageRequest, half: Half, shape: Shape) -> Tensors:
@@ -89,7 +87,6 @@ class ZImage(FlowFamily):
         return [(self.pipeline.tokenizer, self.text_tokens - self._length(""))]
 
     def encode(self, text: str, half: Half) -> Tensors:
-        """As long as it is."""
         (tokens,), _ = self.pipeline.encode_prompt(
             prompt=text,
             device=self.encode_device,
