@@ -5,9 +5,18 @@ alone in about a second, so that tests need neither a network nor a GPU. Their i
 their code path is exactly that of the full-size models.
 """
 
+import worker.engine  # noqa: F401  (before torch: its threads must sleep, not spin)
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers.pre_tokenizers import ByteLevel
 
 NATIVE_SIZE = 64
 """Side of a toy image in pixels: 8 latents of 8 pixels each, as in the full-size models."""
@@ -17,168 +26,106 @@ _WIDTHS = (16, 32, 32, 32)
 _SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def build_sd15(folder: Path, seed: int = 0) -> None:
+def build_sd15() -> Any:
     """Stable Diffusion 1.x: one CLIP text encoder, epsilon prediction, PNDM."""
-    _build_stable_diffusion(folder, seed)
+    return _stable_diffusion()
 
 
-def build_sd21(folder: Path, seed: int = 0) -> None:
+def build_sd21() -> Any:
     """Stable Diffusion 2.x base: OpenCLIP text encoder, linear projections, epsilon prediction."""
-    _build_stable_diffusion(folder, seed, openclip=True)
+    return _stable_diffusion(openclip=True)
 
 
-def build_sd21v(folder: Path, seed: int = 0) -> None:
+def build_sd21v() -> Any:
     """Stable Diffusion 2.x at 768: as the base model, with v-prediction."""
-    _build_stable_diffusion(folder, seed, openclip=True, prediction_type="v_prediction")
+    return _stable_diffusion(openclip=True, prediction_type="v_prediction")
 
 
-def build_sdxl(folder: Path, seed: int = 0) -> None:
+def build_sdxl() -> Any:
     """Stable Diffusion XL: two text encoders, time ids, a VAE that asks for float32, Euler."""
-    from diffusers import EulerDiscreteScheduler
-
-    _build_stable_diffusion_xl(
-        folder,
-        seed,
-        EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1),
-    )
+    return _stable_diffusion_xl(_leading_euler())
 
 
-def build_turbo(folder: Path, seed: int = 0) -> None:
+def build_turbo() -> Any:
     """SDXL Turbo: XL with its schedule, of which one to four steps from the end are enough."""
-    from diffusers import EulerAncestralDiscreteScheduler
-
-    _build_stable_diffusion_xl(
-        folder,
-        seed,
-        EulerAncestralDiscreteScheduler(**_SD_BETAS, timestep_spacing="trailing"),
+    return _stable_diffusion_xl(
+        diffusers.EulerAncestralDiscreteScheduler(**_SD_BETAS, timestep_spacing="trailing")
     )
 
 
-def build_edm(folder: Path, seed: int = 0) -> None:
+def build_edm() -> Any:
     """XL as Playground v2.5 has it: a schedule of EDM's kind, latents of a given mean and width."""
-    from diffusers import EDMEulerScheduler
-
-    _build_stable_diffusion_xl(
-        folder,
-        seed,
-        EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
+    return _stable_diffusion_xl(
+        diffusers.EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
         latents_mean=[-1.6, 0.3, 2.1, -0.2],
         latents_std=[8.4, 5.9, 3.7, 5.0],
     )
 
 
-def build_lcm(folder: Path, seed: int = 0) -> None:
+def build_lcm() -> Any:
     """A latent consistency model: guidance as a time embedding, so one half only."""
-    import torch
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler
-    from transformers import CLIPTextModel
-
-    torch.manual_seed(seed)
-    LatentConsistencyModelPipeline(
+    return diffusers.LatentConsistencyModelPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config()).eval(),
+        text_encoder=transformers.CLIPTextModel(_text_config()).eval(),
         tokenizer=make_tokenizer(),
         unet=_unet(time_cond_proj_dim=16),
-        scheduler=LCMScheduler(**_SD_BETAS, steps_offset=1, set_alpha_to_one=True),
+        scheduler=diffusers.LCMScheduler(**_SD_BETAS, steps_offset=1, set_alpha_to_one=True),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
 
 
-def build_sd15_inpaint(folder: Path, seed: int = 0) -> None:
+def build_sd15_inpaint() -> Any:
     """Stable Diffusion 1.x for inpainting: its UNet reads mask and masked image, too."""
-    _build_stable_diffusion(folder, seed, in_channels=9, pipeline="StableDiffusionInpaintPipeline")
+    return _stable_diffusion(in_channels=9, pipeline="StableDiffusionInpaintPipeline")
 
 
-def build_sdxl_inpaint(folder: Path, seed: int = 0) -> None:
+def build_sdxl_inpaint() -> Any:
     """Stable Diffusion XL for inpainting."""
-    from diffusers import EulerDiscreteScheduler
-
-    scheduler = EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1)
-    _build_stable_diffusion_xl(
-        folder, seed, scheduler, in_channels=9, pipeline="StableDiffusionXLInpaintPipeline"
+    return _stable_diffusion_xl(
+        _leading_euler(), in_channels=9, pipeline="StableDiffusionXLInpaintPipeline"
     )
 
 
-def build_controlnet(folder: Path, checkpoint: Path, seed: int = 0) -> None:
-    """A ControlNet for a toy checkpoint of SD, SDXL, SD3 or FLUX."""
-    import torch
-    from diffusers import (
-        AutoPipelineForText2Image,
-        ControlNetModel,
-        FluxControlNetModel,
-        SD3ControlNetModel,
-    )
-
-    torch.manual_seed(seed)
-    pipeline = AutoPipelineForText2Image.from_pretrained(checkpoint)
-    net: Any
-    if hasattr(pipeline, "unet"):
-        net = ControlNetModel.from_unet(
-            pipeline.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)
-        )
-    elif type(pipeline).__name__ == "FluxPipeline":
-        config = dict(pipeline.transformer.config) | {"num_layers": 1, "num_single_layers": 1}
-        net = FluxControlNetModel.from_config(config)
-    else:
-        config = dict(pipeline.transformer.config) | {"num_layers": 1}
-        net = SD3ControlNetModel.from_config(config)
-    with torch.no_grad():
-        for name, weight in net.named_parameters():
-            # Trainers begin with zeros, which would show nothing.
-            if name.startswith(("controlnet_", "pos_embed_input")):
-                weight.copy_(torch.randn_like(weight) * 0.1)
-    net.save_pretrained(folder)
-
-
-def build_pag(folder: Path, seed: int = 0) -> None:
+def build_pag() -> Any:
     """Perturbed-attention guidance over 1.x: a pipeline that the engine runs as a whole."""
-    _build_stable_diffusion(folder, seed, pipeline="StableDiffusionPAGPipeline")
+    return _stable_diffusion(pipeline="StableDiffusionPAGPipeline")
 
 
-def build_sd3(folder: Path, seed: int = 0) -> None:
+def build_sd3() -> Any:
     """Stable Diffusion 3: two CLIP encoders and T5, a transformer with flow matching."""
-    _build_stable_diffusion_3(folder, seed)
+    return _stable_diffusion_3()
 
 
-def build_sd35(folder: Path, seed: int = 0) -> None:
+def build_sd35() -> Any:
     """Stable Diffusion 3.5 medium: dual attention, normalized queries and keys."""
-    _build_stable_diffusion_3(folder, seed, dual_attention_layers=(0,), qk_norm="rms_norm")
+    return _stable_diffusion_3(dual_attention_layers=(0,), qk_norm="rms_norm")
 
 
-def build_sd3pag(folder: Path, seed: int = 0) -> None:
+def build_sd3pag() -> Any:
     """Perturbed-attention guidance over 3: run as a whole; its sizes are multiples of 16."""
-    _build_stable_diffusion_3(folder, seed, pipeline="StableDiffusion3PAGPipeline")
+    return _stable_diffusion_3(pipeline="StableDiffusion3PAGPipeline")
 
 
-def build_flux(folder: Path, seed: int = 0) -> None:
+def build_flux() -> Any:
     """FLUX.1 dev: packed latents, T5 and CLIP, the guidance scale as an input."""
-    _build_flux(folder, seed, guidance_embeds=True)
+    return _flux(guidance_embeds=True)
 
 
-def build_schnell(folder: Path, seed: int = 0) -> None:
+def build_schnell() -> Any:
     """FLUX.1 schnell: no guidance, an unshifted schedule of a few steps."""
-    _build_flux(folder, seed, guidance_embeds=False)
+    return _flux(guidance_embeds=False)
 
 
-def build_pixart(folder: Path, seed: int = 0) -> None:
+def build_pixart() -> Any:
     """PixArt-Sigma: masked T5, a learned variance beside the noise."""
-    import torch
-    from diffusers import (
-        DPMSolverMultistepScheduler,
-        PixArtSigmaPipeline,
-        PixArtTransformer2DModel,
-    )
-    from transformers import T5EncoderModel
-
-    torch.manual_seed(seed)
     width = 32
-    PixArtSigmaPipeline(
+    return diffusers.PixArtSigmaPipeline(
         tokenizer=make_t5_tokenizer(),
-        text_encoder=T5EncoderModel(t5_config(width)).eval(),
+        text_encoder=transformers.T5EncoderModel(t5_config(width)).eval(),
         vae=_vae(scaling_factor=0.13025),
-        transformer=PixArtTransformer2DModel(
+        transformer=diffusers.PixArtTransformer2DModel(
             num_attention_heads=2,
             attention_head_dim=16,
             in_channels=4,
@@ -189,90 +136,57 @@ def build_pixart(folder: Path, seed: int = 0) -> None:
             caption_channels=width,
             use_additional_conditions=False,
         ).eval(),
-        scheduler=DPMSolverMultistepScheduler(
+        scheduler=diffusers.DPMSolverMultistepScheduler(
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear"
         ),
-    ).save_pretrained(folder)
+    )
 
 
-def build_sana(folder: Path, seed: int = 0) -> None:
+def build_sana() -> Any:
     """Sana: Gemma, linear attention, latents of 32 pixels."""
-    import torch
-    from diffusers import DPMSolverMultistepScheduler, SanaPipeline
-    from transformers import Gemma2Model
-
-    torch.manual_seed(seed)
-    width, channels = 32, 8
-    SanaPipeline(
-        tokenizer=make_gemma_tokenizer(),
-        text_encoder=Gemma2Model(_gemma2_config(width)).eval(),
-        vae=_deep_vae(channels),
-        transformer=_sana_transformer(width, channels),
-        scheduler=DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-    ).save_pretrained(folder)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return _sana(diffusers.SanaPipeline, scheduler)
 
 
-def build_sprint(folder: Path, seed: int = 0) -> None:
+def build_sprint() -> Any:
     """Sana Sprint: an embedded guidance scale, one to four steps."""
-    import torch
-    from diffusers import SanaSprintPipeline, SCMScheduler
-    from transformers import Gemma2Model
-
-    torch.manual_seed(seed)
-    width, channels = 32, 8
-    SanaSprintPipeline(
-        tokenizer=make_gemma_tokenizer(),
-        text_encoder=Gemma2Model(_gemma2_config(width)).eval(),
-        vae=_deep_vae(channels),
-        transformer=_sana_transformer(
-            width, channels, guidance_embeds=True, qk_norm="rms_norm_across_heads"
-        ),
-        scheduler=SCMScheduler(prediction_type="trigflow", sigma_data=0.5),
-    ).save_pretrained(folder)
+    scheduler = diffusers.SCMScheduler(prediction_type="trigflow", sigma_data=0.5)
+    return _sana(
+        diffusers.SanaSprintPipeline,
+        scheduler,
+        guidance_embeds=True,
+        qk_norm="rms_norm_across_heads",
+    )
 
 
-def build_flux2(folder: Path, seed: int = 0) -> None:
+def build_flux2() -> Any:
     """FLUX.2 dev: three layers of Mistral 3 as text, the guidance scale as an input."""
-    from diffusers import Flux2Pipeline
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
-
     width = 16
     text = _qwen_widths(width) | {"model_type": "mistral", "head_dim": 16, "num_hidden_layers": 31}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = Mistral3Config(
+    config = transformers.Mistral3Config(
         text_config=text,
         vision_config={**vision, "model_type": "pixtral", "num_attention_heads": 2, "head_dim": 8},
     )
-    _build_flux2(folder, seed, Flux2Pipeline, Mistral3ForConditionalGeneration, config, dev=True)
-
-
-def build_klein(folder: Path, seed: int = 0) -> None:
-    """FLUX.2 Klein: three layers of Qwen 3 as text, guidance in two calls."""
-    from diffusers import Flux2KleinPipeline
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    layers = {"num_hidden_layers": 28, "head_dim": 16}
-    config = Qwen3Config(**_qwen_widths(16) | layers)
-    _build_flux2(folder, seed, Flux2KleinPipeline, Qwen3ForCausalLM, config, dev=False)
-
-
-def build_qwen(folder: Path, seed: int = 0) -> None:
-    """Qwen-Image: a language model that sees, a VAE for films."""
-    import torch
-    from diffusers import (
-        AutoencoderKLQwenImage,
-        FlowMatchEulerDiscreteScheduler,
-        QwenImagePipeline,
-        QwenImageTransformer2DModel,
+    return _flux2(
+        diffusers.Flux2Pipeline, transformers.Mistral3ForConditionalGeneration, config, dev=True
     )
-    from transformers import Qwen2_5_VLForConditionalGeneration
 
-    torch.manual_seed(seed)
+
+def build_klein() -> Any:
+    """FLUX.2 Klein: three layers of Qwen 3 as text, guidance in two calls."""
+    layers = {"num_hidden_layers": 28, "head_dim": 16}
+    config = transformers.Qwen3Config(**_qwen_widths(16) | layers)
+    return _flux2(diffusers.Flux2KleinPipeline, transformers.Qwen3ForCausalLM, config, dev=False)
+
+
+def build_qwen() -> Any:
+    """Qwen-Image: a language model that sees, a VAE for films."""
     width, channels = 32, 16
-    QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,
             base_shift=0.5,
             max_shift=0.9,
@@ -280,10 +194,10 @@ def build_qwen(folder: Path, seed: int = 0) -> None:
             shift_terminal=0.02,
             time_shift_type="exponential",
         ),
-        vae=AutoencoderKLQwenImage(base_dim=4, z_dim=channels, num_res_blocks=1).eval(),
-        text_encoder=Qwen2_5_VLForConditionalGeneration(_qwen_vl_config(width)).eval(),
+        vae=diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=channels, num_res_blocks=1).eval(),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(_qwen_vl_config(width)).eval(),
         tokenizer=make_qwen_tokenizer(),
-        transformer=QwenImageTransformer2DModel(
+        transformer=diffusers.QwenImageTransformer2DModel(
             patch_size=2,
             in_channels=4 * channels,
             out_channels=channels,
@@ -293,22 +207,14 @@ def build_qwen(folder: Path, seed: int = 0) -> None:
             joint_attention_dim=width,
             axes_dims_rope=(4, 6, 6),
         ).eval(),
-    ).save_pretrained(folder)
-
-
-def build_zimage(folder: Path, seed: int = 0) -> None:
-    """Z-Image: Qwen 3, lists of texts."""
-    import torch
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        ZImagePipeline,
-        ZImageTransformer2DModel,
     )
-    from transformers import Qwen3Model
 
-    torch.manual_seed(seed)
+
+def build_zimage() -> Any:
+    """Z-Image: Qwen 3, lists of texts."""
     vae, width = _flow_vae(), 32
-    transformer = ZImageTransformer2DModel(
+    config = transformers.Qwen3Config(**_qwen_widths(width), head_dim=16)
+    transformer = diffusers.ZImageTransformer2DModel(
         in_channels=vae.config.latent_channels,
         dim=32,
         n_layers=2,
@@ -322,29 +228,20 @@ def build_zimage(folder: Path, seed: int = 0) -> None:
     with torch.no_grad():  # allocated and not filled by its constructor
         for token in (transformer.x_pad_token, transformer.cap_pad_token):
             token.normal_()
-    ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
-        text_encoder=Qwen3Model(_qwen3_config(width)).eval(),
+        text_encoder=transformers.Qwen3Model(config).eval(),
         tokenizer=make_qwen_tokenizer(),
         transformer=transformer,
-    ).save_pretrained(folder)
-
-
-def build_lumina2(folder: Path, seed: int = 0) -> None:
-    """Lumina-Image 2.0: Gemma, one sequence of text and image."""
-    import torch
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        Lumina2Pipeline,
-        Lumina2Transformer2DModel,
     )
-    from transformers import Gemma2Model
 
-    torch.manual_seed(seed)
+
+def build_lumina2() -> Any:
+    """Lumina-Image 2.0: Gemma, one sequence of text and image."""
     vae, width = _flow_vae(), 32
-    Lumina2Pipeline(
-        transformer=Lumina2Transformer2DModel(
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
             sample_size=NATIVE_SIZE // 8,
             patch_size=2,
             in_channels=vae.config.latent_channels,
@@ -358,40 +255,62 @@ def build_lumina2(folder: Path, seed: int = 0) -> None:
             axes_lens=(512, 64, 64),
             cap_feat_dim=width,
         ).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
         vae=vae,
-        text_encoder=Gemma2Model(_gemma2_config(width)).eval(),
+        text_encoder=transformers.Gemma2Model(_gemma2_config(width)).eval(),
         tokenizer=make_gemma_tokenizer(),
-    ).save_pretrained(folder)
+    )
 
 
-BUILDERS: dict[str, Callable[[Path], None]] = {
-    name.removeprefix("build_").replace("_", "-"): builder
-    for name, builder in list(globals().items())
+_PIPELINES: dict[str, Callable[[], Any]] = {
+    name.removeprefix("build_").replace("_", "-"): build
+    for name, build in list(globals().items())
     if name.startswith("build_")
 }
-"""Name -> its builder; a ControlNet's takes the checkpoint, too."""
 
 
-def _build_stable_diffusion_3(
-    folder: Path, seed: int, *, pipeline: str = "StableDiffusion3Pipeline", **transformer: Any
-) -> None:
-    import diffusers
-    import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-    from transformers import CLIPTextModelWithProjection, T5EncoderModel
-
+def save_toy(name: str, folder: Path, seed: int = 0) -> None:
+    """Write a toy checkpoint: `sd15`, `sdxl-inpaint`, …, one of each `build_` above."""
     torch.manual_seed(seed)
+    _PIPELINES[name]().save_pretrained(folder)
+
+
+def build_controlnet(folder: Path, checkpoint: Path, seed: int = 0) -> None:
+    """A ControlNet for a toy checkpoint of SD, SDXL, SD3 or FLUX."""
+    torch.manual_seed(seed)
+    pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(checkpoint)
+    net: Any
+    if hasattr(pipeline, "unet"):
+        net = diffusers.ControlNetModel.from_unet(
+            pipeline.unet, conditioning_embedding_out_channels=(4, 8, 8, 16)
+        )
+    elif type(pipeline).__name__ == "FluxPipeline":
+        config = dict(pipeline.transformer.config) | {"num_layers": 1, "num_single_layers": 1}
+        net = diffusers.FluxControlNetModel.from_config(config)
+    else:
+        config = dict(pipeline.transformer.config) | {"num_layers": 1}
+        net = diffusers.SD3ControlNetModel.from_config(config)
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            # Trainers begin with zeros, which would show nothing.
+            if name.startswith(("controlnet_", "pos_embed_input")):
+                weight.copy_(torch.randn_like(weight) * 0.1)
+    net.save_pretrained(folder)
+
+
+def _stable_diffusion_3(*, pipeline: str = "StableDiffusion3Pipeline", **transformer: Any) -> Any:
     vae, width, pooled = _flow_vae(), 64, 32
-    getattr(diffusers, pipeline)(
+    return getattr(diffusers, pipeline)(
         vae=vae,
-        text_encoder=CLIPTextModelWithProjection(_text_config()).eval(),
+        text_encoder=transformers.CLIPTextModelWithProjection(_text_config()).eval(),
         tokenizer=make_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(hidden_act="gelu")).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(
+            _text_config(hidden_act="gelu")
+        ).eval(),
         tokenizer_2=make_tokenizer(),
-        text_encoder_3=T5EncoderModel(t5_config(width)).eval(),
+        text_encoder_3=transformers.T5EncoderModel(t5_config(width)).eval(),
         tokenizer_3=make_t5_tokenizer(),
-        transformer=SD3Transformer2DModel(
+        transformer=diffusers.SD3Transformer2DModel(
             sample_size=NATIVE_SIZE // 8,
             in_channels=vae.config.latent_channels,
             out_channels=vae.config.latent_channels,
@@ -404,24 +323,19 @@ def _build_stable_diffusion_3(
             pos_embed_max_size=16,
             **transformer,
         ).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-    ).save_pretrained(folder)
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
 
 
-def _build_flux(folder: Path, seed: int, *, guidance_embeds: bool) -> None:
-    import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextModel, T5EncoderModel
-
-    torch.manual_seed(seed)
+def _flux(*, guidance_embeds: bool) -> Any:
     vae, width = _flow_vae(), 32
-    FluxPipeline(
+    return diffusers.FluxPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(_text_config()).eval(),
+        text_encoder=transformers.CLIPTextModel(_text_config()).eval(),
         tokenizer=make_tokenizer(),
-        text_encoder_2=T5EncoderModel(t5_config(width)).eval(),
+        text_encoder_2=transformers.T5EncoderModel(t5_config(width)).eval(),
         tokenizer_2=make_t5_tokenizer(),
-        transformer=FluxTransformer2DModel(
+        transformer=diffusers.FluxTransformer2DModel(
             in_channels=4 * vae.config.latent_channels,  # patches of 2 × 2 latents
             num_layers=1,
             num_single_layers=1,
@@ -432,25 +346,15 @@ def _build_flux(folder: Path, seed: int, *, guidance_embeds: bool) -> None:
             guidance_embeds=guidance_embeds,
             axes_dims_rope=(4, 6, 6),
         ).eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
             shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
         ),
-    ).save_pretrained(folder)
-
-
-def _build_flux2(
-    folder: Path, seed: int, pipeline: Any, encoder: Any, config: Any, *, dev: bool
-) -> None:
-    import torch
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2Transformer2DModel,
     )
 
-    torch.manual_seed(seed)
+
+def _flux2(pipeline: Any, encoder: Any, config: Any, *, dev: bool) -> Any:
     width, channels = 16, 4
-    vae = AutoencoderKLFlux2(
+    vae = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 16, 16, 16),
         layers_per_block=1,
         latent_channels=channels,
@@ -459,12 +363,12 @@ def _build_flux2(
     ).eval()
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
-    pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    return pipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae,
         text_encoder=encoder(config).eval(),
         tokenizer=make_qwen_tokenizer(),
-        transformer=Flux2Transformer2DModel(
+        transformer=diffusers.Flux2Transformer2DModel(
             in_channels=4 * channels,
             num_layers=1,
             num_single_layers=1,
@@ -474,28 +378,25 @@ def _build_flux2(
             axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=dev,
         ).eval(),
-    ).save_pretrained(folder)
+    )
 
 
-def _build_stable_diffusion_xl(
-    folder: Path,
-    seed: int,
+def _leading_euler() -> Any:
+    return diffusers.EulerDiscreteScheduler(**_SD_BETAS, timestep_spacing="leading", steps_offset=1)
+
+
+def _stable_diffusion_xl(
     scheduler: Any,
     *,
     in_channels: int = 4,
     pipeline: str = "StableDiffusionXLPipeline",
     **vae: Any,
-) -> None:
-    import diffusers
-    import torch
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    torch.manual_seed(seed)
+) -> Any:
     pooled, time_width = 32, 8
-    getattr(diffusers, pipeline)(
+    return getattr(diffusers, pipeline)(
         vae=_vae(scaling_factor=0.13025, force_upcast=True, **vae),
-        text_encoder=CLIPTextModel(_text_config()).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(
+        text_encoder=transformers.CLIPTextModel(_text_config()).eval(),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(
             _text_config(hidden_act="gelu", projection_dim=pooled)
         ).eval(),
         tokenizer=make_tokenizer(),
@@ -515,35 +416,27 @@ def _build_stable_diffusion_xl(
         ),
         scheduler=scheduler,
         add_watermarker=False,
-    ).save_pretrained(folder)
+    )
 
 
-def _build_stable_diffusion(
-    folder: Path,
-    seed: int,
+def _stable_diffusion(
     *,
     openclip: bool = False,
     prediction_type: str = "epsilon",
     in_channels: int = 4,
     pipeline: str = "StableDiffusionPipeline",
-) -> None:
-    import diffusers
-    import torch
-    from diffusers import PNDMScheduler
-    from transformers import CLIPTextModel
-
-    torch.manual_seed(seed)
+) -> Any:
     heads: dict[str, Any] = (
         {"attention_head_dim": (2, 4, 4, 4), "use_linear_projection": True} if openclip else {}
     )
-    getattr(diffusers, pipeline)(
+    return getattr(diffusers, pipeline)(
         vae=_vae(),
-        text_encoder=CLIPTextModel(
+        text_encoder=transformers.CLIPTextModel(
             _text_config(hidden_act="gelu" if openclip else "quick_gelu")
         ).eval(),
         tokenizer=make_tokenizer(),
         unet=_unet(in_channels=in_channels, **heads),
-        scheduler=PNDMScheduler(
+        scheduler=diffusers.PNDMScheduler(
             **_SD_BETAS,
             steps_offset=1,
             skip_prk_steps=True,
@@ -553,12 +446,10 @@ def _build_stable_diffusion(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
 
 
 def _unet(**overrides: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
     config: dict[str, Any] = {
         "sample_size": NATIVE_SIZE // 8,
         "in_channels": 4,
@@ -569,12 +460,10 @@ def _unet(**overrides: Any) -> Any:
         "cross_attention_dim": 32,
         "attention_head_dim": 8,
     }
-    return UNet2DConditionModel(**{**config, **overrides}).eval()
+    return diffusers.UNet2DConditionModel(**{**config, **overrides}).eval()
 
 
 def _vae(**overrides: Any) -> Any:
-    from diffusers import AutoencoderKL
-
     widths = (8, 16, 16, 16)
     config: dict[str, Any] = {
         "sample_size": NATIVE_SIZE,
@@ -588,7 +477,7 @@ def _vae(**overrides: Any) -> Any:
         "norm_num_groups": 8,
         "scaling_factor": 0.18215,
     }
-    return AutoencoderKL(**{**config, **overrides}).eval()
+    return diffusers.AutoencoderKL(**{**config, **overrides}).eval()
 
 
 def _flow_vae() -> Any:
@@ -603,8 +492,6 @@ def _flow_vae() -> Any:
 
 
 def _text_config(**overrides: Any) -> Any:
-    from transformers import CLIPTextConfig
-
     vocabulary = _vocabulary()
     config: dict[str, Any] = {
         "vocab_size": len(vocabulary),
@@ -618,14 +505,12 @@ def _text_config(**overrides: Any) -> Any:
         "eos_token_id": vocabulary["<|endoftext|>"],
         "pad_token_id": vocabulary["<|endoftext|>"],
     }
-    return CLIPTextConfig(**{**config, **overrides})
+    return transformers.CLIPTextConfig(**{**config, **overrides})
 
 
 def t5_config(width: int) -> Any:
     """T5 with one layer."""
-    from transformers import T5Config
-
-    return T5Config(
+    return transformers.T5Config(
         vocab_size=len(_t5_vocabulary()),
         d_model=width,
         d_kv=16,
@@ -635,49 +520,45 @@ def t5_config(width: int) -> Any:
     )
 
 
-def _sana_transformer(width: int, channels: int, **more: Any) -> Any:
-    from diffusers import SanaTransformer2DModel
-
-    return SanaTransformer2DModel(
-        in_channels=channels,
-        out_channels=channels,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=2,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=width,
-        sample_size=2,
-        **more,
-    ).eval()
-
-
-def _deep_vae(channels: int) -> Any:
-    """An autoencoder whose latents are 32 pixels wide."""
-    from diffusers import AutoencoderDC
-
-    widths = (8,) * 6
-    return AutoencoderDC(
-        latent_channels=channels,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        encoder_layers_per_block=(1,) * 6,
-        decoder_layers_per_block=(1,) * 6,
-        encoder_qkv_multiscales=((),) * 6,
-        decoder_qkv_multiscales=((),) * 6,
-        upsample_block_type="interpolate",
-        downsample_block_type="Conv",
-        scaling_factor=0.41407,
-    ).eval()
+def _sana(pipeline: Any, scheduler: Any, **transformer: Any) -> Any:
+    """The autoencoder's latents are 32 pixels wide."""
+    width, channels, widths = 32, 8, (8,) * 6
+    return pipeline(
+        tokenizer=make_gemma_tokenizer(),
+        text_encoder=transformers.Gemma2Model(_gemma2_config(width)).eval(),
+        vae=diffusers.AutoencoderDC(
+            latent_channels=channels,
+            encoder_block_types="ResBlock",
+            decoder_block_types="ResBlock",
+            encoder_block_out_channels=widths,
+            decoder_block_out_channels=widths,
+            encoder_layers_per_block=(1,) * 6,
+            decoder_layers_per_block=(1,) * 6,
+            encoder_qkv_multiscales=((),) * 6,
+            decoder_qkv_multiscales=((),) * 6,
+            upsample_block_type="interpolate",
+            downsample_block_type="Conv",
+            scaling_factor=0.41407,
+        ).eval(),
+        transformer=diffusers.SanaTransformer2DModel(
+            in_channels=channels,
+            out_channels=channels,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=width,
+            sample_size=2,
+            **transformer,
+        ).eval(),
+        scheduler=scheduler,
+    )
 
 
 def _gemma2_config(width: int) -> Any:
-    from transformers import Gemma2Config
-
-    return Gemma2Config(
+    return transformers.Gemma2Config(
         vocab_size=len(_gemma_vocabulary()),
         hidden_size=width,
         intermediate_size=2 * width,
@@ -696,9 +577,7 @@ def _gemma2_config(width: int) -> Any:
 
 def make_gemma_tokenizer() -> Any:
     """A Gemma tokenizer over printable ASCII, one token a character."""
-    from transformers import GemmaTokenizer
-
-    return GemmaTokenizer(vocab=_gemma_vocabulary(), merges=[], model_max_length=1024)
+    return transformers.GemmaTokenizer(vocab=_gemma_vocabulary(), merges=[], model_max_length=1024)
 
 
 def _gemma_vocabulary() -> dict[str, int]:
@@ -706,20 +585,14 @@ def _gemma_vocabulary() -> dict[str, int]:
     return {piece: index for index, piece in enumerate(pieces)}
 
 
-def _qwen3_config(width: int) -> Any:
-    from transformers import Qwen3Config
-
-    return Qwen3Config(**_qwen_widths(width), head_dim=16)
-
-
 def _qwen_vl_config(width: int) -> Any:
-    from transformers import Qwen2_5_VLConfig
-
     text = _qwen_widths(width) | {
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}
     }
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": width}
-    return Qwen2_5_VLConfig(text_config=text, vision_config={**vision, "intermediate_size": 16})
+    return transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config={**vision, "intermediate_size": 16}
+    )
 
 
 def _qwen_widths(width: int) -> dict[str, Any]:
@@ -744,9 +617,7 @@ _CHAT = (
 
 def make_qwen_tokenizer() -> Any:
     """A Qwen tokenizer over bytes, one token each, with marks for turns of a conversation."""
-    from transformers import Qwen2Tokenizer
-
-    return Qwen2Tokenizer(
+    return transformers.Qwen2Tokenizer(
         vocab=_qwen_vocabulary(),
         merges=[],
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
@@ -756,17 +627,13 @@ def make_qwen_tokenizer() -> Any:
 
 
 def _qwen_vocabulary() -> dict[str, int]:
-    from tokenizers.pre_tokenizers import ByteLevel
-
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     return {token: index for index, token in enumerate([*marks, *sorted(ByteLevel.alphabet())])}
 
 
 def make_t5_tokenizer() -> Any:
     """A T5 tokenizer over printable ASCII, one token a character."""
-    from transformers import T5TokenizerFast
-
-    return T5TokenizerFast(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=512)
+    return transformers.T5TokenizerFast(vocab=_t5_vocabulary(), extra_ids=0, model_max_length=512)
 
 
 def _t5_vocabulary() -> list[tuple[str, float]]:
@@ -777,15 +644,11 @@ def _t5_vocabulary() -> list[tuple[str, float]]:
 
 def make_tokenizer() -> Any:
     """A CLIP tokenizer over bytes, one token each: made from nothing, good for any text."""
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=_MAX_TOKENS)
+    return transformers.CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=_MAX_TOKENS)
 
 
 def _vocabulary() -> dict[str, int]:
     """CLIP's byte alphabet without merges: every text has tokens, one per byte."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(f"{char}</w>" for char in alphabet), "<|startoftext|>", "<|endoftext|>"]
     return {token: index for index, token in enumerate(tokens)}
@@ -794,15 +657,11 @@ def _vocabulary() -> dict[str, int]:
 def build_ip_adapter(checkpoint: Path, folder: Path, *, plus: bool = False, seed: int = 0) -> None:
     """An IP-Adapter for a toy UNet (`ip-adapter.safetensors`) and its image encoder, as they are
     published; `plus`: one that reads the encoder's last but one layer."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
-    encoder = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
+    unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
+    encoder = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=64,
             projection_dim=24,
@@ -826,7 +685,6 @@ def build_ip_adapter(checkpoint: Path, folder: Path, *, plus: bool = False, seed
 
 def _projection(embedded: int, width: int) -> dict[str, Any]:
     """Four tokens of an image's embedding."""
-    import torch
 
     return {
         "image_proj.proj.weight": torch.randn(4 * width, embedded),
@@ -838,7 +696,6 @@ def _projection(embedded: int, width: int) -> dict[str, Any]:
 
 def _resampler(hidden: int, width: int, inner: int = 64, tokens: int = 6) -> dict[str, Any]:
     """Six tokens by attention over the encoder's patches; heads are 64 wide."""
-    import torch
 
     shapes: dict[str, tuple[int, ...]] = {
         "latents": (1, tokens, inner),

@@ -16,7 +16,7 @@ import diffusers
 import torch
 
 from shared.core.model_catalog import ModelSpec
-from tests.toy_models import BUILDERS, make_t5_tokenizer, make_tokenizer, t5_config
+from tests.toy_models import make_t5_tokenizer, make_tokenizer, save_toy, t5_config
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
 from worker.engine.families import family_of
@@ -70,7 +70,7 @@ class Opener:
         device = open_device(self._device)
         if spec.name.startswith("toy-"):
             folder = self._home / spec.name
-            BUILDERS[spec.name.removeprefix("toy-")](folder)
+            save_toy(spec.name.removeprefix("toy-"), folder)
             return load(spec.model_copy(update={"source": str(folder)}), device)
         dtype = torch.bfloat16 if spec.name == "flux" else torch.float16
         with made_on(device.torch_device, dtype):

@@ -18,7 +18,7 @@ from shared.jobs.models import DeviceTime
 from tests.filters import build_checker
 from tests.processes import ApiProcess, WorkerProcess, free_port, wait_until
 from tests.receiver import Receiver
-from tests.toy_models import build_sd15
+from tests.toy_models import save_toy
 
 pytestmark = pytest.mark.usefixtures("filtered_worker")
 
@@ -254,7 +254,7 @@ def test_a_worker_asks_the_safety_checker_of_its_checkpoint(
     environment: dict[str, str], api_key: str, storage: Storage, tmp_path: Path
 ) -> None:
     for name, threshold in (("strict", -1.0), ("lax", 1.0)):
-        build_sd15(tmp_path / name)
+        save_toy("sd15", tmp_path / name)
         build_checker(tmp_path / name, threshold=threshold)
     (tmp_path / "models.toml").write_text(
         "".join(

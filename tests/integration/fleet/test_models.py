@@ -46,12 +46,12 @@ OPTIONS = {"model_memory": "100", "model_load_delay": "PT60S"}
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two checkpoints of the same size and different weights."""
-    from tests.toy_models import build_sd15
+    from tests.toy_models import save_toy
 
     home = tmp_path_factory.mktemp("toys")
     folders = {"toy-a": home / "a", "toy-b": home / "b"}
     for seed, folder in enumerate(folders.values()):
-        build_sd15(folder, seed)
+        save_toy("sd15", folder, seed)
     return folders
 
 

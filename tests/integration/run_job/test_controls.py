@@ -10,7 +10,7 @@ import pytest
 from shared.core.settings import Settings
 from tests.images import data_url, png
 from tests.processes import ApiProcess, WorkerProcess, free_port
-from tests.toy_models import build_controlnet, build_sd15
+from tests.toy_models import build_controlnet, save_toy
 
 CATALOGUE = """
 [[model]]
@@ -48,7 +48,7 @@ def http(
     """A client of an API whose toy model is served, with a ControlNet, half of one, and one that
     is declared for the wrong family."""
     home = tmp_path_factory.mktemp("toys")
-    build_sd15(home / "toy")
+    save_toy("sd15", home / "toy")
     build_controlnet(home / "net", home / "toy")
     shutil.copytree(home / "net", home / "cut")
     shutil.copytree(home / "net", home / "xl")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shared.core.model_catalog import ModelSpec
-from tests.toy_models import BUILDERS
+from tests.toy_models import save_toy
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import Device, open_device
 from worker.engine.diffusion import DiffusionEngine
@@ -28,7 +28,7 @@ def toy_folder(family: str) -> Path:
     home = Path(tempfile.mkdtemp(prefix="darkroom-toy-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     folder = home / family
-    BUILDERS[family](folder)
+    save_toy(family, folder)
     return folder
 
 
