@@ -217,8 +217,9 @@ class AdapterCache(WeightsCache[Adapter]):
         )
 
     def _load(self, lora: Lora) -> Adapter:
-        check_file(lora.path, lora.name)
         try:
+            if fault := file_fault(lora.path):
+                raise LoraUnavailable(fault)
             adapter = load_adapter(self._hollow, lora.path)
             for name in (name for layers in adapter.parts.values() for name in layers):
                 if name.startswith(self._shared_modules):
@@ -234,12 +235,6 @@ class AdapterCache(WeightsCache[Adapter]):
     @cached_property
     def _hollow(self) -> Any:
         return hollow(self._pipeline)
-
-
-def check_file(path: Path, name: str) -> None:
-    """Refuse what is no whole safetensors file, before anything else reads it."""
-    if fault := file_fault(path):
-        raise LoraUnavailable(f"LoRA {name!r} {fault}.")
 
 
 def load_adapter(pipeline: Any, path: Path) -> Adapter:

@@ -75,11 +75,8 @@ class DecodedImage:
     """False if the image holds NaN or infinities, or is black throughout."""
 
 
-class Preview(Protocol):
-    """A small image on its way from the device; read on the notifier's thread."""
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Wait for it: (h, w, 3)."""
+Preview = Callable[[], NDArray[np.uint8]]
+"""Waits for a small image from the device, (h, w, 3); called by the notifier's thread."""
 
 
 class RowState(Protocol):

@@ -44,6 +44,8 @@ class BatchedBackend(LoadedBackend):
                 f"Model {loaded.spec.name!r} is of the family {family.name}, which does not run "
                 f"with the scheduler {loaded.spec.scheduler}: declare {choice} in models.toml."
             )
+        self.runs_ahead = loaded.device.runs_ahead
+        self.variant_per_text = family.variant_per_text
         self._family = family(loaded.pipeline, loaded.device, loaded.spec)
         adapter = self._family.ip_adapter = load_ip_adapter(
             loaded.pipeline, loaded.spec, loaded.device.torch_device, self._family.encode_device
@@ -65,16 +67,8 @@ class BatchedBackend(LoadedBackend):
         self._controlnets = ControlNetCache(self._family, loaded.spec.controlnet_cache_bytes)
 
     @property
-    def variant_per_text(self) -> bool:
-        return self._family.variant_per_text
-
-    @property
     def model(self) -> ModelFacts:
         return self._loaded.facts(self._family.name, self._batch_size, self._threads)
-
-    @property
-    def runs_ahead(self) -> int:
-        return self._device.runs_ahead
 
     @torch.no_grad()
     def warm_up(self) -> WarmUpReport:
@@ -209,7 +203,7 @@ class BatchedBackend(LoadedBackend):
     def decode(self, row: Row) -> Work[DecodedImage]:
         """One image at a time, which is the VAE's fixed shape."""
         self._use_threads(row.request)
-        image, begin, _ = self._measured("decode", lambda: self._model.decode(row))
+        image, begin, _ = self._measured("decode", lambda: self._family.decode(row))
         download = start_download(image, self._device)
         end = self._device.mark()
         return Measured(lambda: self._in_place(download.image(), row.request), begin, end)

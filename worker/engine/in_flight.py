@@ -10,7 +10,6 @@ from typing import Generic
 
 from worker.engine.backend import R, Shape
 from worker.engine.interface import (
-    Canceled,
     EngineCounters,
     GeneratedImage,
     ImageRequest,
@@ -49,15 +48,11 @@ class InFlightRequest(Generic[R]):
         self.gpu_seconds = 0.0
         self.started_at: float | None = None
         self.canceled = False
-        self._future: Future[GeneratedImage] = Future()
-        self._future.set_running_or_notify_cancel()  # only `cancel` of the ticket takes it back
-        self.listener = Listener(on_step, self._future) if on_step is not None else None
-        self._wake = wake
-
-    @property
-    def future(self) -> "Future[GeneratedImage]":
+        self.future: Future[GeneratedImage] = Future()
         """Resolves to the image; its callbacks run on the engine's thread, so keep them short."""
-        return self._future
+        self.future.set_running_or_notify_cancel()  # only `cancel` of the ticket takes it back
+        self.listener = Listener(on_step, self.future) if on_step is not None else None
+        self._wake = wake
 
     @property
     def started(self) -> bool:
@@ -90,21 +85,17 @@ class InFlightRequest(Generic[R]):
         """Hand the image over, unless the future is done already (watchdog, close)."""
         self._let_go()
         with contextlib.suppress(InvalidStateError):
-            self._future.set_result(image)
+            self.future.set_result(image)
 
     def fail(self, error: BaseException) -> None:
         """Raise `error` in the caller, unless the future is done already."""
         self._let_go()
         with contextlib.suppress(InvalidStateError):
-            self._future.set_exception(error)
+            self.future.set_exception(error)
 
     def _let_go(self) -> None:
         """Callers keep their tickets: weights, and latents between passes, lie on the device."""
         self.weights, self.request = None, self.submitted
-
-    def fail_canceled(self) -> None:
-        """Tell the caller that the image was taken back."""
-        self.fail(Canceled())
 
 
 class UsageMeter:

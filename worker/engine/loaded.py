@@ -149,10 +149,6 @@ def load(spec: ModelSpec, device: Device) -> LoadedModel:
     )
 
 
-def is_text_encoder(name: str) -> bool:
-    return name.startswith("text_encoder")
-
-
 def _place(spec: ModelSpec, pipeline: Any, device: torch.device) -> None:
     """Move the weights to where the model's settings want them while it waits."""
     if spec.offload == "group":
@@ -163,7 +159,7 @@ def _place(spec: ModelSpec, pipeline: Any, device: torch.device) -> None:
         pipeline.to(device)
     elif spec.offload == "none":
         for name, part in pipeline.components.items():
-            if isinstance(part, torch.nn.Module) and not is_text_encoder(name):
+            if isinstance(part, torch.nn.Module) and not name.startswith("text_encoder"):
                 part.to(device)
 
 

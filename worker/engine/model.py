@@ -284,10 +284,6 @@ class Model:
         for batch in self._batches.values():
             batch.leave(row)
 
-    def decode(self, row: Row) -> torch.Tensor:
-        """(1, 3, height, width) in about -1 … 1, in the VAE's dtype."""
-        return self.family.decode(row)
-
     def _drop_idle(self, kept: int) -> None:
         """All but the latest; clients may ask for any size. Warmed shapes stay."""
         idle = [

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -23,14 +23,6 @@ logger = logging.getLogger(__name__)
 MIN_INTERVAL = 0.25
 """Seconds between two updates of one image; the last update always comes."""
 _PREVIEW_QUALITY = 60
-
-
-@dataclass(frozen=True)
-class _Progress:
-    step: int
-    steps: int
-    preview: Preview | None
-    work_done: float | None
 
 
 class Listener:
@@ -55,24 +47,17 @@ class Notifier:
     """The thread that calls the callbacks."""
 
     def __init__(self) -> None:
-        self._latest: OrderedDict[Listener, _Progress] = OrderedDict()
+        self._latest: OrderedDict[Listener, tuple[StepUpdate, Preview | None]] = OrderedDict()
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine-notifier", daemon=True)
         self._thread.start()
 
-    def tell(
-        self,
-        listener: Listener,
-        step: int,
-        steps: int,
-        preview: Preview | None,
-        work_done: float | None = None,
-    ) -> None:
-        """Leave the newest state of an image. Returns at once."""
+    def tell(self, listener: Listener, update: StepUpdate, preview: Preview | None) -> None:
+        """Leave the newest state of an image, without its preview. Returns at once."""
         listener.updated_at = time.monotonic()
         with self._condition:
-            self._latest[listener] = _Progress(step, steps, preview, work_done)
+            self._latest[listener] = update, preview
             self._condition.notify()
 
     def close(self) -> None:
@@ -89,22 +74,21 @@ class Notifier:
                 self._condition.wait_for(lambda: self._latest or self._closed)
                 if self._closed:
                     return
-                listener, progress = self._latest.popitem(last=False)
+                listener, (update, preview) = self._latest.popitem(last=False)
             if not listener.over:
-                self._call(listener, progress)
+                self._call(listener, update, preview)
 
     @staticmethod
-    def _call(listener: Listener, progress: _Progress) -> None:
+    def _call(listener: Listener, update: StepUpdate, preview: Preview | None) -> None:
         try:
-            preview = _webp(progress.preview) if progress.preview is not None else None
-            listener.callback(
-                StepUpdate(progress.step, progress.steps, preview, progress.work_done)
-            )
+            if preview is not None:
+                update = replace(update, preview_webp=_webp(preview))
+            listener.callback(update)
         except Exception:  # a callback's failure is its own: the image continues
             logger.exception("A step callback failed")
 
 
 def _webp(preview: Preview) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(preview.rgb()).save(buffer, "WEBP", quality=_PREVIEW_QUALITY, method=0)
+    Image.fromarray(preview()).save(buffer, "WEBP", quality=_PREVIEW_QUALITY, method=0)
     return buffer.getvalue()

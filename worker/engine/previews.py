@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.engine.device import Device, Mark
+from worker.engine.backend import Preview
+from worker.engine.device import Device
 from worker.engine.row import Prediction
 
 _SIZE = 256
@@ -61,26 +62,18 @@ class PreviewMap:
         error = (known @ weights - wanted).square().mean().sqrt().item()
         return cls(device.from_host(weights.float()), error)
 
-    def draw(self, latents: torch.Tensor, device: Device) -> "LatentPreview":
+    def draw(self, latents: torch.Tensor, device: Device) -> Preview:
         """Start drawing clean latents (1, channels, h, w), scaled as the map was fitted to."""
         flat = latents[0].float().permute(1, 2, 0)
         rgb = flat @ self.weights[:-1] + self.weights[-1]
         pixels = (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
-        host = device.to_host(pixels)
-        return LatentPreview(host, device.mark())
+        host, ready = device.to_host(pixels), device.mark()
 
+        def wait() -> NDArray[np.uint8]:
+            ready.wait()
+            return np.ascontiguousarray(host.numpy())
 
-class LatentPreview:
-    """A preview on its way to the host."""
-
-    def __init__(self, pixels: torch.Tensor, ready: Mark) -> None:
-        self._pixels = pixels
-        self._ready = ready
-
-    def rgb(self) -> NDArray[np.uint8]:
-        """Wait for it: (h, w, 3)."""
-        self._ready.wait()
-        return np.ascontiguousarray(self._pixels.numpy())
+        return wait
 
 
 def predicted_latents(

@@ -17,7 +17,14 @@ from shared.core.errors import InternalError, JobError, OutOfMemory
 from worker.engine.backend import Backend, DecodedImage, Preview, R, Shape, Work
 from worker.engine.batch_composer import Batch, BatchComposer
 from worker.engine.in_flight import InFlightRequest, UsageMeter
-from worker.engine.interface import Canceled, GeneratedImage, ImageRequest, Pass, RunFacts
+from worker.engine.interface import (
+    Canceled,
+    GeneratedImage,
+    ImageRequest,
+    Pass,
+    RunFacts,
+    StepUpdate,
+)
 from worker.engine.notifier import Notifier
 
 logger = logging.getLogger(__name__)
@@ -92,7 +99,7 @@ class TickRunner(Generic[R]):
         self._finish_pending()
         self._discard(entry)
         self.usage.canceled += 1
-        entry.fail_canceled()
+        entry.fail(Canceled())
 
     def _finish_pending(self, keep: int = 0) -> None:
         while len(self._pending) > keep:
@@ -150,7 +157,8 @@ class TickRunner(Generic[R]):
         if not listener.due(step, steps):
             return _nothing
         preview = self._preview(state) if entry.request.previews else None
-        return lambda: self._notifier.tell(listener, step, steps, preview, work_done)
+        update = StepUpdate(step, steps, None, work_done)
+        return lambda: self._notifier.tell(listener, update, preview)
 
     def _way(self, entry: InFlightRequest[R], state: R) -> tuple[int, int, float | None]:
         """Steps done and steps in all, of both passes, and the share of the work that they are."""

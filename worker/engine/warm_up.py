@@ -203,7 +203,7 @@ def _generate(loaded: LoadedModel, model: Model, shape: Shape, rows: int) -> flo
     crowd = [model.prepare(request, shape) for _ in range(rows if rows > 1 else 0)]
     if crowd:
         model.tick(shape, crowd)
-    image = loaded.device.run("decode", lambda: model.decode(row))
+    image = loaded.device.run("decode", lambda: model.family.decode(row))
     download = start_download(image, loaded.device)
     loaded.device.mark().wait()
     for each in (row, *crowd):
@@ -245,7 +245,7 @@ def _tick_times(loaded: LoadedModel, model: Model, shape: Shape) -> Iterator[_Ti
         if number and total > _TIMED_SECONDS:
             break
     # Beside the rows there must be room for the VAE.
-    start_download(loaded.device.run("decode", lambda: model.decode(rows[0])), loaded.device)
+    start_download(loaded.device.run("decode", lambda: model.family.decode(rows[0])), loaded.device)
     loaded.device.mark().wait()
 
 

@@ -132,7 +132,7 @@ def _preview(folder: Path, latents: torch.Tensor) -> NDArray[np.int64]:
     row.seen = Prediction(latents, torch.zeros_like(latents), timestep=0.0)
     shown = backend.preview(row)
     assert shown is not None
-    return shown.rgb().astype(np.int64)
+    return shown().astype(np.int64)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "lms"])
