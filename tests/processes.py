@@ -187,8 +187,15 @@ class Process:
 
     def peak_bytes(self) -> int:
         """The most memory that it has had at once."""
+        return self._bytes("VmHWM")
+
+    def resident_bytes(self) -> int:
+        """The memory that it has now."""
+        return self._bytes("VmRSS")
+
+    def _bytes(self, name: str) -> int:
         status = Path(f"/proc/{self.child.pid}/status").read_text("ascii")
-        [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        [line] = [line for line in status.splitlines() if line.startswith(f"{name}:")]
         return int(line.split()[1]) * 1024
 
     def forget_peak(self) -> None:

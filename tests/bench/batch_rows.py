@@ -9,7 +9,6 @@ import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import UUID
 
@@ -64,12 +63,12 @@ def _ingest(system: System, api: ApiProcess) -> Iterator[Row]:
         for n in range(_LINES)
     )
     total, ratios, memory = [], [], []
-    before = _megabytes(api, "VmRSS")
+    before = api.resident_bytes()
     for _ in range(_INGESTS):
         dry = _post(api, content, dry_run=True)[1]
-        _forget_peak(api)
+        api.forget_peak()
         batch, seconds = _post(api, content)
-        memory.append(_megabytes(api, "VmHWM") - before)
+        memory.append((api.peak_bytes() - before) / 2**20)
         total.append(seconds)
         ratios.append(_copy_raw(system, content) / max(seconds - dry, 1e-3))
         _remove(system, decode_id("batch", batch["id"]))
@@ -169,17 +168,6 @@ def _remove(system: System, batch_id: UUID) -> None:
     url = system.settings.database_url.get_secret_value().replace("+psycopg", "", 1)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("VACUUM jobs")
-
-
-def _megabytes(api: ApiProcess, name: str) -> float:
-    status = Path(f"/proc/{api.child.pid}/status").read_text("ascii")
-    [line] = [line for line in status.splitlines() if line.startswith(f"{name}:")]
-    return int(line.split()[1]) / 1024
-
-
-def _forget_peak(api: ApiProcess) -> None:
-    """Let VmHWM begin anew (proc(5), clear_refs)."""
-    Path(f"/proc/{api.child.pid}/clear_refs").write_text("5", "ascii")
 
 
 # --- Running -----------------------------------------------------------------------------------

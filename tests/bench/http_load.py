@@ -86,7 +86,7 @@ async def _until_accepted(
     """Ask again after a 503, as a client would; what that takes is part of the latency."""
     for _ in range(_TRIES):
         writer.write(request)
-        status = await _read_status(reader)
+        status = await read_status(reader)
         if status == 202:
             return
         if status != 503:
@@ -95,7 +95,8 @@ async def _until_accepted(
     raise RuntimeError(f"the answer was {status}")
 
 
-async def _read_status(reader: asyncio.StreamReader) -> int:
+async def read_status(reader: asyncio.StreamReader) -> int:
+    """Read a whole answer, and tell its status."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
     await reader.readexactly(int(length))

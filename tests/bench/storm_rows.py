@@ -5,21 +5,17 @@ one client of another tenant reads a job and submits jobs.
 """
 
 import asyncio
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from urllib.parse import urlsplit
 
-import httpx2
-
-from deploy.tenants import EVERY_SCOPE, create_key
 from shared.core.keys import new_key
 from shared.core.quotas import Quotas
-from tests.bench.http_load import prepare_get, prepare_post, saturate
+from tests.bench.http_load import prepare_get, prepare_post, read_status, saturate
+from tests.bench.neighbour import BODY, send_beside, send_light_requests, side_by_side
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
 from tests.images import png
@@ -28,13 +24,10 @@ from tests.processes import ApiProcess, wait_until
 _REPEATS = 3
 _STORM_SECONDS = 6.0
 _CALM_SECONDS = 2.0
-_PAUSE = 0.01
-_RETRY_SECONDS = 0.1
 _GOAL = 0.5
 _LISTED = 200
 _SIDE = 4096
 _BOUNDARY = "an-upload-of-the-storm"
-_BODY = {"prompt": "a lighthouse", "model": "null"}
 
 
 @dataclass(frozen=True)
@@ -50,12 +43,14 @@ def rows() -> Iterator[Row]:
     """The neighbour's worst request under each storm."""
     with running_system() as system:
         api = system.api()
-        neighbour = api.client(_key(system, "neighbour"))
-        flood = _key(system, "flood")
+        neighbour = api.client(system.key_of("neighbour"))
+        flood = system.key_of("flood")
         _make_images(system, api, flood)
-        calm = max(_requests(neighbour, _submit(neighbour), _for(_CALM_SECONDS)))
+        calm_ends = time.monotonic() + _CALM_SECONDS
+        calm = max(send_light_requests(neighbour, lambda: time.monotonic() < calm_ends))
         for storm in _storms(system, api, flood):
-            worst = [_worst_beside(api, neighbour, storm) for _ in range(_REPEATS)]
+            crowd = partial(_rage, api.url, storm)
+            worst = [max(send_beside(neighbour, crowd)[0]) for _ in range(_REPEATS)]
             yield make_row(
                 f"a neighbour's worst request under {storm.name}",
                 worst,
@@ -73,8 +68,8 @@ def _storms(system: System, api: ApiProcess, flood: str) -> Iterator[_Storm]:
     lists = [prepare_get(api.url, f"{path}?limit={_LISTED}", flood) for path in paths]
     yield _Storm(f"lists of {_LISTED}", 40, lists)
     yield _Storm("/openapi.json", 40, [prepare_get(api.url, "/openapi.json", flood)])
-    limited = _key(system, "limited", Quotas(concurrent_jobs=1_000_000))
-    submission = prepare_post(api.url, "/v1/jobs", limited, _BODY)
+    limited = system.key_of("limited", Quotas(concurrent_jobs=1_000_000))
+    submission = prepare_post(api.url, "/v1/jobs", limited, BODY)
     yield _Storm("100 submissions at once under one quota", 100, [submission])
     yield _Storm(f"40 uploads at once of a {_SIDE}² PNG", 40, [_upload(api.url, flood)])
 
@@ -82,7 +77,7 @@ def _storms(system: System, api: ApiProcess, flood: str) -> Iterator[_Storm]:
 def _make_images(system: System, api: ApiProcess, flood: str) -> None:
     """As many finished jobs of the key as a list holds, each with an image."""
     worker = system.worker("null")
-    submission = prepare_post(api.url, "/v1/jobs", flood, _BODY)
+    submission = prepare_post(api.url, "/v1/jobs", flood, BODY)
     while (missing := _LISTED - system.succeeded()) > 0:
         # A busy machine's Redis may not answer in time, and no dispatcher publishes what is left.
         saturate(api.url, submission, 4, missing)
@@ -105,61 +100,9 @@ def _upload(url: str, key: str) -> bytes:
     return "\r\n".join((*lines, "", "")).encode() + body
 
 
-def _key(system: System, tenant: str, quotas: Quotas | None = None) -> str:
-    url = system.settings.database_url.get_secret_value()
-    return create_key(url, tenant=tenant, name=tenant, scopes=EVERY_SCOPE, quotas=quotas)
-
-
-def _submit(client: httpx2.Client) -> str:
-    answer = client.post("/v1/jobs", json=_BODY)
-    answer.raise_for_status()
-    return urlsplit(str(answer.json()["links"]["self"])).path
-
-
-def _for(seconds: float) -> Callable[[], bool]:
-    ends = time.monotonic() + seconds
-    return lambda: time.monotonic() < ends
-
-
-def _requests(client: httpx2.Client, job: str, goes_on: Callable[[], bool]) -> list[float]:
-    """Be the neighbour; the seconds that each request took."""
-    latencies = []
-    while goes_on():
-        for ask in (partial(client.get, job), partial(client.post, "/v1/jobs", json=_BODY)):
-            sent = time.perf_counter()
-            while not ask().is_success:  # as a client tries again; it is part of the latency
-                time.sleep(_RETRY_SECONDS)
-            latencies.append(time.perf_counter() - sent)
-        time.sleep(_PAUSE)
-    return latencies
-
-
-def _worst_beside(api: ApiProcess, neighbour: httpx2.Client, storm: _Storm) -> float:
-    job = _submit(neighbour)
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_rage, args=(theirs, api.url, storm), daemon=True
-    )
-    process.start()
-    ours.recv()  # it begins now
-    worst = max(_requests(neighbour, job, lambda: not ours.poll()))
-    process.join()
-    return worst
-
-
-def _rage(pipe: Connection, url: str, storm: _Storm) -> None:
-    pipe.send("ready")
-    asyncio.run(_send_all(url, storm))
-    pipe.send("over")
-
-
-async def _send_all(url: str, storm: _Storm) -> None:
-    senders = [_send(url, storm, n) for n in range(storm.connections)]
-    tasks = [asyncio.ensure_future(sender) for sender in senders]
-    await asyncio.wait(tasks, timeout=_STORM_SECONDS)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _rage(url: str, storm: _Storm) -> None:
+    senders = (_send(url, storm, n) for n in range(storm.connections))
+    await side_by_side(senders, _STORM_SECONDS)
 
 
 async def _send(url: str, storm: _Storm, number: int) -> None:
@@ -171,9 +114,7 @@ async def _send(url: str, storm: _Storm, number: int) -> None:
             while True:
                 writer.write(storm.requests[number % len(storm.requests)])
                 number += storm.connections + 1
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
-                await reader.readexactly(int(length))
+                await read_status(reader)
         except (OSError, asyncio.IncompleteReadError):
             continue
         finally:

@@ -1,7 +1,6 @@
 """What a submission costs: requests a second against no-ops of the same app, and its tail."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.bench.http_load import at_rate, prepare_post, saturate
 from tests.bench.row import Row, make_row, percentile
@@ -98,7 +97,7 @@ def rows() -> Iterator[Row]:
         )
         yield make_row(
             "memory of the API after all that",
-            [_resident_megabytes(api)],
+            [api.resident_bytes() / 2**20],
             unit="MB",
             goal=150,
             better="lower",
@@ -115,10 +114,3 @@ def _api(system: System, factory: str = "create_app") -> ApiProcess:
         factory=f"tests.bench.noop_api:{factory}",
     )
     return system.stack.enter_context(api)
-
-
-def _resident_megabytes(api: ApiProcess) -> float:
-    for line in Path(f"/proc/{api.child.pid}/status").read_text("ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("this system does not tell the resident memory of a process")

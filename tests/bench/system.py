@@ -18,8 +18,9 @@ from deploy.local.servers import EmbeddedServers
 from deploy.tenants import EVERY_SCOPE, create_key
 from migrations.commands import upgrade
 from shared.core import tenants
-from shared.core.broker import celery_app
+from shared.core.broker import celery_app, publish_job
 from shared.core.database import open_engine, session_factory
+from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import Job
 from shared.jobs.queries import accept as job_acceptance
@@ -67,6 +68,11 @@ class System:
         process.wait_for_log(ready)
         return process
 
+    def key_of(self, tenant: str, quotas: Quotas | None = None) -> str:
+        """A key of another tenant."""
+        url = self.settings.database_url.get_secret_value()
+        return create_key(url, tenant=tenant, name=tenant, scopes=EVERY_SCOPE, quotas=quotas)
+
     def insert_jobs(self, count: int, **fields: Any) -> list[Job]:
         """Accept jobs straight into the database, without publishing them."""
         job = {"session_id": "bench", "model": "null", "prompt": "a benchmark", "steps": 1}
@@ -75,6 +81,14 @@ class System:
         with self.database.begin() as session:
             session.execute(job_acceptance.ensure_session(self.tenant, "bench"))
             return [session.scalars(job_acceptance.insert_job(row)).one() for row in rows]
+
+    def seconds_of(self, count: int, **fields: Any) -> float:
+        """Accept and publish jobs; the seconds from their publication until all have succeeded."""
+        jobs = self.insert_jobs(count, **fields)
+        started = time.monotonic()
+        for job in jobs:
+            publish_job(self.celery, job.id, job.model, job.queue_class)
+        return self.wait_succeeded(jobs[0].id, count) - started
 
     def succeeded(self) -> int:
         """How many jobs have succeeded."""

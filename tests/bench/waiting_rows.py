@@ -5,18 +5,16 @@ come back when `Retry-After` says so. Beside it one client of another tenant rea
 """
 
 import asyncio
-import multiprocessing
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx2
 
-from deploy.tenants import EVERY_SCOPE, create_key
 from tests.bench.http_load import prepare_get, prepare_post
+from tests.bench.neighbour import BODY, send_beside, side_by_side, submit
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
 from tests.processes import ApiProcess
@@ -29,10 +27,7 @@ _WAITS_EACH = 40
 _WAIT_SECONDS = 8
 _STORM_SECONDS = 12.0
 """The waits end within it, all at about the same moment."""
-_PAUSE = 0.01
-_RETRY_SECONDS = 0.1
 _OPENING_SECONDS = 30.0
-_BODY = {"prompt": "a lighthouse", "model": "null"}
 _WAIT = {"Prefer": f"wait={_WAIT_SECONDS}", "Connection": "close"}
 
 
@@ -40,12 +35,12 @@ def rows() -> Iterator[Row]:
     """The worst request of another tenant in either crowd; how many of the second were refused."""
     with running_system() as system:
         api = system.api()
-        other = api.client(_key(system, "other"))
-        one = _key(system, "crowd")
-        job = _submit(api.client(one))
+        other = api.client(system.key_of("other"))
+        one = system.key_of("crowd")
+        job = submit(api.client(one))
         waits = [
             prepare_get(api.url, job, one, _WAIT),
-            prepare_post(api.url, "/v1/jobs", one, _BODY, _WAIT),
+            prepare_post(api.url, "/v1/jobs", one, BODY, _WAIT),
         ]
         crowds = [_beside(api, other, waits * (_WAITS_OF_ONE // 2)) for _ in range(_REPEATS)]
         yield make_row(
@@ -83,8 +78,6 @@ class _Crowd:
 
     latencies: Sequence[float]
     refused: int
-    statuses: Mapping[int, int]
-    """Of the crowd's answers; 0 for connections that were cut."""
 
     @property
     def worst(self) -> float:
@@ -100,65 +93,28 @@ def _mixed(system: System, api: ApiProcess) -> list[bytes]:
     """Streams and waits of several keys, each of jobs of its own."""
     requests = []
     for number in range(_KEYS):
-        key = _key(system, f"crowd-{number}")
+        key = system.key_of(f"crowd-{number}")
         with api.client(key) as client:
-            jobs = [_submit(client) for _ in range(_STREAMS_EACH)]
+            jobs = [submit(client) for _ in range(_STREAMS_EACH)]
         requests += [prepare_get(api.url, f"{job}/events", key) for job in jobs]
         requests += [prepare_get(api.url, job, key, _WAIT) for job in jobs[: _WAITS_EACH // 2]]
-        submit = prepare_post(api.url, "/v1/jobs", key, _BODY, _WAIT)
-        requests += [submit] * (_WAITS_EACH // 2)
+        submission = prepare_post(api.url, "/v1/jobs", key, BODY, _WAIT)
+        requests += [submission] * (_WAITS_EACH // 2)
     return requests
-
-
-def _key(system: System, tenant: str) -> str:
-    url = system.settings.database_url.get_secret_value()
-    return create_key(url, tenant=tenant, name=tenant, scopes=EVERY_SCOPE)
-
-
-def _submit(client: httpx2.Client) -> str:
-    """The path of a new job, which nobody runs."""
-    answer = client.post("/v1/jobs", json=_BODY)
-    answer.raise_for_status()
-    return urlsplit(str(answer.json()["links"]["self"])).path
 
 
 def _beside(api: ApiProcess, other: httpx2.Client, requests: Sequence[bytes]) -> _Crowd:
     """Let the crowd loose, and be the other tenant until it is gone."""
-    job = _submit(other)
-    ours, theirs = multiprocessing.Pipe()
-    crowd = multiprocessing.get_context("spawn").Process(
-        target=_run_crowd, args=(theirs, api.url, list(requests), _STORM_SECONDS), daemon=True
-    )
-    crowd.start()
-    ours.recv()  # it is ready, and begins now
-    latencies = []
-    while not ours.poll():
-        for ask in (lambda: other.get(job), lambda: other.post("/v1/jobs", json=_BODY)):
-            sent = time.perf_counter()
-            while not ask().is_success:  # as a client tries again; it is part of the latency
-                time.sleep(_RETRY_SECONDS)
-            latencies.append(time.perf_counter() - sent)
-        time.sleep(_PAUSE)
-    statuses: dict[int, int] = ours.recv()
-    crowd.join()
-    expected = {200, 202}
-    refused = sum(n for status, n in statuses.items() if status not in expected)
-    return _Crowd(latencies, refused, statuses)
+    latencies, statuses = send_beside(other, partial(_storm, api.url, requests))
+    refused = sum(n for status, n in statuses.items() if status not in (200, 202))
+    return _Crowd(latencies, refused)
 
 
-def _run_crowd(pipe: Connection, url: str, requests: list[bytes], seconds: float) -> None:
-    pipe.send("ready")
-    pipe.send(asyncio.run(_storm(url, requests, seconds)))
-
-
-async def _storm(url: str, requests: list[bytes], seconds: float) -> Counter[int]:
+async def _storm(url: str, requests: Sequence[bytes]) -> Counter[int]:
+    """How often each status came; 0 for connections that were cut."""
     statuses: Counter[int] = Counter()
-    members = [_member(url, request, statuses) for request in requests]
-    tasks = [asyncio.ensure_future(member) for member in members]
-    await asyncio.wait(tasks, timeout=seconds)
-    for task in tasks:
-        task.cancel()
-    for error in await asyncio.gather(*tasks, return_exceptions=True):
+    members = (_member(url, request, statuses) for request in requests)
+    for error in await side_by_side(members, _STORM_SECONDS):
         if isinstance(error, Exception):
             statuses[0] += 1  # cut off without an answer
     return statuses

@@ -5,13 +5,11 @@ costs no time, which leaves the price of the outbox and of the hints themselves.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import func, select
 
-from shared.core.broker import publish_job
 from shared.core.ids import new_id
 from shared.webhooks import delivery_queries
 from shared.webhooks import queries as webhook_queries
@@ -63,13 +61,9 @@ def _row(system: System, silent: Receiver, model: str, *, jobs: int, goal: float
 def _seconds(system: System, model: str, count: int) -> float:
     size = 512 if model == "tenth" else 64
     steps = 20 if model == "tenth" else 1
-    jobs = system.insert_jobs(
+    return system.seconds_of(
         count, model=model, width=size, height=size, steps=steps, cost=size * size * steps
     )
-    started = time.monotonic()
-    for job in jobs:
-        publish_job(system.celery, job.id, job.model, job.queue_class)
-    return system.wait_succeeded(jobs[0].id, count) - started
 
 
 @contextmanager

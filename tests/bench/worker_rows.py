@@ -7,7 +7,6 @@ loop throws its pixels away. 100 ms an image: 20 ticks of 40 ms at 8 rows.
 import time
 from collections.abc import Iterator
 
-from shared.core.broker import publish_job
 from shared.core.model_catalog import load_catalog
 from tests.bench.row import Row, make_row
 from tests.bench.system import MODELS, System, running_system
@@ -57,13 +56,9 @@ def _bare_seconds(engine: Engine) -> float:
 
 
 def _worker_seconds(system: System) -> float:
-    jobs = system.insert_jobs(
+    return system.seconds_of(
         _IMAGES, model="tenth", width=512, height=512, steps=20, cost=512 * 512 * 20
     )
-    started = time.monotonic()
-    for job in jobs:
-        publish_job(system.celery, job.id, job.model, job.queue_class)
-    return system.wait_succeeded(jobs[0].id, _IMAGES) - started
 
 
 def _request(seed: int) -> ImageRequest:

@@ -1,12 +1,11 @@
 """Throw hostile images at a running API, as uploads and inside jobs, and see what it costs."""
 
 import base64
-import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2
 
@@ -29,7 +28,8 @@ class Toll:
     answers: Counter[tuple[int, str | None]]
     """How often each status and code."""
     grown_mb: float | None
-    """Peak of the API's own memory over what it had before; None where unknown."""
+    """Peak of the API's own memory over what it had before, for a forked one has its parent's
+    libraries; None where the system is not Linux, which alone tells."""
 
     @property
     def wrong(self) -> set[tuple[int, str | None]]:
@@ -47,27 +47,11 @@ def throw_images(api: ApiProcess, cases: Sequence[Case], inside_every: int = 4) 
         url = "data:image/png;base64," + base64.b64encode(case.data).decode()
         return api.http.post("/v1/jobs", json={"prompt": "x", "init_image": url})
 
-    before = _start_measuring(api)
+    is_measured = sys.platform == "linux"
+    if is_measured:
+        api.forget_peak()
+        before = api.resident_bytes()
     with ThreadPoolExecutor(6) as pool:
         answers = [*pool.map(upload, cases), *pool.map(submit, cases[::inside_every])]
     codes = Counter((answer.status_code, answer.json().get("code")) for answer in answers)
-    after = _memory_mb(api, "VmHWM")
-    return Toll(codes, None if before is None or after is None else after - before)
-
-
-def _start_measuring(api: ApiProcess) -> float | None:
-    """Its resident memory now; the peak begins anew. A forked API has its parent's libraries."""
-    try:
-        Path(f"/proc/{api.child.pid}/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _memory_mb(api, "VmRSS")
-
-
-def _memory_mb(api: ApiProcess, what: str) -> float | None:
-    """A line of the process's status; Linux alone tells."""
-    status = Path(f"/proc/{api.child.pid}/status")
-    if not status.exists():
-        return None
-    match = re.search(rf"{what}:\s+(\d+) kB", status.read_text())
-    return int(match[1]) / 1e3 if match else None
+    return Toll(codes, (api.peak_bytes() - before) / 1e6 if is_measured else None)
