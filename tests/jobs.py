@@ -3,13 +3,17 @@
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select
+from sqlalchemy import Select, Text, Uuid, cast, func, select
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert
 
 from shared.core.database import Given
 from shared.core.ids import new_id
+from shared.images.models import Session as SessionRow
+from shared.images.queries import session_lock
 from shared.jobs.models import Job
-from shared.jobs.queries import accept as job_acceptance
+from shared.jobs.state import JobState
 
 
 def job_columns(tenant_id: UUID, **fields: Any) -> dict[str, Any]:
@@ -69,5 +73,18 @@ def image_columns(job: Job, index: int = 0, **fields: Any) -> dict[str, Any]:
 def accept(session: Session, tenant_id: UUID, **fields: Any) -> Job:
     """Insert a job, and its session on first use; does not publish it."""
     columns = job_columns(tenant_id, **fields)
-    session.execute(job_acceptance.ensure_session(tenant_id, columns["session_id"]))
-    return session.scalars(job_acceptance.insert_job(columns)).one()
+    session.execute(ensure_session(tenant_id, columns["session_id"]))
+    return session.scalars(insert_job(columns)).one()
+
+
+def insert_job(columns: dict[str, Any]) -> ReturningInsert[Job]:
+    """A queued job with these columns, which may be SQL."""
+    return insert(Job).values(**columns, state=JobState.QUEUED).returning(Job)
+
+
+def ensure_session(tenant_id: UUID, session_id: str) -> Insert:
+    """Make the session on its first use, under the lock that submissions hold against deletion."""
+    tenant, name = cast(tenant_id, Uuid), cast(session_id, Text)
+    held = func.pg_advisory_xact_lock_shared(session_lock(tenant, name)).table_valued("held")
+    rows = select(tenant, name).select_from(held)
+    return insert(SessionRow).from_select(["tenant_id", "id"], rows).on_conflict_do_nothing()

@@ -112,9 +112,8 @@ class IdempotentRequest:
         """Keep the answer for whoever sends the request again."""
         if self.key is None:
             return
-        await session.execute(
-            queries.store_idempotent_answer(principal.tenant_id, self.key, 202, answer.stored())
-        )
+        store = queries.store_idempotent_answers(principal.tenant_id, {self.key: answer.stored()})
+        await (await session.connection()).exec_driver_sql(*store)
 
 
 ACCEPTED_HEADERS = {

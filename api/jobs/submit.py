@@ -320,13 +320,12 @@ _POSTGRES = {"db.system.name": "postgresql"}
 
 async def insert_job(session: AsyncSession, columns: dict[str, Any]) -> tuple[models.Job, int]:
     """Accept one job that was admitted; the row and how many go before it."""
-    context = telemetry.traceparent()
-    if context is not None:
-        columns = columns | {"traceparent": context}
+    columns = columns | {"traceparent": telemetry.traceparent()}
     with telemetry.span("accept job", "client", attributes=_POSTGRES):
-        statement, parameters = accept_queries.accept_job(columns)
-        row, position = (await session.execute(statement, parameters)).one()
-    return row, position
+        connection = await session.connection()
+        answer = await connection.exec_driver_sql(*accept_queries.accept_jobs([columns]))
+        made = NewJob._make(answer.one())
+    return _row(columns, made), made.ahead
 
 
 def fingerprint(operation: str, submission: RequestModel) -> bytes:

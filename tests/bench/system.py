@@ -23,8 +23,7 @@ from shared.core.database import open_engine, session_factory
 from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import Job
-from shared.jobs.queries import accept as job_acceptance
-from tests.jobs import job_columns
+from tests.jobs import ensure_session, insert_job, job_columns
 from tests.processes import ApiProcess, Process, WorkerProcess, free_port, wait_until
 
 MODELS = Path(__file__).parent / "models.toml"
@@ -79,8 +78,8 @@ class System:
         job |= {"cost": 4096, **fields}
         rows = [job_columns(self.tenant, **job, seeds=[seed]) for seed in range(count)]
         with self.database.begin() as session:
-            session.execute(job_acceptance.ensure_session(self.tenant, "bench"))
-            return [session.scalars(job_acceptance.insert_job(row)).one() for row in rows]
+            session.execute(ensure_session(self.tenant, "bench"))
+            return [session.scalars(insert_job(row)).one() for row in rows]
 
     def seconds_of(self, count: int, **fields: Any) -> float:
         """Accept and publish jobs; the seconds from their publication until all have succeeded."""

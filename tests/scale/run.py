@@ -21,9 +21,8 @@ from shared.core.database import open_engine, session_factory
 from shared.core.logging import configure_logging
 from shared.core.settings import Settings
 from shared.jobs.models import Job
-from shared.jobs.queries import accept as job_acceptance
 from tests.chaos.fleet import Fleet, Worker
-from tests.jobs import job_columns
+from tests.jobs import ensure_session, job_columns
 from tests.processes import wait_until
 from tests.scale.counters import LockWatch, Meter, Reading
 from worker.maintenance.leader import Dispatcher, periodic_tasks
@@ -138,7 +137,7 @@ class Bed:
 
     def _accept(self, model: str, count: int) -> None:
         with Session(self.engine) as session, session.begin():
-            session.execute(job_acceptance.ensure_session(self.tenant, "s1"))
+            session.execute(ensure_session(self.tenant, "s1"))
             # Prompts of their own: a shared one is a row that every commit would wait for.
             columns = [
                 job_columns(self.tenant, model=model, steps=4, prompt=f"image number {n}")

@@ -11,9 +11,8 @@ from sqlalchemy.orm import Session
 from shared.core.broker import job_message, publish_jobs
 from shared.core.database import session_factory
 from shared.jobs.models import Job
-from shared.jobs.queries import accept as job_acceptance
 from shared.jobs.queries import claims
-from tests.jobs import job_columns
+from tests.jobs import ensure_session, job_columns
 from tests.scale.counters import cpu_of_tree
 from worker.maintenance.leader import periodic_tasks
 from worker.maintenance.recovery import Recovery
@@ -58,7 +57,7 @@ def _fill(bed: "Bed") -> list[UUID]:
     columns = [job_columns(bed.tenant, model="paced") for _ in range(QUEUED + RUNNING)]
     running = [row["id"] for row in columns[QUEUED:]]
     with Session(bed.engine) as session, session.begin():
-        session.execute(job_acceptance.ensure_session(bed.tenant, "s1"))
+        session.execute(ensure_session(bed.tenant, "s1"))
         session.execute(insert(Job), [{**row, "state": "queued"} for row in columns])
         lease = text("clock_timestamp() + interval '1 hour'")
         values = {"state": "running", "attempt": 1, "worker": "w", "lease_until": lease}

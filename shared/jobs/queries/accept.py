@@ -7,93 +7,22 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic_core import to_json
-from sqlalchemy import (
-    BindParameter,
-    ColumnElement,
-    Delete,
-    Interval,
-    Select,
-    Text,
-    Update,
-    Uuid,
-    bindparam,
-    cast,
-    column,
-    delete,
-    func,
-    insert,
-    literal,
-    select,
-    update,
-)
-from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy import Delete, Select, Text, Uuid, column, delete, select
 from sqlalchemy.dialects.postgresql import insert as pg_insert
-from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningInsert
 
-from shared.core.database import DIALECT, cached_query
-from shared.images.models import Session
+from shared.core.database import DIALECT
 from shared.images.queries import session_lock
 from shared.jobs.models import IdempotencyKey, Job
-from shared.jobs.queries.transitions import NOW, SCAN_TIME, JobRows, ahead_of
-from shared.jobs.state import JobState
-
-
-def ensure_session(
-    tenant_id: UUID | BindParameter[UUID], session_id: str | BindParameter[str]
-) -> Insert:
-    """Make the session on its first use, and let nobody delete it until the transaction ends.
-
-    A row that is there already is not locked by this, and a job put into it would break over its
-    deletion; so whoever deletes a session waits for `session_lock`, as this does.
-    """
-    tenant, name = _typed(tenant_id, Uuid), _typed(session_id, Text)
-    held = func.pg_advisory_xact_lock_shared(session_lock(tenant, name)).table_valued("held")
-    row = select(tenant, name).select_from(held)
-    statement = pg_insert(Session).from_select(["tenant_id", "id"], row)
-    return statement.on_conflict_do_nothing()
-
-
-def _typed(value: Any, kind: Any) -> ColumnElement[Any]:
-    return cast(value if isinstance(value, BindParameter) else literal(value, kind), kind)
-
-
-def insert_job(job: dict[str, Any]) -> JobRows:
-    """Accept a job: from here on it is not lost."""
-    return insert(Job).values(**job, state=JobState.QUEUED).returning(Job)
-
-
-def accept_job(job: dict[str, Any]) -> tuple[Select[Job, int], dict[str, Any]]:
-    """Accept a job, in one round trip: its session, its row, and how many jobs go before it.
-
-    Gives a statement and its parameters. `start_within` and `finish_within` are intervals that
-    become the deadlines.
-    """
-    return _accept_job(frozenset(job)), {f"job_{name}": value for name, value in job.items()}
-
-
-@cached_query()
-def _accept_job(names: frozenset[str]) -> Select[Job, int]:
-    """Built once for each set of columns: building it takes longer than running it."""
-    columns: dict[str, Any] = {
-        name: bindparam(f"job_{name}", type_=getattr(Job, name).type)
-        for name in names
-        if name not in _DEADLINES
-    }
-    deadlines = {
-        column: NOW + bindparam(f"job_{name}", type_=Interval)
-        for name, column in _DEADLINES.items()
-        if name in names
-    }
-    session = ensure_session(columns["tenant_id"], columns["session_id"]).cte("session")
-    row = insert(Job).values(**columns, **deadlines, state=JobState.QUEUED)
-    accepted = row.returning(Job).cte("accepted")
-    ahead = ahead_of(columns["id"], columns["model"], columns["queue_class"]).scalar_subquery()
-    return select(aliased(Job, accepted), ahead).add_cte(session)
+from shared.jobs.queries.transitions import NOW, SCAN_TIME
 
 
 def accept_jobs(jobs: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Accept jobs of one tenant in one round trip, each with the columns of `accept_job`.
+    """Accept jobs of one tenant in one round trip: their sessions, their rows, and how many jobs go
+    before each. From there on they are not lost.
+
+    `start_within` and `finish_within` are intervals that become the deadlines. The sessions' locks
+    are held until the transaction ends: a job would break over the deletion of its session.
 
     A job may also have an `idempotency_key` with its `request_sha256` in hexadecimal: the key is
     taken with it, and where it is taken already the job is left out, to be answered by itself.
@@ -191,21 +120,11 @@ def reserve_idempotency_key(
     return insertion.returning(IdempotencyKey.key)
 
 
-def store_idempotent_answer(
-    tenant_id: UUID, key: str, status: int, response: dict[str, Any]
-) -> Update:
-    """Keep the answer that retries will get, in the submission's own transaction."""
-    return (
-        update(IdempotencyKey)
-        .where(IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
-        .values(status=status, response=response)
-    )
-
-
 def store_idempotent_answers(
     tenant_id: UUID, answers: Mapping[str, Mapping[str, str]]
 ) -> tuple[str, dict[str, Any]]:
-    """As `store_idempotent_answer` of each of these keys. For psycopg itself, too."""
+    """Keep the answers that retries will get, in their submissions' own transaction. For psycopg
+    itself, too."""
     named = to_json([{"key": key, "response": answer} for key, answer in answers.items()])
     return _STORE_ANSWERS, {"tenant": tenant_id, "answers": named.decode()}
 

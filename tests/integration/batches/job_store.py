@@ -11,8 +11,7 @@ from shared.batches import queries as batch_queries
 from shared.batches.models import Batch
 from shared.core.ids import new_id
 from shared.jobs.models import Job
-from shared.jobs.queries.accept import ensure_session
-from tests.jobs import job_columns
+from tests.jobs import ensure_session, job_columns
 
 TERMINAL = {"succeeded", "partial", "failed", "canceled", "expired"}
 

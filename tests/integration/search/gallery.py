@@ -20,8 +20,7 @@ from shared.core.ids import new_id
 from shared.images import queries as image_queries
 from shared.images.models import Image
 from shared.jobs.models import Job
-from shared.jobs.queries.accept import ensure_session
-from tests.jobs import job_columns
+from tests.jobs import ensure_session, job_columns
 
 
 class Embeddings:

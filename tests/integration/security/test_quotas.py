@@ -39,12 +39,11 @@ from shared.images.queries import session_lock
 from shared.jobs import models as job_models
 from shared.jobs.queries import claims, endings
 from shared.jobs.queries import quotas as quota_queries
-from shared.jobs.queries.accept import ensure_session
 from tests.conftest import MIGRATED
 from tests.images import data_url, png
 from tests.integration.api.relay import Mode, Relay
 from tests.integration.security.conftest import MODEL, MakeClient
-from tests.jobs import as_one
+from tests.jobs import as_one, ensure_session
 from tests.processes import ApiProcess, free_port, slowness, wait_until
 
 JOB = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 2}
