@@ -84,6 +84,15 @@ class Problem(Exception):
         return cls("validation_failed", message, errors=[error])
 
 
+def broken_rules(*rules: tuple[bool, str, str, str]) -> list[FieldError]:
+    """Those of (holds, pointer, code, message) that do not hold."""
+    return [
+        FieldError(pointer=pointer, code=code, message=message)
+        for holds, pointer, code, message in rules
+        if not holds
+    ]
+
+
 def not_found(thing: str) -> Problem:
     """No such row, or one of another tenant, or an id that cannot be one."""
     return Problem("not_found", f"There is no {thing} with this id.")

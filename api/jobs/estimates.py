@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -232,6 +233,12 @@ def work_of_job(job: Job | Plan) -> Workload:
         images=len(job.seeds),
         cost=job.cost,
     )
+
+
+def work_of_image(columns: Mapping[str, Any]) -> Workload:
+    """The work of a job of one image, by the columns of its row."""
+    names = ("model", "width", "height", "guidance_scale", "cost")
+    return work_of(images=1, **{name: columns[name] for name in names})
 
 
 def serialize_eta(estimate: DurationEstimate | None) -> Eta | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from api.core.errors import FieldError, did_you_mean
+from api.core.errors import FieldError, broken_rules, did_you_mean
 from api.jobs.sizes import broken_upscale_limit
 from api.jobs.submission import JobSubmission
 from shared.core.families import FAMILIES, FamilyFacts
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from api.jobs.planning import Plan
 
 
+_UNLISTED = ("pipeline", "flow")
+"""Families that are not in `FAMILIES`: what they can is what their one call in diffusers takes."""
+
+
+def _supports(family: str | None, what: str) -> bool:
+    """Whether the family has this; also where it is not known yet."""
+    facts = FAMILIES.get(family or "")
+    return family not in _UNLISTED if facts is None else bool(getattr(facts, what))
+
+
 def broken_family_rules(
     plan: "Plan",
     spec: ModelSpec,
@@ -23,15 +33,21 @@ def broken_family_rules(
     family: str | None,
 ) -> list[FieldError]:
     """What models of this family cannot do; nothing where the family is not known."""
+    errors = []
+    if submission.masks and not _supports(family, "inpainting"):
+        message = f"{spec.name} does not support inpainting."
+        errors.append(
+            FieldError(
+                pointer=f"/{submission.masks[0]}", code="inpaint_not_supported", message=message
+            )
+        )
     if facts is None:
-        if submission.masks and family in ("pipeline", "flow"):
-            return [_no_inpainting(spec, submission)]
-        return []
+        return errors
     name, step = spec.name, facts.size_multiple
     true_scale = spec.true_guidance_scale if plan.true_cfg_scale is None else plan.true_cfg_scale
     negative = facts.negative_prompt or true_scale is not None
     size = f"{name} makes images whose sides are multiples of {step} pixels."
-    rules = (
+    return errors + broken_rules(
         (plan.width % step == 0, "/width", "size_not_supported", size),
         (plan.height % step == 0, "/height", "size_not_supported", size),
         (
@@ -59,12 +75,6 @@ def broken_family_rules(
             f"{name} does not support image-to-image.",
         ),
     )
-    errors = [_no_inpainting(spec, submission)] if submission.masks and not facts.inpainting else []
-    return errors + [
-        FieldError(pointer=pointer, code=code, message=message)
-        for holds, pointer, code, message in rules
-        if not holds
-    ]
 
 
 def broken_hires_rules(
@@ -74,7 +84,7 @@ def broken_hires_rules(
     if hires is None:
         return []
     facts, name = FAMILIES.get(family or ""), spec.name
-    rules = (
+    errors = broken_rules(
         (
             facts is None or facts.image_to_image,
             "/hires",
@@ -82,7 +92,7 @@ def broken_hires_rules(
             f"{name} does not support image-to-image, and so no second pass.",
         ),
         (
-            hires["upscaler"] == "lanczos" or family not in ("pipeline", "flow"),
+            hires["upscaler"] == "lanczos" or family not in _UNLISTED,
             "/hires/upscaler",
             "upscaler_not_supported",
             f"{name} upscales pixels only, with lanczos.",
@@ -100,11 +110,6 @@ def broken_hires_rules(
             f"steps × strength must be at least 1; it is {hires['steps']} × {hires['strength']}.",
         ),
     )
-    errors = [
-        FieldError(pointer=pointer, code=code, message=message)
-        for holds, pointer, code, message in rules
-        if not holds
-    ]
     too_large = broken_upscale_limit(hires, spec)
     return [*errors, too_large] if too_large else errors
 
@@ -119,8 +124,7 @@ def broken_lora_rules(
     """LoRAs that there are not, that come twice, or that the model cannot take."""
     if not plan.loras:
         return []
-    facts = FAMILIES.get(family or "")
-    if spec.fuse_qkv or (facts is not None and not facts.loras) or family in ("pipeline", "flow"):
+    if spec.fuse_qkv or not _supports(family, "loras"):
         message = f"{spec.name} does not support LoRAs."
         return [FieldError(pointer="/loras", code="loras_not_supported", message=message)]
     errors, names = [], [str(lora["name"]) for lora in plan.loras]
@@ -145,12 +149,11 @@ def broken_control_rules(
     """ControlNets that there are not, or that the model cannot take."""
     if not submission.controls:
         return []
-    facts = FAMILIES.get(family or "")
-    if family in ("pipeline", "flow") or (facts is not None and not facts.controlnets):
+    if not _supports(family, "controlnets"):
         message = f"{spec.name} does not support ControlNets."
         return [FieldError(pointer="/controls", code="controls_not_supported", message=message)]
     errors = []
-    if facts is not None and not facts.control_images:
+    if not _supports(family, "control_images"):
         beside = {"init_image": "an initial image", "hires": "a second pass"}
         errors += [
             FieldError(
@@ -180,33 +183,19 @@ def broken_prompt_rules(
     submission: JobSubmission, name: str, family: str | None
 ) -> list[FieldError]:
     """Ways to read a prompt that the model's text encoders do not have."""
-    facts = FAMILIES.get(family or "")
-    is_other = family in ("pipeline", "flow")
-    rules = (
+    return broken_rules(
         (
-            submission.prompt_syntax == "weighted"
-            and (is_other or (facts is not None and not facts.prompt_weights)),
-            "prompt_syntax",
+            submission.prompt_syntax == "plain" or _supports(family, "prompt_weights"),
+            "/prompt_syntax",
+            "prompt_syntax_not_supported",
             f"{name} does not support prompt weights; SD, SDXL, SD3 and LCM do.",
         ),
         (
-            submission.long_prompt and (is_other or (facts is not None and not facts.long_prompts)),
-            "long_prompt",
+            not submission.long_prompt or _supports(family, "long_prompts"),
+            "/long_prompt",
+            "long_prompt_not_supported",
             f"{name} does not support long prompts; SD, SDXL and LCM do.",
         ),
-    )
-    return [
-        FieldError(pointer=f"/{field}", code=f"{field}_not_supported", message=message)
-        for is_broken, field, message in rules
-        if is_broken
-    ]
-
-
-def _no_inpainting(spec: ModelSpec, submission: JobSubmission) -> FieldError:
-    return FieldError(
-        pointer=f"/{submission.masks[0]}",
-        code="inpaint_not_supported",
-        message=f"{spec.name} does not support inpainting.",
     )
 
 

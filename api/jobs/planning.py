@@ -1,12 +1,11 @@
 """What a submission means: defaults and limits of its model, and the seed of every image."""
 
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from api.core.errors import FieldError, Problem, did_you_mean
+from api.core.errors import FieldError, Problem, broken_rules, did_you_mean
 from api.jobs.model_rules import (
     broken_control_rules,
     broken_family_rules,
@@ -15,7 +14,14 @@ from api.jobs.model_rules import (
     broken_prompt_rules,
 )
 from api.jobs.options import IMAGE_LISTS
-from api.jobs.sizes import NO_ROOM, OpenSize, broken_upscale_limit, leaves_room, upscaled_size
+from api.jobs.sizes import (
+    NO_ROOM,
+    OpenSize,
+    broken_upscale_limit,
+    leaves_room,
+    upscaled_size,
+    with_sizes_of,
+)
 from api.jobs.submission import MAX_SEED, JobSubmission, ResizeMode
 from shared.core.families import FAMILIES, possible_steps
 from shared.core.model_catalog import ModelCatalog, ModelSpec
@@ -175,10 +181,8 @@ def plan_job(
             "/model", "unknown_model", _no_such_model(submission.model or "", catalog)
         )
     is_img2img = submission.init_image is not None
-    steps, scheduler = (
-        _or(submission.steps, spec.default_steps),
-        _or(submission.scheduler, spec.scheduler),
-    )
+    steps = _or(submission.steps, spec.default_steps)
+    scheduler = _or(submission.scheduler, spec.scheduler)
     usual = 1.0 if submission.masks else DEFAULT_STRENGTH
     strength = _or(submission.strength, usual) if is_img2img else None
     family = families.get(spec.name)
@@ -187,19 +191,13 @@ def plan_job(
     facts = FAMILIES.get(family or "")
     run = possible_steps(steps, strength, scheduler, family)
     run_again = frozenset({0})
-    if facts is not None:
-        step = math.lcm(spec.size_multiple, facts.size_multiple)
-        spec = spec.model_copy(update={"size_multiple": step})
-    width, height = (
-        _or(submission.width, spec.default_width),
-        _or(submission.height, spec.default_height),
-    )
+    spec = with_sizes_of(family, spec)
+    width = _or(submission.width, spec.default_width)
+    height = _or(submission.height, spec.default_height)
     options, hires = submission.stored_options(), submission.hires
     if hires is not None:
-        again = {
-            "steps": _or(hires.steps, steps),
-            **upscaled_size(width, height, hires.scale, spec),
-        }
+        size = upscaled_size(width, height, hires.scale, spec)
+        again = {"steps": _or(hires.steps, steps), **size}
         options["hires"] = hires.model_dump() | again
         run_again = possible_steps(again["steps"], hires.strength, scheduler, family)
     plan = Plan(
@@ -289,7 +287,7 @@ def _broken_limits(
     count = len(plan.seeds)
     known = plan.scheduler in SCHEDULERS
     guess = "" if known else did_you_mean(plan.scheduler, SCHEDULERS)  # as long as all the rest
-    rules = (
+    return broken_rules(
         (
             count <= max_images,
             "/seeds" if submission.seeds is not None else "/num_images",
@@ -332,18 +330,8 @@ def _broken_limits(
             "strength_too_low",
             f"steps × strength must be at least 1; it is {plan.steps} × {plan.strength}.",
         ),
-        (
-            leaves_room(submission),
-            "/expand",
-            "expand_over_limit",
-            NO_ROOM,
-        ),
+        (leaves_room(submission), "/expand", "expand_over_limit", NO_ROOM),
     )
-    return [
-        FieldError(pointer=pointer, code=code, message=message)
-        for holds, pointer, code, message in rules
-        if not holds
-    ]
 
 
 def with_controlnets(work: int, options: Mapping[str, Any]) -> int:

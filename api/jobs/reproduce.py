@@ -14,7 +14,7 @@ from api.core.principal import Principal
 from api.images import service as image_service
 from api.jobs import service as jobs
 from api.jobs.admission import Demand, admitted
-from api.jobs.estimates import Estimates
+from api.jobs.estimates import Estimates, work_of_image
 from api.jobs.loras import OwnLoras, own_loras
 from api.jobs.options import IMAGE_LISTS, options_of_receipt
 from api.jobs.prefer_wait import newest_event, wait_for_accepted, wait_until_done
@@ -28,7 +28,6 @@ from shared.core.model_catalog import ModelCatalog
 from shared.core.schedulers import SCHEDULERS
 from shared.images import models as image_models
 from shared.images.receipts import upgrade
-from shared.jobs.calibration import work_of
 from shared.jobs.models import REPRODUCES
 from shared.jobs.queries import lookups
 
@@ -143,9 +142,8 @@ async def _begin(
             "warnings": marks,
             "cost": source.cost // len(source.seeds),
         }
-        named = ("model", "width", "height", "guidance_scale", "cost")
-        work = work_of(images=1, **{name: columns[name] for name in named})
-        columns["estimated_gpu_seconds"] = prices.gpu_seconds(work) if columns["cost"] else 0.0
+        charged = prices.gpu_seconds(work_of_image(columns)) if columns["cost"] else 0.0
+        columns["estimated_gpu_seconds"] = charged
         async with admitted(resources, session, principal, Demand.of_columns(columns)):
             row, position = await insert_job(session, columns)
         family = families.get(row.model)

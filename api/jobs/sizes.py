@@ -9,6 +9,7 @@ from typing import Any
 from api.core.errors import FieldError, Problem
 from api.jobs.options import Expand
 from api.jobs.submission import JobSubmission
+from shared.core.families import FAMILIES
 from shared.core.model_catalog import ModelSpec
 
 _SHAPE_COUNTS = 8
@@ -39,10 +40,8 @@ class OpenSize:
                 room for the initial one.
         """
         across, down = (self.expand.across, self.expand.down) if self.expand else (0, 0)
-        widths, heights = (
-            _sides(self.spec.max_width, self.spec),
-            _sides(self.spec.max_height, self.spec),
-        )
+        widths = _sides(self.spec.max_width, self.spec)
+        heights = _sides(self.spec.max_height, self.spec)
         wanted: tuple[float, float]
         if self.width is not None:
             wanted = self.width, (self.width - across) * height / width + down
@@ -74,6 +73,15 @@ class OpenSize:
         else:
             return
         raise Problem.invalid("/expand", "expand_over_limit", message)
+
+
+def with_sizes_of(family: str | None, spec: ModelSpec) -> ModelSpec:
+    """The model, its `size_multiple` one of its family's, too, if that is known."""
+    facts = FAMILIES.get(family or "")
+    if facts is None:
+        return spec
+    step = math.lcm(spec.size_multiple, facts.size_multiple)
+    return spec.model_copy(update={"size_multiple": step})
 
 
 def upscaled_size(width: int, height: int, scale: float, spec: ModelSpec) -> dict[str, int]:

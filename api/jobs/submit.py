@@ -103,7 +103,7 @@ async def submit(
         "estimate": estimate.as_json() if estimate is not None else None,
         "estimated_gpu_seconds": (await estimates.prices()).gpu_seconds(work),
     }
-    new = _Submission(
+    new = Submission(
         resources,
         principal,
         submitted,
@@ -112,7 +112,7 @@ async def submit(
         serialize_eta(estimate),
         families.get(plan.model),
     )
-    row, job, answer = await resources.get(SubmissionGroups).accept(new) or await _accept(new)
+    row, job, answer = await resources.get(SubmissionGroups).accept(new) or await accept(new)
     if row is None:
         return None, answer
     estimates.accepted(work)
@@ -127,7 +127,7 @@ async def publish(resources: Resources, row: models.Job) -> None:
 
 
 @dataclass(frozen=True)
-class _Submission:
+class Submission:
     """A submission that has only to be admitted and written."""
 
     resources: Resources
@@ -145,6 +145,7 @@ class _Submission:
         return row, *self.answer(row, made.ahead)
 
     def answer(self, row: models.Job, position: int) -> tuple[Job, Answer]:
+        """The job and what its client is told of it."""
         job = serialize_job(
             self.resources, row, family=self.family, queue_position=position, eta=self.eta
         )
@@ -155,8 +156,12 @@ _Accepted = tuple[models.Job | None, Job | None, Answer]
 """Neither row nor job for a replay."""
 
 
-async def _accept(new: _Submission) -> _Accepted:
-    """A submission in a transaction of its own."""
+async def accept(new: Submission) -> _Accepted:
+    """A submission in a transaction of its own.
+
+    Raises:
+        Problem: 403, 429 or 503 for what the key may not queue, and where Postgres is unavailable.
+    """
     resources, principal, uploads = new.resources, new.principal, new.uploads
     row = job = None
     async with (
@@ -189,14 +194,14 @@ class SubmissionGroups:
     """
 
     def __init__(self) -> None:
-        self._groups: Groups[_Submission, _Accepted | NewJob | None] = Groups(
+        self._groups: Groups[Submission, _Accepted | NewJob | None] = Groups(
             "submissions", _accept_group
         )
         self._keys: set[tuple[UUID, str | None]] = set()
         """Idempotency keys on their way: a second request with one waits for the first by itself,
         not in front of the others of its group."""
 
-    async def accept(self, new: _Submission) -> _Accepted | None:
+    async def accept(self, new: Submission) -> _Accepted | None:
         """The job in a group's transaction. None: nothing was written, it has to go by itself.
 
         Raises:
@@ -226,7 +231,7 @@ class SubmissionGroups:
                 new.resources.get(LoadShedding).give_back(demand.cost)
 
 
-async def _accept_group(group: Sequence[_Submission]) -> list[_Accepted | NewJob | None]:
+async def _accept_group(group: Sequence[Submission]) -> list[_Accepted | NewJob | None]:
     """Accept jobs in one transaction, however many they are: in one round trip, or in two where
     there are idempotency keys, with whose answers the second comes. Other answers are made later,
     each by its own request.
@@ -277,10 +282,10 @@ def _is_refusal(error: Exception) -> bool:
 
 
 async def _insert_group(
-    driver: "psycopg.AsyncConnection", group: Sequence[_Submission]
-) -> list[tuple[UUID, dict[UUID, _Submission], "psycopg.AsyncCursor"]]:
+    driver: "psycopg.AsyncConnection", group: Sequence[Submission]
+) -> list[tuple[UUID, dict[UUID, Submission], "psycopg.AsyncCursor"]]:
     """(tenant, its members by the job's id, what the database says of the jobs it took)."""
-    tenants: dict[UUID, dict[UUID, _Submission]] = {}
+    tenants: dict[UUID, dict[UUID, Submission]] = {}
     for new in group:
         tenants.setdefault(new.principal.tenant_id, {})[new.columns["id"]] = new
     inserted = []

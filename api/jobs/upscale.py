@@ -1,8 +1,6 @@
 """Make a stored image larger: its pixels resampled, or a second pass from its latents."""
 
-import math
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from typing import Any
 
 from pydantic import Field
@@ -12,8 +10,7 @@ from api.core.bodies import RequestModel
 from api.core.errors import FieldError, Problem
 from api.core.principal import Principal
 from api.images import service as image_service
-from api.jobs.admission import Demand, admitted
-from api.jobs.estimates import Estimates, serialize_eta
+from api.jobs.estimates import Estimates, serialize_eta, work_of_image
 from api.jobs.idempotency import Answer, IdempotentRequest
 from api.jobs.loras import own_loras
 from api.jobs.model_rules import broken_hires_rules
@@ -29,14 +26,12 @@ from api.jobs.options import (
 from api.jobs.planning import with_controlnets
 from api.jobs.prompt_filters import check_prompt
 from api.jobs.reproduce import columns_of_receipt
-from api.jobs.serialize import serialize_job
-from api.jobs.sizes import upscaled_size
+from api.jobs.sizes import upscaled_size, with_sizes_of
 from api.jobs.submission import MAX_SIDE
-from api.jobs.submit import fingerprint, insert_job, model_warnings, publish
+from api.jobs.submit import Submission, accept, fingerprint, model_warnings, publish
 from shared.core.families import FAMILIES, possible_steps
 from shared.core.ids import encode_id
 from shared.images import models as image_models
-from shared.jobs.calibration import work_of
 from shared.jobs.queries import lookups
 
 _KEPT = ("prompt_syntax", "long_prompt", "output_quality")
@@ -101,38 +96,18 @@ async def upscale(
         resources, principal, columns["model"], columns["prompt"], columns["negative_prompt"]
     )
     columns["warnings"] = await model_warnings(resources, columns["model"]) + marks
-    work = work_of(
-        model=columns["model"],
-        width=columns["width"],
-        height=columns["height"],
-        guidance_scale=columns["guidance_scale"],
-        images=1,
-        cost=columns["cost"],
-    )
+    work = work_of_image(columns)
     denoises = columns["cost"] > 0
     estimate = await estimates.of_new(work) if denoises else None
     columns["estimate"] = estimate.as_json() if estimate is not None else None
     columns["estimated_gpu_seconds"] = prices.gpu_seconds(work) if denoises else 0.0
-    async with resources.queueing_transaction(principal) as session:
-        answer = await request.reserve(session, principal)
-        if answer is not None:
-            return answer
-        async with AsyncExitStack() as admission:
-            demand = Demand.of_columns(columns)
-            await admission.enter_async_context(admitted(resources, session, principal, demand))
-            row, position = await insert_job(session, columns)
-            job = serialize_job(
-                resources,
-                row,
-                family=families.get(row.model),
-                queue_position=position,
-                eta=serialize_eta(estimate),
-            )
-            answer = Answer(job.model_dump_json(), job.links.self)
-            await request.keep(session, principal, answer)
-    if denoises:
-        estimates.accepted(work)
-    await publish(resources, row)
+    family, eta = families.get(columns["model"]), serialize_eta(estimate)
+    new = Submission(resources, principal, request, columns, [], eta, family)
+    row, _, answer = await accept(new)
+    if row is not None:
+        if denoises:
+            estimates.accepted(work)
+        await publish(resources, row)
     return answer
 
 
@@ -171,14 +146,9 @@ def _choices(
 ) -> dict[str, Any]:
     """The columns in which the job differs from the one that made the image."""
     spec = resources.catalog.get(settings["model"])
+    assert spec is not None  # noqa: S101 - `columns_of_receipt` has found it
     family = families.get(settings["model"])
-    if spec is None:
-        raise Problem(
-            "not_reproducible", f"The model {settings['model']} no longer exists on this server."
-        )
-    if (facts := FAMILIES.get(family or "")) is not None:
-        step = math.lcm(spec.size_multiple, facts.size_multiple)
-        spec = spec.model_copy(update={"size_multiple": step})
+    spec = with_sizes_of(family, spec)
     denoises = submission.method == "latent"
     size = upscaled_size(original.width, original.height, submission.scale, spec)
     told = options_of_receipt(original.receipt)
