@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.bench.row import Row
-from tests.pages import put_into
+from tests.pages import markdown, put_into
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 _TOPICS = {
@@ -33,25 +33,19 @@ def table(measured: Mapping[str, Sequence[Row]]) -> str:
     held = sum(row["holds"] for row in rows)
     lines = [f"{held} of {len(rows)} goals hold in this run.", ""]
     for topic, modules in _TOPICS.items():
-        lines += [
-            f"**{topic}**",
-            "",
-            "| what | measured | goal | against |",
-            "|---|---|---|---|",
-            *(_line(row) for module in modules for row in measured[module]),
-            "",
-        ]
+        cells = (_cells(row) for module in modules for row in measured[module])
+        head = ("what", "measured", "goal", "against")
+        lines += [f"**{topic}**", "", *markdown(head, cells), ""]
     return "\n".join(lines)
 
 
-def _line(row: Row) -> str:
+def _cells(row: Row) -> tuple[str, ...]:
     spread = ""
     if row["min"] != row["max"]:
         spread = f" ({_short(row['min'])} … {_short(row['max'])})"
     value = f"{_short(row['value'])}{spread} {row['unit']}"
     goal = row["goal"] if row["holds"] else f"{row['goal']}, **missed**"
-    cells = (row["name"], value, goal, row["baseline"])
-    return "| " + " | ".join(cells) + " |"
+    return row["name"], value, goal, row["baseline"]
 
 
 def _short(value: float) -> str:

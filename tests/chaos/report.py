@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.result import Result
+from tests.pages import markdown, put_into
 
-_BEGIN = "<!-- the table: written by `make chaos` -->"
-_END = "<!-- end of the table -->"
 _HEAD = (
     "trial",
     "fault",
@@ -30,31 +29,24 @@ def table(results: Sequence[Result]) -> str:
 
 def write_report(results: Sequence[Result], page: Path) -> None:
     """Between the marks of the page; the text around them is a person's."""
-    text = page.read_text("utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
     where = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     when = datetime.now(UTC).date().isoformat()
     failed = [f"- **{r.trial}** VIOLATED: {v}" for r in results for v in r.violations[:5]]
     lines = [
-        _BEGIN,
-        "",
-        f"Run of {when} on {where}.",
-        "",
+        f"\nRun of {when} on {where}.\n",
         *_table(results),
         "",
         *failed,
         "",
         *_checker(results),
-        "",
-        _END,
+        "\n",
     ]
-    page.write_text(before + "\n".join(lines) + after, "utf-8")
+    put_into(page, {"trials": "\n".join(lines)})
 
 
 def _table(results: Sequence[Result]) -> list[str]:
     said = set[str]()
-    return _lines(
+    return markdown(
         _HEAD,
         [
             (*_row(result), "; ".join(_losses(result) + _new(result.notes, said)))
@@ -93,17 +85,11 @@ def _checker(results: Sequence[Result]) -> list[str]:
                     "**no**" if whole.violations else "yes",
                 )
             )
-    return _lines(_CHECKER_HEAD, rows) if rows else []
+    return markdown(_CHECKER_HEAD, rows) if rows else []
 
 
 def _of_checker(result: Result) -> bool:
     return result.trial.startswith((_BROKEN, _WHOLE))
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] + [
-        f"| {' | '.join(row)} |" for row in rows
-    ]
 
 
 def _row(result: Result) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from shared.jobs.models import Job
 from shared.jobs.queries import claims
 from tests.bench.queue_rows import drain_jobs
 from tests.bench.system import System, running_system
-from tests.pages import put_into
+from tests.pages import markdown, put_into
 from tests.processes import PROJECT, ApiProcess
 
 COUNTS = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -257,18 +257,14 @@ def _milliseconds(ask: Callable[[], None]) -> float:
 def _speed_table(found: Mapping[str, Rows]) -> str:
     counts = sorted(found, key=int)
     names = [name for name in found[counts[0]] if not name.startswith("bytes of ")]
-    lines = [
-        "| p50, in ms | "
-        + " | ".join(f"{int(count):,}" for count in counts)
-        + " | last to first |",
-        "|---|" + "---|" * (len(counts) + 1),
-    ]
+    rows = []
     for name in names:
         values = [found[count][name] for count in counts]
         said = "null jobs/s of one worker" if name == "jobs_per_second" else name
-        cells = " | ".join(f"{value:.3g}" for value in values)
-        lines.append(f"| {said} | {cells} | {values[-1] / values[0]:.2f} |")
-    return "\n".join(lines) + "\n"
+        cells = (f"{value:.3g}" for value in values)
+        rows.append([said, *cells, f"{values[-1] / values[0]:.2f}"])
+    head = ["p50, in ms", *(f"{int(count):,}" for count in counts), "last to first"]
+    return "\n".join(markdown(head, rows)) + "\n"
 
 
 def _disk_table(found: Mapping[str, Rows]) -> str:
@@ -277,10 +273,10 @@ def _disk_table(found: Mapping[str, Rows]) -> str:
         table: found[count][f"bytes of {table}"] / int(count) for table in _TABLES
     }
     a_year = 365 * 24 * 3600 / 1e9
-    lines = ["| table and its indexes | bytes a job | GB a year at 1 job/s |", "|---|---|---|"]
-    for table, size in [*sizes.items(), ("all", sum(sizes.values()))]:
-        lines.append(f"| {table} | {size:,.0f} | {size * a_year:.1f} |")
-    return "\n".join(lines) + "\n"
+    sizes["all"] = sum(sizes.values())
+    rows = ([table, f"{size:,.0f}", f"{size * a_year:.1f}"] for table, size in sizes.items())
+    head = ("table and its indexes", "bytes a job", "GB a year at 1 job/s")
+    return "\n".join(markdown(head, rows)) + "\n"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tests.pages import markdown
 from tests.scale.model import Budget, Costs, Fleet, largest_fleet, loads
 
 _MEASURED = {
@@ -61,14 +62,8 @@ def _stops(costs: Costs) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    names = list(head)
-    lines = [_line(names), "|" + "---|" * len(names)]
-    lines += [_line([_cell(cell) for cell in row]) for row in rows]
+    lines = markdown(list(head), ([_cell(cell) for cell in row] for row in rows))
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(value: Any) -> str:

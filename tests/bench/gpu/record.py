@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.pages import markdown
+
 Numbers = Mapping[str, Any]
 """Column -> value."""
 
@@ -73,13 +75,10 @@ class Record:
         return "\n".join(lines)
 
 
-def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+def _table(rows: list[dict[str, Any]]) -> list[str]:
     hidden = ("key", "on", "seconds")
     columns = list(dict.fromkeys(name for row in rows for name in row if name not in hidden))
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{' --- |' * len(columns)}"
-    for row in rows:
-        yield f"| {' | '.join(_shown(row.get(column, '')) for column in columns)} |"
+    return markdown(columns, ([_shown(row.get(column, "")) for column in columns] for row in rows))
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tests.bench.page import PAGE
 from tests.bench.peers.environments import requirements_of
 from tests.bench.peers.systems import QUEUES, SERVING, Contender, Darkroom
-from tests.pages import put_into
+from tests.pages import markdown, put_into
 
 
 class Line(NamedTuple):
@@ -70,7 +70,7 @@ def table(found: dict[str, Any]) -> str:
     ahead = []
     for systems, lines in _LINES.items():
         titles = [system.title for system in systems]
-        text += f"\n| | {' | '.join(titles)} |\n|---|{'---|' * len(titles)}\n"
+        table_rows = []
         for line in lines:
             rows = [
                 [cell for key, cell in cells.items() if key.startswith(f"{it.name}/{line.cell}/")]
@@ -80,10 +80,11 @@ def table(found: dict[str, Any]) -> str:
             known = [median for median in medians if median is not None]
             best = {"max": max, "min": min}[line.best](known) if line.best and known else None
             written = [_written(line, *each, best) for each in zip(rows, medians, strict=True)]
-            text += f"| {line.what} | {' | '.join(written)} |\n"
+            table_rows.append([line.what, *written])
             winners = [name for name, at in zip(titles, medians, strict=True) if at == best]
             if None not in (best, medians[0]) and Darkroom.title not in winners:
                 ahead.append(f"{line.what} ({', '.join(winners)})")
+        text += "\n".join(["", *markdown(["", *titles], table_rows), ""])
     text += f"\nAhead of Darkroom: {'; '.join(ahead) or 'none'}.\n\nSettings:\n\n"
     every: tuple[type[Contender], ...] = (*SERVING, *QUEUES)
     for system in dict.fromkeys(every):
