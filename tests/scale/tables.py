@@ -54,7 +54,7 @@ def _stops(costs: Costs) -> str:
     for rate in _RATES:
         for budget, kind in (
             (Budget(), "as it is"),
-            (Budget(postgres_connections=float("inf")), "with connections pooled"),
+            (Budget(postgres_connections=float("inf")), "however many connections"),
         ):
             gpus, part = largest_fleet(costs, rate, budget)
             rows.append([rate, kind, gpus, gpus * rate, part.replace("_", " ")])
