@@ -24,24 +24,29 @@ def register(app: Celery, client: "redis.Redis") -> None:
             client.lpush(REPLY_LIST, b"1")
 
 
-def main() -> None:
-    """Consume until SIGTERM."""
-    logging.basicConfig()
-    settings = get_settings()
-    app = celery_app(settings)
-    register(app, redis.Redis.from_url(settings.redis_url.get_secret_value()))
+def consume(app: Celery, queue: str, threads: str) -> None:
+    """Say so in the log, and consume until SIGTERM."""
 
     @signals.worker_ready.connect(weak=False)
     def ready(**_: Any) -> None:
         # Celery has set every logger to the level WARNING by now.
-        logging.getLogger(__name__).warning("noop_ready")
+        logging.getLogger(__name__).warning("%s_ready", queue)
 
+    logging.basicConfig()
     app.worker_main(
         [
-            *("worker", "--pool=threads", f"--concurrency={sys.argv[1]}", f"--queues={QUEUE}"),
+            *("worker", "--pool=threads", f"--concurrency={threads}", f"--queues={queue}"),
             *("--without-gossip", "--without-mingle", "--loglevel=WARNING"),
         ]
     )
+
+
+def main() -> None:
+    """Consume until SIGTERM."""
+    settings = get_settings()
+    app = celery_app(settings)
+    register(app, redis.Redis.from_url(settings.redis_url.get_secret_value()))
+    consume(app, QUEUE, sys.argv[1])
 
 
 if __name__ == "__main__":

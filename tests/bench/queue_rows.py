@@ -1,16 +1,20 @@
 """What the queue costs: a pipeline that takes no time, against a bare Celery no-op.
 
-Two figures. Overhead: from the POST to the committed image, minus a bare Celery round trip.
-Rate: jobs drained by one worker, against no-op tasks drained by one Celery worker; both queues are
-filled while the worker is stopped (SIGSTOP), so that publishing is not measured.
+Three figures. Overhead: from the POST to the committed image, minus a bare Celery round trip.
+Rate: jobs drained by one worker, against no-op tasks drained by one Celery worker, and against the
+same jobs drained by a worker that does no more than what must last of them (`floor_worker`). Queues
+are filled while the worker is stopped (SIGSTOP), so that publishing is not measured.
 """
 
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from shared.core import broker
 from shared.core.broker import publish_job
+from shared.jobs.models import Job
+from tests.bench import floor_worker
 from tests.bench.http_load import prepare_post, saturate
 from tests.bench.noop_worker import QUEUE, REPLY_LIST, TASK
 from tests.bench.row import Row, make_row, percentile
@@ -29,19 +33,24 @@ _THREADS = 10
 def rows() -> Iterator[Row]:
     """Overhead p50 and p99 in ms, and the rate as a ratio."""
     with running_system() as system:
-        api = system.api()
+        api = system.api("tests.bench.noop_api:create_app")
         worker = system.worker("null", _THREADS)
-        noop = system.process(["-m", "tests.bench.noop_worker", str(_THREADS)], "noop_ready")
+        noop = system.process(["-m", "tests.bench.noop_worker", str(_THREADS)], f"{QUEUE}_ready")
+        floor = system.process(
+            ["-m", "tests.bench.floor_worker", str(_THREADS)], f"{floor_worker.QUEUE}_ready"
+        )
         yield from _overhead(system, api)
-        yield from _rate(system, worker, noop)
+        yield from _rate(system, worker, noop, floor)
 
 
 def _overhead(system: System, api: ApiProcess) -> Iterator[Row]:
     """By prepared bytes: what a client's library takes is not the system's."""
     ours: list[float] = []
     bare: list[float] = []
+    floor: list[float] = []
     body = {"prompt": "a benchmark", "model": "null", "session_id": "bench"}
     request = prepare_post(api.url, "/v1/jobs", system.key, body, {"Prefer": "wait=30"})
+    checked = prepare_post(api.url, "/noop/checked", system.key, body)
     before = system.succeeded()
     for number in range(_WARM_UP + _ROUND_TRIPS):
         [done] = saturate(api.url, request, connections=1, count=1).latencies
@@ -52,7 +61,12 @@ def _overhead(system: System, api: ApiProcess) -> Iterator[Row]:
         if number >= _WARM_UP:
             ours.append(done * 1000)
             bare.append(replied * 1000)
-    assert system.succeeded() - before == _WARM_UP + _ROUND_TRIPS
+        [answered] = saturate(api.url, checked, connections=1, count=1).latencies
+        started = time.perf_counter()
+        _run_on_floor(system)
+        if number >= _WARM_UP:
+            floor.append((answered + time.perf_counter() - started) * 1000)
+    assert system.succeeded() - before == 2 * (_WARM_UP + _ROUND_TRIPS)
     baseline = f"a bare Celery round trip (p50 {percentile(bare, 0.5):.1f} ms), interleaved"
     for share, goal in ((0.5, 15.0), (0.99, 50.0)):
         overhead = percentile(ours, share) - percentile(bare, share)
@@ -64,38 +78,73 @@ def _overhead(system: System, api: ApiProcess) -> Iterator[Row]:
             better="lower",
             baseline=baseline,
         )
+    yield make_row(
+        "the same p50, beside the floor",
+        [percentile(ours, 0.5) / percentile(floor, 0.5)],
+        unit="of baseline",
+        goal=1.25,
+        better="lower",
+        baseline=f"an empty POST and a job of the floor, together {percentile(floor, 0.5):.1f} ms",
+    )
 
 
-def _rate(system: System, worker: Process, noop: Process) -> Iterator[Row]:
-    ratios = []
-    ours = []
+def _run_on_floor(system: System) -> None:
+    """One job, from its row to the event of its end."""
+    [job] = system.insert_jobs(1, model=floor_worker.MODEL)
+    _publish(system, job)
+    key, last = broker.events_key(job.id), b"0"
+    while True:
+        answer: Any = system.redis.xread({key: last}, block=10_000)
+        [(_, entries)] = answer if isinstance(answer, list) else answer.items()
+        last = entries[-1][0]
+        if any(b"succeeded" in fields[b"data"] for _, fields in entries):
+            return
+
+
+def _rate(system: System, worker: Process, noop: Process, floor: Process) -> Iterator[Row]:
+    ours, to_noops, to_floor = [], [], []
     for _ in range(_REPEATS):
         noops = _NOOPS / _drain_noops(system, noop)
         jobs = drain_jobs(system, worker)
         ours.append(jobs)
-        ratios.append(jobs / noops)
+        to_noops.append(jobs / noops)
+        to_floor.append(jobs / drain_jobs(system, floor, floor_worker.MODEL))
+    what = f"ours {percentile(ours, 0.5):.0f} jobs/s"
     yield make_row(
         "durable jobs/s of one worker, null pipeline",
-        ratios,
+        to_noops,
         unit="of baseline",
         goal=0.3,
         better="higher",
-        baseline=f"bare Celery no-ops, acks late; ours {percentile(ours, 0.5):.0f} jobs/s",
+        baseline=f"bare Celery no-ops, acks late; {what}",
+    )
+    yield make_row(
+        "the same, beside the floor",
+        to_floor,
+        unit="of baseline",
+        goal=0.8,
+        better="higher",
+        baseline="the same statements, files, objects and events by the same libraries, "
+        "without engine, leases, retries and metrics",
     )
 
 
-def drain_jobs(system: System, worker: Process) -> float:
-    """Null jobs a second of a worker that finds a full queue."""
-    jobs = system.insert_jobs(_DRAINED)
+def drain_jobs(system: System, worker: Process, model: str = "null") -> float:
+    """Jobs a second of a worker that finds a full queue."""
+    jobs = system.insert_jobs(_DRAINED, model=model)
     worker.send(signal.SIGSTOP)
     for job in jobs:
-        publish_job(system.celery, job.id, job.model, job.queue_class)
-    queue = broker.generate_queue(jobs[0].model, jobs[0].queue_class)
+        _publish(system, job)
+    queue = broker.generate_queue(model, jobs[0].queue_class)
     started = time.monotonic()
     worker.send(signal.SIGCONT)
     # As for the no-ops Redis is asked, until the database need not be asked for long.
     wait_until(lambda: not system.redis.llen(queue), 120, "the jobs")
     return _DRAINED / (system.wait_succeeded(jobs[0].id, _DRAINED) - started)
+
+
+def _publish(system: System, job: Job) -> None:
+    publish_job(system.celery, job.id, job.model, job.queue_class)
 
 
 def _drain_noops(system: System, noop: Process) -> float:

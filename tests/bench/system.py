@@ -44,9 +44,10 @@ class System:
     tenant: UUID
     stack: ExitStack
 
-    def api(self) -> ApiProcess:
+    def api(self, factory: str = "api.app:create_app") -> ApiProcess:
         """Start an API process."""
-        api = ApiProcess(self.environment, free_port(), self.key, self.folder / "api.log")
+        log = self.folder / f"{factory.rpartition(':')[2]}.log"
+        api = ApiProcess(self.environment, free_port(), self.key, log, factory=factory)
         return self.stack.enter_context(api)
 
     def worker(self, model: str, threads: int | None = None) -> WorkerProcess:
