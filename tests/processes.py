@@ -15,6 +15,7 @@ from typing import Any, Self
 import httpx2
 
 from deploy.local import host
+from shared.core.settings import Settings
 from tests import fork_server
 
 PROJECT = fork_server.PROJECT
@@ -74,6 +75,14 @@ def _waits_for_a_core(pid: int) -> dict[str, float]:
         with contextlib.suppress(OSError):  # it has ended
             waits[thread.name] = int((thread / "schedstat").read_text("ascii").split()[1]) / 1e9
     return waits
+
+
+def settings_of(environment: Mapping[str, str]) -> Settings:
+    """As a process with this environment would read them."""
+    values: dict[str, Any] = {
+        name.removeprefix("DARKROOM_").lower(): value for name, value in environment.items()
+    }
+    return Settings(**values)
 
 
 def share_ports(part: int, parts: int) -> None:

@@ -24,7 +24,7 @@ from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import Job
 from tests.jobs import ensure_session, insert_job, job_columns
-from tests.processes import ApiProcess, Process, WorkerProcess, free_port, wait_until
+from tests.processes import ApiProcess, Process, WorkerProcess, free_port, settings_of, wait_until
 
 MODELS = Path(__file__).parent / "models.toml"
 
@@ -34,6 +34,7 @@ class System:
     """Running servers and the means to add processes to them."""
 
     folder: Path
+    servers: EmbeddedServers
     environment: dict[str, str]
     settings: Settings
     engine: Engine
@@ -117,15 +118,13 @@ def running_system(home: Path | None = None) -> Iterator[System]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-bench-")))
         servers = stack.enter_context(EmbeddedServers(home or folder / "home"))
         upgrade(servers.database_url)
-        environment: dict[str, Any] = {
+        environment = {
             **servers.environment(),
             "DARKROOM_MODELS_FILE": str(MODELS),
             "DARKROOM_LOG_LEVEL": "info",
             "DARKROOM_LOG_FORMAT": "console",
         }
-        settings = Settings(
-            **{name.removeprefix("DARKROOM_").lower(): value for name, value in environment.items()}
-        )
+        settings = settings_of(environment)
         engine = open_engine(settings)
         stack.callback(engine.dispose)
         database = session_factory(engine)
@@ -135,18 +134,14 @@ def running_system(home: Path | None = None) -> Iterator[System]:
         stack.callback(client.close)
         yield System(
             folder=folder,
+            servers=servers,
             environment=environment,
             settings=settings,
             engine=engine,
             database=database,
             redis=client,
             celery=celery_app(settings),
-            key=create_key(
-                settings.database_url.get_secret_value(),
-                tenant="bench",
-                name="bench",
-                scopes=EVERY_SCOPE,
-            ),
+            key=create_key(servers.database_url, tenant="bench", name="bench", scopes=EVERY_SCOPE),
             tenant=tenant,
             stack=stack,
         )

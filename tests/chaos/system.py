@@ -27,7 +27,7 @@ from shared.jobs.state import TERMINAL_STATES
 from tests.chaos.deliveries import Deliveries
 from tests.chaos.fleet import Fleet
 from tests.chaos.proxy import Proxy
-from tests.processes import ApiProcess, free_port, slowness, wait_until
+from tests.processes import ApiProcess, free_port, settings_of, slowness, wait_until
 
 MODELS = Path(__file__).with_name("models.toml")
 SHORT_LEASES = {"DARKROOM_LEASE": "PT3S", "DARKROOM_HEARTBEAT": "PT1S"}
@@ -98,7 +98,7 @@ class System:
         url = self.servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
         upgrade(url)
         self.environment = {**self.servers.environment(), **self._extra}
-        self.settings = _settings(self.environment)
+        self.settings = settings_of(self.environment)
         self.engine = create_engine(url, pool_size=20, pool_pre_ping=True)
         self._stack.callback(self.engine.dispose)
         self.database = session_factory(self.engine)
@@ -206,10 +206,3 @@ class System:
         with self.database.begin() as session:
             statement = select(func.count()).where(Job.state == state)
             return session.scalars(statement).one()
-
-
-def _settings(environment: dict[str, str]) -> Settings:
-    """As a process with this environment would read them."""
-    prefix = "DARKROOM_"
-    names = {name.removeprefix(prefix).lower(): value for name, value in environment.items()}
-    return Settings(**names)  # type: ignore[arg-type]

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench.system import running_system
 from tests.pages import put_into
 from tests.processes import PROJECT
-from tests.scale.run import REGIMES, running_bed
+from tests.scale.run import REGIMES, Bed
 from tests.scale.scans import scan_costs
 from tests.scale.tables import tables
 
@@ -36,7 +37,9 @@ def main() -> int:
     ]
     scans = {} if options.fresh or not options.file.exists() else _read_scans(options.file)
     if wanted or not scans:
-        with running_bed() as bed:
+        # Durable servers, as in production: a commit waits for the disk.
+        with running_system() as system:
+            bed = Bed(system)
             for regime, workers in wanted:
                 begun = time.monotonic()
                 row = bed.measure(REGIMES[regime], workers, options.seconds).row()

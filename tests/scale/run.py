@@ -1,26 +1,18 @@
 """One measurement: N simulated generate workers against one Postgres, one Redis and one S3."""
 
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-import redis
 from sqlalchemy import Engine, insert, text
 from sqlalchemy.orm import Session
 
-from deploy.local.servers import EmbeddedServers
-from migrations.commands import upgrade
-from shared.core import tenants
-from shared.core.broker import celery_app, job_message, publish_jobs
-from shared.core.database import open_engine, session_factory
+from shared.core.broker import job_message, publish_jobs
 from shared.core.logging import configure_logging
-from shared.core.settings import Settings
 from shared.jobs.models import Job
+from tests.bench.system import System
 from tests.chaos.fleet import Fleet, Worker
 from tests.jobs import ensure_session, job_columns
 from tests.processes import wait_until
@@ -88,36 +80,26 @@ class Measured:
 class Bed:
     """Servers, a dispatcher, and the means to start workers."""
 
-    def __init__(self, folder: Path, servers: EmbeddedServers, stack: ExitStack) -> None:
-        self._folder = folder
-        self._servers = servers
-        self._stack = stack
-        self.environment = {
-            **servers.environment(),
-            "DARKROOM_WORKER_THREADS": str(_THREADS),
-            "DARKROOM_LOG_FORMAT": "console",
-        }
-        self.settings = _settings(self.environment, REGIMES["paced"].catalog)
+    def __init__(self, system: System) -> None:
+        self._folder = system.folder
+        self._servers = system.servers
+        self._environment = {**system.environment, "DARKROOM_WORKER_THREADS": str(_THREADS)}
+        catalog = REGIMES["paced"].catalog
+        self.settings = system.settings.model_copy(update={"models_file": catalog})
         # What the dispatcher says of killed workers belongs to no table.
         configure_logging(self.settings.model_copy(update={"log_level": "error"}))
-        self.engine = open_engine(self.settings, pool_size=6)
-        stack.callback(self.engine.dispose)
-        self.redis = redis.Redis.from_url(servers.redis_url)
-        stack.callback(self.redis.close)
-        self.celery = celery_app(self.settings)
-        database = session_factory(self.engine)
-        with database.begin() as session:
-            self.tenant = session.scalars(tenants.ensure_tenant("scale")).one()
-        tasks = periodic_tasks(Recovery(self.settings, database, self.redis, self.celery))
+        self.engine, self.redis, self.celery = system.engine, system.redis, system.celery
+        self.tenant = system.tenant
+        tasks = periodic_tasks(Recovery(self.settings, system.database, self.redis, self.celery))
         dispatcher = Dispatcher(self.settings, self.engine, tasks)
         dispatcher.start()
-        stack.callback(dispatcher.close)
+        system.stack.callback(dispatcher.close)
 
     def measure(self, regime: Regime, workers: int, seconds: float) -> Measured:
         """Start the workers, give them work, look at a window of it, end them."""
         self._clear()
         folder = self._folder / f"{regime.name}-{workers}"
-        environment = {**self.environment, "DARKROOM_MODELS_FILE": str(regime.catalog)}
+        environment = {**self._environment, "DARKROOM_MODELS_FILE": str(regime.catalog)}
         with Fleet(folder, environment) as fleet:
             started = [fleet.start(f"gpu-{n}", wait=False) for n in range(workers)]
             for worker in started:
@@ -218,20 +200,3 @@ def _measured(
 
 def _missed_claims(workers: list[Worker]) -> int:
     return sum(worker.said().count("claim_missed") for worker in workers)
-
-
-def _settings(environment: dict[str, str], catalog: Path) -> Settings:
-    values: dict[str, Any] = {
-        name.removeprefix("DARKROOM_").lower(): each for name, each in environment.items()
-    }
-    return Settings(**values, models_file=catalog)
-
-
-@contextmanager
-def running_bed() -> Iterator[Bed]:
-    """Durable servers, as in production: a commit waits for the disk."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="darkroom-scale-")))
-        servers = stack.enter_context(EmbeddedServers(folder / "home"))
-        upgrade(servers.database_url)
-        yield Bed(folder, servers, stack)
