@@ -9,9 +9,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # isort: split
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -35,11 +34,14 @@ from tests.processes import (
     QUICK_WORKER,
     ApiProcess,
     Process,
+    Service,
     WorkerProcess,
     free_port,
     share_ports,
 )
 from tests.stack import Stack, free_ports
+
+Running = TypeVar("Running", bound=Service)
 
 Process.warm = True
 
@@ -197,9 +199,7 @@ def api(
 ) -> Iterator[ApiProcess]:
     """A running API process. `api.http` is a client with the key of the tenant `tests`."""
     log = tmp_path_factory.mktemp("api") / "api.log"
-    process = ApiProcess(environment, free_port(), api_key, log, factory=PATIENT)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(ApiProcess(environment, free_port(), api_key, log, factory=PATIENT))
 
 
 @pytest.fixture(scope="session")
@@ -214,9 +214,7 @@ def generate_worker(
     With a dispatcher: a job that Redis was too slow to take would wait for ever without one.
     """
     log = tmp_path_factory.mktemp("worker") / "generate.log"
-    process = WorkerProcess(environment, ["generate", "--model", "sim"], log)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(WorkerProcess(environment, ["generate", "--model", "sim"], log))
 
 
 @pytest.fixture(scope="session")
@@ -228,9 +226,7 @@ def demo_worker(
 ) -> Iterator[WorkerProcess]:
     """A running generate worker on the real demo pipeline (model `demo`), with a dispatcher."""
     log = tmp_path_factory.mktemp("worker") / "demo.log"
-    process = WorkerProcess(environment, ["generate", "--model", "demo"], log)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(WorkerProcess(environment, ["generate", "--model", "demo"], log))
 
 
 @pytest.fixture(scope="session")
@@ -239,21 +235,18 @@ def cpu_worker(
 ) -> Iterator[WorkerProcess]:
     """A running CPU worker: dispatcher, embeddings, webhooks."""
     log = tmp_path_factory.mktemp("worker") / "cpu.log"
-    process = WorkerProcess(environment, ["cpu"], log, module=QUICK_WORKER)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(WorkerProcess(environment, ["cpu"], log, module=QUICK_WORKER))
 
 
 _ends: list[Callable[[], object]] = []
 
 
-@contextmanager
-def for_the_session(process: ApiProcess | WorkerProcess) -> Iterator[None]:
-    """Those that run until the end of all tests end side by side: the first that is stopped tells
-    the others."""
+def for_the_session(process: Running) -> Iterator[Running]:
+    """Run it until the end of all tests. Such processes end side by side: the first that is stopped
+    tells the others."""
     with process:
         _ends.append(process.child.terminate)
-        yield
+        yield process
         end_all()
 
 

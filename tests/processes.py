@@ -135,7 +135,7 @@ class Process:
         """Start it; does not wait."""
         self.log.touch()
         self._said_before = self.log.stat().st_size
-        if Process.warm and self.imports:
+        if self.warm and self.imports:
             command = self._arguments[2:]  # behind `python -m`
             self._child = fork_server.fork(self.imports, command, self._environment, self.log)
             return
@@ -187,12 +187,16 @@ class Process:
 
         def said() -> bool:
             has_ended = self.child.poll() is not None  # before the look at its last words
-            if text.encode() in self.log.read_bytes()[self._said_before :]:
+            if text in self.said():
                 return True
             assert not has_ended, f"the process ended:\n{self.tail()}"
             return False
 
         wait_until(said, seconds, f"the line {text!r} in the log")
+
+    def said(self) -> str:
+        """What the log says since the last start."""
+        return self.log.read_bytes()[self._said_before :].decode("utf-8", "replace")
 
     def peak_bytes(self) -> int:
         """The most memory that it has had at once."""
@@ -221,20 +225,8 @@ class Process:
         return "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-lines:])
 
 
-class WorkerProcess(Process):
-    """`darkroom-server worker …`."""
-
-    imports = "heavy"
-
-    def __init__(
-        self,
-        environment: Mapping[str, str],
-        arguments: Sequence[str],
-        log: Path,
-        *,
-        module: str = "worker",
-    ) -> None:
-        super().__init__(environment, ["-m", module, *arguments], log)
+class Service(Process):
+    """One that says when it is ready; a context manager."""
 
     def wait_ready(self) -> None:
         """Wait until it consumes."""
@@ -253,6 +245,22 @@ class WorkerProcess(Process):
         self.stop()
 
 
+class WorkerProcess(Service):
+    """`darkroom-server worker …`."""
+
+    imports = "heavy"
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        module: str = "worker",
+    ) -> None:
+        super().__init__(environment, ["-m", module, *arguments], log)
+
+
 QUICK_WORKER = "tests.quick_worker"
 """The CPU worker for tests that wait for what it looks at now and then."""
 
@@ -267,7 +275,7 @@ _TLS = ssl.create_default_context()
 """Made once: to read the trusted certificates takes 20 ms, and the API speaks plain HTTP."""
 
 
-class ApiProcess(Process):
+class ApiProcess(Service):
     """The API under uvicorn, and a client for it."""
 
     imports = "light"
@@ -317,22 +325,13 @@ class ApiProcess(Process):
 
         wait_until(ready, _READY_SECONDS, "the API")
 
-    def __enter__(self) -> Self:
-        self.start()
-        try:
-            self.wait_ready()
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.http.close()
         self.stop()
 
 
 @contextmanager
-def together(*processes: ApiProcess | WorkerProcess) -> Iterator[None]:
+def together(*processes: Service) -> Iterator[None]:
     """Start them side by side, and let them end so."""
     with ExitStack() as started:
         for process in processes:

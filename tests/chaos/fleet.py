@@ -1,63 +1,28 @@
 """Workers of a trial: started in a blink by the fork server, killed in every way there is."""
 
 import json
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from tests import fork_server
-from tests.processes import slowness, wait_until
+from tests.processes import Service, slowness
 
 
-class Worker:
+class Worker(Service):
     """One life of a worker process."""
 
-    def __init__(self, process: fork_server.ForkedProcess, log: Path, offset: int) -> None:
-        self._process = process
-        self.pid = process.pid
-        self.log = log
-        self._offset = offset
+    imports = "light"
+    warm = True
 
     @property
     def alive(self) -> bool:
         """Whether the process exists (a stopped one does)."""
-        return self._process.poll() is None
-
-    def send(self, which: signal.Signals) -> None:
-        """Send a signal, if it still lives."""
-        self._process.send_signal(which)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        self.send(signal.SIGKILL)
-        self.wait_gone(10)
+        return self.child.poll() is None
 
     def wait_gone(self, seconds: float) -> None:
         """Wait for its end."""
-        self._process.wait(seconds * slowness())
-
-    def said(self) -> str:
-        """What it has logged in this life."""
-        with self.log.open("rb") as file:
-            file.seek(self._offset)
-            return file.read().decode("utf-8", "replace")
-
-    def wait_for_log(self, text: str, seconds: float = 60.0) -> None:
-        """Wait until it says something."""
-
-        def heard() -> bool:
-            if text in self.said():
-                return True
-            assert self.alive, f"the worker ended:\n{self.said()[-3000:]}"
-            return False
-
-        wait_until(heard, seconds, f"{text!r} in {self.log}")
-
-    def wait_ready(self) -> None:
-        """Wait until it consumes."""
-        self.wait_for_log("worker_ready")
+        self.child.wait(seconds * slowness())
 
 
 class Fleet:
@@ -80,18 +45,10 @@ class Fleet:
     ) -> Worker:
         """Start a worker of this name; `environment` and the options of `tests.chaos.entry`."""
         log = self._folder / f"{name}.log"
-        log.touch()
-        environment = {
-            **os.environ,
-            **self._environment,
-            "DARKROOM_WORKER_NAME": name,
-            **options.pop("environment", {}),
-        }
-        offset = log.stat().st_size
-        process = fork_server.fork(
-            "light", ["tests.chaos.entry", role, json.dumps(options)], environment, log
-        )
-        worker = Worker(process, log, offset)
+        own = {"DARKROOM_WORKER_NAME": name, **options.pop("environment", {})}
+        command = ["-m", "tests.chaos.entry", role, json.dumps(options)]
+        worker = Worker({**self._environment, **own}, command, log)
+        worker.start()
         self._workers.append(worker)
         if wait:
             worker.wait_ready()

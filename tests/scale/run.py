@@ -106,7 +106,9 @@ class Bed:
                 worker.wait_ready()
             count = int(workers * regime.jobs_per_second * (seconds + 3 * _SETTLE_SECONDS)) + 20
             self._accept(regime.name, min(count, int(500 * (seconds + 3 * _SETTLE_SECONDS))))
-            meter = Meter(self.engine, self.redis, self._pids(), [each.pid for each in started])
+            meter = Meter(
+                self.engine, self.redis, self._pids(), [each.child.pid for each in started]
+            )
             time.sleep(_SETTLE_SECONDS)  # a measurement, not a wait: the first jobs start together
             missed = _missed_claims(started)
             with LockWatch(self.engine) as locks:

@@ -83,12 +83,9 @@ def lone_api(
 ) -> Iterator[ApiProcess]:
     """An API process of its own, with the model `paper` that nobody serves."""
     log = tmp_path_factory.mktemp("lone_api") / "api.log"
-    key, most = make_key("lone"), str(WAITS_PER_KEY)
-    process = start_alone(
-        environment, relays, key, log, factory=QUICK_AND_PATIENT, DARKROOM_MAX_WAITS_PER_KEY=most
-    )
-    with for_the_session(process):
-        yield process
+    key, limit = make_key("lone"), {"DARKROOM_MAX_WAITS_PER_KEY": str(WAITS_PER_KEY)}
+    process = start_alone(environment, relays, key, log, factory=QUICK_AND_PATIENT, **limit)
+    yield from for_the_session(process)
 
 
 def start_alone(

@@ -44,9 +44,9 @@ def filtered_api(
 ) -> Iterator[ApiProcess]:
     """A running API with filters."""
     log = tmp_path_factory.mktemp("api") / "filtered.log"
-    process = ApiProcess(filtered_environment, free_port(), api_key, log, factory=PATIENT)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(
+        ApiProcess(filtered_environment, free_port(), api_key, log, factory=PATIENT)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +57,6 @@ def filtered_worker(
 ) -> Iterator[WorkerProcess]:
     """A running generate worker with filters."""
     log = tmp_path_factory.mktemp("worker") / "filtered.log"
-    process = WorkerProcess(filtered_environment, ["generate", "--model", "seen"], log)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(
+        WorkerProcess(filtered_environment, ["generate", "--model", "seen"], log)
+    )

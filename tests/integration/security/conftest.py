@@ -43,9 +43,7 @@ def guarded(
     url = settings.database_url.get_secret_value()
     key = create_key(url, tenant="guarded", name="guarded", scopes=["jobs", "images"])
     log = tmp_path_factory.mktemp("guarded") / "api.log"
-    process = ApiProcess(own, free_port(), key, log, factory=QUICK)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(ApiProcess(own, free_port(), key, log, factory=QUICK))
 
 
 @pytest.fixture

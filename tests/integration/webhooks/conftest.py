@@ -45,9 +45,7 @@ def delivery_worker(
 ) -> Iterator[WorkerProcess]:
     """A running CPU worker."""
     log = tmp_path_factory.mktemp("worker") / "webhooks.log"
-    process = WorkerProcess(impatient, ["cpu"], log)
-    with for_the_session(process):
-        yield process
+    yield from for_the_session(WorkerProcess(impatient, ["cpu"], log))
 
 
 @pytest.fixture(scope="session")
