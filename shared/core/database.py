@@ -104,7 +104,7 @@ def open_async_engine(settings: Settings) -> AsyncEngine:
     connect_args: dict[str, object] = {**_CONNECT_ARGS, "autocommit": True}
     if settings.database_pooler:
         # The next transaction may find another session: nothing is prepared in one, and what
-        # `_SESSION` says is said by the role (docs/deploy.md).
+        # `_SESSION` says is said by the role (docs/operations.md).
         del connect_args["options"]
         connect_args["prepare_threshold"] = None
     engine = create_async_engine(
