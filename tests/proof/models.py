@@ -6,11 +6,9 @@ from pathlib import Path
 
 import deploy
 from shared.core.model_catalog import ModelSpec
-from tests.unit.engine.toys import scheduler_of, toy_backend, toy_folder
+from tests.unit.engine.toys import open_backend, scheduler_of, toy_backend, toy_folder
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
-from worker.engine.families import family_of
-from worker.engine.loaded import load
 
 CROWDS = int(os.environ.get("DARKROOM_PROOF_CROWDS", "200"))
 """`make test-all` makes fewer, and takes them for a sign to be short elsewhere, too."""
@@ -38,10 +36,7 @@ def warmed(family: str) -> BatchedBackend:
         scheduler=scheduler_of(family),
         **size,
     )
-    loaded = load(spec, open_device("cpu"))
-    found = family_of(loaded.pipeline)
-    assert found is not None
-    backend = BatchedBackend(loaded, found)
+    backend = open_backend(spec, open_device("cpu"))
     backend.warm_up()
     return backend
 
@@ -51,9 +46,5 @@ def backend_of(family: str, rows: int) -> BatchedBackend:
     """The model at so many rows, loaded once."""
     if family != "demo":
         return toy_backend(family, rows)
-    loaded = load(
-        ModelSpec(name="demo", source=str(_DEMO), max_batch_size=rows), open_device("cpu")
-    )
-    found = family_of(loaded.pipeline)
-    assert found is not None
-    return BatchedBackend(loaded, found)
+    spec = ModelSpec(name="demo", source=str(_DEMO), max_batch_size=rows)
+    return open_backend(spec, open_device("cpu"))

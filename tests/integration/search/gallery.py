@@ -20,7 +20,7 @@ from shared.core.ids import new_id
 from shared.images import queries as image_queries
 from shared.images.models import Image
 from shared.jobs.models import Job
-from tests.jobs import ensure_session, job_columns
+from tests.jobs import ensure_session, image_columns, job_columns
 
 
 class Embeddings:
@@ -99,24 +99,13 @@ def insert_image(
     }
     facts = {
         "id": image_id,
-        "tenant_id": tenant_id,
-        "job_id": row.id,
-        "session_id": session_id,
         "prompt_id": prompt_id,
-        "index": 0,
         "attempt": 1,
-        "seed": seed,
-        "width": width,
-        "height": height,
-        "content_type": "image/png",
-        "bytes": 1,
         "sha256": hashlib.sha256(image_id.bytes).hexdigest(),
-        "s3_key": f"{session_id}/{image_id}/0.png",
-        "thumbnail_s3_key": f"{session_id}/{image_id}/0.thumb.webp",
         "receipt": receipt,
         "gpu_seconds": 0.1,
         "starred": starred,
         **columns,
     }
-    session.execute(insert(Image).values(facts))
+    session.execute(insert(Image).values(image_columns(row, **facts)))
     return image_id

@@ -17,11 +17,8 @@ from deploy.demo_model.training_data import scene_and_image
 from shared.core.model_catalog import load_catalog
 from tests.processes import PROJECT
 from tests.unit.engine.concurrency import make_alone
-from tests.unit.engine.toys import request
-from worker.engine.batched_backend import BatchedBackend
+from tests.unit.engine.toys import open_backend, request
 from worker.engine.device import open_device
-from worker.engine.families import family_of
-from worker.engine.loaded import load
 from worker.jobs.inputs import edges
 from worker.models.controlnets import ControlNetFiles
 
@@ -42,10 +39,7 @@ def test_all_that_comes_with_the_model_is_small() -> None:
 
 def test_images_follow_the_edges_that_it_is_given() -> None:
     spec = CATALOGUE.default.model_copy(update={"max_batch_size": 1})
-    loaded = load(spec, open_device("cpu"))
-    found = family_of(loaded.pipeline)
-    assert found is not None
-    backend = BatchedBackend(loaded, found)
+    backend = open_backend(spec, open_device("cpu"))
     shares = []
     for index in range(2):
         scene, drawn = scene_and_image(index, 128, seed=HELD_OUT_SEED)

@@ -103,23 +103,11 @@ def make_among_others(
     random: Random,
     schedulers: tuple[str, ...],
     from_images: bool = True,
-    *,
-    loras: Sequence[tuple[Lora, ...]] = ((),),
-    inpainting: bool = False,
-    fields: Sequence[Mapping[str, Any]] = (),
+    **crowd: Any,
 ) -> Generated:
-    """The same image in a crowd, of which some may be made from images, or with these LoRAs, or
-    with these fields."""
-    (generated,) = make_together(
-        backend,
-        [request],
-        random,
-        schedulers,
-        from_images,
-        loras=loras,
-        inpainting=inpainting,
-        fields=fields,
-    )
+    """The same image in a crowd; `crowd`: what its images may have besides, see
+    `random_request`."""
+    (generated,) = make_together(backend, [request], random, schedulers, from_images, **crowd)
     return generated
 
 
@@ -129,24 +117,14 @@ def make_together(
     random: Random,
     schedulers: tuple[str, ...],
     from_images: bool = True,
-    *,
-    loras: Sequence[tuple[Lora, ...]] = ((),),
-    inpainting: bool = False,
-    fields: Sequence[Mapping[str, Any]] = (),
+    **crowd: Any,
 ) -> list[Generated]:
     """These images among others, and so among each other."""
     others: list[InFlightRequest[Any]] = []
 
     def stir(ticks: TickRunner[Any], turn: int) -> None:
         for _ in range(random.choice((0, 0, 1, 1, 2, 3)) if turn < NEWCOMER_TICKS else 0):
-            newcomer = random_request(
-                random,
-                schedulers,
-                from_images,
-                loras=loras,
-                inpainting=inpainting,
-                fields=fields,
-            )
+            newcomer = random_request(random, schedulers, from_images, **crowd)
             others.append(InFlightRequest(newcomer, None, _nothing))
             ticks.add(others[-1])
         if others and random.random() < 0.3:

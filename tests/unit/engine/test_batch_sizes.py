@@ -15,13 +15,19 @@ from tests.unit.engine.families import DIFFUSION_TOYS, TOYS, Toy
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.reference import reference
 from tests.unit.engine.test_controls import control
-from tests.unit.engine.toys import long_but, request, toy_backend, toy_engine, toy_folder, toy_spec
+from tests.unit.engine.toys import (
+    long_but,
+    open_backend,
+    request,
+    toy_backend,
+    toy_engine,
+    toy_folder,
+    toy_spec,
+)
 from tests.unit.engine.turns import submit_together
 from worker.engine.backend import Shape
 from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import Device, open_device
-from worker.engine.families import family_of
-from worker.engine.loaded import load
 from worker.engine.network import NetworkOverBuffers
 
 LIMIT = 120.0
@@ -38,10 +44,7 @@ def pieces_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def warmed(name: str, device: Device | None = None, **changes: Any) -> BatchedBackend:
     """A backend after its warm-up, not shared with other tests."""
     spec = toy_spec(name, **{"max_batch_size": MOST, "default_guidance_scale": 5.0, **changes})
-    loaded = load(spec, device or open_device("cpu"))
-    family = family_of(loaded.pipeline)
-    assert family is not None
-    backend = BatchedBackend(loaded, family)
+    backend = open_backend(spec, device or open_device("cpu"))
     backend.warm_up()
     return backend
 
@@ -118,10 +121,7 @@ def _prove(backend: BatchedBackend, image_request: Any) -> None:
 
 
 def _broken(change: Callable[[BatchedBackend], object]) -> BatchedBackend:
-    loaded = load(toy_spec("sd15", max_batch_size=MOST), open_device("cpu"))
-    family = family_of(loaded.pipeline)
-    assert family is not None
-    backend = BatchedBackend(loaded, family)
+    backend = open_backend(toy_spec("sd15", max_batch_size=MOST), open_device("cpu"))
     change(backend)
     backend.warm_up()
     return backend

@@ -22,6 +22,7 @@ from tests.unit.engine.reference import reference
 from tests.unit.engine.test_loop import LIMIT, Steps, engine_of
 from tests.unit.engine.toys import (
     long_but,
+    open_backend,
     request,
     scheduler_of,
     toy_backend,
@@ -29,11 +30,8 @@ from tests.unit.engine.toys import (
     toy_folder,
 )
 from worker.engine import Canceled, Hires, ImageRequest
-from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
-from worker.engine.families import family_of
 from worker.engine.interface import Upscaler
-from worker.engine.loaded import load
 
 DEMO = Path(deploy.__file__).parent / "demo_model" / "checkpoint"
 ALL = {toy.name: toy for toy in (*DIFFUSION_TOYS, *TOYS.values()) if toy.from_images}
@@ -103,10 +101,7 @@ def test_its_bits_do_not_depend_on_its_neighbours(name: str, upscaler: Upscaler)
 def test_latents_of_other_than_four_channels_are_upscaled() -> None:
     """The demo model's have eight, which diffusers' own image-to-image takes for an image."""
     spec = ModelSpec(name="demo", source=str(DEMO), max_batch_size=1)
-    loaded = load(spec, open_device("cpu"))
-    found = family_of(loaded.pipeline)
-    assert found is not None
-    backend = BatchedBackend(loaded, found)
+    backend = open_backend(spec, open_device("cpu"))
     asked = request(width=128, height=128, hires=hires(width=192))
     made = make_alone(backend, asked)
     assert made.pixels.shape == (128, 192, 3)

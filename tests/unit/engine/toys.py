@@ -71,7 +71,12 @@ def scheduler_of(family: str) -> str:
 @lru_cache
 def toy_backend(family: str, rows: int, *, on: str = "cpu", **changes: Any) -> BatchedBackend:
     """A backend without an engine around it, for tests that drive the turns themselves."""
-    loaded = load(toy_spec(family, max_batch_size=rows, **changes), open_device(on))
+    return open_backend(toy_spec(family, max_batch_size=rows, **changes), open_device(on))
+
+
+def open_backend(spec: ModelSpec, device: Device) -> BatchedBackend:
+    """A backend over a checkpoint of any family."""
+    loaded = load(spec, device)
     found = family_of(loaded.pipeline)
     assert found is not None
     return BatchedBackend(loaded, found)
