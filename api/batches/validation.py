@@ -23,16 +23,14 @@ from api.core.errors import FieldError, Problem
 from api.core.fairness import on_thread
 from api.core.principal import Principal
 from api.jobs.estimates import Estimates, work_of_job
-from api.jobs.init_images import InitImage, check_mask, check_mask_size, word_of
+from api.jobs.init_images import InitImage, check_mask, check_mask_size, find_images, word_of
 from api.jobs.planning import Plan
 from api.jobs.prompt_filters import PromptFilters, prompt_of
 from shared.batches import queries
 from shared.core.errors import FilterUnavailable
 from shared.core.filter_process import Prompt
 from shared.core.filters import NOTHING, Findings
-from shared.core.ids import MalformedId, Prefix, decode_id, encode_id, new_id
-from shared.images import queries as image_queries
-from shared.images.models import Image, Upload
+from shared.core.ids import new_id
 from shared.jobs.calibration import Prices
 
 _AT_ONCE = 250
@@ -49,11 +47,6 @@ turns = asyncio.Semaphore(_AT_THE_SAME_TIME)
 _FIRST = 5
 _IN_MEMORY = 1024 * 1024
 """Bytes of rows that stay in memory; a larger batch goes to disk."""
-
-_START_IMAGES: tuple[tuple[Prefix, type[Upload] | type[Image]], ...] = (
-    ("upl", Upload),
-    ("img", Image),
-)
 
 
 @dataclass
@@ -175,7 +168,7 @@ async def validate(
                 if image
             }
             new = wanted - images.found.keys()
-            images.found |= await _find_images(resources, principal, new)
+            images.found |= await find_images(resources, principal, new)
             await _check_masks(resources, parts, images)
             images.prompts = await _check_prompts(resources, principal, parts, validated)
             await on_thread(_write_some, parts, images, prices, writer, validated)
@@ -452,31 +445,3 @@ def _with_images(plan: Plan, images: Mapping[str, InitImage | None]) -> Plan:
 def _not_found(place: str) -> Problem:
     message = "There is no upload or image with this id."
     return Problem.invalid(f"/{place}", f"{word_of(place)}_not_found", message)
-
-
-async def _find_images(
-    resources: Resources, principal: Principal, references: set[str]
-) -> dict[str, InitImage | None]:
-    """The images behind `upl_…` and `img_…` references; None: it is not this tenant's."""
-    images: dict[str, InitImage | None] = dict.fromkeys(references)
-    if not references:
-        return images
-    async with resources.tenant_transaction(principal) as session:
-        for prefix, table in _START_IMAGES:
-            ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
-            if not ids:
-                continue
-            if table is Upload:
-                await session.execute(image_queries.touch_uploads(principal.tenant_id, ids))
-            rows = await session.execute(queries.list_start_images(principal.tenant_id, ids, table))
-            for row_id, s3_key, sha256, width, height in rows.all():
-                ref = encode_id(prefix, row_id)
-                images[ref] = InitImage(ref, s3_key, sha256, (width, height))
-    return images
-
-
-def _parse(prefix: Prefix, reference: str) -> UUID | None:
-    try:
-        return decode_id(prefix, reference)
-    except MalformedId:
-        return None

@@ -8,10 +8,11 @@ networks for webhooks are not allowed here, since what is fetched can be looked 
 
 import asyncio
 import io
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import UUID
 
 from api.context import Resources
 from api.core.errors import FieldError, Problem
@@ -21,7 +22,7 @@ from api.images.service import read_object
 from api.images.uploads import check_uploads, clean_image, discard_uploads, store_upload
 from api.jobs.planning import Plan
 from api.jobs.submission import JobSubmission
-from shared.core.ids import MalformedId, decode_id, encode_id
+from shared.core.ids import MalformedId, Prefix, decode_id, encode_id
 from shared.core.outbound.addresses import LOOPBACK, OutboundPolicy
 from shared.core.outbound.client import GuardedClient, OutboundResponse
 from shared.core.outbound.url import OutboundError, check_url
@@ -29,6 +30,7 @@ from shared.core.settings import Settings
 from shared.images import queries as image_queries
 from shared.images.formats import ImageRefused, ImageTooLarge
 from shared.images.intake import CleanImage, parse_data_url
+from shared.images.models import Image, Upload
 from shared.jobs.models import DEFAULT_MASK_BLUR
 
 _AT_ONCE = 4
@@ -38,6 +40,8 @@ _PER_KEY = 2
 _DEADLINE_SECONDS = 10.0
 _WAIT_SECONDS = 5.0
 _HEADERS = {"accept": "image/png, image/jpeg, image/webp"}
+_TABLES: dict[Prefix, type[Upload] | type[Image]] = {"upl": Upload, "img": Image}
+"""By the prefix of their ids."""
 
 
 class FetchFailed(Exception):
@@ -158,7 +162,13 @@ async def resolve_init_image(
     if reference[:8].lower().startswith(("https://", "http://")):
         reading = resources.get(ImageFetcher).fetch(reference)
         return await _store_image(resources, principal, reading, field)
-    image = await _look_up(resources, principal, reference, field)
+    if all(_parse(prefix, reference) is None for prefix in _TABLES):
+        raise Problem.invalid(
+            f"/{field}",
+            f"malformed_{word_of(field)}",
+            "Give an upload id, an image id, a data: URL or an https URL.",
+        )
+    image = (await find_images(resources, principal, {reference}))[reference]
     if image is None:
         # As for an id in a path; the pointer says that it is the one in the body.
         message = "There is no upload or image with this id."
@@ -195,29 +205,31 @@ async def check_init_image(
     return image.size if image is not None else None
 
 
-async def _look_up(
-    resources: Resources, principal: Principal, reference: str, field: str
-) -> InitImage | None:
-    prefix = "upl" if reference.startswith("upl_") else "img"
-    try:
-        row_id = decode_id("upl" if prefix == "upl" else "img", reference)
-    except MalformedId:
-        raise Problem.invalid(
-            f"/{field}",
-            f"malformed_{word_of(field)}",
-            "Give an upload id, an image id, a data: URL or an https URL.",
-        ) from None
+async def find_images(
+    resources: Resources, principal: Principal, references: Set[str]
+) -> dict[str, InitImage | None]:
+    """The images behind `upl_…` and `img_…` references; None: it is not this tenant's."""
+    images: dict[str, InitImage | None] = dict.fromkeys(references)
+    if not references:
+        return images
     async with resources.tenant_transaction(principal) as session:
-        if prefix == "upl":
-            upload = image_queries.get_upload(principal.tenant_id, row_id)
-            if (row := (await session.scalars(upload)).one_or_none()) is not None:
-                await session.execute(image_queries.touch_uploads(principal.tenant_id, [row_id]))
-                return InitImage(reference, row.s3_key, row.sha256, (row.width, row.height))
-            return None
-        image = image_queries.get_image(principal.tenant_id, row_id)
-        if (stored := (await session.scalars(image)).one_or_none()) is not None:
-            size = stored.width, stored.height
-            return InitImage(reference, stored.s3_key, stored.sha256, size)
+        for prefix, table in _TABLES.items():
+            ids = [row_id for ref in references if (row_id := _parse(prefix, ref)) is not None]
+            if not ids:
+                continue
+            if table is Upload:
+                await session.execute(image_queries.touch_uploads(principal.tenant_id, ids))
+            found = image_queries.list_start_images(principal.tenant_id, ids, table)
+            for row_id, s3_key, sha256, width, height in (await session.execute(found)).all():
+                ref = encode_id(prefix, row_id)
+                images[ref] = InitImage(ref, s3_key, sha256, (width, height))
+    return images
+
+
+def _parse(prefix: Prefix, reference: str) -> UUID | None:
+    try:
+        return decode_id(prefix, reference)
+    except MalformedId:
         return None
 
 
@@ -335,14 +347,14 @@ async def check_mask(resources: Resources, image: InitImage, plan: Plan) -> None
 
 def _mask_fault(body: bytes, plan: Plan) -> str | None:
     """Why a mask, an image of our own making, leaves nothing to repaint."""
-    from PIL import Image
+    from PIL import Image as Images
 
     from shared.images.fitting import blurred, fitted, mask_of, repaints
 
     from_alpha = plan.options.get("mask_from_alpha", False)
     blur = plan.options.get("mask_blur", DEFAULT_MASK_BLUR)
     size = plan.width, plan.height
-    with Image.open(io.BytesIO(body), formats=("PNG", "WEBP", "JPEG")) as image:
+    with Images.open(io.BytesIO(body), formats=("PNG", "WEBP", "JPEG")) as image:
         mask = mask_of(image, from_alpha=from_alpha)
     if not repaints(mask):
         return "is nowhere transparent" if from_alpha else "is black throughout"

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
@@ -123,28 +124,25 @@ async def publish_end(resources: Resources, batch_id: UUID) -> None:
 async def read_preview(resources: Resources, job_id: UUID) -> str | None:
     """The newest preview of a running job, a WebP file in base64; None when Redis has none."""
     for event in await _read_newest(resources, job_id):
-        if event.kind == "job":
-            break  # What lies before it belongs to an earlier attempt.
         if event.kind == "preview" and isinstance(data := event.decoded().get("data"), str):
             return data
     return None
 
 
 async def _read_newest(resources: Resources, job_id: UUID) -> list[StreamEvent]:
-    """A job's latest events, newest first; none without Redis."""
+    """A job's latest events since its last transition, newest first; none without Redis."""
     key, redis = broker.events_key(job_id), resources.redis
     try:
         recent = await resources.circuit_breaker.call(redis.xrevrange, key, count=_RECENT)
     except RedisDown:
         return []
-    return entries(recent or ())
+    # What lies before a transition belongs to an earlier attempt.
+    return list(takewhile(lambda event: event.kind != "job", entries(recent or ())))
 
 
 async def read_progress(resources: Resources, job_id: UUID, images: int) -> Progress | None:
     """How far a running job is, from its latest events; None when Redis has nothing to say."""
     for event in await _read_newest(resources, job_id):
-        if event.kind == "job":
-            break  # What lies before it belongs to an earlier attempt.
         if event.kind == "progress":
             at = _Step.model_validate_json(event.data)
             fraction = at.fraction / images if at.job_fraction is None else at.job_fraction

@@ -4,7 +4,7 @@ What changes jobs is in `shared.jobs.queries`. Whoever changes a batch and its j
 transaction takes the batch's row lock first, so that two such transactions never wait in a circle.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -33,7 +33,7 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from shared.batches.models import Batch, BatchFile, BatchReport
 from shared.batches.state import BatchState
-from shared.images.models import Image, Session, Upload
+from shared.images.models import Session
 from shared.jobs.models import Job
 from shared.jobs.queries.client_requests import WAS_ACCEPTED
 from shared.jobs.state import JobState
@@ -261,15 +261,6 @@ def list_finished(
     if states:
         statement = statement.where(Job.state.in_(states))
     return statement.order_by(Job.finished_at, Job.id).limit(limit)
-
-
-def list_start_images(
-    tenant_id: UUID, ids: Iterable[UUID], table: type[Upload] | type[Image]
-) -> Select[UUID, str, str, int, int]:
-    """(id, S3 key, SHA-256, width, height) of those ids that are images of this tenant."""
-    return select(table.id, table.s3_key, table.sha256, table.width, table.height).where(
-        table.tenant_id == tenant_id, table.id.in_(ids)
-    )
 
 
 def read_ends(batch_ids: Sequence[UUID]) -> Select[UUID, int]:

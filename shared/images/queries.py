@@ -132,6 +132,15 @@ def list_uploads(tenant_id: UUID, limit: int, before: UUID | None) -> Select[Upl
     return statement.order_by(Upload.id.desc()).limit(limit)
 
 
+def list_start_images(
+    tenant_id: UUID, ids: Iterable[UUID], table: type[Upload] | type[Image]
+) -> Select[UUID, str, str, int, int]:
+    """(id, S3 key, SHA-256, width, height) of those ids that are images of this tenant."""
+    return select(table.id, table.s3_key, table.sha256, table.width, table.height).where(
+        table.tenant_id == tenant_id, table.id.in_(ids)
+    )
+
+
 def touch_uploads(tenant_id: UUID, upload_ids: Iterable[UUID]) -> Update:
     """A submission wants them: retention leaves them alone until its job is on record."""
     now = func.statement_timestamp()

@@ -1,16 +1,5 @@
 """Take a user's URL apart strictly, once; and why a request to it failed.
 
-The tree, drawn once::
-
-    OutboundError
-    ├── UrlNotAllowed         url_not_allowed       its form, scheme or port; nothing was dialled
-    ├── AddressNotAllowed     address_not_allowed   it leads to an address that is not public
-    ├── UnresolvableHost      unresolvable_host     the name has no address, or the DNS no answer
-    ├── ConnectionFailed      connection_failed     refused, unreachable, reset, cut off
-    ├── TlsFailed             tls_failed            no handshake, or a certificate not to be trusted
-    ├── ResponseInvalid       response_invalid      not HTTP, or a header beyond its limit
-    └── DeadlineExceeded      deadline_exceeded     the whole exchange took too long
-
 `retryable` says whether the same request may well succeed later. A name can come to lead
 somewhere else, but nobody should be asked to try until it leads inside.
 """
