@@ -50,7 +50,7 @@ async def get(resources: Resources, name: str) -> Worker:
     Raises:
         Problem: 404 for a name that is neither alive nor draining.
     """
-    alive = await _read(resources, _known(name))
+    alive = await _read(resources, name)
     async with resources.transaction() as session:
         drain = (await session.scalars(queries.list_drains([name]))).one_or_none()
     if not alive and drain is None:
@@ -64,7 +64,7 @@ async def drain(resources: Resources, principal: Principal, name: str) -> Worker
     Raises:
         Problem: 404 for a name that is neither alive nor draining.
     """
-    alive = await _read(resources, _known(name))
+    alive = await _read(resources, name)
     async with resources.transaction() as session:
         known = (await session.scalars(queries.list_drains([name]))).one_or_none()
         if not alive and known is None:
@@ -81,7 +81,7 @@ async def resume(resources: Resources, name: str) -> Worker:
     Raises:
         Problem: 404 for a name that is neither alive nor draining.
     """
-    alive = await _read(resources, _known(name))
+    alive = await _read(resources, name)
     async with resources.transaction() as session:
         lifted = (await session.scalars(queries.lift_drain(name))).one_or_none()
     if not alive and lifted is None:
@@ -93,6 +93,8 @@ async def resume(resources: Resources, name: str) -> Worker:
 async def _read(
     resources: Resources, name: str | None = None
 ) -> Sequence[tuple[WorkerHeartbeat, float]]:
+    if name is not None and "\0" in name:  # Postgres cannot hold it: the name of none
+        raise _unknown()
     try:
         return await resources.workers.read_now(name)
     except RedisDown:
@@ -103,13 +105,6 @@ async def _tell(resources: Resources, name: str) -> None:
     """A notification; without it the worker asks the database at its next heartbeat."""
     with contextlib.suppress(RedisDown):
         await resources.circuit_breaker.call(resources.redis.publish, DRAIN_CHANNEL, name)
-
-
-def _known(name: str) -> str:
-    """The name; one that Postgres cannot hold is the name of none."""
-    if "\0" in name:
-        raise _unknown()
-    return name
 
 
 def _unknown() -> Problem:

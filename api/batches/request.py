@@ -17,7 +17,7 @@ from api.batches.columns import Columns
 from api.batches.file_formats import FileFormat, Line, read_file, read_list
 from api.batches.schemas import MAX_NAME, BatchOptions, BatchSubmission
 from api.context import Resources, parse_id, require_row
-from api.core.bodies import checked, read_form
+from api.core.bodies import checked, media_type_of, read_form
 from api.core.errors import Problem
 from api.core.fairness import on_thread
 from api.core.principal import Principal
@@ -62,7 +62,7 @@ async def receive(
     Raises:
         Problem: 415, 413 or 422 for what cannot be read; 404 for a file that is not this tenant's.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if media_type == "multipart/form-data":
         return await _receive_form(request, resources, idempotency_key)
     if media_type == "application/json" or media_type.endswith("+json"):

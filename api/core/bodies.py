@@ -12,7 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from api.core.auth import authenticate
-from api.core.errors import FieldError, Problem, from_validation, pointer, problems
+from api.core.errors import (
+    FieldError,
+    Problem,
+    bad_parameter,
+    from_validation,
+    pointer,
+    problems,
+)
 from api.core.limits import RELEASE
 from api.core.principal import Principal
 
@@ -108,6 +115,11 @@ BODY_MODELS: set[type[BaseModel]] = set()
 BODY_PROBLEMS = ("body_too_large", "body_too_slow", "disk_full", "busy", "unsupported_media_type")
 
 
+def media_type_of(request: Request) -> str:
+    """That of the body, in lower case and without parameters; empty where none is given."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def json_body(
     model: type[M], examples: dict[str, Any] | None = None
 ) -> Callable[..., Awaitable[M]]:
@@ -115,7 +127,7 @@ def json_body(
 
     @problems(*BODY_PROBLEMS, "malformed_json")
     async def read(request: Request, _: Annotated[Principal, Depends(authenticate)]) -> M:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        media_type = media_type_of(request)
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise Problem("unsupported_media_type", "Send the body as application/json.")
         body = await request.body()
@@ -161,14 +173,8 @@ FILE_SCHEMA = {"requestBody": multipart_schema("file", file=file_field("The file
 
 @problems(*BODY_PROBLEMS, "malformed_request")
 async def read_file(request: Request, _: Annotated[Principal, Depends(authenticate)]) -> UploadFile:
-    """The multipart field `file`, spooled to disk beyond 1 MB; closed with the request.
-
-    Raises:
-        Problem: 415 for another content type; and as `read_form`.
-    """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
-    _form, file = await read_form(request, fields=8, field_bytes=64 * 1024)
+    """The multipart field `file`, spooled to disk beyond 1 MB; closed with the request."""
+    _form, file = await read_file_form(request)
     return file
 
 
@@ -211,6 +217,17 @@ async def parse_form(request: Request, *, files: int, fields: int, field_bytes: 
     raise Problem("malformed_request", f"The multipart body cannot be read: {why}")
 
 
+async def read_file_form(request: Request) -> tuple[FormData, UploadFile]:
+    """A multipart body of one file and a few short fields.
+
+    Raises:
+        Problem: 415 for another content type; and as `read_form`.
+    """
+    if media_type_of(request) != "multipart/form-data":
+        raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
+    return await read_form(request, fields=8, field_bytes=64 * 1024)
+
+
 async def read_form(
     request: Request, *, fields: int, field_bytes: int
 ) -> tuple[FormData, UploadFile]:
@@ -223,6 +240,5 @@ async def read_form(
     file = form.get("file")
     if not isinstance(file, UploadFile):
         message = "Send one file in the multipart field `file`."
-        missing = FieldError(pointer=None, parameter="file", code="missing", message=message)
-        raise Problem("validation_failed", message, errors=[missing])
+        raise bad_parameter("file", "missing", message)
     return form, file

@@ -84,6 +84,12 @@ class Problem(Exception):
         return cls("validation_failed", message, errors=[error])
 
 
+def bad_parameter(name: str, code: str, message: str, kind: str = "validation_failed") -> Problem:
+    """One parameter, of the query or of a form, breaks a rule."""
+    error = FieldError(pointer=None, parameter=name, code=code, message=message)
+    return Problem(kind, message, errors=[error])
+
+
 def broken_rules(*rules: tuple[bool, str, str, str]) -> list[FieldError]:
     """Those of (holds, pointer, code, message) that do not hold."""
     return [

@@ -50,21 +50,14 @@ class HeadAsGet:
                 await send({"type": "http.response.body", "body": b""})
                 answered.set()
 
-        getting = asyncio.create_task(self._run(_as_get(scope), receive, send_head, answered))
+        getting = asyncio.ensure_future(self._app(_as_get(scope), receive, send_head))
+        getting.add_done_callback(lambda _: answered.set())
         try:
             await answered.wait()
         finally:
             getting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await getting
-
-    async def _run(
-        self, scope: Scope, receive: Receive, send: Send, answered: asyncio.Event
-    ) -> None:
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            answered.set()
 
 
 def _as_get(scope: Scope) -> Scope:

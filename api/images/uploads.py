@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.datastructures import UploadFile
 
 from api.context import CommitUnknown, Resources, parse_id, require_row
-from api.core.errors import FieldError, Problem
+from api.core.errors import Problem, bad_parameter
 from api.core.fairness import acting_key
 from api.core.principal import Principal
 from api.core.serialization import Page, PageRequest
@@ -254,8 +254,7 @@ async def get_upload(resources: Resources, principal: Principal, upload_id: str)
 
 def refused(refusal: ImageRefused) -> Problem:
     """An image that cannot be taken, as a problem of the form's field."""
-    error = FieldError(pointer=None, parameter="file", code=refusal.code, message=str(refusal))
-    return Problem("image_refused", str(refusal), errors=[error])
+    return bad_parameter("file", refusal.code, str(refusal), "image_refused")
 
 
 def serialize_upload(resources: Resources, row: models.Upload) -> Upload:

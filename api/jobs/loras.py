@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from api.context import Resources, require_row
-from api.core.errors import FieldError, Problem
+from api.core.errors import Problem, bad_parameter
 from api.core.fairness import on_thread
 from api.core.principal import Principal
 from api.images.uploads import discarded_on_failure, put_unrecorded
@@ -62,8 +62,7 @@ async def accept_lora(
     try:
         await on_thread(check_lora, file.file, size, spec.family)
     except LoraRefused as refusal:
-        error = FieldError(pointer=None, parameter="file", code=refusal.code, message=str(refusal))
-        raise Problem("lora_refused", str(refusal), errors=[error]) from None
+        raise bad_parameter("file", refusal.code, str(refusal), "lora_refused") from None
     key = lora_key(new_id())
     columns = {
         "tenant_id": principal.tenant_id,
@@ -120,8 +119,7 @@ def _spec_of(form: FormData) -> LoraSpec:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "family"
-        fault = FieldError(pointer=None, parameter=name, code=first["type"], message=first["msg"])
-        raise Problem("validation_failed", first["msg"], errors=[fault]) from None
+        raise bad_parameter(name, first["type"], first["msg"]) from None
 
 
 async def _check_room(resources: Resources, principal: Principal, size: int) -> None:

@@ -9,8 +9,8 @@ from pydantic import AfterValidator
 
 from api.context import Res
 from api.core.auth import JobsRead, JobsWrite, LorasWrite
-from api.core.bodies import LORA_SCHEMA, json_body, let_go, read_form
-from api.core.errors import Problem, problems
+from api.core.bodies import LORA_SCHEMA, json_body, let_go, read_file_form
+from api.core.errors import problems
 from api.core.serialization import (
     CreatedAfter,
     CreatedBefore,
@@ -214,9 +214,7 @@ async def create_lora(resources: Res, principal: LorasWrite, request: Request) -
     Needs the scope `loras`, and an operator who has turned uploads on.
     """
     lora_service.check_enabled(resources)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Problem("unsupported_media_type", "Send the file as multipart/form-data.")
-    form, file = await read_form(request, fields=8, field_bytes=64 * 1024)
+    form, file = await read_file_form(request)
     return await lora_service.accept_lora(resources, principal, form, file)
 
 

@@ -9,7 +9,14 @@ from pydantic_core import PydanticCustomError
 
 from api.context import Res
 from api.core.auth import SearchRead
-from api.core.bodies import BODY_PROBLEMS, FILE_SCHEMA, body_schema, json_body, read_file
+from api.core.bodies import (
+    BODY_PROBLEMS,
+    FILE_SCHEMA,
+    body_schema,
+    json_body,
+    media_type_of,
+    read_file,
+)
 from api.core.errors import FieldError, Problem, problems
 from api.core.serialization import (
     CreatedAfter,
@@ -208,7 +215,7 @@ async def query(
 @problems(*BODY_PROBLEMS, "malformed_json", "malformed_request")
 async def read_similar_image(request: Request, principal: SearchRead) -> Any:
     """The file of a multipart body, or the JSON body."""
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    if media_type_of(request) == "multipart/form-data":
         return await read_file(request, principal)
     try:
         return await json_body(LikeThis)(request, principal)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from api.context import Res
 from api.core.auth import require
 from api.core.bodies import json_body
-from api.core.errors import FieldError, Problem, problems
+from api.core.errors import bad_parameter, problems
 from api.core.principal import Principal
 from api.core.serialization import AwareTime, Page, PageRequest, paging
 from api.webhooks import delivery_log, service
@@ -184,7 +184,8 @@ async def list_deliveries(
 ) -> Page[Delivery]:
     """Newest first, each with its attempts. The log is kept for 30 days."""
     if job_id is not None and batch_id is not None:
-        raise _bad_filter("batch_id", "Filter by job or by batch, not by both.")
+        message = "Filter by job or by batch, not by both."
+        raise bad_parameter("batch_id", "malformed_id", message)
     filters = delivery_log.DeliveryFilters(
         endpoint_id=_filter_id("whe", endpoint_id, "endpoint_id"),
         resource_id=_filter_id("job", job_id, "job_id")
@@ -245,9 +246,5 @@ def _filter_id(prefix: Prefix, text: str | None, parameter: str) -> UUID | None:
     try:
         return decode_id(prefix, text)
     except MalformedId:
-        raise _bad_filter(parameter, f"This is not an id of the form {prefix}_….") from None
-
-
-def _bad_filter(parameter: str, message: str) -> Problem:
-    error = FieldError(pointer=None, parameter=parameter, code="malformed_id", message=message)
-    return Problem("validation_failed", message, errors=[error])
+        message = f"This is not an id of the form {prefix}_…."
+        raise bad_parameter(parameter, "malformed_id", message) from None

@@ -257,14 +257,14 @@ def _send(app: Celery, task: str, queue: str, *args: object, **options: Any) -> 
 # Each of these raises `REDIS_AWAY` when Redis cannot be reached, and is safe to repeat.
 
 
-def publish_job(app: Celery, job_id: UUID, model: str, queue_class: str, **headers: Any) -> None:
+def publish_job(app: Celery, job_id: UUID, model: str, queue_class: str) -> None:
     """Hand a queued job to the workers of its model, with the request and trace it belongs to.
 
     A second message finds nothing to claim. The message's own id is the job's, so that a queue can
     be compared with the database.
     """
-    queue, job = generate_queue(model, queue_class), str(job_id)
-    _send(app, GENERATE_TASK, queue, job, task_id=job, headers=message_headers() | headers)
+    job, queue, headers = job_message(job_id, model, queue_class)
+    _send(app, GENERATE_TASK, queue, job, task_id=job, headers=headers)
 
 
 class JobMessage(NamedTuple):

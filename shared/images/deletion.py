@@ -32,7 +32,8 @@ from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 from shared.images.models import DeletedImage, Image, PendingDeletion, Prompt, Session, Upload
-from shared.images.queries import is_prompt_used, session_lock
+from shared.images.queries import delete_unused_prompts, session_lock
+from shared.images.queries import lock_prompts as lock_all_prompts
 from shared.jobs.models import HAS_OPTION_IMAGES, MASK_KEY, OPTION_IMAGES, Job
 
 
@@ -177,22 +178,13 @@ def _has_unfinished_job(
 
 def lock_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> Select[UUID]:
     """Keep commits from naming these prompts; the next statement sees what they name already."""
-    return (
-        select(Prompt.id)
-        .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids))
-        .order_by(Prompt.id)
-        .with_for_update()
-    )
+    return lock_all_prompts(prompt_ids).where(Prompt.tenant_id == tenant_id)
 
 
 def delete_prompts(tenant_id: UUID, prompt_ids: Sequence[UUID]) -> ReturningDelete[UUID]:
     """Those of the prompts that no image names any more, vectors and all."""
-    used = is_prompt_used()
-    return (
-        delete(Prompt)
-        .where(Prompt.tenant_id == tenant_id, Prompt.id.in_(prompt_ids), ~used)
-        .returning(Prompt.id)
-    )
+    unused = delete_unused_prompts(prompt_ids).where(Prompt.tenant_id == tenant_id)
+    return unused.returning(Prompt.id)
 
 
 def count_deleted(tenant_id: UUID, prompt_id: UUID, images: int) -> Update:

@@ -31,7 +31,8 @@ _NOT_AGAIN = ("generation_failed", "job_stopped", "job_not_done")
 def retell(problem: Problem) -> Retold:
     """The problem in OpenAI's shape, with the members of RFC 9457."""
     status, kind, code = _classify(problem)
-    headers = {"x-should-retry": "false"} if _is_final(problem, code) else {}
+    is_final = code == "insufficient_quota" or problem.kind.code in _NOT_AGAIN
+    headers = {"x-should-retry": "false"} if is_final else {}
     first = problem.errors[0] if problem.errors else None
     name = (first.parameter or (first.pointer or "").strip("/")) if first else ""
     error: dict[str, Any] = {
@@ -52,19 +53,12 @@ def _classify(problem: Problem) -> tuple[int, str, str]:
         return 404, "invalid_request_error", code
     status = {422: 400}.get(status, 504 if code == "job_not_done" else status)
     if status == 429:
-        is_spent = code in _QUOTAS and _retry_after(problem) > _LONGEST_RETRY_AFTER
+        retry_after = int(problem.headers.get("Retry-After", "0"))
+        is_spent = code in _QUOTAS and retry_after > _LONGEST_RETRY_AFTER
         code = "insufficient_quota" if is_spent else "rate_limit_exceeded"
         return status, code, code
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return status, kind, _CODES.get(code, code)
-
-
-def _is_final(problem: Problem, code: str) -> bool:
-    return code == "insufficient_quota" or problem.kind.code in _NOT_AGAIN
-
-
-def _retry_after(problem: Problem) -> int:
-    return int(problem.headers.get("Retry-After", "0"))
 
 
 DIALECTS.update(dict.fromkeys(PATHS, retell))

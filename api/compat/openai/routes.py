@@ -39,6 +39,7 @@ from api.core.bodies import (
     checked,
     json_body,
     let_go,
+    media_type_of,
     parse,
     parse_form,
 )
@@ -154,7 +155,7 @@ def _from_text(text: str) -> Any:
 async def _read_edit(
     request: Request, resources: Res, _: Annotated[Principal, Depends(authenticate)]
 ) -> ImageEdit:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if media_type == "multipart/form-data":
         return await _read_form(request, resources.settings.max_upload_bytes)
     if media_type != "application/json":

@@ -65,14 +65,7 @@ def is_due() -> ColumnElement[bool]:
 
 
 def terminal(state: JobState) -> dict[str, Any]:
-    return {
-        "state": state,
-        "sequence": Job.sequence + 1,
-        "finished_at": NOW,
-        "worker": None,
-        "lease_until": None,
-        "not_before": None,
-    }
+    return requeued() | {"state": state, "finished_at": NOW}
 
 
 def requeued() -> dict[str, Any]:
