@@ -36,6 +36,7 @@ MAX_RAW_LINES = 1_000_000
 _SAMPLED_LINES = 20
 MAX_LINE_BYTES = 256 * 1024
 """A prompt and a negative prompt of 4,000 characters, escaped, with metadata, take 160 kB."""
+_TOO_LONG = f"The line is longer than {MAX_LINE_BYTES} bytes."
 
 FileFormat = Literal["jsonl", "csv"]
 
@@ -126,7 +127,7 @@ def read_jsonl(source: _Lines) -> Iterator[Line]:
     """One JSON object in each line, or a string, which is a prompt."""
     for number, text in _split(source):
         if text is None:
-            yield Line(number, None, _too_long())
+            yield Line(number, None, LineRefused.because("line_too_long", _TOO_LONG))
         elif text.strip():
             yield _parse(number, text)
 
@@ -188,11 +189,6 @@ def _likely(text: bytes) -> str:
     return "; it looks like Windows-1252, so save the file as UTF-8"
 
 
-def _too_long() -> LineRefused:
-    message = f"The line is longer than {MAX_LINE_BYTES} bytes."
-    return LineRefused.because("line_too_long", message)
-
-
 # --- CSV ---------------------------------------------------------------------------------------
 
 
@@ -227,8 +223,7 @@ def read_csv(source: _Lines, mapping: Columns | None = None) -> Iterator[Line]:
 def _decoded(source: _Lines) -> Iterator[str]:
     for number, text in _split(source):
         if text is None:
-            message = f"The line is longer than {MAX_LINE_BYTES} bytes."
-            raise FileRefused("line_too_long", message, number)
+            raise FileRefused("line_too_long", _TOO_LONG, number)
         # Bytes that are no UTF-8 become lone surrogates, which `_record` finds in their own line.
         yield text.decode("utf-8", "surrogateescape")
 

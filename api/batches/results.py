@@ -56,11 +56,13 @@ async def stream_results(
             # Asked before the jobs: what ends afterwards belongs to the next round.
             is_last = follower is None or await _has_ended(resources, principal, batch_id)
             # Commits do not come in the order of `finished_at`: look back, skip what is sent.
-            after = _back(after, _LATEST if is_last else _LATE)
+            if after is not None:
+                after = after[0] - (_LATEST if is_last else _LATE), UUID(int=0)
             async for jobs in _finished(resources, principal, batch_id, after):
                 new = [job for job in jobs if job.id not in sent]
                 sent.update(job.id for job in new)
-                after = _later(after, jobs[-1])
+                last = _place(jobs[-1])
+                after = max(after, last) if after else last
                 if new:
                     yield await _render(resources, principal, new)
             if follower is None or is_last:
@@ -171,11 +173,3 @@ def _line(record: dict[str, Any]) -> bytes:
 def _place(job: Job) -> tuple[datetime, UUID]:
     assert job.finished_at is not None  # noqa: S101 - only ended jobs are listed
     return job.finished_at, job.id
-
-
-def _later(place: tuple[datetime, UUID] | None, job: Job) -> tuple[datetime, UUID]:
-    return max(place, _place(job)) if place else _place(job)
-
-
-def _back(place: tuple[datetime, UUID] | None, by: timedelta) -> tuple[datetime, UUID] | None:
-    return None if place is None else (place[0] - by, UUID(int=0))

@@ -75,9 +75,9 @@ async def check_readiness(resources: Resources) -> None:
     Raises:
         Problem: 503; `errors` names each part that does not.
     """
-    checks = {
+    checks: dict[str, Awaitable[object]] = {
         "database": _database(resources),
-        "redis": _redis(resources),
+        "redis": resources.redis.ping(),
         "storage": resources.on_storage(resources.storage.check),
     }
     reasons = await asyncio.gather(*(_reason(check) for check in checks.values()))
@@ -96,11 +96,7 @@ async def _database(resources: Resources) -> None:
         await session.execute(select(1))
 
 
-async def _redis(resources: Resources) -> None:
-    await resources.redis.ping()
-
-
-async def _reason(check: Awaitable[None]) -> str | None:
+async def _reason(check: Awaitable[object]) -> str | None:
     try:
         await asyncio.wait_for(check, _CHECK_TIMEOUT)
     except StorageUnavailable as error:

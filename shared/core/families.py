@@ -51,10 +51,6 @@ _DIFFUSION = tuple(DIFFUSION_SCHEDULERS)
 _FLOW_EULER = ("flow-euler",)
 
 
-def _first(name: str) -> tuple[str, ...]:
-    return (name, *(other for other in _DIFFUSION if other != name))
-
-
 FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
     {
         "sd": FamilyFacts(
@@ -119,7 +115,11 @@ FAMILIES: Mapping[str, FamilyFacts] = MappingProxyType(
             loras=False,
         ),
         "pixart": FamilyFacts(
-            "PixArtSigmaPipeline", _first("dpmpp-2m"), 16, image_to_image=False, loras=False
+            "PixArtSigmaPipeline",
+            ("dpmpp-2m", *(name for name in _DIFFUSION if name != "dpmpp-2m")),
+            16,
+            image_to_image=False,
+            loras=False,
         ),
         "sana": FamilyFacts(
             "SanaPipeline", ("flow-dpmpp-2m", "flow-euler", "flow-unipc"), 32, image_to_image=False

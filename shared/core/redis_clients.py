@@ -16,13 +16,7 @@ _SENTINEL_PORT = 26379
 
 def open_redis(settings: Settings, **options: Any) -> "redis.Redis":
     """A blocking client; `options` are redis-py's."""
-    if (found := _sentinels(settings)) is None:
-        return redis.Redis.from_url(settings.redis_url.get_secret_value(), **options)
-    hosts, of_sentinel, of_redis = found
-    sentinel = Sentinel(hosts, sentinel_kwargs=of_sentinel | _timeouts(options))  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        settings.redis_sentinel_master, **of_redis, **options
-    )
+    client: redis.Redis = _open(settings, redis.Redis, Sentinel, options)
     return client
 
 
@@ -31,7 +25,8 @@ def open_async_redis(settings: Settings, **options: Any) -> redis.asyncio.Redis:
     # While it listens to Redis Enterprise's notices of maintenance, redis-py hands out connections
     # that were closed while idle: each costs the call that gets it.
     no_notices = MaintNotificationsConfig(enabled=False)
-    client = _open_async(settings, maint_notifications_config=no_notices, **options)
+    options = {"maint_notifications_config": no_notices, **options}
+    client: redis.asyncio.Redis = _open(settings, redis.asyncio.Redis, AsyncSentinel, options)
     pool: Any = client.connection_pool
     pool.connection_class = type("Connection", (_OnUvloop, pool.connection_class), {})
     return client
@@ -53,15 +48,14 @@ class _OnUvloop:
             raise redis.ConnectionError("the connection is closed") from error
 
 
-def _open_async(settings: Settings, **options: Any) -> redis.asyncio.Redis:
+def _open(settings: Settings, client: Any, sentinel: Any, options: dict[str, Any]) -> Any:
+    """A `client` of the server, or one of the master that a `sentinel` names."""
     if (found := _sentinels(settings)) is None:
-        return redis.asyncio.Redis.from_url(settings.redis_url.get_secret_value(), **options)
+        return client.from_url(settings.redis_url.get_secret_value(), **options)
     hosts, of_sentinel, of_redis = found
-    sentinel = AsyncSentinel(hosts, sentinel_kwargs=of_sentinel | _timeouts(options))  # type: ignore[no-untyped-call]
-    client: redis.asyncio.Redis = sentinel.master_for(
-        settings.redis_sentinel_master, **of_redis, **options
-    )
-    return client
+    limits = {name: options[name] for name in ("socket_connect_timeout",) if name in options}
+    watch = sentinel(hosts, sentinel_kwargs=of_sentinel | limits)
+    return watch.master_for(settings.redis_sentinel_master, **of_redis, **options)
 
 
 def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
@@ -77,10 +71,6 @@ def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
         "sentinel_kwargs": of_sentinel | {"socket_timeout": 2, "socket_connect_timeout": 2},
     }
     return ";".join(each), options
-
-
-def _timeouts(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options[name] for name in ("socket_connect_timeout",) if name in options}
 
 
 def _sentinels(

@@ -56,10 +56,6 @@ def with_driver(database_url: str) -> str:
     return f"postgresql+psycopg://{rest}"
 
 
-def _without_slash(url: str) -> str:
-    return url.rstrip("/")
-
-
 class Settings(BaseSettings):
     """The one place that says what can be configured, in which unit, and why the default is so."""
 
@@ -100,7 +96,9 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = None
     cors_origins: tuple[str, ...] = ()
     """Sites whose scripts may call the API: `["https://studio.example"]`."""
-    public_url: Annotated[str, AfterValidator(_without_slash)] = "http://127.0.0.1:8000"
+    public_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = (
+        "http://127.0.0.1:8000"
+    )
     """The API's address for clients; the base of every link in an answer."""
 
     compat_openai: bool = True

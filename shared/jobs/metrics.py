@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from datetime import datetime
 
 from prometheus_client import Counter, Histogram
 
@@ -78,9 +77,8 @@ class AttemptMetrics:
         self._begun = time.monotonic()
         # Later attempts have waited for something else than a worker.
         if job.attempt == 1 and job.started_at is not None:
-            WAIT.labels(job.model, job.queue_class).observe(
-                _seconds(job.created_at, job.started_at)
-            )
+            waited = (job.started_at - job.created_at).total_seconds()
+            WAIT.labels(job.model, job.queue_class).observe(max(0.0, waited))
 
     def end(self, span: Span, images: int) -> None:
         """It is over, with this many images."""
@@ -99,7 +97,3 @@ def lost(job: Job, code: str) -> None:
     """The database has taken the job from a worker that is gone."""
     LEASES_LOST.labels(job.model).inc()
     FAILURES.labels(job.model, code).inc()
-
-
-def _seconds(begin: datetime, end: datetime) -> float:
-    return max(0.0, (end - begin).total_seconds())

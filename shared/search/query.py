@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.search.ranking import Filters, QueryVector
-from shared.search.terms import Lexical, Word, all_of, any_of, grams, tsquery_of
+from shared.search.terms import Lexical, Word, grams, tsquery_of
 
 
 class Rank(StrEnum):
@@ -101,8 +101,9 @@ class SearchQuery:
             values[f"gram_{number}"] = gram.text
             values[f"gram_share_{number}"] = share_of[gram]
         if rare := self._words(self.lexical.rare):
-            values["all_rare"] = all_of(rare)
-            values["any_rare"] = any_of(rare)
+            parts = [tsquery_of(word.text) for word in rare]
+            values["all_rare"] = " & ".join(parts)
+            values["any_rare"] = " | ".join(parts)
         if rare := self._grams(self.lexical.rare):
             values["rare_grams"] = [gram.text for gram in rare]
             values["rare_patterns"] = [f"%{gram.text}%" for gram in rare]

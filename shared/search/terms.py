@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -256,16 +256,6 @@ def grams(text: str) -> list[str]:
 def without_grams(text: str) -> str:
     """A text's other words."""
     return _RUN.sub(" ", text)
-
-
-def all_of(words: Iterable[Word]) -> str:
-    """A tsquery for every one of the words."""
-    return " & ".join(tsquery_of(word.text) for word in words)
-
-
-def any_of(words: Iterable[Word]) -> str:
-    """A tsquery for any of the words."""
-    return " | ".join(tsquery_of(word.text) for word in words)
 
 
 def tsquery_of(word: str) -> str:

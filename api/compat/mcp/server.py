@@ -3,8 +3,9 @@
 import base64
 import json
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
@@ -46,7 +47,6 @@ from shared.jobs.models import REPRODUCES
 from shared.search.ranking import Filters
 
 _log = get_logger(__name__)
-T = TypeVar("T")
 
 _INSTRUCTIONS = (
     "Darkroom makes images with diffusion models, keeps them, and finds them again. Show users the "
@@ -108,30 +108,29 @@ async def _call_tool(context: Context, params: CallToolRequestParams) -> Answer:
     if tool is None:
         raise MCPError(INVALID_PARAMS, f"There is no tool {params.name[:64]!r}.")
     call = Call(context)
-
-    async def run() -> CallToolResult:
-        call.require(tool.scope)
-        arguments = validated(tool.arguments, params.arguments or {})
-        for sent in (params.arguments, (context.params or {}).get("arguments")):
-            if isinstance(sent, dict):
-                sent.clear()  # an initial image is not to lie in memory until its job ends
-        return await tool.run(call, arguments)
-
     try:
-        result = await _plainly(run)
+        with _plainly():
+            call.require(tool.scope)
+            arguments = validated(tool.arguments, params.arguments or {})
+            for sent in (params.arguments, (context.params or {}).get("arguments")):
+                if isinstance(sent, dict):
+                    sent.clear()  # an initial image is not to lie in memory until its job ends
+            result = await tool.run(call, arguments)
     except Problem as problem:
         return refused(problem)
     return result if call.deferred is None else _task(call.deferred) | {"resultType": "task"}
 
 
-async def _plainly(work: Callable[[], Awaitable[T]]) -> T:
-    """Do it, with a problem for whatever fails; it is counted.
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Whatever fails within is a problem, which is counted.
 
     Raises:
         Problem: it failed.
     """
     try:
-        return await work()
+        yield
+        return
     except Problem as problem:
         refusal = problem
     except StorageUnavailable:
@@ -145,10 +144,12 @@ async def _plainly(work: Callable[[], Awaitable[T]]) -> T:
     raise refusal
 
 
-async def _answered(work: Callable[[], Awaitable[T]]) -> T:
+@contextmanager
+def _answered() -> Iterator[None]:
     """The same for what is no tool: a problem is a JSON-RPC error that names its code."""
     try:
-        return await _plainly(work)
+        with _plainly():
+            yield
     except Problem as problem:
         code = INVALID_PARAMS if problem.kind.status < 500 else INTERNAL_ERROR
         data = {"code": problem.kind.code, "status": problem.kind.status}
@@ -165,19 +166,13 @@ async def _list_resources(
     call = Call(context)
     after = params.cursor if params is not None else None
     listed = [] if after else [Resource(uri=_MODELS, name="models", mime_type=_JSON)]
-
-    async def newest() -> ListResourcesResult:
-        page = await search.newest(
-            call.resources, call.principal, Filters(), PageRequest(_LISTED, after)
-        )
-        images_of_page = [Resource(**link_to(hit.image)) for hit in page.data]
-        return ListResourcesResult(
-            resources=[*listed, *images_of_page], next_cursor=page.next_cursor
-        )
-
     if not call.principal.may("search:read"):
         return ListResourcesResult(resources=listed)
-    return await _answered(newest)
+    with _answered():
+        paging = PageRequest(_LISTED, after)
+        page = await search.newest(call.resources, call.principal, Filters(), paging)
+        listed += [Resource(**link_to(hit.image)) for hit in page.data]
+        return ListResourcesResult(resources=listed, next_cursor=page.next_cursor)
 
 
 async def _list_templates(
@@ -195,8 +190,8 @@ async def _list_templates(
 
 async def _read_resource(context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
     call, uri = Call(context), str(params.uri)
-
-    async def read() -> TextResourceContents | BlobResourceContents:
+    contents: TextResourceContents | BlobResourceContents
+    with _answered():
         match uri.removeprefix("darkroom://").split("/"):
             case ["models"]:
                 call.require("jobs:read")
@@ -214,12 +209,12 @@ async def _read_resource(context: Context, params: ReadResourceRequestParams) ->
                 row = await images.find(call.resources, call.principal, image_id)
                 stored = await images.read_object(call.resources, row.s3_key)
                 blob = base64.b64encode(stored.body).decode("ascii")
-                return BlobResourceContents(uri=uri, blob=blob, mime_type=row.content_type)
+                contents = BlobResourceContents(uri=uri, blob=blob, mime_type=row.content_type)
+                return ReadResourceResult(contents=[contents])
             case _:
                 raise not_found("resource")
-        return TextResourceContents(uri=uri, text=text, mime_type=_JSON)
-
-    return ReadResourceResult(contents=[await _answered(read)])
+        contents = TextResourceContents(uri=uri, text=text, mime_type=_JSON)
+        return ReadResourceResult(contents=[contents])
 
 
 # Tasks -------------------------------------------------------------------------------------
@@ -244,8 +239,7 @@ def _task(job: Job) -> dict[str, Any]:
 async def _get_task(context: Context, params: TaskParams) -> dict[str, Any]:
     """The task, with what the tool would have answered once the job has ended."""
     call = Call(context)
-
-    async def get() -> dict[str, Any]:
+    with _answered():
         call.require("jobs:read")
         job = await jobs.get(call.resources, call.principal, params.task_id)
         task = _task(job)
@@ -258,8 +252,6 @@ async def _get_task(context: Context, params: TaskParams) -> dict[str, Any]:
         dumped = result.model_dump(mode="json", by_alias=True, exclude_none=True)
         return task | {"result": dumped}
 
-    return await _answered(get)
-
 
 async def _result_of(call: Call, job: Job) -> CallToolResult:
     original = job.metadata.get(REPRODUCES)
@@ -271,26 +263,20 @@ async def _result_of(call: Call, job: Job) -> CallToolResult:
 async def _update_task(context: Context, params: TaskParams) -> EmptyResult:
     """Jobs ask clients nothing, so there is nothing to do for one that exists."""
     call = Call(context)
-
-    async def look() -> None:
+    with _answered():
         call.require("jobs:write")
         await jobs.get(call.resources, call.principal, params.task_id)
-
-    await _answered(look)
-    return EmptyResult()
+        return EmptyResult()
 
 
 async def _cancel_task(context: Context, params: TaskParams) -> EmptyResult:
     """Cancel the job; one that has ended stays as it is."""
     call = Call(context)
-
-    async def cancel() -> None:
+    with _answered():
         call.require("jobs:write")
         try:
             await jobs.cancel(call.resources, call.principal, params.task_id)
         except Problem as problem:
             if problem.kind.code != "job_not_cancelable":
                 raise
-
-    await _answered(cancel)
-    return EmptyResult()
+        return EmptyResult()
