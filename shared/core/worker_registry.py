@@ -44,7 +44,7 @@ class ModelState(StrEnum):
     COLD = "cold"
     """Declared and not loaded; it is loaded when jobs for it wait and nobody else has it warm."""
     BROKEN = "broken"
-    """It could not be loaded; not tried again before the worker is restarted."""
+    """It could not be loaded; tried again after a minute, later after up to an hour."""
 
 
 class ModelStatus(BaseModel):

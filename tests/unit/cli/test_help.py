@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -39,6 +40,12 @@ def test_every_command_and_every_option_is_explained() -> None:
     ]
     assert silent == []
     assert all(found.help for found in commands(get_command(app)))
+
+
+def test_no_bracket_of_a_help_text_is_taken_for_markup() -> None:
+    helps = [each.help or "" for found in commands(get_command(app)) for each in found.params]
+    shown = [Text.from_markup(text).plain for text in helps]
+    assert shown == [text.replace("\\[", "[") for text in helps]
 
 
 def test_every_command_can_answer_in_json() -> None:
