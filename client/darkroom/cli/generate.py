@@ -152,7 +152,7 @@ def generate(
     ] = None,
     weighted: Annotated[
         bool,
-        typer.Option("--weighted", help=r"Read (word:1.3), \[word] and BREAK in prompts as weights."),
+        typer.Option("--weighted", help=r"Read (word:1.3), \[word] and BREAK as weights."),
     ] = False,
     long_prompt: Annotated[
         bool, typer.Option("--long-prompt", help="SD, SDXL: read prompts beyond 75 tokens, too.")
