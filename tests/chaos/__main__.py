@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def run(name: str, trial: Trial, kept: Path) -> None:
     seconds = time.monotonic() - began
     for result in results:
         result.seconds = round(seconds / len(results), 1)
-    kept.write_text(json.dumps([result.as_json() for result in results], indent=1))
+    kept.write_text(json.dumps([asdict(result) for result in results], indent=1))
     broken_ones = [violation for result in results for violation in result.violations]
     print(f"{name}: {seconds:.0f} s, {len(broken_ones)} violations", flush=True)
     if broken_ones:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -82,7 +81,7 @@ class Plain:
         """Wait until all are done, or for so long."""
         deadline = time.monotonic() + seconds
         while not all(self.done(job) for job in jobs) and time.monotonic() < deadline:
-            _sleep(0.2)
+            time.sleep(0.2)
 
     def close(self) -> None:
         """Kill what is left."""
@@ -136,7 +135,7 @@ def _t2(plain: Plain, n: int) -> Result:
         workers = plain.start(_AT_ONCE)
         plain.signal(workers, signal.SIGSTOP)
         jobs += plain.submit(_AT_ONCE, 0.05)
-        _sleep(0.2)
+        time.sleep(0.2)
         plain.signal(workers, signal.SIGKILL)
         result.n += _AT_ONCE
     plain.start(2)
@@ -157,7 +156,7 @@ def _t3(plain: Plain, n: int) -> Result:
         rivals = plain.start(_AT_ONCE)
         plain.wait_done(jobs, 60)
         plain.signal(workers, signal.SIGCONT)
-        _sleep(_JOB_SECONDS + 2)
+        time.sleep(_JOB_SECONDS + 2)
         result.lost += sum(plain.done(job) == 0 for job in jobs)
         result.duplicated += sum(plain.done(job) > 1 for job in jobs)
         plain.signal([*workers, *rivals], signal.SIGKILL)
@@ -165,7 +164,3 @@ def _t3(plain: Plain, n: int) -> Result:
     result.jobs = result.n
     result.notes.append("a zombie's result counts as a second one: nothing fences it")
     return result
-
-
-def _sleep(seconds: float) -> None:
-    threading.Event().wait(seconds)

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from tests.chaos.checker import Report
 
@@ -40,10 +39,6 @@ class Result:
         """A claim of this trial beyond the invariants."""
         if not holds:
             self.violations.append(otherwise)
-
-    def as_json(self) -> dict[str, Any]:
-        """For the results' file."""
-        return asdict(self)
 
 
 def quantiles(seconds: Sequence[float]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import random
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -149,7 +148,7 @@ class System:
                 return accepted
             assert answer.status_code == 503, answer.text
             assert time.monotonic() < deadline, answer.text
-            threading.Event().wait(float(answer.headers["retry-after"]))
+            time.sleep(float(answer.headers["retry-after"]))
 
     def note(self, job: dict[str, Any]) -> UUID:
         """Remember an accepted job."""
@@ -196,9 +195,8 @@ class System:
         The checker reports those; a trial does not fail here.
         """
         began = time.monotonic()
-        pause = threading.Event()
         while (left := self.watch_ends()) and time.monotonic() - began < seconds * slowness():
-            pause.wait(0.1)
+            time.sleep(0.1)
         return left
 
     def count(self, state: str) -> int:

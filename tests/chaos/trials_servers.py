@@ -137,7 +137,7 @@ def t6_half_open(folder: Path, seconds: float) -> Result:
         system.submit(8, steps=300)
         wait_until(lambda: system.count("running") >= 4, 30, "running jobs")
         system.proxies["redis"].silent = True
-        _sleep(seconds)
+        time.sleep(seconds)
         during = system.submit(4, steps=5)
         system.proxies["redis"].silent = False
         began = time.monotonic()
@@ -203,7 +203,7 @@ def full_redis(system: System, patience: float = 30) -> float | None:
     while time.monotonic() < deadline:
         if system.job(after[0]).attempt:
             return time.monotonic() - began
-        _sleep(0.02)
+        time.sleep(0.02)
     return None
 
 
@@ -228,7 +228,7 @@ def read_only_redis(system: System, seconds: float, ends: Worker | None = None) 
     system.redis.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
     try:
         system.submit(1, steps=5)
-        ends.wait_gone(60) if ends else _sleep(seconds)
+        ends.wait_gone(60) if ends else time.sleep(seconds)
     finally:
         system.redis.execute_command("REPLICAOF", "NO", "ONE")
 
@@ -282,10 +282,10 @@ def t7_restarts(folder: Path, n: int) -> Result:
         resumed = []
         try:
             for turn in range(n):
-                _sleep(random.uniform(0.5, 1.5))
+                time.sleep(random.uniform(0.5, 1.5))
                 server = system.servers.postgres
                 server.kill() if turn % 2 else server.stop()
-                _sleep(random.uniform(0, 1.0))
+                time.sleep(random.uniform(0, 1.0))
                 server.start()
                 began = time.monotonic()
                 done = system.count("succeeded")
@@ -317,7 +317,7 @@ def t8_storage(folder: Path, seconds: float) -> list[Result]:
             if how == "down":
                 proxy.refusing = True
                 proxy.cut_all()
-                _sleep(seconds)
+                time.sleep(seconds)
                 proxy.refusing = False
             began = time.monotonic()
             system.wait_all(120)
@@ -376,7 +376,7 @@ def t15_two_hosts(folder: Path, n: int, seconds: float) -> Result:
             hosts.partitioned = True
             # A worker on this side takes over what the others cannot renew.
             rival = system.fleet.start("rival", environment=system.environment)
-            _sleep(seconds)
+            time.sleep(seconds)
             hosts.partitioned = False
             began = time.monotonic()
             rival.send(signal.SIGTERM)
@@ -426,7 +426,3 @@ def _answers(http: httpx2.Client) -> bool:
         return http.get("/readyz").status_code == 200
     except httpx2.TransportError:
         return False
-
-
-def _sleep(seconds: float) -> None:
-    threading.Event().wait(seconds)

@@ -35,7 +35,7 @@ def t1_killed_and_restarted(folder: Path, n: int) -> Result:
         for _ in range(n):
             [job] = system.submit(steps=LONG_JOB)
             system.wait_running(job)
-            _sleep(random.uniform(0, 0.4))
+            time.sleep(random.uniform(0, 0.4))
             worker.kill()
             killed_at = datetime.now(UTC)
             worker = system.fleet.start("w1")
@@ -61,7 +61,7 @@ def t1_killed_for_good(folder: Path, n: int) -> Result:
                 system.wait_running(job)
             killed: dict[UUID, datetime] = {}
             for worker in workers:
-                _sleep(random.uniform(0, 0.2))
+                time.sleep(random.uniform(0, 0.2))
                 worker.kill()
                 for job in jobs:
                     if system.job(job).worker == worker.log.stem:
@@ -94,7 +94,7 @@ def t2_killed_with_the_message(folder: Path, n: int) -> Result:
                 worker.send(signal.SIGSTOP)
             jobs = system.submit(at_once, steps=5)
             queue = "generate.sim.interactive"
-            _sleep(0.1)
+            time.sleep(0.1)
             for worker in workers:
                 worker.kill()
             # By their ids: what killed rescuers of earlier rounds had is `unacked` for an hour.
@@ -145,7 +145,7 @@ def t3_zombies(folder: Path, n: int) -> Result:
                 if found is not None:
                     reruns.append(found)
             result.n += len(zombies)
-        _sleep(3)  # the last zombies wake, try to commit, and are refused
+        time.sleep(3)  # the last zombies wake, try to commit, and are refused
         result.judge(check(system))
         refused = sum(worker.said().count("reason=lost") for worker in workers)
     result.recovery = quantiles(reruns)
@@ -303,7 +303,3 @@ def _rerun_after(system: System, job: UUID, moment: datetime) -> float | None:
 
 def _first_start(system: System, job: UUID) -> datetime:
     return system.attempts(job)[0].started_at
-
-
-def _sleep(seconds: float) -> None:
-    threading.Event().wait(seconds)

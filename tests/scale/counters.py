@@ -28,7 +28,6 @@ class Reading:
     wal_bytes: int
     claims: int
     succeeded: int
-    redis_by_command: dict[str, int]
 
 
 class Meter:
@@ -46,7 +45,6 @@ class Meter:
     def read(self) -> Reading:
         """All of it, in about ten milliseconds."""
         stats = self._redis.info("commandstats")
-        commands = {name.removeprefix("cmdstat_"): int(of["calls"]) for name, of in stats.items()}
         with self._engine.connect() as connection:
             connection.execute(text("SELECT pg_stat_force_next_flush()"))
             database = connection.execute(text(_DATABASE)).one()
@@ -62,13 +60,12 @@ class Meter:
             redis_cpu=_cpu(self._pids["redis"]),
             s3_cpu=_cpu(self._pids["s3"]),
             workers_cpu=sum(_cpu(pid) for pid in self._workers),
-            redis_commands=sum(commands.values()),
+            redis_commands=sum(int(of["calls"]) for of in stats.values()),
             transactions=int(database[0]),
             rollbacks=int(database[1]),
             wal_bytes=int(wal or 0),
             claims=int(claims or 0),
             succeeded=int(succeeded or 0),
-            redis_by_command=commands,
         )
 
 
@@ -79,8 +76,10 @@ class LockWatch:
         self._engine = engine
         self._waits: Counter[str] = Counter()
         self._samples = 0
-        self._most_connections = 0
-        self._most_active = 0
+        self.connections = 0
+        """The most that there were."""
+        self.active = 0
+        """The most that ran a statement at once."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="locks", daemon=True)
 
@@ -96,24 +95,14 @@ class LockWatch:
         """How many backends, on average, waited for this kind: `Lock`, `LWLock`, `IO`."""
         return self._waits[kind] / max(1, self._samples)
 
-    @property
-    def connections(self) -> int:
-        """The most that there were."""
-        return self._most_connections
-
-    @property
-    def active(self) -> int:
-        """The most that ran a statement at once."""
-        return self._most_active
-
     def _run(self) -> None:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             while not self._stop.wait(_SAMPLE_SECONDS):
                 rows = connection.execute(text(_ACTIVITY)).all()
                 self._samples += 1
-                self._most_connections = max(self._most_connections, sum(row[2] for row in rows))
+                self.connections = max(self.connections, sum(row[2] for row in rows))
                 active = sum(row[2] for row in rows if row[0] == "active")
-                self._most_active = max(self._most_active, active)
+                self.active = max(self.active, active)
                 for state, kind, count in rows:
                     if state == "active" and kind:
                         self._waits[kind] += count

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from shared.core.broker import job_message, publish_jobs
@@ -106,9 +106,9 @@ class Bed:
                 worker.wait_ready()
             count = int(workers * regime.jobs_per_second * (seconds + 3 * _SETTLE_SECONDS)) + 20
             self._accept(regime.name, min(count, int(500 * (seconds + 3 * _SETTLE_SECONDS))))
-            meter = Meter(
-                self.engine, self.redis, self._pids(), [each.child.pid for each in started]
-            )
+            servers = {server.name: server.pid for server in self._servers.all}
+            pids = [each.child.pid for each in started]
+            meter = Meter(self.engine, self.redis, servers, pids)
             time.sleep(_SETTLE_SECONDS)  # a measurement, not a wait: the first jobs start together
             missed = _missed_claims(started)
             with LockWatch(self.engine) as locks:
@@ -141,23 +141,15 @@ class Bed:
 
     def _connections(self) -> int:
         with self.engine.connect() as connection:
-            found = connection.scalar(text("SELECT count(*) FROM pg_stat_activity"))
-            return int(found or 0) - _background(self.engine)
+            statement = (
+                "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+            )
+            return int(connection.scalar(text(statement)) or 0)
 
     @property
     def postmaster(self) -> int:
         """Process id of the Postgres server."""
         return self._servers.postgres.pid
-
-    def _pids(self) -> dict[str, int]:
-        servers = {server.name: server for server in self._servers.all}
-        return {name: server.pid for name, server in servers.items()}
-
-
-def _background(engine: Engine) -> int:
-    with engine.connect() as connection:
-        statement = "SELECT count(*) FROM pg_stat_activity WHERE backend_type <> 'client backend'"
-        return int(connection.scalar(text(statement)) or 0)
 
 
 def _measured(
