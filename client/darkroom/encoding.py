@@ -16,7 +16,8 @@ from darkroom.errors import MalformedId
 from darkroom.types.requests import FileSource
 
 _LEAVES_THE_PATH = re.compile(r"\.+")
-_REFERENCES = ("img_", "upl_", "data:", "https://", "http://")
+REFERENCES = ("img_", "upl_", "data:", "https://", "http://")
+"""How texts begin that name an image and are no path."""
 _IMAGE_FILE = re.compile(r".*\.(png|jpe?g|webp|gif|bmp|tiff?|avif|heic)", re.IGNORECASE | re.DOTALL)
 _FILES = "a Path, bytes, an open binary file, a PIL image, or (name, bytes)"
 _PNG_MODES = frozenset(("1", "L", "LA", "I;16", "P", "RGB", "RGBA"))
@@ -152,7 +153,7 @@ def image_reference(text: str) -> str:
     Raises:
         TypeError: it looks like a path.
     """
-    if not text.startswith(_REFERENCES) and (_IMAGE_FILE.fullmatch(text) or _is_file(text)):
+    if not text.startswith(REFERENCES) and (_IMAGE_FILE.fullmatch(text) or _is_file(text)):
         raise TypeError(
             f"{text[:200]!r} looks like a file: give pathlib.Path({text[:200]!r}). A str is an id "
             "(img_…, upl_…), or a data: or https URL."

@@ -269,9 +269,7 @@ class AsyncImages(AsyncResource):
 
     async def provenance(self, image: str | Identified) -> Provenance:
         """How the stored file says that a model made it; its manifest is verified."""
-        return await self._transport.fetch(
-            Provenance, Request("GET", self._at(image, "provenance"))
-        )
+        return await self._get(Provenance, self._at(image, "provenance"))
 
     async def inspect(self, file: FileSource) -> Inspection:
         """The receipt in a file that Darkroom made; the file is not stored."""

@@ -270,7 +270,7 @@ class Images(Resource):
 
     def provenance(self, image: str | Identified) -> Provenance:
         """How the stored file says that a model made it; its manifest is verified."""
-        return self._transport.fetch(Provenance, Request("GET", self._at(image, "provenance")))
+        return self._get(Provenance, self._at(image, "provenance"))
 
     def inspect(self, file: FileSource) -> Inspection:
         """The receipt in a file that Darkroom made; the file is not stored."""

@@ -1,7 +1,7 @@
 """`darkroom models`, `usage`, `keys` and `workers`: what operators and key holders look after."""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -9,10 +9,7 @@ from darkroom.cli.command import OPERATE, Cli, command
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.options import Limit, complete_worker, given
 from darkroom.cli.output import Column, age, ago, duration, state_markup
-
-if TYPE_CHECKING:
-    from darkroom import Worker
-    from darkroom.types import Allowance, Key, Model
+from darkroom.types import Allowance, Key, Model, Worker
 
 app = typer.Typer()
 keys = typer.Typer(no_args_is_help=True, help="Your tenant's API keys. Needs the scope admin.")
@@ -66,7 +63,7 @@ def list_loras(cli: Cli) -> None:
     )
 
 
-def _served(model: "Model") -> str:
+def _served(model: Model) -> str:
     if model.served is None:
         return "unknown"
     if not model.served:
@@ -94,7 +91,7 @@ def show_usage(cli: Cli) -> None:
     )
 
 
-def _allowance(allowance: "Allowance") -> str:
+def _allowance(allowance: Allowance) -> str:
     used = "unknown" if allowance.used is None else f"{allowance.used:,.6g}"
     if allowance.limit is None:
         return "no limit" if allowance.used is None else f"{used} used, no limit"
@@ -122,7 +119,7 @@ def list_keys(cli: Cli, limit: Limit = 50) -> None:
     )
 
 
-def _key_state(key: "Key") -> str:
+def _key_state(key: Key) -> str:
     if key.revoked_at is not None:
         return "revoked"
     if key.expires_at is not None:
@@ -209,14 +206,14 @@ def list_workers(cli: Cli) -> None:
     cli.output.rows(cli.client.workers.list(), columns, empty="No worker is alive.")
 
 
-def _model_names(worker: "Worker") -> str:
+def _model_names(worker: Worker) -> str:
     return ", ".join(
         each.name if each.state == "warm" else f"{each.name} ({each.state})"
         for each in worker.models
     )
 
 
-def _last_seen(worker: "Worker") -> str | None:
+def _last_seen(worker: Worker) -> str | None:
     return None if worker.lag is None else f"{duration(worker.lag)} ago"
 
 
@@ -226,7 +223,7 @@ def show_worker(cli: Cli, worker: WorkerName) -> None:
     _print_worker(cli, cli.client.workers.get(worker))
 
 
-def _print_worker(cli: Cli, worker: "Worker") -> None:
+def _print_worker(cli: Cli, worker: Worker) -> None:
     from humanize import naturalsize
 
     drain = worker.drain

@@ -13,21 +13,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from darkroom import encoding
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.output import plain
-
-if TYPE_CHECKING:
-    from darkroom.types.batches import BatchResult
-    from darkroom.types.images import Image
+from darkroom.types.batches import BatchResult
+from darkroom.types.images import Image
 
 STATE = ".darkroom-batch.json"
 _VERSION = 1
 RESULTS = "results.jsonl"
 _UNSAFE = re.compile(r"[^\w.-]+")
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.part")
-_EXTENSIONS = {"image/png": "png", "image/webp": "webp", "image/jpeg": "jpg"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,6 @@ class FolderState:
     @classmethod
     def new(cls, folder: Path, source: Path, fingerprint: str, server: str) -> Self:
         """Create the state before the submission; it is on disk when this returns."""
-        from darkroom import encoding
-
         state = cls(folder, source.name, fingerprint, encoding.new_idempotency_key(), server)
         state._write()
         return state
@@ -85,8 +81,6 @@ class FolderState:
         (self.folder / STATE).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        from darkroom import encoding
-
         kept: dict[str, Any] = {"version": _VERSION, **asdict(self)}
         del kept["folder"]
         encoding.write_file(self.folder / STATE, json.dumps(kept, indent=2).encode())
@@ -122,7 +116,7 @@ class BatchFolder:
             for image in entry["images"]
         }
 
-    def has(self, result: "BatchResult") -> bool:
+    def has(self, result: BatchResult) -> bool:
         """Whether this result of this job is recorded, and its files still exist."""
         entry = self._known.get(result.job_id)
         return (
@@ -131,19 +125,19 @@ class BatchFolder:
             and all((self.path / image["file"]).is_file() for image in entry["images"])
         )
 
-    def names(self, result: "BatchResult") -> dict[str, Path]:
+    def names(self, result: BatchResult) -> dict[str, Path]:
         """Image id -> the path for its file."""
         with self._lock:
             return {image.id: self.path / self._name(result, image) for image in result.images}
 
-    def holds(self, path: Path, image: "Image") -> bool:
+    def holds(self, path: Path, image: Image) -> bool:
         """Whether the file contains exactly this image."""
         try:
             return hashlib.sha256(path.read_bytes()).hexdigest() == image.sha256
         except FileNotFoundError:
             return False
 
-    def record(self, result: "BatchResult", paths: Mapping[str, Path]) -> None:
+    def record(self, result: BatchResult, paths: Mapping[str, Path]) -> None:
         """Record a job whose files all exist."""
         entry = {
             "custom_id": result.custom_id,
@@ -166,8 +160,6 @@ class BatchFolder:
 
     def finish(self) -> None:
         """Sort the record: one line for each job, in the order of the batch's lines."""
-        from darkroom import encoding
-
         with self._lock:
             ordered = sorted(
                 self._known.values(), key=lambda entry: (entry["line"], entry["job_id"])
@@ -177,14 +169,14 @@ class BatchFolder:
             if _PARTIAL.fullmatch(path.name):  # from a run that was killed
                 path.unlink(missing_ok=True)
 
-    def _name(self, result: "BatchResult", image: "Image") -> str:
+    def _name(self, result: BatchResult, image: Image) -> str:
         """`custom_id_seed.png`, plus a part of the image's id where that would not be unique."""
         safe = _UNSAFE.sub("_", result.custom_id).strip(".")
-        extension = _EXTENSIONS.get(image.content_type, "bin")
-        name = f"{safe}_{image.seed}.{extension}"
+        extension = Path(image.file_name).suffix
+        name = f"{safe}_{image.seed}{extension}"
         # Some file systems ignore case.
         if safe != result.custom_id or self._names.get(name.lower(), image.id) != image.id:
-            name = f"{safe}_{image.seed}_{image.id[-8:]}.{extension}"
+            name = f"{safe}_{image.seed}_{image.id[-8:]}{extension}"
         self._names[name.lower()] = image.id
         return name
 
@@ -194,8 +186,6 @@ class BatchFolder:
         Raises:
             CliError: another line is damaged.
         """
-        from darkroom import encoding
-
         try:
             lines = self._results.read_text("utf-8").splitlines(keepends=True)
         except FileNotFoundError:

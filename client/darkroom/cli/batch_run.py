@@ -11,6 +11,7 @@ from darkroom.cli.batch_folder import BatchFolder, FolderState, fingerprint
 from darkroom.cli.command import Cli
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.output import Output, ago, flat, plural, short, state_markup
+from darkroom.errors import APIStatusError, DarkroomError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -175,8 +176,6 @@ def submit_once(cli: Cli, source: Path, folder: Path, options: dict[str, Any]) -
         CliError: the folder belongs to another file, other options, or another server.
         BatchRejected: the server refused it; the folder is left as if this had never run.
     """
-    from darkroom.errors import APIStatusError
-
     mark = fingerprint(source, options)
     folder.mkdir(parents=True, exist_ok=True)
     state = FolderState.read(folder)
@@ -278,8 +277,6 @@ class _Poller:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        from darkroom.errors import DarkroomError
-
         while not self._stop.wait(_POLL_SECONDS):
             try:
                 self._view.update(self._client.batches.get(self._batch_id))

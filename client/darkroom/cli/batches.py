@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,9 +13,7 @@ from darkroom.cli.command import Cli, command
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.options import BatchId, Limit, Session, given, pair
 from darkroom.cli.output import Column, age, ago, plural, state_markup
-
-if TYPE_CHECKING:
-    from darkroom import Batch, BatchDryRun, BatchError, Finding
+from darkroom.types import Batch, BatchDryRun, BatchError, Finding
 
 app = typer.Typer(no_args_is_help=True, help="Thousands of prompts at once, into a folder.")
 
@@ -149,7 +147,7 @@ def _columns(texts: list[str]) -> dict[str, list[str] | None]:
     return result
 
 
-def _print_dry_run(cli: Cli, result: "BatchDryRun") -> None:
+def _print_dry_run(cli: Cli, result: BatchDryRun) -> None:
     estimate = result.estimate
     cli.output.facts(
         [
@@ -171,7 +169,7 @@ def _print_dry_run(cli: Cli, result: "BatchDryRun") -> None:
 
 
 def _print_errors(
-    cli: Cli, errors: "Sequence[Finding | BatchError]", count: int | None = None
+    cli: Cli, errors: Sequence[Finding | BatchError], count: int | None = None
 ) -> None:
     from rich.markup import escape
 
@@ -209,7 +207,7 @@ def _print_result(cli: Cli, done: DownloadResult) -> None:
     raise typer.Exit(ExitCode.JOB_FAILED)
 
 
-def _explain(cli: Cli, batch: "Batch") -> None:
+def _explain(cli: Cli, batch: Batch) -> None:
     _print_errors(cli, list(cli.client.batches.errors(batch.id)))
     if batch.counts.failed or batch.counts.expired:
         cli.output.note(
@@ -240,11 +238,11 @@ def list_batches(
     cli.output.rows(result, columns, empty="No such batches.")
 
 
-def _unsuccessful(batch: "Batch") -> int:
+def _unsuccessful(batch: Batch) -> int:
     return batch.counts.failed + batch.counts.expired
 
 
-def _images_of(batch: "Batch") -> str:
+def _images_of(batch: Batch) -> str:
     return f"{batch.images.done}/{batch.images.total}"
 
 
@@ -258,7 +256,7 @@ def status(cli: Cli, batch: BatchId) -> None:
         _print_errors(cli, list(cli.client.batches.errors(batch)))
 
 
-def _show(cli: Cli, batch: "Batch") -> None:
+def _show(cli: Cli, batch: Batch) -> None:
     counts = batch.counts
     names = ("queued", "running", "succeeded", "failed", "expired", "canceled")
     cli.output.facts(
@@ -312,7 +310,7 @@ def cancel(cli: Cli, batch: BatchId) -> None:
     _print_state(cli, cli.client.batches.cancel(batch))
 
 
-def _print_state(cli: Cli, batch: "Batch") -> None:
+def _print_state(cli: Cli, batch: Batch) -> None:
     cli.output.outcome(batch, f"{batch.id} is {state_of(batch)}.")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 from typer.core import TyperCommand
 
-from darkroom.cli.failures import ExitCode
+from darkroom.cli.failures import ExitCode, explain
 from darkroom.cli.output import Output
 
 if TYPE_CHECKING:
@@ -71,8 +71,6 @@ class Cli(typer.Context):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.PIPE) from None
         except Exception as error:
-            from darkroom.cli.failures import explain
-
             url = self.client.url if "client" in self.__dict__ else None
             failure = explain(error, self.options, url)
             if failure is None:

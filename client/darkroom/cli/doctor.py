@@ -10,6 +10,16 @@ from darkroom.cli.command import OPERATE, Cli, command
 from darkroom.cli.failures import ExitCode, explain, identify_address
 from darkroom.cli.output import ago, duration, plural, state_markup
 from darkroom.cli.worker_checks import Check, check_models, check_queues, check_workers
+from darkroom.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    ConfigurationError,
+    DarkroomError,
+    EmbeddingUnavailable,
+    NotReady,
+    PermissionDeniedError,
+)
 
 if TYPE_CHECKING:
     from darkroom import Client
@@ -54,7 +64,7 @@ def doctor(cli: Cli) -> None:
 
 def _run_checks(cli: Cli) -> Iterator[Check]:
     """All checks in order; if the server or the key fails, those that still make sense."""
-    from darkroom import Client, ConfigurationError
+    from darkroom import Client
 
     try:
         client = Client(cli.url, cli.api_key, timeout=_TIMEOUT, retries=0)
@@ -79,8 +89,6 @@ def _run_checks(cli: Cli) -> Iterator[Check]:
 
 def _guarded(name: str, probe: "Probe", client: "Client") -> Iterator[Check]:
     """The findings of `probe`, and one more if it fails."""
-    from darkroom import DarkroomError, PermissionDeniedError
-
     try:
         yield from probe(client)
     except PermissionDeniedError as error:
@@ -111,8 +119,6 @@ def _print(cli: Cli, check: Check) -> None:
 
 
 def _check_server(client: "Client") -> Check:
-    from darkroom import APIConnectionError, APIResponseValidationError, APIStatusError
-
     url = client.url
     try:
         served = client.health.live().version
@@ -163,8 +169,6 @@ _PART_ADVICE = {
 
 
 def _check_parts(client: "Client") -> Iterator[Check]:
-    from darkroom import NotReady
-
     try:
         client.health.ready()
     except NotReady as error:
@@ -196,8 +200,6 @@ def _check_key(client: "Client") -> Iterator[Check]:
 
 
 def _check_search(client: "Client") -> Iterator[Check]:
-    from darkroom import EmbeddingUnavailable
-
     try:
         client.search("an image", page_size=1).page()
     except EmbeddingUnavailable as error:
@@ -209,8 +211,6 @@ def _check_search(client: "Client") -> Iterator[Check]:
 
 def _check_images(client: "Client") -> Iterator[Check]:
     from humanize import naturalsize
-
-    from darkroom import DarkroomError
 
     for job in client.jobs.list(state="succeeded").take(1):
         for image in client.jobs.get(job.id).images[:1]:

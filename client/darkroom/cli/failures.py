@@ -5,13 +5,24 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import msgspec
 
-if TYPE_CHECKING:
-    from darkroom.cli.output import Output
-    from darkroom.errors import APIResponseValidationError, APIStatusError, DarkroomError
+from darkroom.cli.output import Output, json_text
+from darkroom.errors import (
+    APIConnectionError,
+    APIResponseValidationError,
+    APIStatusError,
+    BatchRejected,
+    ChecksumMismatch,
+    ConfigurationError,
+    DarkroomError,
+    JobNotSucceeded,
+    MalformedId,
+    WaitTimeoutError,
+    advice_in,
+)
 
 _MAX_SHOWN = 20
 _PROBE_SECONDS = 2.0
@@ -156,7 +167,7 @@ class Failure:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Extra fields for `--json`."""
 
-    def report(self, output: "Output") -> None:
+    def report(self, output: Output) -> None:
         """Print it to stderr."""
         if output.as_json:
             self._report_json(output)
@@ -171,9 +182,7 @@ class Failure:
         if self.request_id:
             output.note(f"[dim]Request id: {escape(self.request_id)}[/]")
 
-    def _report_json(self, output: "Output") -> None:
-        from darkroom.cli.output import json_text
-
+    def _report_json(self, output: Output) -> None:
         document = {
             "code": self.code,
             "message": self.message,
@@ -207,13 +216,6 @@ def explain(
 
     `options` are those of the failed command; `url` is the server it talked to.
     """
-    from darkroom.errors import (
-        APIResponseValidationError,
-        APIStatusError,
-        DarkroomError,
-        MalformedId,
-    )
-
     if isinstance(error, CliError):
         code = error.exit_code.name.lower()
         return Failure(error.exit_code, code, str(error), error.advice, facts=error.facts)
@@ -242,11 +244,9 @@ def _of_system(error: Exception) -> Failure | None:
 
 
 def _of_foreign_answer(
-    error: "APIStatusError | APIResponseValidationError", url: str | None
+    error: APIStatusError | APIResponseValidationError, url: str | None
 ) -> Failure:
     """For an answer that is not the API's, not even an error of the API."""
-    from darkroom.errors import APIStatusError
-
     exit_code, said = ExitCode.UNAVAILABLE, str(error)
     if isinstance(error, APIStatusError):
         exit_code = _BY_STATUS.get(error.status, exit_code)
@@ -277,9 +277,7 @@ def identify_address(url: str | None) -> str:
     return _NOT_DARKROOM
 
 
-def _of_problem(error: "APIStatusError", options: Collection[str]) -> Failure:
-    from darkroom.errors import BatchRejected, advice_in
-
+def _of_problem(error: APIStatusError, options: Collection[str]) -> Failure:
     fallback = ExitCode.UNAVAILABLE if error.status > 500 else ExitCode.INVALID
     advice = advice_in("cli", error)
     if error.status > 500:
@@ -306,24 +304,22 @@ def _of_problem(error: "APIStatusError", options: Collection[str]) -> Failure:
     )
 
 
-def _of_client(error: "DarkroomError") -> Failure:
-    from darkroom import errors
-
-    if isinstance(error, errors.ConfigurationError):
+def _of_client(error: DarkroomError) -> Failure:
+    if isinstance(error, ConfigurationError):
         advice = "Run `darkroom login`, or start a server with `make run`, then `. .darkroom/env`."
         return Failure(ExitCode.USAGE, "configuration", str(error), advice)
-    if isinstance(error, errors.JobNotSucceeded):
+    if isinstance(error, JobNotSucceeded):
         return _of_job(error)
-    if isinstance(error, errors.WaitTimeoutError):
+    if isinstance(error, WaitTimeoutError):
         resource = error.resource
         verb = "batch fetch" if resource.id.startswith("batch_") else "jobs watch"
         advice = f"The work continues. Follow it: darkroom {verb} {resource.id}"
         facts = {"id": resource.id, "state": resource.state}
         return Failure(ExitCode.TIMEOUT, "still_running", str(error), advice, facts=facts)
-    if isinstance(error, errors.APIConnectionError):
+    if isinstance(error, APIConnectionError):
         advice = "Is the server running, and is this its address? `darkroom doctor` checks."
         return Failure(ExitCode.UNAVAILABLE, "no_answer", str(error), advice)
-    if isinstance(error, errors.ChecksumMismatch):
+    if isinstance(error, ChecksumMismatch):
         return Failure(ExitCode.UNAVAILABLE, "damaged_download", str(error), "Try again.")
     return Failure(ExitCode.UNAVAILABLE, "unexpected_answer", str(error), _NOT_DARKROOM)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,9 +28,8 @@ from darkroom.cli.options import (
 from darkroom.cli.output import ago
 from darkroom.cli.previews import PreviewMode
 from darkroom.cli.progress import wants_previews
-
-if TYPE_CHECKING:
-    from darkroom import JobDryRun
+from darkroom.encoding import REFERENCES
+from darkroom.types import JobDryRun
 
 app = typer.Typer()
 
@@ -42,7 +41,6 @@ _CONTROL: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("low", "high"), int),
 }
 """What `--control` takes, and how it is read."""
-_REFERENCES = ("img_", "upl_", "https://", "http://", "data:")
 
 
 @command(
@@ -315,7 +313,7 @@ def _initial_image(text: str, option: str) -> Any:
     Raises:
         CliError: it is neither.
     """
-    if text.startswith(_REFERENCES):
+    if text.startswith(REFERENCES):
         return text
     if not Path(text).is_file():
         raise CliError(
@@ -324,7 +322,7 @@ def _initial_image(text: str, option: str) -> Any:
     return Path(text)
 
 
-def _print_dry_run(cli: Cli, result: "JobDryRun") -> None:
+def _print_dry_run(cli: Cli, result: JobDryRun) -> None:
     cli.output.facts(
         [
             ("model", result.model),

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,9 +23,7 @@ from darkroom.cli.options import (
     option_facts,
 )
 from darkroom.cli.previews import PreviewMode, choose, show
-
-if TYPE_CHECKING:
-    from darkroom.types.images import Deleted, Inspection, Provenance
+from darkroom.types.images import Deleted, Inspection, Provenance
 
 app = typer.Typer()
 
@@ -85,7 +83,7 @@ def inspect(
             cli.output.warning(note)
 
 
-def _receipt_facts(result: "Inspection") -> list[tuple[str, object]]:
+def _receipt_facts(result: Inspection) -> list[tuple[str, object]]:
     receipt = result.receipt
     model: Any = receipt.get("model") or {}
     scheduler: Any = receipt.get("scheduler") or {}
@@ -110,7 +108,7 @@ def _receipt_facts(result: "Inspection") -> list[tuple[str, object]]:
     ]
 
 
-def _provenance_text(provenance: "Provenance | None") -> str | None:
+def _provenance_text(provenance: Provenance | None) -> str | None:
     if provenance is None:
         return None
     if provenance.manifest is None:

@@ -8,6 +8,15 @@ import typer
 
 from darkroom.cli.command import OPERATE, Cli, command
 from darkroom.cli.failures import CliError, ExitCode
+from darkroom.configuration import (
+    LOOPBACK,
+    SavedKeys,
+    checked_key,
+    find_configuration,
+    find_url,
+    masked,
+)
+from darkroom.errors import ConfigurationError
 
 app = typer.Typer()
 
@@ -34,7 +43,6 @@ def login(
     read. Later commands use this server; --url chooses another with a saved key.
     """
     from darkroom import Client
-    from darkroom.configuration import SavedKeys, checked_key, find_url
 
     url, _ = find_url(server or cli.url or _ask_for_url())
     key = checked_key(cli.api_key or _ask_for_key(url))
@@ -52,9 +60,6 @@ def _cautions(url: str, key: str) -> list[str]:
     """What to know about a login that worked."""
     from rich.markup import escape
 
-    from darkroom import ConfigurationError
-    from darkroom.configuration import LOOPBACK, find_configuration
-
     cautions = []
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
@@ -70,9 +75,6 @@ def _cautions(url: str, key: str) -> list[str]:
 
 
 def _ask_for_url() -> str | None:
-    from darkroom import ConfigurationError
-    from darkroom.configuration import find_url
-
     try:
         known = find_url()[0]
     except ConfigurationError:
@@ -102,8 +104,6 @@ def logout(
     ] = None,
 ) -> None:
     """Forget the saved API key of a server. The key itself stays valid."""
-    from darkroom.configuration import SavedKeys
-
     saved = SavedKeys.read()
     url = (server or cli.url or saved.default or "").rstrip("/")
     if url not in saved.keys:
@@ -118,8 +118,6 @@ def logout(
 @command(app, "config", panel=OPERATE)
 def config(cli: Cli) -> None:
     """Show which server and key are used, where they come from, and what is saved."""
-    from darkroom.configuration import SavedKeys, find_configuration, masked
-
     found = find_configuration(cli.url, cli.api_key)
     saved = SavedKeys.read()
     others = [url for url in saved.keys if url != found.url]

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from darkroom.cli.command import GENERATE, Cli, command
+from darkroom.configuration import Configuration, find_configuration
 
 if TYPE_CHECKING:
     import httpx2
-
-    from darkroom.configuration import Configuration
 
 app = typer.Typer()
 
@@ -34,15 +33,13 @@ def mcp(cli: Cli) -> None:
     Tools, resources, progress and tasks are those of the server, which agents that speak HTTP reach
     at its path /mcp.
     """
-    from darkroom.configuration import find_configuration
-
     asyncio.run(Proxy(find_configuration(cli.url, cli.api_key)).run())
 
 
 class Proxy:
     """Sends each request to the service, and writes what it answers."""
 
-    def __init__(self, configuration: "Configuration") -> None:
+    def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._handshake: str | None = None
         """The protocol's version, where the client shook hands."""

@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.previews import PreviewMode
+from darkroom.types.jobs import JobSettings
 
 if TYPE_CHECKING:
     from darkroom import Client, Job, JobDryRun
@@ -101,10 +103,6 @@ def loras_of(job: "Job | JobDryRun") -> str | None:
 
 def option_facts(source: Mapping[str, Any]) -> list[tuple[str, object]]:
     """The options that the JSON of a job, a dry run or a receipt has, unless at their defaults."""
-    import msgspec
-
-    from darkroom.types.jobs import JobSettings
-
     return [
         (field.name.replace("_", " "), _shown(source[field.name]))
         for field in msgspec.structs.fields(JobSettings)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from darkroom.cli.output import Output, ago, plural
 from darkroom.cli.previews import PreviewMode, can_animate, choose, half_blocks
+from darkroom.errors import WaitTimeoutError
+from darkroom.types import ImageMade, JobChanged, PreviewMade, ProgressMade
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,8 +98,6 @@ def follow(handle: "JobHandle", view: JobView, timeout: float | None = None) -> 
     Raises:
         WaitTimeoutError: `timeout` seconds passed first. The job continues.
     """
-    from darkroom.errors import WaitTimeoutError
-
     arrivals: SimpleQueue[JobEvent | Exception | None] = SimpleQueue()
     # A stream may be silent for long; on its own thread it delays neither the deadline nor Ctrl-C.
     # The thread ends with the job, or with the process.
@@ -129,8 +129,6 @@ def _read(
 
 
 def _show(view: JobView, event: "JobEvent") -> None:
-    from darkroom import ImageMade, JobChanged, PreviewMade, ProgressMade
-
     if isinstance(event, JobChanged):
         view.status(status_of(event.job))
     elif isinstance(event, ProgressMade):

@@ -1,7 +1,7 @@
 """`darkroom search`, `history` and `recommend`: find earlier images and prompts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,10 +18,8 @@ from darkroom.cli.options import (
     pairs,
 )
 from darkroom.cli.output import Column, age, ago
-
-if TYPE_CHECKING:
-    from darkroom import Session as SessionInfo
-    from darkroom.types import HistoryImage, Hit, Recommendation
+from darkroom.types import HistoryImage, Hit, Recommendation
+from darkroom.types import Session as SessionInfo
 
 app = typer.Typer()
 

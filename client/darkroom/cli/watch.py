@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from darkroom.cli.command import GENERATE, Cli, command
-from darkroom.cli.failures import CliError, ExitCode
+from darkroom.cli.failures import CliError, ExitCode, explain
 from darkroom.cli.output import age, flat, plural, state_markup
 from darkroom.cli.previews import PreviewMode, can_animate, choose, half_blocks
+from darkroom.errors import (
+    APIConnectionError,
+    DarkroomError,
+    InternalServerError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -107,8 +115,6 @@ class _Source:
         return Snapshot(jobs, queues, workers)
 
     def _as_operator(self, ask: Callable[[], T]) -> T | None:
-        from darkroom import PermissionDeniedError
-
         if self._is_operator:
             try:
                 return ask()
@@ -118,8 +124,6 @@ class _Source:
 
     def thumbnail(self, image_id: str) -> bytes | None:
         """The image, small; None if it cannot be had now."""
-        from darkroom import DarkroomError, NotFoundError
-
         if image_id not in self._thumbnails:
             try:
                 self._thumbnails[image_id] = self.client.images.thumbnail(image_id)
@@ -153,9 +157,6 @@ def _print(cli: Cli, source: _Source, preview: PreviewMode) -> None:
 
 def _follow(cli: Cli, source: _Source, interval: float, preview: PreviewMode) -> None:
     from rich.live import Live
-
-    from darkroom import APIConnectionError, InternalServerError, RateLimitError
-    from darkroom.cli.failures import explain
 
     console = cli.output.out
     if console.is_dumb_terminal:

@@ -10,6 +10,7 @@ from darkroom.cli.command import Cli, command
 from darkroom.cli.failures import CliError, ExitCode
 from darkroom.cli.options import Limit, given, moment
 from darkroom.cli.output import Column, age, short, state_markup
+from darkroom.errors import InvalidWebhookSignatureError
 
 if TYPE_CHECKING:
     from darkroom.cli.receiver import Arrival, Receiver
@@ -78,7 +79,6 @@ def _open(port: int) -> "Receiver":
 
 
 def _verifier(secret: str) -> Any:
-    from darkroom.errors import InvalidWebhookSignatureError
     from darkroom.webhooks import verify
 
     def check(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:

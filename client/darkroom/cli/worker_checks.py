@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from darkroom.cli.output import ago, duration, plural
+from darkroom.errors import NotFoundError, PermissionDeniedError, WorkersUnknown
 
 if TYPE_CHECKING:
     from darkroom import Client, QueueDepth, Worker
@@ -61,8 +62,6 @@ def check_models(client: "Client") -> Iterator[Check]:
 
 def check_workers(client: "Client") -> Iterator[Check]:
     """Every worker, and whether there are CPU workers with a dispatcher among them."""
-    from darkroom import NotFoundError
-
     try:
         workers = client.workers.list().all()
     except NotFoundError:
@@ -114,8 +113,6 @@ def _check_worker(worker: "Worker") -> Check:
 
 def check_queues(client: "Client") -> Iterator[Check]:
     """Every queue, for an operator's key; for another, the position of the key's own jobs."""
-    from darkroom import NotFoundError, PermissionDeniedError, WorkersUnknown
-
     try:
         queues = client.queues.list().all()
     except (PermissionDeniedError, NotFoundError):
