@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 
 from shared.core.model_catalog import ModelSpec
 from tests.toy_models import make_t5_tokenizer, make_tokenizer, save_toy, t5_config
@@ -167,13 +168,12 @@ def assembled(name: str, parts: dict[str, Any]) -> Any:
 
 
 def _sd21() -> dict[str, Any]:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
     return {
-        "vae": AutoencoderKL(**_VAE, sample_size=512, scaling_factor=0.18215),
-        "text_encoder": CLIPTextModel(_text(hidden_size=1024, num_hidden_layers=23, heads=16)),
-        "unet": UNet2DConditionModel(
+        "vae": diffusers.AutoencoderKL(**_VAE, sample_size=512, scaling_factor=0.18215),
+        "text_encoder": transformers.CLIPTextModel(
+            _text(hidden_size=1024, num_hidden_layers=23, heads=16)
+        ),
+        "unet": diffusers.UNet2DConditionModel(
             sample_size=64,
             cross_attention_dim=1024,
             attention_head_dim=(5, 10, 20, 20),
@@ -183,14 +183,15 @@ def _sd21() -> dict[str, Any]:
 
 
 def _sdxl() -> dict[str, Any]:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
     return {
-        "vae": AutoencoderKL(**_VAE, sample_size=1024, scaling_factor=0.13025, force_upcast=True),
-        "text_encoder": CLIPTextModel(_text(hidden_size=768, num_hidden_layers=12, heads=12)),
+        "vae": diffusers.AutoencoderKL(
+            **_VAE, sample_size=1024, scaling_factor=0.13025, force_upcast=True
+        ),
+        "text_encoder": transformers.CLIPTextModel(
+            _text(hidden_size=768, num_hidden_layers=12, heads=12)
+        ),
         "text_encoder_2": _open_clip(),
-        "unet": UNet2DConditionModel(
+        "unet": diffusers.UNet2DConditionModel(
             sample_size=128,
             block_out_channels=(320, 640, 1280),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -208,17 +209,14 @@ def _sdxl() -> dict[str, Any]:
 
 def _sd3(layers: int = 24) -> dict[str, Any]:
     """Medium."""
-    from diffusers import AutoencoderKL, SD3Transformer2DModel
-    from transformers import CLIPTextModelWithProjection, T5EncoderModel
-
     return {
-        "vae": AutoencoderKL(**_FLOW_VAE, scaling_factor=1.5305, shift_factor=0.0609),
-        "text_encoder": CLIPTextModelWithProjection(
+        "vae": diffusers.AutoencoderKL(**_FLOW_VAE, scaling_factor=1.5305, shift_factor=0.0609),
+        "text_encoder": transformers.CLIPTextModelWithProjection(
             _text(hidden_size=768, num_hidden_layers=12, heads=12, projection_dim=768)
         ),
         "text_encoder_2": _open_clip(),
-        "text_encoder_3": T5EncoderModel(t5_config(4096)),
-        "transformer": SD3Transformer2DModel(
+        "text_encoder_3": transformers.T5EncoderModel(t5_config(4096)),
+        "transformer": diffusers.SD3Transformer2DModel(
             sample_size=128,
             num_layers=layers,
             attention_head_dim=64,
@@ -233,14 +231,13 @@ def _sd3(layers: int = 24) -> dict[str, Any]:
 
 def _flux(layers: tuple[int, int] = (19, 38)) -> dict[str, Any]:
     """Dev."""
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
-    from transformers import CLIPTextModel, T5EncoderModel
-
     return {
-        "vae": AutoencoderKL(**_FLOW_VAE, scaling_factor=0.3611, shift_factor=0.1159),
-        "text_encoder": CLIPTextModel(_text(hidden_size=768, num_hidden_layers=12, heads=12)),
-        "text_encoder_2": T5EncoderModel(t5_config(4096)),
-        "transformer": FluxTransformer2DModel(
+        "vae": diffusers.AutoencoderKL(**_FLOW_VAE, scaling_factor=0.3611, shift_factor=0.1159),
+        "text_encoder": transformers.CLIPTextModel(
+            _text(hidden_size=768, num_hidden_layers=12, heads=12)
+        ),
+        "text_encoder_2": transformers.T5EncoderModel(t5_config(4096)),
+        "transformer": diffusers.FluxTransformer2DModel(
             num_layers=layers[0], num_single_layers=layers[1], guidance_embeds=True
         ),
     }
@@ -284,18 +281,14 @@ _REST: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
 
 
 def _open_clip() -> Any:
-    from transformers import CLIPTextModelWithProjection
-
-    return CLIPTextModelWithProjection(
+    return transformers.CLIPTextModelWithProjection(
         _text(hidden_size=1280, num_hidden_layers=32, heads=20, projection_dim=1280)
     )
 
 
 def _text(*, heads: int, hidden_size: int, **values: Any) -> Any:
-    from transformers import CLIPTextConfig
-
     tokenizer = make_tokenizer()
-    return CLIPTextConfig(
+    return transformers.CLIPTextConfig(
         vocab_size=49408,
         hidden_size=hidden_size,
         intermediate_size=4 * hidden_size,

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 
+from shared.core.schedulers import SCHEDULERS
 from tests.bench.gpu.models import Opened, free
 from tests.bench.gpu.record import Numbers
 from worker.engine.batched_backend import BatchedBackend
@@ -48,10 +50,6 @@ def bare(model: Opened, batch: int, load: Load) -> Measure:
 
 def bare_call(model: Opened) -> Callable[[Sequence[int]], None]:
     """The pipeline over a list of seeds, pixels on the host when it returns."""
-    import diffusers
-
-    from shared.core.schedulers import SCHEDULERS
-
     pipeline, choice = model.pipeline, SCHEDULERS[model.scheduler]
     base = pipeline.scheduler.config
 

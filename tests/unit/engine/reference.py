@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,9 +29,7 @@ class Reference:
     def __init__(
         self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> None:
-        from diffusers import DiffusionPipeline
-
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype)
         self._from_text = pipeline.to(device)
         self._from_text.set_progress_bar_config(disable=True)
         self._base_config = self._from_text.scheduler.config
@@ -46,27 +45,21 @@ class Reference:
 
     @cached_property
     def _from_image(self) -> Any:
-        from diffusers import AutoPipelineForImage2Image, SanaSprintImg2ImgPipeline
-
         if type(self._from_text).__name__ == "SanaSprintPipeline":  # unknown to AutoPipeline
-            pipeline = SanaSprintImg2ImgPipeline(**self._from_text.components)
+            pipeline = diffusers.SanaSprintImg2ImgPipeline(**self._from_text.components)
         else:
-            pipeline = AutoPipelineForImage2Image.from_pipe(self._from_text)
+            pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(self._from_text)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     @cached_property
     def _inpaint(self) -> Any:
-        from diffusers import AutoPipelineForInpainting
-
-        pipeline = AutoPipelineForInpainting.from_pipe(self._from_text)
+        pipeline = diffusers.AutoPipelineForInpainting.from_pipe(self._from_text)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def _controlled(self, request: ImageRequest) -> Any:
         """The pipeline of this kind of request with the ControlNets that it names."""
-        import diffusers
-
         ending = "Inpaint" if request.mask else "Img2Img" if request.from_image else ""
         name = type(self._from_text).__name__.replace("Inpaint", "")
         name = name.replace("Pipeline", f"ControlNet{ending}Pipeline")
@@ -119,8 +112,6 @@ class Reference:
 
     def together(self, requests: Sequence[ImageRequest]) -> list[Any]:
         """Images from text in one call, which takes all but prompts and seeds from the first."""
-        import diffusers
-
         first, pipeline = requests[0], self._from_text
         scheduler_class = getattr(diffusers, SCHEDULERS[first.scheduler].class_name)
         overrides = SCHEDULERS[first.scheduler].overrides
@@ -145,8 +136,6 @@ class Reference:
         return kept.latents
 
     def _call(self, request: ImageRequest, output: str, more: Arguments) -> Any:
-        import diffusers
-
         self.set_loras(request.loras)
         choice = SCHEDULERS[request.scheduler]
         scheduler_class = getattr(diffusers, choice.class_name)
