@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 from deploy.demo_model import vae
 from deploy.demo_model.diffusion import TrainedUNet, scheduler
 from deploy.demo_model.preset import EMPTY_CAPTIONS, TOKENS, Preset
+from deploy.demo_model.text import add_slow_tokenizer_files
 
 
 def export(
@@ -46,7 +47,8 @@ def export(
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.float16).save_pretrained(fresh, safe_serialization=True)
-    _add_slow_tokenizer_files(tokenizer, fresh / "tokenizer")
+    learnt = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    add_slow_tokenizer_files(learnt, fresh / "tokenizer")
     # Without a dtype asked for, diffusers loads its own modules in float32 and transformers
     # its in the dtype named here: they must agree, or the bare from_pretrained() is broken.
     _change(fresh / "text_encoder" / "config.json", dtype="float32")
@@ -69,14 +71,6 @@ def _change(config: Path, **changes: str | None) -> None:
         name: value for name, value in entries.items() if value is not None or name not in changes
     }
     config.write_text(json.dumps(kept, indent=2) + "\n")
-
-
-def _add_slow_tokenizer_files(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """vocab.json and merges.txt, which transformers 4 asks for and 5 no longer writes."""
-    learnt = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(learnt["vocab"], ensure_ascii=False))
-    lines = [f"{left} {right}" for left, right in learnt["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
 
 
 def _card(

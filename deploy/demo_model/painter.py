@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,8 +33,8 @@ class _Order:
     checkpoint: Path
     texts: list[str]
     first_seed: int
-    guidance: float
-    negative: str
+    guidance: float = GUIDANCE
+    negative: str = ""
     starts: np.ndarray | None = None
     """For image to image: float32 [n, 3, size, size] in -1 to 1."""
     strength: float | None = None
@@ -62,39 +62,21 @@ class Painter:
         lora: Path | None = None,
     ) -> Tensor:
         """Images [n, 3, size, size] in -1 to 1; image i has seed i."""
-        orders = self._orders(texts, guidance, negative)
-        return self._deliver([replace(order, lora=lora) for order in orders])
+        orders = self._orders(texts, guidance=guidance, negative=negative, lora=lora)
+        return self._deliver(orders)
 
     def repaint(self, texts: list[str], starts: Tensor, strength: float) -> Tensor:
         """Image to image from `starts` [n, 3, size, size] in -1 to 1."""
-        return self._deliver(
-            [
-                replace(
-                    order,
-                    starts=starts[order.first_seed : order.first_seed + _BATCH].numpy(),
-                    strength=strength,
-                )
-                for order in self._orders(texts, GUIDANCE, "")
-            ]
-        )
+        return self._deliver(self._orders(texts, starts=starts, strength=strength))
 
     def trace(self, texts: list[str], maps: Tensor, controlnet: Path) -> Tensor:
         """Images for which a ControlNet sees maps [n, 3, size, size] in 0 to 1; image i has seed
         i."""
-        return self._deliver(
-            [
-                replace(
-                    order,
-                    controlnet=controlnet,
-                    maps=maps[order.first_seed : order.first_seed + _BATCH].numpy(),
-                )
-                for order in self._orders(texts, GUIDANCE, "")
-            ]
-        )
+        return self._deliver(self._orders(texts, maps=maps, controlnet=controlnet))
 
     def seconds_for_one(self, text: str) -> float:
         """The best of five warm runs of one image, on all cores."""
-        [order] = self._orders([text], GUIDANCE, "")
+        [order] = self._orders([text])
         _fill(order)
         runs = []
         for _ in range(5):
@@ -103,11 +85,17 @@ class Painter:
             runs.append(time.perf_counter() - began)
         return min(runs)
 
-    def _orders(self, texts: list[str], guidance: float, negative: str) -> list[_Order]:
-        return [
-            _Order(self._checkpoint, texts[at : at + _BATCH], at, guidance, negative)
-            for at in range(0, len(texts), _BATCH)
-        ]
+    def _orders(self, texts: list[str], **more: Any) -> list[_Order]:
+        """Of tensors among `more`, each order gets its own part."""
+        orders = []
+        for at in range(0, len(texts), _BATCH):
+            part = slice(at, at + _BATCH)
+            own: dict[str, Any] = {
+                name: value[part].numpy() if isinstance(value, Tensor) else value
+                for name, value in more.items()
+            }
+            orders.append(_Order(self._checkpoint, texts[part], at, **own))
+        return orders
 
     def _deliver(self, orders: list[_Order]) -> Tensor:
         images = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing import parent_process
 from threading import Thread
@@ -58,27 +59,19 @@ class ProcessGroup:
         distributed.broadcast(shared, src=0)
         return shared.item()
 
-    def first_alone(self) -> _FirstAlone:
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
         """A block that rank 0 runs first, and the others once its results are on disk."""
-        return _FirstAlone(self)
+        if not self.is_leader:
+            self.wait()
+        yield
+        if self.is_leader:
+            self.wait()
 
     def wait(self) -> None:
         """Returns when every process of the team has come here."""
         if self.size > 1:
             distributed.barrier()
-
-
-class _FirstAlone:
-    def __init__(self, group: ProcessGroup) -> None:
-        self._group = group
-
-    def __enter__(self) -> None:
-        if not self._group.is_leader:
-            self._group.wait()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._group.is_leader and kind is None:
-            self._group.wait()
 
 
 def run(size: int, task: TrainingTask) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,14 +95,20 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     learnt = json.loads(learner.to_str())["model"]
     merges = [tuple(pair) for pair in learnt["merges"]]
     folder.mkdir(parents=True, exist_ok=True)
-    # Written by hand as well, since transformers 5 saves only its own tokenizer.json.
-    (folder / "vocab.json").write_text(json.dumps(learnt["vocab"], ensure_ascii=False))
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
-    )
+    add_slow_tokenizer_files(learnt, folder)
     tokenizer = CLIPTokenizer(vocab=learnt["vocab"], merges=merges, model_max_length=TOKENS)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def add_slow_tokenizer_files(learnt: dict[str, Any], folder: Path) -> None:
+    """vocab.json and merges.txt, which transformers 4 asks for and 5 no longer writes.
+
+    `learnt` is the `model` of a tokenizer.json.
+    """
+    (folder / "vocab.json").write_text(json.dumps(learnt["vocab"], ensure_ascii=False))
+    lines = [f"{left} {right}" for left, right in learnt["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines, ""]))
 
 
 def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
