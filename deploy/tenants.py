@@ -9,7 +9,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from shared.core import tenants
-from shared.core.keys import ParsedKey, new_key, parse_key
+from shared.core.keys import GeneratedKey, ParsedKey, new_key, parse_key
 from shared.core.quotas import Quotas
 from shared.core.settings import with_driver
 from shared.core.tenants import OPERATOR, RESOURCES, ApiKey
@@ -43,7 +43,7 @@ def register_key(
         raise ValueError("not a well-formed API key")
     with database_session(database_url) as session:
         if session.scalars(tenants.find_key(parsed.id)).one_or_none() is None:
-            _insert(session, parsed, tenant=tenant, name=name, scopes=scopes)
+            _insert(session, parsed, tenant, name, scopes)
 
 
 def create_key(
@@ -56,37 +56,9 @@ def create_key(
     quotas: Quotas | None = None,
 ) -> str:
     """A new key of a tenant, made on first use; the key is shown once and never stored."""
-    with database_session(database_url) as session:
-        return add_key(
-            session,
-            tenant=tenant,
-            name=name,
-            scopes=scopes,
-            expires_at=expires_at,
-            quotas=quotas,
-        )
-
-
-def add_key(
-    session: Session,
-    *,
-    tenant: str,
-    name: str,
-    scopes: Sequence[str],
-    expires_at: datetime | None = None,
-    quotas: Quotas | None = None,
-) -> str:
-    """The same in a transaction of the caller's."""
     key = new_key()
-    _insert(
-        session,
-        ParsedKey(key.id, key.secret_hash),
-        tenant=tenant,
-        name=name,
-        scopes=scopes,
-        expires_at=expires_at,
-        quotas=quotas,
-    )
+    with database_session(database_url) as session:
+        _insert(session, key, tenant, name, scopes, expires_at=expires_at, quotas=quotas)
     return key.key
 
 
@@ -164,18 +136,18 @@ def create_tenant(database_url: str, name: str) -> None:
 
 def _insert(
     session: Session,
-    parsed: ParsedKey,
-    *,
+    key: ParsedKey | GeneratedKey,
     tenant: str,
     name: str,
     scopes: Sequence[str],
+    *,
     expires_at: datetime | None = None,
     quotas: Quotas | None = None,
 ) -> None:
     tenant_id = session.scalars(tenants.ensure_tenant(tenant)).one()
     limits = quotas.stored() if quotas else None
     insertion = tenants.insert_key(
-        parsed, tenant_id, name, scopes, expires_at=expires_at, quotas=limits
+        key, tenant_id, name, scopes, expires_at=expires_at, quotas=limits
     )
     session.execute(insertion)
 

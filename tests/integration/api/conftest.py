@@ -15,7 +15,7 @@ import redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.tenants import add_key
+from deploy.tenants import create_key
 from shared.core.broker import INTERACTIVE, generate_queue
 from shared.core.ids import decode_id
 from shared.core.quotas import Quotas
@@ -62,14 +62,14 @@ def open_relays(environment: dict[str, str]) -> Iterator[Relays]:
 
 
 @pytest.fixture(scope="session")
-def make_key(database: sessionmaker[Session]) -> Callable[..., str]:
+def make_key(environment: dict[str, str]) -> Callable[..., str]:
     """A new key of a tenant, with every scope unless told."""
 
     def make(
         tenant: str, scopes: tuple[str, ...] = EVERY_SCOPE, quotas: Quotas | None = None
     ) -> str:
-        with database.begin() as session:
-            return add_key(session, tenant=tenant, name=tenant, scopes=scopes, quotas=quotas)
+        url = environment["DARKROOM_DATABASE_URL"]
+        return create_key(url, tenant=tenant, name=tenant, scopes=scopes, quotas=quotas)
 
     return make
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.tenants import add_key, create_key
+from deploy.tenants import create_key
 from shared.core.settings import Settings
 from tests.conftest import for_the_session
 from tests.integration.api.relay import Relay
@@ -47,14 +46,14 @@ def guarded(
 
 
 @pytest.fixture
-def client_with(guarded: ApiProcess, database: sessionmaker[Session]) -> Iterator[MakeClient]:
+def client_with(guarded: ApiProcess, settings: Settings) -> Iterator[MakeClient]:
     """Makes clients with fresh keys: `client_with(scopes=…, tenant=…, quotas=…)`."""
+    url = settings.database_url.get_secret_value()
     opened: list[httpx2.Client] = []
 
     def make(**fields: Any) -> httpx2.Client:
         usual: dict[str, Any] = {"tenant": "keyring", "name": "test", "scopes": ["jobs"]}
-        with database.begin() as session:
-            key = add_key(session, **{**usual, **fields})
+        key = create_key(url, **{**usual, **fields})
         opened.append(guarded.client(key))
         return opened[-1]
 
