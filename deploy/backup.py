@@ -24,6 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from mimetypes import guess_type
@@ -33,10 +34,12 @@ from typing import Any, NamedTuple, TypeVar
 from prometheus_client import Gauge
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import TypeAdapter
-from sqlalchemy import create_engine, inspect, select, text
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from deploy.bootstrap import ensure_bucket
+from deploy.tenants import database_session
 from shared.batches.models import BatchFile
 from shared.core.errors import StorageUnavailable
 from shared.core.logging import configure_logging
@@ -105,12 +108,14 @@ def save(settings: Settings, folder: Path, keep: int = 7) -> dict[str, Any]:
         copied += _copy_out(storage, folder / OBJECTS)
     finally:
         storage.close()
+    with _session(settings) as session:
+        revision = str(session.scalar(text("SELECT version_num FROM alembic_version")))
     _put_aside(folder, keep)
     partial.replace(folder / DUMP)
     manifest = {
         "begun_at": begun.isoformat(timespec="seconds"),
         "ended_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "revision": _revision(settings),
+        "revision": revision,
         "dump_sha256": _sha256(folder / DUMP),
         "objects": sum(1 for path in (folder / OBJECTS).rglob("*") if path.is_file()),
         "objects_new": copied,
@@ -157,8 +162,9 @@ def restore(settings: Settings, folder: Path) -> dict[str, Any]:
         raise BackupFailed(f"{folder / MANIFEST} is damaged") from error
     if _sha256(folder / DUMP) != wanted:
         raise BackupFailed(f"{folder / DUMP} is not the dump in the manifest")
-    if _tables(settings):
-        raise BackupFailed("the database is not empty; restore into a new one")
+    with _session(settings) as session:
+        if inspect(session.connection()).get_table_names():
+            raise BackupFailed("the database is not empty; restore into a new one")
     ensure_bucket(settings)
     storage = Storage(settings, max_connections=_THREADS)
     try:
@@ -200,13 +206,9 @@ def _expected(settings: Settings) -> Iterable[Expected]:
         select(Upload.s3_key, Upload.sha256),
         select(BatchFile.s3_key, BatchFile.sha256),
     ]
-    engine = create_engine(settings.database_url.get_secret_value())
-    try:
-        with engine.connect() as connection:
-            for statement in statements:
-                yield from (Expected(*row) for row in connection.execute(statement))
-    finally:
-        engine.dispose()
+    with _session(settings) as session:
+        for statement in statements:
+            yield from (Expected(*row) for row in session.execute(statement))
 
 
 def _copy_out(storage: Storage, folder: Path) -> int:
@@ -295,21 +297,8 @@ def _find_postgres_tool(name: str) -> str:
     return program
 
 
-def _tables(settings: Settings) -> list[str]:
-    engine = create_engine(settings.database_url.get_secret_value())
-    try:
-        return inspect(engine).get_table_names()
-    finally:
-        engine.dispose()
-
-
-def _revision(settings: Settings) -> str:
-    engine = create_engine(settings.database_url.get_secret_value())
-    try:
-        with engine.connect() as connection:
-            return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
-    finally:
-        engine.dispose()
+def _session(settings: Settings) -> AbstractContextManager[Session]:
+    return database_session(settings.database_url.get_secret_value())
 
 
 def _sha256(path: Path) -> str:
