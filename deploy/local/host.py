@@ -153,9 +153,8 @@ def wait_until(
     what: str,
     seconds: float,
     stop: threading.Event | None = None,
-    interval: float = 0.05,
 ) -> None:
-    """Returns when ``condition`` is true; it is asked every ``interval`` seconds.
+    """Returns when ``condition`` is true; it is asked 20 times a second.
 
     Raises:
         ServerFailedError: it was not true within ``seconds``; the message names ``what``.
@@ -166,5 +165,5 @@ def wait_until(
     while not condition():
         if time.monotonic() > deadline:
             raise ServerFailedError(f"{what} did not answer within {seconds:.0f} s")
-        if event.wait(interval):
+        if event.wait(0.05):
             raise StopRequestedError

@@ -168,12 +168,12 @@ def describe_failure(program: Program, code: int) -> str:
     return "\n".join([sentence, *(f"    {line}" for line in lines)])
 
 
-def last_lines(log: Path, count: int = 30) -> list[str]:
-    """The end of a log file; at most its last 64 KiB are read."""
+def last_lines(log: Path) -> list[str]:
+    """The end of a log file: 30 lines, and no more than its last 64 KiB."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 65_536))
-            return file.read().decode("utf-8", "replace").splitlines()[-count:]
+            return file.read().decode("utf-8", "replace").splitlines()[-30:]
     except OSError:
         return []
 

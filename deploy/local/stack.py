@@ -5,7 +5,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,69 +82,6 @@ class Terminal:
         with self._console.status(name) if self._console.is_terminal else contextlib.nullcontext():
             yield
         self.fact(name, f"{detail!s:<42}{time.monotonic() - began:5.1f} s")
-
-
-class ApiClient:
-    """The few calls by which the stack proves itself: through the HTTP API and nothing else."""
-
-    def __init__(self, url: str, key: str, stop: threading.Event) -> None:
-        """``stop`` ends every wait."""
-        self._http = httpx2.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=30,
-            trust_env=False,  # this machine needs no proxy
-        )
-        self._stop = stop
-
-    def upload(self, image: Path) -> str:
-        """Sends an image; returns its upload id."""
-        answer = self._http.post("/v1/uploads", files={"file": (image.name, image.read_bytes())})
-        return str(_checked(answer)["id"])
-
-    def generate(
-        self, job: dict[str, Any], *, seconds: float, meanwhile: Callable[[], None]
-    ) -> dict[str, Any]:
-        """Submits a job and returns it when it has succeeded.
-
-        ``meanwhile`` is called between polls, and may raise to end the wait.
-
-        Raises:
-            StackError: it was refused, it failed, or it took longer than ``seconds``.
-            StopRequestedError: the user wants to stop.
-        """
-        submitted = _checked(self._http.post("/v1/jobs", json=job))
-        deadline = time.monotonic() + seconds
-        while True:
-            latest = _checked(self._http.get(f"/v1/jobs/{submitted['id']}"))
-            if latest["state"] in _DONE:
-                break
-            if time.monotonic() > deadline:
-                raise StackError(
-                    f"job {latest['id']} is still {latest['state']} after {seconds:.0f} s"
-                )
-            meanwhile()
-            if self._stop.wait(_POLL_SECONDS):
-                raise StopRequestedError
-        if latest["state"] != "succeeded":
-            reason = (latest.get("error") or {}).get("message", "no reason was given")
-            raise StackError(f"job {latest['id']} {latest['state']}: {reason}")
-        return latest
-
-    def save(self, job: dict[str, Any], path: Path) -> Path:
-        """Saves the first image of a job; returns ``path``."""
-        image = job["images"][0]["id"]
-        answer = self._http.get(
-            f"/v1/images/{image}/content", follow_redirects=False, params={"proxy": "1"}
-        )
-        if answer.status_code != 200:
-            raise StackError(f"GET {answer.request.url} answered {answer.status_code}")
-        path.write_bytes(answer.content)
-        return path
-
-    def close(self) -> None:
-        """Closes its connections."""
-        self._http.close()
 
 
 def _checked(answer: httpx2.Response) -> dict[str, Any]:
@@ -233,19 +170,48 @@ class LocalStack:
                 part.start(self._stop)
         self._write_environment()
 
-    def generate(self, job: dict[str, Any], image: Path) -> dict[str, Any]:
-        """Runs one job through the API and saves its first image; returns the job."""
-        with contextlib.closing(ApiClient(self.url, self.key, self._stop)) as client:
-            done = client.generate(
-                job, seconds=_FIRST_JOB_SECONDS, meanwhile=self._require_all_running
-            )
-            client.save(done, image)
-        return done
+    def generate(self, job: dict[str, Any], image: Path) -> None:
+        """Runs one job through the API and saves its first image.
+
+        Raises:
+            StackError: it was refused, it failed, took too long, or a part has ended meanwhile.
+            StopRequestedError: the user wants to stop.
+        """
+        with self._client() as client:
+            latest = _checked(client.post("/v1/jobs", json=job))
+            deadline = time.monotonic() + _FIRST_JOB_SECONDS
+            while latest["state"] not in _DONE:
+                if time.monotonic() > deadline:
+                    raise StackError(
+                        f"job {latest['id']} is still {latest['state']} after "
+                        f"{_FIRST_JOB_SECONDS:.0f} s"
+                    )
+                self._require_all_running()
+                if self._stop.wait(_POLL_SECONDS):
+                    raise StopRequestedError
+                latest = _checked(client.get(f"/v1/jobs/{latest['id']}"))
+            if latest["state"] != "succeeded":
+                reason = (latest.get("error") or {}).get("message", "no reason was given")
+                raise StackError(f"job {latest['id']} {latest['state']}: {reason}")
+            made = f"/v1/images/{latest['images'][0]['id']}/content"
+            answer = client.get(made, follow_redirects=False, params={"proxy": "1"})
+        if answer.status_code != 200:
+            raise StackError(f"GET {answer.request.url} answered {answer.status_code}")
+        image.write_bytes(answer.content)
 
     def upload(self, image: Path) -> str:
         """Sends an image through the API; returns its upload id."""
-        with contextlib.closing(ApiClient(self.url, self.key, self._stop)) as client:
-            return client.upload(image)
+        with self._client() as client:
+            answer = client.post("/v1/uploads", files={"file": (image.name, image.read_bytes())})
+        return str(_checked(answer)["id"])
+
+    def _client(self) -> httpx2.Client:
+        return httpx2.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=30,
+            trust_env=False,  # this machine needs no proxy
+        )
 
     def watch(self) -> None:
         """Keeps every part alive until a stop is wanted.
