@@ -204,9 +204,9 @@ class BatchedBackend(LoadedBackend):
         """One image at a time, which is the VAE's fixed shape."""
         self._use_threads(row.request)
         image, begin, _ = self._measured("decode", lambda: self._family.decode(row))
-        download = start_download(image, self._device)
+        downloaded = start_download(image, self._device)
         end = self._device.mark()
-        return Measured(lambda: self._in_place(download.image(), row.request), begin, end)
+        return Measured(lambda: self._in_place(downloaded(), row.request), begin, end)
 
     def _in_place(self, image: DecodedImage, request: ImageRequest) -> DecodedImage:
         """In the initial image, where the request repaints only a part of it."""

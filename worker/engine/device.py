@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-import numpy as np
 import torch
 
 from worker.engine.backend import DecodedImage
@@ -260,27 +259,23 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def start_download(image: torch.Tensor, device: Device) -> "Download":
+def start_download(image: torch.Tensor, device: Device) -> Callable[[], DecodedImage]:
     """Round a decoded image to bytes on the device and start copying it to the host.
 
     Args:
         image: (1, 3, height, width) in about -1 … 1. The rounding is that of diffusers: halved
             and shifted in the image's own dtype, scaled to 255 in float32, half to even.
+
+    Returns:
+        What gives the image, once the device has passed the mark set after this download.
     """
     unit = (image * 0.5 + 0.5).clamp(0, 1)
     pixels = (unit.permute(0, 2, 3, 1).float() * 255).round()
     sound = torch.isfinite(image).all() & (pixels.amax() > 0)
-    return Download(device.to_host(pixels.to(torch.uint8)), device.to_host(sound))
+    host, is_sound = device.to_host(pixels.to(torch.uint8)), device.to_host(sound)
 
+    def downloaded() -> DecodedImage:
+        # A copy: what is downloaded is page-locked.
+        return DecodedImage(host[0].numpy().copy(), bool(is_sound))
 
-class Download:
-    """Pixels on their way to the host."""
-
-    def __init__(self, pixels: torch.Tensor, sound: torch.Tensor) -> None:
-        self._pixels = pixels
-        self._sound = sound
-
-    def image(self) -> DecodedImage:
-        """The image, once the device has passed the mark set after this download."""
-        pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = self._pixels[0].numpy()
-        return DecodedImage(pixels.copy(), bool(self._sound))  # what is downloaded is page-locked
+    return downloaded

@@ -30,6 +30,7 @@ from worker.engine.interface import (
 from worker.engine.loaded import LoadedBackend, LoadedModel
 from worker.engine.pipeline_run import PipelineRun
 from worker.engine.prompts import Truncation, clip_reader
+from worker.engine.warm_up import trial_request
 
 
 class PipelineBackend(LoadedBackend):
@@ -60,16 +61,7 @@ class PipelineBackend(LoadedBackend):
         started, spec = time.monotonic(), self._loaded.spec
         table = []
         for width, height in spec.sizes_to_warm:
-            request = ImageRequest(
-                prompt="a photograph",
-                negative_prompt=None,
-                seed=0,
-                width=width,
-                height=height,
-                steps=2,
-                guidance_scale=spec.default_guidance_scale,
-                scheduler=spec.scheduler,
-            )
+            request = trial_request(self._loaded, width, height, steps=2)
             begun = time.perf_counter()
             pixels = self._call(self._pipeline, request).finish()
             if pixels.shape != (height, width, 3):

@@ -117,6 +117,6 @@ def _with_parts(family: Family, parts: Mapping[str, torch.nn.Module]) -> Family:
 def _image(family: Family, row: Row) -> DecodedImage:
     device = family.device
     image = device.run("decode", lambda: family.decode(row))
-    download = start_download(image, device)
+    downloaded = start_download(image, device)
     device.mark().wait()
-    return download.image()
+    return downloaded()

@@ -120,7 +120,7 @@ class TickRunner(Generic[R]):
         except Exception as error:
             self._tick_failed(batch.shape, entries, error)
             return
-        updates = [self._progress(entry) for entry in entries if entry.listener is not None]
+        updates = [tell for entry in entries if (tell := self._progress(entry)) is not None]
         self._pending.append(lambda: self._finish_tick(batch.shape, entries, work, updates))
         for entry, state in zip(entries, states, strict=True):
             if state.error is not None:
@@ -148,14 +148,17 @@ class TickRunner(Generic[R]):
             self._give_up(entry, OutOfMemory(_NO_ROOM))
         return False
 
-    def _progress(self, entry: InFlightRequest[R]) -> Callable[[], None]:
-        """The update to give once the tick is done; its preview is drawn now, from this tick."""
+    def _progress(self, entry: InFlightRequest[R]) -> Callable[[], None] | None:
+        """The update to give once the tick is done; its preview is drawn now, from this tick.
+
+        None: nobody listens, or it is not due.
+        """
         state, listener = entry.state, entry.listener
         if state is None or listener is None:
-            return _nothing
+            return None
         step, steps, work_done = self._way(entry, state)
         if not listener.due(step, steps):
-            return _nothing
+            return None
         preview = self._preview(state) if entry.request.previews else None
         update = StepUpdate(step, steps, None, work_done)
         return lambda: self._notifier.tell(listener, update, preview)
@@ -391,7 +394,3 @@ class TickRunner(Generic[R]):
 def _made_again(first: RunFacts, last: RunFacts) -> RunFacts:
     """A first pass's facts after a rescue, which makes both passes as `last` says."""
     return replace(first, dtype=last.dtype, batch_size=last.batch_size, speed=last.speed)
-
-
-def _nothing() -> None:
-    """An update that is not due."""

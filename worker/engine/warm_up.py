@@ -65,12 +65,13 @@ def warm_up(loaded: LoadedModel, model: Model, room: Room) -> WarmUpReport:
     deadline = time.monotonic() + _PROOF_SECONDS
     for width, height in spec.sizes_to_warm:
         shape = model.shape(
-            _request(loaded, width, height), min(model.base or rows, room.limit(width * height))
+            trial_request(loaded, width, height),
+            min(model.base or rows, room.limit(width * height)),
         )
         model.will_warm(shape)
-        _prove(model, _request(loaded, width, height), deadline)
+        _prove(model, trial_request(loaded, width, height), deadline)
         if not model.family.variant_per_text:
-            unguided = replace(_request(loaded, width, height), guidance_scale=1.0)
+            unguided = replace(trial_request(loaded, width, height), guidance_scale=1.0)
             _prove(model, unguided, deadline)
         fitting, seconds = _generate_what_fits(loaded, model, shape, room)
         table.append(TickTime(width, height, fitting.batch_size, seconds))
@@ -90,7 +91,7 @@ def _choose_threads(loaded: LoadedModel, model: Model) -> int:
     device = loaded.device
     if "OMP_NUM_THREADS" in os.environ:
         return device.cpu_threads or 1
-    request = _request(loaded, loaded.spec.default_width, loaded.spec.default_height)
+    request = trial_request(loaded, loaded.spec.default_width, loaded.spec.default_height)
     shape = model.shape(request, 1)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     chosen, seconds = 1, 0.0
@@ -111,7 +112,7 @@ def _choose_base(loaded: LoadedModel, model: Model, rows: int) -> int:
     it as the model's base; returns the rows of the largest batch."""
     if not model.family.sizes_agree or loaded.spec.compile == "inductor":
         return rows
-    request = _request(loaded, loaded.spec.default_width, loaded.spec.default_height)
+    request = trial_request(loaded, loaded.spec.default_width, loaded.spec.default_height)
     for base in (size for size in _CANDIDATES if size < rows):
         shape = model.shape(request, base)
         model.will_warm(shape)
@@ -162,7 +163,7 @@ def _choose_rows(loaded: LoadedModel, model: Model) -> tuple[int, list[TickTime]
     """The largest rows at which each doubling still pays, at the default size; on a CPU by its own
     time, of which other work takes none away."""
     width, height = loaded.spec.default_width, loaded.spec.default_height
-    request = _request(loaded, width, height)
+    request = trial_request(loaded, width, height)
     table: list[TickTime] = []
     best = 1
     worth_it = _WORTH_IT_ON_CPU if _on_cpu(loaded) else _WORTH_IT
@@ -193,7 +194,7 @@ def _generate(loaded: LoadedModel, model: Model, shape: Shape, rows: int) -> flo
     """A short image at this shape, all the way to pixels, next to the buffers of this many; returns
     the median tick time."""
     model.will_warm(shape)
-    request = _request(loaded, shape.width, shape.height)
+    request = trial_request(loaded, shape.width, shape.height)
     row = model.prepare(request, shape)
     times: list[float] = []
     while not row.finished:
@@ -204,11 +205,11 @@ def _generate(loaded: LoadedModel, model: Model, shape: Shape, rows: int) -> flo
     if crowd:
         model.tick(shape, crowd)
     image = loaded.device.run("decode", lambda: model.family.decode(row))
-    download = start_download(image, loaded.device)
+    downloaded = start_download(image, loaded.device)
     loaded.device.mark().wait()
     for each in (row, *crowd):
         model.leave(each)
-    decoded = download.image()
+    decoded = downloaded()
     if not decoded.sound:
         logger.warning(
             "%s gives NaN or black in %s: every image will be made once more in float32",
@@ -232,7 +233,9 @@ class _Tick(NamedTuple):
 
 def _tick_times(loaded: LoadedModel, model: Model, shape: Shape) -> Iterator[_Tick]:
     rows = [
-        model.prepare(_request(loaded, shape.width, shape.height, seed, _TIMED_TICKS + 1), shape)
+        model.prepare(
+            trial_request(loaded, shape.width, shape.height, seed, _TIMED_TICKS + 1), shape
+        )
         for seed in range(shape.batch_size)
     ]
     clock, total = loaded.device.clock, 0.0
@@ -257,9 +260,10 @@ def _timed_tick(loaded: LoadedModel, model: Model, shape: Shape, rows: list[Row]
     return end.seconds_since(begin)
 
 
-def _request(
+def trial_request(
     loaded: LoadedModel, width: int, height: int, seed: int = 0, steps: int = 3
 ) -> ImageRequest:
+    """What is made to try a model out."""
     spec = loaded.spec
     return ImageRequest(
         prompt="a photograph",

@@ -148,8 +148,8 @@ def test_pixels_that_are_handed_out_are_not_the_device_s_memory() -> None:
             kept.append(super().to_host(tensor))
             return kept[-1]
 
-    download = start_download(torch.zeros(1, 3, 8, 8), Noting(torch.device("cpu")))
-    pixels = download.image().pixels
+    downloaded = start_download(torch.zeros(1, 3, 8, 8), Noting(torch.device("cpu")))
+    pixels = downloaded().pixels
     assert not np.shares_memory(pixels, kept[0].numpy())
 
 
