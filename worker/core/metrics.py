@@ -116,14 +116,10 @@ def probes(facts: Facts) -> dict[str, Callable[[], bool]]:
 Engines = Callable[[], Mapping[str, Engine]]
 
 
-def _none() -> Mapping[str, Engine]:
-    return {}
-
-
 class WorkerMetrics(Collector):
     """The numbers of one worker process. Scrapes run on threads of their own."""
 
-    def __init__(self, facts: Facts, engines: Engines = _none) -> None:
+    def __init__(self, facts: Facts, engines: Engines = dict) -> None:
         self._facts = facts
         self._engines = engines
 
@@ -147,7 +143,16 @@ class WorkerMetrics(Collector):
         yield _device_memory()
 
 
-class _Worker:
+class Families:
+    """Metrics that are made anew at each scrape: its attributes."""
+
+    @property
+    def all(self) -> list[Metric]:
+        """In the order in which they were made."""
+        return list(vars(self).values())
+
+
+class _Worker(Families):
     def __init__(self) -> None:
         self.state = GaugeMetricFamily(
             "darkroom_worker_state",
@@ -162,12 +167,8 @@ class _Worker:
             labels=[],
         )
 
-    @property
-    def all(self) -> list[Metric]:
-        return list(vars(self).values())
 
-
-class _Engines:
+class _Engines(Families):
     """What `EngineCounters` says, model by model."""
 
     def __init__(self) -> None:
@@ -210,10 +211,6 @@ class _Engines:
             "Images canceled before they were finished.",
             labels=["model"],
         )
-
-    @property
-    def all(self) -> list[Metric]:
-        return list(vars(self).values())
 
     def add(self, model: str, engine: Engine) -> None:
         counters = engine.counters

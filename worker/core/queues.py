@@ -153,21 +153,20 @@ class BulkSlots:
 
     def attach(self, filters: ConsumeFilters) -> None:
         """Govern what this process's consumer takes from its bulk queues."""
-        slots = self
-        filters.add(lambda queue: slots.is_open or not is_bulk(queue), opens_soon=True)
+        filters.add(lambda queue: self.is_open or not is_bulk(queue), opens_soon=True)
 
         @signals.task_received.connect(weak=False)
         def received(request: _Request, **_: Any) -> None:
             if is_bulk(str(request.delivery_info.get("routing_key", ""))):
-                slots.take(request.id)
+                self.take(request.id)
 
         @signals.task_postrun.connect(weak=False)
         def ended(task_id: str, **_: Any) -> None:
-            slots.free(task_id)
+            self.free(task_id)
 
         @signals.task_revoked.connect(weak=False)
         def never_began(request: _Request, **_: Any) -> None:
-            slots.free(request.id)
+            self.free(request.id)
 
 
 def bulk_limit(threads: int, rows: int) -> int:

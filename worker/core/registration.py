@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import chain, count
 from typing import Any
 
 import redis
@@ -112,12 +113,8 @@ def _try_lock_patiently(connection: Connection, name: str) -> bool:
 
 
 def _first_free(connection: Connection, base: str) -> str:
-    number = 1
-    while True:
-        name = base if number == 1 else f"{base}-{number}"
-        if _try_lock(connection, name):
-            return name
-        number += 1
+    names = chain([base], (f"{base}-{number}" for number in count(2)))
+    return next(name for name in names if _try_lock(connection, name))
 
 
 def _try_lock(connection: Connection, name: str) -> bool:
@@ -161,7 +158,8 @@ class Heartbeat(BackgroundLoop):
         interval = settings.heartbeat.total_seconds()
         super().__init__("heartbeat", interval, join=0)
         self._redis = client
-        self._facts = facts
+        self.facts = facts
+        """What the heartbeat says now."""
         self._ttl = int(3 * interval) + 1
         self._started_at = datetime.now(UTC)
         self._name = name
@@ -186,7 +184,7 @@ class Heartbeat(BackgroundLoop):
             started_at=self._started_at,
             ttl_seconds=self._ttl,
             version=darkroom_version(),
-            **self._facts(),
+            **self.facts(),
         )
         try:
             with self._lock, self._redis.pipeline() as pipeline:
@@ -205,7 +203,3 @@ class Heartbeat(BackgroundLoop):
                 pipeline.execute()
         except (redis.RedisError, OSError) as error:
             log.warning("heartbeat_failed", error=type(error).__name__)
-
-    def facts(self) -> dict[str, Any]:
-        """What the heartbeat says now."""
-        return self._facts()

@@ -64,15 +64,12 @@ def warm_up(loaded: LoadedModel, model: Model, room: Room) -> WarmUpReport:
     proven: tuple[int, ...] = ()
     deadline = time.monotonic() + _PROOF_SECONDS
     for width, height in spec.sizes_to_warm:
-        shape = model.shape(
-            trial_request(loaded, width, height),
-            min(model.base or rows, room.limit(width * height)),
-        )
+        request = trial_request(loaded, width, height)
+        shape = model.shape(request, min(model.base or rows, room.limit(width * height)))
         model.will_warm(shape)
-        _prove(model, trial_request(loaded, width, height), deadline)
+        _prove(model, request, deadline)
         if not model.family.variant_per_text:
-            unguided = replace(trial_request(loaded, width, height), guidance_scale=1.0)
-            _prove(model, unguided, deadline)
+            _prove(model, replace(request, guidance_scale=1.0), deadline)
         fitting, seconds = _generate_what_fits(loaded, model, shape, room)
         table.append(TickTime(width, height, fitting.batch_size, seconds))
         proven = proven or model.proven_sizes(fitting)
@@ -232,10 +229,9 @@ class _Tick(NamedTuple):
 
 
 def _tick_times(loaded: LoadedModel, model: Model, shape: Shape) -> Iterator[_Tick]:
+    size, steps = (shape.width, shape.height), _TIMED_TICKS + 1
     rows = [
-        model.prepare(
-            trial_request(loaded, shape.width, shape.height, seed, _TIMED_TICKS + 1), shape
-        )
+        model.prepare(trial_request(loaded, *size, seed, steps), shape)
         for seed in range(shape.batch_size)
     ]
     clock, total = loaded.device.clock, 0.0

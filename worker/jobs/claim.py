@@ -44,7 +44,10 @@ def claim_job(worker: WorkerProcess, job_id: UUID) -> Iterator[Job | None]:
             yield None
             return
         job = _claim(worker, job_id, poison=False)
-        poison = None if job is not None else _find_poison(worker, job_id)
+        poison = None
+        if job is None:
+            find = claims.find_poison_job(job_id)
+            poison = _ask(worker, lambda session: session.scalars(find).one_or_none())
         if poison is None:
             yield job
             return
@@ -72,11 +75,6 @@ def _claim(worker: WorkerProcess, job_id: UUID, *, poison: bool) -> Job | None:
         return job
 
     return _ask(worker, claim)
-
-
-def _find_poison(worker: WorkerProcess, job_id: UUID) -> Job | None:
-    statement = claims.find_poison_job(job_id)
-    return _ask(worker, lambda session: session.scalars(statement).one_or_none())
 
 
 def _ask(worker: WorkerProcess, statement: Callable[[Session], Job | None]) -> Job | None:

@@ -70,7 +70,8 @@ class PromptRow:
         self._rows = rows
         self._job = job
         self._key = (job.tenant_id, image_queries.text_sha256(job.prompt))
-        self._known = self._key in rows
+        self.known = self._key in rows
+        """Whether it was on record a while ago."""
         self._embedding: list[float] | None = None
 
     def look_up(self, database: sessionmaker[Session]) -> None:
@@ -79,22 +80,17 @@ class PromptRow:
         Raises:
             SQLAlchemyError: Postgres is unavailable.
         """
-        if self._known or self._embedding is not None:
+        if self.known or self._embedding is not None:
             return
         statement = image_queries.find_prompt(self._job.tenant_id, self._job.prompt)
         with autocommit(database) as session:
-            self._known = session.scalars(statement).one_or_none() is not None
-        if not self._known:
+            self.known = session.scalars(statement).one_or_none() is not None
+        if not self.known:
             self._embed()
 
     def committed(self) -> None:
         """A job that names it was committed, so it is on record."""
         self._rows.remember(self._key)
-
-    @property
-    def known(self) -> bool:
-        """Whether it was on record a while ago."""
-        return self._known
 
     @property
     def sha256(self) -> bytes:

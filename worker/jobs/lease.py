@@ -42,21 +42,17 @@ class Lease:
         self.job_id: UUID = job.id
         self.attempt: int = job.attempt
         self._lock = threading.Lock()
-        self._reason: StopReason | None = None
+        self.stop_reason: StopReason | None = None
+        """Why the job must stop; None while it may continue. The first reason stays."""
         self._stopped = threading.Event()
         self._on_stop: list[Callable[[], None]] = []
-
-    @property
-    def stop_reason(self) -> StopReason | None:
-        """Why the job must stop; None while it may continue. The first reason stays."""
-        return self._reason
 
     def stop(self, reason: StopReason) -> None:
         """Make the job stop at its next step. Safe from any thread, and twice."""
         with self._lock:
-            if self._reason is not None:
+            if self.stop_reason is not None:
                 return
-            self._reason = reason
+            self.stop_reason = reason
             callbacks = list(self._on_stop)
         self._stopped.set()
         for callback in callbacks:
@@ -65,7 +61,7 @@ class Lease:
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Call back when the job must stop; at once if it must already."""
         with self._lock:
-            if self._reason is None:
+            if self.stop_reason is None:
                 self._on_stop.append(callback)
                 return
         callback()

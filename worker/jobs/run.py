@@ -261,10 +261,7 @@ class _Attempt:
             request = image_request(job, index, images, loras, controls)
             if worker.filters is not None and worker.filters.may_look:
                 request = replace(request, previews=False)
-            ticket = engine.submit(
-                request,
-                worker.progress.on_step(job, index),
-            )
+            ticket = engine.submit(request, worker.progress.on_step(job, index))
             self._tickets.append(ticket)
             lease.on_stop(ticket.cancel)
 

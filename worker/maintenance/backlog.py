@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.admin import queries as admin_queries
 from shared.core import broker
 from shared.core.model_catalog import ModelCatalog
+from worker.core.metrics import Families
 from worker.maintenance.leader import periodic
 
 _EVERY = timedelta(seconds=5)
@@ -96,7 +97,7 @@ class BacklogMetrics(Collector):
         families.delivery_age.add_metric([], age + since if age else 0.0)
 
 
-class _Families:
+class _Families(Families):
     def __init__(self) -> None:
         self.jobs = GaugeMetricFamily(
             "darkroom_queue_jobs",
@@ -121,7 +122,3 @@ class _Families:
             "Age of the oldest due delivery.",
             labels=[],
         )
-
-    @property
-    def all(self) -> list[Metric]:
-        return list(vars(self).values())

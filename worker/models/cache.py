@@ -214,7 +214,13 @@ class ModelCache:
     @property
     def cold(self) -> list[str]:
         """Models that can be loaded and are not; broken ones when their time has come."""
-        return [name for name, model in self._models.items() if self._may_be_loaded(model)]
+        now = self.clock()
+        return [
+            name
+            for name, model in self._models.items()
+            if model.state is ModelState.COLD
+            or (model.state is ModelState.BROKEN and now >= model.retry_at)
+        ]
 
     def load_first(self) -> None:
         """At the start: in the order of the command line as many as the limit allows, one at least.
@@ -283,11 +289,6 @@ class ModelCache:
 
     def _fits(self, model: _Model, freed: int = 0) -> bool:
         return self.limit is None or self.used_bytes - freed + model.memory <= self.limit
-
-    def _may_be_loaded(self, model: _Model) -> bool:
-        if model.state is ModelState.BROKEN:
-            return self.clock() >= model.retry_at
-        return model.state is ModelState.COLD
 
     def _may_go(self, model: _Model, wanted: Collection[str]) -> bool:
         stay = _SHARE_OF_LOADING * model.load_seconds

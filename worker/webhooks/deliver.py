@@ -180,14 +180,11 @@ class Deliverer:
     def _claim_next(self, destination: str) -> Claimed | None:
         with self._database.begin() as session:
             session.execute(delivery_queries.lock_destination(destination))
-            return self._load(
-                session, session.scalar(delivery_queries.claim_next(destination, self._lease))
-            )
+            delivery = session.scalar(delivery_queries.claim_next(destination, self._lease))
+            return None if delivery is None else self._load(session, delivery)
 
-    def _load(self, session: Session, delivery: WebhookDelivery | None) -> Claimed | None:
+    def _load(self, session: Session, delivery: WebhookDelivery) -> Claimed:
         """What the request is made of, read with the claim."""
-        if delivery is None:
-            return None
         event, endpoint, now = session.execute(delivery_queries.get_receiver(delivery)).one()
         owner = delivery.tenant_id, delivery.endpoint_id
         if endpoint is None:  # The tenant's own secret is made when it is first needed.
