@@ -332,7 +332,7 @@ def _make_together(backend: BatchedBackend, requests: Sequence[ImageRequest]) ->
     while not rows[0].finished:
         backend.tick(shape, rows)
     for row in rows:
-        backend.decode(row).finish()
+        backend.decode(row)()
         backend.discard(row)
 
 

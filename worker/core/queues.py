@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import redis
 from celery import Celery, signals
@@ -125,11 +125,6 @@ class _Pace:
 # The worker takes no message from its bulk queues while all bulk slots are taken.
 
 
-class _Request(Protocol):
-    id: str
-    delivery_info: dict[str, Any]
-
-
 class BulkSlots:
     """The bulk jobs in flight, from the receipt of their messages to their end."""
 
@@ -156,7 +151,7 @@ class BulkSlots:
         filters.add(lambda queue: self.is_open or not is_bulk(queue), opens_soon=True)
 
         @signals.task_received.connect(weak=False)
-        def received(request: _Request, **_: Any) -> None:
+        def received(request: Any, **_: Any) -> None:
             if is_bulk(str(request.delivery_info.get("routing_key", ""))):
                 self.take(request.id)
 
@@ -165,7 +160,7 @@ class BulkSlots:
             self.free(task_id)
 
         @signals.task_revoked.connect(weak=False)
-        def never_began(request: _Request, **_: Any) -> None:
+        def never_began(request: Any, **_: Any) -> None:
             self.free(request.id)
 
 

@@ -6,7 +6,7 @@ own thread, except where noted.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,25 +44,15 @@ def fewer_rows(rows: int) -> int:
     return 1 << (rows - 1).bit_length() - 1 if rows > 1 else 0
 
 
-T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+Work = Callable[[], tuple[T, float]]
+"""Waits for something handed to the device; gives its value and the device seconds it took."""
 
 
-class Work(Protocol[T_co]):
-    """Something handed to the device, perhaps not yet done."""
-
-    def finish(self) -> tuple[T_co, float]:
-        """Wait for it; return its value and the device seconds it took."""
-
-
-@dataclass(frozen=True)
-class Done(Generic[T_co]):
+def done(value: T, seconds: float) -> Work[T]:
     """Work that was done before it was handed back (CPU, simulation)."""
-
-    value: T_co
-    seconds: float
-
-    def finish(self) -> tuple[T_co, float]:
-        return self.value, self.seconds
+    return lambda: (value, seconds)
 
 
 @dataclass(frozen=True)

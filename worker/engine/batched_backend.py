@@ -13,7 +13,7 @@ from shared.core.schedulers import steps_to_run
 from worker.engine.adapters import AdapterCache, Adapters
 from worker.engine.backend import DecodedImage, Preview, Shape, Work, fewer_rows
 from worker.engine.controls import ControlNet, ControlNetCache
-from worker.engine.device import Measured, WorkKind, start_download
+from worker.engine.device import WorkKind, measured, start_download
 from worker.engine.families.base import Family, no_step_left
 from worker.engine.interface import ImageRequest, ModelFacts, RunFacts, WarmUpReport, check_mask
 from worker.engine.loaded import LoadedBackend, LoadedModel
@@ -173,7 +173,7 @@ class BatchedBackend(LoadedBackend):
         row, begin, end = self._measured(
             "encode", lambda: self._model.prepare(request, shape, adapters, nets)
         )
-        return row, Measured(lambda: None, begin, end)
+        return row, measured(lambda: None, begin, end)
 
     @torch.no_grad()
     def tick(
@@ -190,7 +190,7 @@ class BatchedBackend(LoadedBackend):
             self._model.took(shape, computed, end.seconds_since(begin))
             return computed
 
-        return Measured(done, begin, end)
+        return measured(done, begin, end)
 
     @torch.no_grad()
     def preview(self, row: Row) -> Preview | None:
@@ -206,7 +206,7 @@ class BatchedBackend(LoadedBackend):
         image, begin, _ = self._measured("decode", lambda: self._family.decode(row))
         downloaded = start_download(image, self._device)
         end = self._device.mark()
-        return Measured(lambda: self._in_place(downloaded(), row.request), begin, end)
+        return measured(lambda: self._in_place(downloaded(), row.request), begin, end)
 
     def _in_place(self, image: DecodedImage, request: ImageRequest) -> DecodedImage:
         """In the initial image, where the request repaints only a part of it."""
@@ -221,7 +221,7 @@ class BatchedBackend(LoadedBackend):
         latents, begin, end = self._measured(
             "decode", lambda: self._family.upscaled(row, width, height)
         )
-        return Measured(lambda: latents, begin, end)
+        return measured(lambda: latents, begin, end)
 
     @torch.no_grad()
     def rescue(

@@ -8,13 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 
-from worker.engine.backend import DecodedImage
+from worker.engine.backend import DecodedImage, Work
 
 WorkKind = Literal["encode", "tick", "decode", "prove"]
 
@@ -31,19 +30,14 @@ class Mark(Protocol):
         """Device time between two marks; both must have passed."""
 
 
-@dataclass(frozen=True)
-class Measured(Generic[T]):
-    """Work in the device's queue between two marks."""
+def measured(value: Callable[[], T], begin: Mark, end: Mark) -> Work[T]:
+    """Work in the device's queue between two marks; `value` gives its result once it is done."""
 
-    value: Callable[[], T]
-    """Gives the result; called once the work is done."""
-    begin: Mark
-    end: Mark
+    def finish() -> tuple[T, float]:
+        end.wait()
+        return value(), end.seconds_since(begin)
 
-    def finish(self) -> tuple[T, float]:
-        """Wait for the work; return its value and its device seconds."""
-        self.end.wait()
-        return self.value(), self.end.seconds_since(self.begin)
+    return finish
 
 
 class Device:

@@ -16,8 +16,8 @@ from PIL import Image
 from shared.core.errors import InvalidInput, ModelUnavailable, NanOutput
 from shared.core.prompt_weights import PromptSyntax
 from shared.core.schedulers import SCHEDULERS, StrengthRule, steps_to_run
-from worker.engine.backend import DecodedImage, Done, Preview, Shape, Work
-from worker.engine.device import Measured
+from worker.engine.backend import DecodedImage, Preview, Shape, Work, done
+from worker.engine.device import measured
 from worker.engine.families.base import no_step_left
 from worker.engine.interface import (
     ImageRequest,
@@ -115,7 +115,7 @@ class PipelineBackend(LoadedBackend):
 
     def prepare(self, request: ImageRequest, shape: Shape) -> tuple[PipelineRun, Work[None]]:
         """Nothing runs before the first tick."""
-        return self._call(self._pipeline, request), Done(None, 0.0)
+        return self._call(self._pipeline, request), done(None, 0.0)
 
     def tick(
         self, shape: Shape, rows: Sequence[PipelineRun], alive: Callable[[], None] = lambda: None
@@ -133,7 +133,7 @@ class PipelineBackend(LoadedBackend):
             if run.step:
                 raise
             raise InvalidInput(f"Model {self.model.name!r} refuses this: {error}") from None
-        return Measured(lambda: 1, begin, self._device.mark())
+        return measured(lambda: 1, begin, self._device.mark())
 
     def preview(self, row: PipelineRun) -> Preview | None:
         """Latents of unknown kinds cannot be shown."""
@@ -153,7 +153,7 @@ class PipelineBackend(LoadedBackend):
             raise InvalidInput(
                 f"Model {self.model.name!r} makes {made} of {width}x{height} pixels."
             )
-        return Measured(lambda: _image(image), begin, self._device.mark())
+        return measured(lambda: _image(image), begin, self._device.mark())
 
     def upscale(self, row: PipelineRun, width: int, height: int) -> Work[object]:
         """Refused by `check`."""

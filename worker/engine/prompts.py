@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -121,7 +122,7 @@ class ChunkReader:
         self._lock = threading.Lock()
         self._room = int(tokenizer.model_max_length) - 2
         self._commas = frozenset(self._numbers(","))
-        self._known: OrderedDict[Hashable, Chunks] = OrderedDict()
+        self._known = lru_cache(_KEPT_READINGS)(self._read)
 
     def read(self, prompt: str, syntax: PromptSyntax, is_long: bool) -> Chunks:
         """One chunk, or with `is_long` as many as it takes, up to `MOST_CHUNKS`.
@@ -129,13 +130,8 @@ class ChunkReader:
         Raises:
             MalformedWeights: as `parse_weights`.
         """
-        key = (prompt, syntax, is_long)
         with self._lock:
-            if key not in self._known:
-                self._known[key] = self._read(prompt, syntax, is_long)
-                if len(self._known) > _KEPT_READINGS:
-                    self._known.popitem(last=False)
-            return self._known[key]
+            return self._known(prompt, syntax, is_long)
 
     def _read(self, prompt: str, syntax: PromptSyntax, is_long: bool) -> Chunks:
         parts = parse_weights(prompt) if syntax == "weighted" else [[(prompt, 1.0)]]

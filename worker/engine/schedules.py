@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Schedules:
         self._device = device
         self.base_config = base_config
         """The checkpoint's own."""
-        self._templates: OrderedDict[Hashable, Any] = OrderedDict()
+        self._template = lru_cache(_KEPT)(self._build)
 
     def make(
         self, name: str, steps: int, sigmas: Sequence[float] | None = None, **options: Any
@@ -45,18 +45,10 @@ class Schedules:
             InvalidInput: the scheduler does not know how to take that many steps.
         """
         levels = None if sigmas is None else tuple(float(sigma) for sigma in sigmas)
-        key = (name, steps, levels, tuple(sorted(options.items())))
-        template = self._templates.get(key)
-        if template is None:
-            template = self._build(name, steps, levels, options)
-            self._templates[key] = template
-            if len(self._templates) > _KEPT:
-                self._templates.popitem(last=False)
-        self._templates.move_to_end(key)
-        return copy.deepcopy(template)
+        return copy.deepcopy(self._template(name, steps, levels, **options))
 
     def _build(
-        self, name: str, steps: int, sigmas: tuple[float, ...] | None, options: dict[str, Any]
+        self, name: str, steps: int, sigmas: tuple[float, ...] | None, **options: Any
     ) -> Any:
         import diffusers
 

@@ -23,7 +23,7 @@ from shared.core.families import possible_steps
 from shared.core.model_catalog import ModelSpec
 from shared.core.prompt_weights import PromptSyntax
 from shared.core.schedulers import SCHEDULERS
-from worker.engine.backend import DecodedImage, Done, Preview, Shape
+from worker.engine.backend import DecodedImage, Preview, Shape, Work, done
 from worker.engine.interface import (
     FaultCallback,
     ImageRequest,
@@ -122,7 +122,7 @@ class SimulatedBackend:
         times = []
         for width, height in sizes:
             work = self.tick(Shape(width, height, self._batch_size, True), ())
-            times.append(TickTime(width, height, self._batch_size, work.finish()[1]))
+            times.append(TickTime(width, height, self._batch_size, work()[1]))
         return WarmUpReport(time.monotonic() - started, sizes, self._batch_size, tuple(times))
 
     def check(self, request: ImageRequest) -> None:
@@ -152,31 +152,31 @@ class SimulatedBackend:
         """As a GPU whose batch sizes do not agree."""
         return shape.batch_size
 
-    def prepare(self, request: ImageRequest, shape: Shape) -> tuple[SimulatedRow, Done[None]]:
+    def prepare(self, request: ImageRequest, shape: Shape) -> tuple[SimulatedRow, Work[None]]:
         seconds = _sleep(self._speed.encode_seconds)
-        return SimulatedRow(request, self.steps_of(request)), Done(None, seconds)
+        return SimulatedRow(request, self.steps_of(request)), done(None, seconds)
 
     def tick(
         self, shape: Shape, rows: Sequence[SimulatedRow], alive: Callable[[], None] = lambda: None
-    ) -> Done[int]:
+    ) -> Work[int]:
         seconds = _sleep(self._speed.tick_seconds + self._speed.row_seconds * shape.batch_size)
         for row in rows:
             row.step += 1
-        return Done(shape.batch_size, seconds)
+        return done(shape.batch_size, seconds)
 
     def preview(self, row: SimulatedRow) -> Preview | None:
         return lambda: np.ascontiguousarray(image_of(row.request)[::8, ::8])
 
-    def decode(self, row: SimulatedRow) -> Done[DecodedImage]:
+    def decode(self, row: SimulatedRow) -> Work[DecodedImage]:
         """Draw the image; the time that takes is part of the decode."""
         started = time.perf_counter()
         pixels = image_of(row.request)
         _sleep(self._speed.decode_seconds - (time.perf_counter() - started))
-        return Done(DecodedImage(pixels, sound=True), time.perf_counter() - started)
+        return done(DecodedImage(pixels, sound=True), time.perf_counter() - started)
 
-    def upscale(self, row: SimulatedRow, width: int, height: int) -> Done[object]:
+    def upscale(self, row: SimulatedRow, width: int, height: int) -> Work[object]:
         """The image of the first pass stands for its latents."""
-        return Done(image_of(row.request), 0.0)
+        return done(image_of(row.request), 0.0)
 
     def rescue(
         self, request: ImageRequest, row: SimulatedRow, alive: Callable[[], None]
@@ -195,9 +195,6 @@ class SimulatedBackend:
             scheduler_config=dict(choice.overrides),
             dtype=self.model.dtype,
             device=self.model.device,
-            torch_version="none",
-            diffusers_version="none",
-            cuda_version=None,
             batch_size=shape.batch_size,
             loras=row.request.loras,
             references=row.request.references,

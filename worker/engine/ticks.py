@@ -142,7 +142,7 @@ class TickRunner(Generic[R]):
         else:
             self._alive()
             entry.start(state)
-            self._pending.append(lambda: self.usage.bill(entry, work.finish()[1]))
+            self._pending.append(lambda: self.usage.bill(entry, work()[1]))
             return True
         if not self._make_room(entry.request):
             self._give_up(entry, OutOfMemory(_NO_ROOM))
@@ -197,7 +197,7 @@ class TickRunner(Generic[R]):
         work: Work[int],
         updates: list[Callable[[], None]],
     ) -> None:
-        computed, seconds = work.finish()
+        computed, seconds = work()
         self.usage.bill_tick(computed, entries, seconds)
         self.composer.charge(shape, seconds)
         for tell in updates:
@@ -240,7 +240,7 @@ class TickRunner(Generic[R]):
             self._give_up(entry, OutOfMemory(_NO_ROOM))
 
     def _finish_decode(self, entry: InFlightRequest[R], state: R, work: Work[DecodedImage]) -> None:
-        image, seconds = work.finish()
+        image, seconds = work()
         self.usage.bill_decode(entry, seconds)
         if not image.sound:
             try:
@@ -258,7 +258,7 @@ class TickRunner(Generic[R]):
             self._begin_second_pass(entry, state, entry.request.second_pass(image=pixels))
 
     def _finish_upscale(self, entry: InFlightRequest[R], state: R, work: Work[object]) -> None:
-        latents, seconds = work.finish()
+        latents, seconds = work()
         self.usage.bill(entry, seconds)
         self._begin_second_pass(entry, state, entry.request.second_pass(latents=latents))
 

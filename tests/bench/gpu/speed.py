@@ -129,7 +129,7 @@ def one_tick(model: Opened, backend: BatchedBackend, rows: int) -> dict[str, Any
         began = time.thread_time()
         work = backend.tick(shape, states)
         host.append(time.thread_time() - began)
-        device.append(work.finish()[1])
+        device.append(work()[1])
     for state in states:
         if state.error is not None:
             raise state.error

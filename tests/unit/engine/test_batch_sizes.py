@@ -191,7 +191,7 @@ def test_rows_with_nets_share_no_batch_of_a_size_that_was_proven_without() -> No
     shape = backend.shape_of(asked)
     rows = [backend.prepare(replace(asked, seed=seed), shape)[0] for seed in (1, 2)]
     for _ in range(2):  # once measured, what nobody has compared would be
-        backend.tick(shape, rows).finish()
+        backend.tick(shape, rows)()
     assert backend.facts(rows[0], shape, ()).agreeing_sizes == (1,)
     assert backend.most(shape) == 1
 
@@ -334,7 +334,7 @@ def test_a_proof_that_fails_costs_no_image(caplog: pytest.LogCaptureFixture) -> 
     shape = backend.shape_of(image_request)
     rows = [backend.prepare(request(width=96, seed=seed), shape)[0] for seed in (1, 2)]
     backend._model.took(shape, 1, 0.001)
-    backend.tick(shape, rows).finish()
+    backend.tick(shape, rows)()
     assert [row.error for row in rows] == [None, None]
     assert backend._model.proven_sizes(shape) == (1,)
     assert "no batch size was proven" in caplog.text

@@ -78,7 +78,7 @@ def test_at_more_rows_latents_of_either_layout_share_a_batch() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         rows = [backend.prepare(request(seed=seed), shape)[0] for seed in (1, 2)]
         rows[1].latents = rows[1].latents.to(memory_format=layout)
-        assert backend.tick(shape, rows).finish()[0] == 2
+        assert backend.tick(shape, rows)()[0] == 2
         made.append(torch.cat([row.latents for row in rows]))
         for row in rows:
             backend.discard(row)
