@@ -35,9 +35,6 @@ class Application(Service):
         self._home = home
         self._environment = environment
 
-    def prepare(self) -> None:
-        """Nothing: the servers hold all data."""
-
     def program(self) -> Program:
         return Program(
             name=self.name,

@@ -125,12 +125,8 @@ class Home:
         files = self.path / "signing-key.pem", self.path / "signing-certificate.pem"
         if not all(file.exists() for file in files):
             for file, text in zip(files, make_certificate(), strict=True):
-                self.write_private(file.name, text)
+                write_private(file, text)
         return files
-
-    def write_private(self, name: str, text: str) -> Path:
-        """Writes a file that only its owner can read, all of it or nothing."""
-        return write_private(self.path / name, text)
 
     def close(self) -> None:
         self._lock.close()
@@ -183,7 +179,7 @@ class Home:
             log.replace(log.with_name(f"{log.name}.1"))
 
     def _write(self, name: str, value: object) -> None:
-        self.write_private(name, json.dumps(value, indent=2) + "\n")
+        write_private(self.path / name, json.dumps(value, indent=2) + "\n")
 
 
 class DataFolder:
@@ -251,7 +247,7 @@ class DataFolder:
 
 
 def write_private(path: Path, text: str) -> Path:
-    """Writes a file with mode 0600, atomically, and makes it durable."""
+    """Writes a file that only its owner can read, all of it or nothing, and makes it durable."""
     half = path.with_name(f".{path.name}.half")
     descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -75,8 +75,7 @@ class Service(ABC):
             return None
         return describe_failure(self._child.program, self._child.exit_code)
 
-    @abstractmethod
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # only servers have any
         """Makes the data folder and the configuration."""
 
     @abstractmethod

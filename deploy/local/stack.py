@@ -21,6 +21,7 @@ from deploy.local.applications import (
     application_environment,
     playground_is_installed,
 )
+from deploy.local.home import write_private
 from deploy.local.host import (
     LOOPBACK,
     ServerFailedError,
@@ -271,7 +272,7 @@ class LocalStack:
             **self.servers.environment(),
         }
         lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
-        self.home.write_private("env", "\n".join(lines) + "\n")
+        write_private(self.home.path / "env", "\n".join(lines) + "\n")
 
 
 def _stop_together(parts: list[Application], seconds: float) -> None:

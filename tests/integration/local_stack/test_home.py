@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local.home import DataFolder, Home
+from deploy.local.home import DataFolder, Home, write_private
 from deploy.local.host import ForeignFolderError, HomeInUseError, ServerFailedError, StackError
 from deploy.local.servers import EmbeddedServers
 
@@ -26,7 +26,7 @@ def test_secrets_are_private_and_differ_between_homes(home: Path, tmp_path: Path
     with Home(home) as one, Home(tmp_path / "other") as two:
         assert one.secrets.postgres != two.secrets.postgres
         assert stat.S_IMODE((home / "secrets.json").stat().st_mode) == 0o600
-        assert stat.S_IMODE(one.write_private("env", "x").stat().st_mode) == 0o600
+        assert stat.S_IMODE(write_private(one.path / "env", "x").stat().st_mode) == 0o600
 
 
 def test_the_signing_key_is_private_and_kept(home: Path) -> None:
