@@ -62,11 +62,11 @@ def _serve(settings: Settings, engine: Engine, identity: Identity, stack: ExitSt
     models = EmbeddingModels(settings)
     image_embedding_model = load_image_embedding_model(settings)
     register_embed(app, models, image_embedding_model, client)
-    tasks = ActiveTasks()
+    tasks = _running_tasks()
     consumes = threading.Event()
 
     def is_idle() -> bool:
-        return tasks.count == 0 and deliverer.is_idle
+        return not tasks and deliverer.is_idle
 
     drain = Drain(settings, database, client, lambda: identity.name, is_idle)
     filters = ConsumeFilters()
@@ -110,7 +110,7 @@ def _serve(settings: Settings, engine: Engine, identity: Identity, stack: ExitSt
             "kind": "cpu",
             "state": WorkerState.FAULTY if watch.stalled else _state(consumes, drain, tasks),
             "device": "cpu",
-            "jobs": tasks.count,
+            "jobs": len(tasks),
             "threads": _THREADS,
             "dispatches": dispatcher.is_leader(),
         },
@@ -149,29 +149,24 @@ def register_deliver(app: Celery, deliverer: Deliverer) -> None:
             deliverer.offer(known, header_of(task, telemetry.TRACEPARENT))
 
 
-class ActiveTasks:
-    """How many Celery tasks this process is at."""
+def _running_tasks() -> set[str]:
+    """The ids of the Celery tasks that this process is running: a set that follows them."""
+    ids: set[str] = set()
 
-    def __init__(self) -> None:
-        self._ids: set[str] = set()
-        signals.task_prerun.connect(self._begun, weak=False)
-        signals.task_postrun.connect(self._ended, weak=False)
+    @signals.task_prerun.connect(weak=False)
+    def begun(task_id: str, **_: object) -> None:
+        ids.add(task_id)
 
-    @property
-    def count(self) -> int:
-        """Tasks begun and not ended."""
-        return len(self._ids)
+    @signals.task_postrun.connect(weak=False)
+    def ended(task_id: str, **_: object) -> None:
+        ids.discard(task_id)
 
-    def _begun(self, task_id: str, **_: object) -> None:
-        self._ids.add(task_id)
-
-    def _ended(self, task_id: str, **_: object) -> None:
-        self._ids.discard(task_id)
+    return ids
 
 
-def _state(consumes: threading.Event, drain: Drain, tasks: ActiveTasks) -> WorkerState:
+def _state(consumes: threading.Event, drain: Drain, tasks: set[str]) -> WorkerState:
     if not consumes.is_set():
         return WorkerState.STARTING
     if drain.is_draining:
         return WorkerState.DRAINING
-    return WorkerState.BUSY if tasks.count else WorkerState.READY
+    return WorkerState.BUSY if tasks else WorkerState.READY
