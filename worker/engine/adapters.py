@@ -20,6 +20,7 @@ from torch import nn
 
 from shared.core.errors import LoraUnavailable
 from shared.core.safetensors import read_header
+from worker.engine.checkpoint import first_line
 from worker.engine.interface import Lora
 from worker.engine.weights_cache import WeightsCache, file_fault, refuse_without_memory
 
@@ -229,8 +230,9 @@ class AdapterCache(WeightsCache[Adapter]):
             raise LoraUnavailable(f"LoRA {lora.name!r} {error.message}.") from error
         except Exception as error:  # what diffusers and peft raise has no common type
             refuse_without_memory(error, f"LoRA {lora.name!r}")
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            raise LoraUnavailable(f"LoRA {lora.name!r} does not fit this model: {first}") from error
+            raise LoraUnavailable(
+                f"LoRA {lora.name!r} does not fit this model: {first_line(error)[:300]}"
+            ) from error
 
     @cached_property
     def _hollow(self) -> Any:

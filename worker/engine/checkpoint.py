@@ -49,7 +49,7 @@ def locate(spec: ModelSpec) -> Path:
     except Exception as error:
         raise ModelUnavailable(
             f"Model {spec.name!r} could not be fetched from the hub ({spec.source} at "
-            f"{spec.revision}): {_first_line(error)}"
+            f"{spec.revision}): {first_line(error)}"
         ) from error
 
 
@@ -105,12 +105,12 @@ def content_hash(folder: Path, gguf: Path | None = None) -> str:
         files += [path for path in (folder / part).glob("*") if path.suffix in _HASHED]
     files.sort(key=lambda path: path.relative_to(folder).as_posix())
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(_sha256, files))
+        digests = list(pool.map(sha256_of, files))
     total = hashlib.sha256()
     for path, digest in zip(files, digests, strict=True):
         total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
     if gguf is not None:
-        total.update(f"gguf\0{_sha256(gguf)}\n".encode())
+        total.update(f"gguf\0{sha256_of(gguf)}\n".encode())
     return total.hexdigest()
 
 
@@ -136,7 +136,7 @@ def locate_ip_adapter(spec: IpAdapterSpec, model: str) -> tuple[Path, str]:
         except Exception as error:
             raise ModelUnavailable(
                 f"The ip_adapter of model {model!r} could not be fetched from the hub: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
     path = folder / spec.file
     if not path.is_file():
@@ -144,7 +144,7 @@ def locate_ip_adapter(spec: IpAdapterSpec, model: str) -> tuple[Path, str]:
     _verify_safetensors(path)
     _verify_component(folder, encoder)
     found = [file for file in sorted((folder / encoder).glob("*")) if file.suffix in _HASHED]
-    digests = "".join(_sha256(file) for file in (path, *found))
+    digests = "".join(sha256_of(file) for file in (path, *found))
     return folder, hashlib.sha256(digests.encode()).hexdigest()
 
 
@@ -292,7 +292,8 @@ def _verify_safetensors(path: Path) -> None:
         raise ModelUnavailable(f"{path} is not a safetensors file: {error}.") from error
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -310,8 +311,9 @@ def _forbid_custom_code() -> None:
 
 
 def _cannot_load(spec: ModelSpec, error: Exception) -> str:
-    return f"Model {spec.name!r} cannot be loaded: {_first_line(error)}"
+    return f"Model {spec.name!r} cannot be loaded: {first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says first; some go on for pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

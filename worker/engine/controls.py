@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from shared.core.errors import ControlNetUnavailable
+from worker.engine.checkpoint import first_line
 from worker.engine.interface import Control
 from worker.engine.weights_cache import WeightsCache, file_fault, refuse_without_memory
 
@@ -153,8 +154,7 @@ class ControlNetCache(WeightsCache[ControlNet]):
             raise ControlNetUnavailable(message) from error
         except Exception as error:  # what diffusers raises has no common type
             refuse_without_memory(error, f"ControlNet {control.name!r}")
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-            message = f"ControlNet {control.name!r} cannot be loaded: {first}"
+            message = f"ControlNet {control.name!r} cannot be loaded: {first_line(error)[:300]}"
             raise ControlNetUnavailable(message) from error
 
 

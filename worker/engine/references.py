@@ -136,7 +136,7 @@ def load_ip_adapter(
         adapter.place(network_device, encode_device)
         _try(adapter, network_device, encode_device)
     except Exception as error:  # what diffusers and transformers raise has no common type
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        first = checkpoint.first_line(error)[:300]
         raise ModelUnavailable(
             f"The IP-Adapter {declared.file} does not fit model {spec.name!r}: {first}"
         ) from error

@@ -9,7 +9,8 @@ once, by whoever ends it, with what is noted of the job.
 import base64
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 from uuid import UUID
 
@@ -132,7 +133,7 @@ class ProgressReporter(BackgroundLoop):
             else:
                 keys = [key for key in self._latest if key[0] == only]
             noted = {key: self._latest.pop(key) for key in keys}
-            whole = {job_id: _mean(self._done[job_id][1].values()) for job_id, _ in keys}
+            whole = {job_id: fmean(self._done[job_id][1].values()) for job_id, _ in keys}
             if only is not None:
                 self._done.pop(only, None)
         for (job_id, index), update in noted.items():
@@ -170,10 +171,6 @@ def _progress(index: int, update: StepUpdate, whole: float) -> dict[str, Any]:
         "fraction": round(update.fraction, 4),
         "job_fraction": round(whole, 4),
     }
-
-
-def _mean(values: Collection[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _preview(index: int, webp: bytes) -> dict[str, Any]:

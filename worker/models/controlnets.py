@@ -9,6 +9,7 @@ from PIL import Image
 
 from shared.core.errors import ControlNetUnavailable
 from shared.core.model_catalog import ControlNetSpec
+from worker.engine.checkpoint import first_line
 from worker.engine.interface import Control
 from worker.models.loras import FileHashes
 
@@ -80,8 +81,7 @@ def locate(spec: ControlNetSpec) -> Path:
             )
         )
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ControlNetUnavailable(
-            f"ControlNet {spec.name!r} could not be fetched from the hub: {first}"
+            f"ControlNet {spec.name!r} could not be fetched from the hub: {first_line(error)}"
         ) from error
     return folder / spec.file if spec.file is not None else folder

@@ -1,6 +1,5 @@
 """The files of the LoRAs that jobs name: where they are on this machine, and their hashes."""
 
-import hashlib
 import shutil
 import tempfile
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 from shared.core.errors import LoraUnavailable
 from shared.core.model_catalog import LoraSpec
 from shared.core.storage import ObjectMissing, Storage
+from worker.engine.checkpoint import first_line, sha256_of
 from worker.engine.interface import Lora
 
 _DISK_BYTES = 8 * 2**30
@@ -61,9 +61,7 @@ class LoraFiles:
                 raise ObjectMissing
             with part.open("wb") as file:
                 self._storage.read_into(lora["s3_key"], file)
-            with part.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != lora["sha256"]:
+            if sha256_of(part) != lora["sha256"]:
                 raise LoraUnavailable(f"The file of LoRA {lora['name']!r} is damaged.")
             part.rename(path)
         except ObjectMissing as error:
@@ -116,8 +114,7 @@ class FileHashes:
             known = self._known.get(path)
         if known is not None and known[0] == version:
             return known[1]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
         with self._lock:
             self._known[path] = version, digest
         return digest
@@ -153,7 +150,6 @@ def locate(spec: LoraSpec) -> Path:
     try:
         return Path(hf_hub_download(spec.source, spec.file, revision=spec.revision))
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LoraUnavailable(
-            f"LoRA {spec.name!r} could not be fetched from the hub: {first}"
+            f"LoRA {spec.name!r} could not be fetched from the hub: {first_line(error)}"
         ) from error
