@@ -53,7 +53,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 _THREADS = 16
 _SOON = timedelta(minutes=5)
-"""After a failure, which may have been a moment's, the next try; twice as long after each more."""
+"""How soon to try again after a failure, which may pass; doubled after each further one."""
 _LIBPQ = {
     "host": "PGHOST",
     "port": "PGPORT",
@@ -120,7 +120,7 @@ def save(settings: Settings, folder: Path, keep: int = 7) -> dict[str, Any]:
         "objects": sum(1 for path in (folder / OBJECTS).rglob("*") if path.is_file()),
         "objects_new": copied,
     }
-    partial = folder / f"{MANIFEST}.partial"  # a full disk leaves no half of one
+    partial = folder / f"{MANIFEST}.partial"  # so that a full disk leaves no partial one
     partial.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     partial.replace(folder / MANIFEST)
     return manifest

@@ -1,4 +1,4 @@
-"""Make what a new installation lacks: `darkroom-server bootstrap --key-file FILE`.
+"""Create what a new installation lacks: `darkroom-server bootstrap --key-file FILE`.
 
 Run after the migrations and before the API, which refuses to serve without an active key. It makes
 the bucket where the store has none, and registers an API key that was made elsewhere (by
@@ -23,7 +23,7 @@ DEFAULT_TENANT = "studio"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do both; 0 when all is there."""
+    """Create the bucket and register the key; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         settings = get_settings()
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def ensure_bucket(settings: Settings) -> bool:
-    """Whether the bucket had to be made.
+    """Make the bucket if it is missing; returns whether it was.
 
     Raises:
         StorageUnavailable: the store cannot be reached, or refuses.

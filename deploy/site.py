@@ -159,7 +159,7 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def _meaning(schema: dict[str, Any], required: bool) -> str:
-    """Its description, and what it is if it is left out."""
+    """Its description, whether it is required, and its default."""
     default = schema.get("default", schema.get("schema", {}).get("default"))
     needed = "Required. " if required or schema.get("required") is True else ""
     unless = "" if default is None else f" Default: `{json.dumps(default)}`."

@@ -62,10 +62,10 @@ class DeletionTimedOut(Exception):
 
 
 def export_tenant(settings: Settings, name: str, target: Path) -> dict[str, Any]:
-    """Write everything that is kept of a tenant into a new ZIP file; what it holds.
+    """Write everything that is kept of a tenant into a new ZIP file; returns what it holds.
 
-    `rows/TABLE.jsonl` has the rows of a moment, `objects/KEY` the files that they name. Secrets are
-    left out. A file that was deleted meanwhile is listed in `export.json`.
+    `rows/TABLE.jsonl` has the rows of one moment, `objects/KEY` the files that they name. Secrets
+    are left out. A file that was deleted meanwhile is listed in `export.json`.
 
     Raises:
         NoSuchTenant: there is none.
@@ -107,7 +107,7 @@ def export_tenant(settings: Settings, name: str, target: Path) -> dict[str, Any]
 
 
 def _rows_of(tenant_id: UUID) -> Iterator[tuple[Table, Select[Any]]]:
-    """Each table that has rows of tenants, and how to read those of this one, as JSON."""
+    """Each table with rows of tenants, and the query that reads this tenant's as JSON."""
     for table in target_metadata.sorted_tables:
         if table.name in _LEFT_OUT:
             continue
@@ -120,7 +120,7 @@ def _rows_of(tenant_id: UUID) -> Iterator[tuple[Table, Select[Any]]]:
 
 
 def _owned(table: Table) -> tuple[FromClause, Any]:
-    """A table, joined with whatever says whose its rows are, and that column; None: nobody's."""
+    """A table joined with what names its rows' owner, and that column; None: nobody owns them."""
     if table.name == Tenant.__tablename__:
         return table, table.c.id
     if "tenant_id" in table.c:
@@ -162,11 +162,11 @@ def _write_object(archive: zipfile.ZipFile, storage: Storage, key: str) -> bool:
 
 
 def delete_tenant(settings: Settings, name: str, wait: timedelta) -> dict[str, Any]:
-    """Delete a tenant and all that is kept of it; what went. Safe to repeat after a failure.
+    """Delete a tenant and all its data; returns how much. Safe to repeat after a failure.
 
     Its keys end first, its jobs are canceled, and those that run get `wait` to stop. Objects go
-    before the rows that name them. What a late request adds is seen: it needs the tenant's row,
-    which is locked before the last look.
+    before the rows that name them. Nothing that a late request adds is missed: it needs the
+    tenant's row, which is locked before the last check.
 
     Raises:
         NoSuchTenant: there is none.
@@ -201,7 +201,7 @@ def delete_tenant(settings: Settings, name: str, wait: timedelta) -> dict[str, A
 
 
 def _end_keys(settings: Settings, tenant_id: UUID) -> None:
-    """Revoke them, and wait until API processes know it, also of those revoked just before."""
+    """Revoke them, and wait until API processes have noticed, also for those revoked before."""
     with _session(settings) as session:
         mine = ApiKey.tenant_id == tenant_id
         for key_id in session.scalars(select(ApiKey.id).where(mine, ApiKey.revoked_at.is_(None))):
@@ -257,7 +257,7 @@ def _lock(session: Session, tenant_id: UUID, deadline: float) -> None:
 
 
 def _delete_rest(session: Session, storage: Storage, client: "redis.Redis", tenant_id: UUID) -> int:
-    """What is there without jobs, with the tenant; how many objects that were."""
+    """Delete the tenant and what belongs to no job; returns how many objects that was."""
     keys = set(_object_keys(session, tenant_id))
     prefixes = select(PendingDeletion.prefix).where(PendingDeletion.tenant_id == tenant_id)
     for prefix in session.scalars(prefixes):
@@ -269,7 +269,7 @@ def _delete_rest(session: Session, storage: Storage, client: "redis.Redis", tena
 
 
 def _delete_objects_of(settings: Settings, storage: Storage, jobs: Sequence[UUID]) -> int:
-    """The images of these jobs, and what attempts without a commit have left; how many."""
+    """Delete these jobs' images and what uncommitted attempts left; returns how many."""
     unsuccessful = JobAttempt.outcome.is_distinct_from(AttemptOutcome.SUCCEEDED)
     with _session(settings) as session:
         keys = set(_keys_of_images(session, Image.job_id.in_(jobs)))

@@ -33,7 +33,7 @@ def register_key(
     name: str = "local stack",
     scopes: Sequence[str] = EVERY_SCOPE,
 ) -> None:
-    """Make the database know a key that exists already; doing it twice changes nothing.
+    """Register a key that was made elsewhere; idempotent.
 
     Raises:
         ValueError: the text is not a well-formed key.

@@ -69,7 +69,7 @@ class ProcessGroup:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when every process of the team has come here."""
+        """Returns when every process of the team has got here."""
         if self.size > 1:
             distributed.barrier()
 

@@ -1,6 +1,6 @@
 """A container's health check: `python -m deploy.docker.healthy http://… | tcp://… | file:///…`.
 
-The images hold neither curl nor a shell's tools that would do it. An address with `http` must
+The images contain neither curl nor shell tools that could do it. An address with `http` must
 answer 200; one with `tcp` must accept a connection, which is how a worker shows that it lives: its
 `/metrics` may ask for a token, and a probe carries none. A file with `?every=P1D` must have been
 written within the last two such periods: so backups show that they are made.

@@ -38,7 +38,7 @@ _TRIALS = {
 }
 """A command of each image that ends by itself."""
 _DIGEST = ("images", "--digests", "--format={{.Digest}}")
-"""Alike for all three."""
+"""The same for all three."""
 
 
 class ImagesFailed(Exception):
@@ -50,7 +50,7 @@ class NoEngine(ImagesFailed):
 
 
 class NoBase(ImagesFailed):
-    """The image that one starts from is to be had nowhere."""
+    """A base image is not available anywhere."""
 
 
 class Base(NamedTuple):
@@ -90,7 +90,7 @@ def by_digest(engine: str, name: str) -> str:
     """The image's name with its digest; pulls it if it is not there.
 
     Raises:
-        NoBase: it can be had nowhere.
+        NoBase: it is not available anywhere.
     """
     if "@sha256:" in name:
         return name
@@ -108,10 +108,10 @@ def by_digest(engine: str, name: str) -> str:
 
 
 def fetch_bases(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
-    """The base of each image, by its digest, now that it is here.
+    """The base of each image, by its digest; pulls what is not here.
 
     Raises:
-        NoBase: one can be had nowhere.
+        NoBase: one is not available anywhere.
     """
     return {
         image: by_digest(engine, base_of(dockerfile, variables).name)

@@ -1,7 +1,7 @@
 """Take out of a folder of packages what the API never reads: `python prune.py FOLDER`.
 
 Three things make more than a third of its size: the descriptions of 430 AWS services, of which only
-S3 and the few are read that give credentials, the prompt of Celery's interactive shell, and a
+S3 and the few that give credentials are read, the prompt of Celery's interactive shell, and a
 codec that the API refuses anyway (it reads PNG, JPEG and WebP). Sources and headers of compiled
 modules and the types of libraries go, too.
 """

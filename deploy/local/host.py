@@ -1,4 +1,4 @@
-"""What the local stack needs of this machine: ports, accounts, waits, and how it says no."""
+"""What the local stack needs of this machine: ports, accounts, waits and errors."""
 
 import errno
 import os

@@ -32,11 +32,11 @@ from shared.core.logging import get_logger
 log = get_logger(__name__)
 
 _PAUSE_SECONDS = 1.0
-"""Between two questions to a Redis that can be reached and refuses."""
+"""Between two attempts at a Redis that can be reached and refuses."""
 
 
 class ResilientConsumer(Consumer):  # type: ignore[misc]
-    """Asks a Redis that refuses once a second."""
+    """Tries a Redis that refuses again once a second."""
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         """As Celery's, which leaves no pause where the connection itself stands."""
@@ -79,7 +79,7 @@ class ResilientQoS(QoS):
     """Counts what is in flight by itself: no answer of Redis can keep a slot taken."""
 
     def append(self, message: Any, delivery_tag: Any) -> None:
-        """A message was received. A full Redis has given it out, and cannot note to whom."""
+        """Note a received message. A full Redis has given it out and cannot note to whom."""
         try:
             super().append(message, delivery_tag)  # type: ignore[no-untyped-call]
         except (RedisError, OSError) as error:
@@ -146,9 +146,9 @@ class ResilientChannel(BrokerChannel):
     _kept: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        """As kombu's, but one for all questions that are answered at once, of any thread.
+        """As kombu's, but one client serves all commands that do not block, of every thread.
 
-        kombu asks for one at each of them, and to make one takes longer than the answer.
+        kombu makes one for each of them, which takes longer than the command.
         """
         if asynchronous:
             return super()._create_client(asynchronous)  # type: ignore[no-untyped-call]

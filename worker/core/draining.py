@@ -1,8 +1,8 @@
 """Hear that this worker is to drain, and note in the database when it is idle.
 
 The order is a row, so it outlives Redis, a lost connection and a crash of the worker; Redis only
-announces changes. A worker that is stopped in order has done what it was
-drained for: it takes the order back, and its successor works.
+announces changes. A worker that is stopped in order has done what it was drained for: it takes the
+order back, and its successor works.
 """
 
 import time

@@ -103,7 +103,7 @@ class BatchComposer(Generic[E]):
         return tuple(entry for entry in group if entry.shape == shape)
 
     def choose(self) -> Batch[E] | None:
-        """The rows of the next tick, or None if there is nobody."""
+        """The rows of the next tick, or None if there are no images."""
         if not self._groups:
             return None
         if self._exclusive:

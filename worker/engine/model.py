@@ -145,7 +145,7 @@ class Model:
         return batch
 
     def took(self, shape: Shape, computed: int, seconds: float) -> None:
-        """Take note of how long a tick of this many rows was."""
+        """Record how long a tick of this many rows took."""
         if shape in self._batches and computed:
             self._batches[shape].row_seconds = seconds / computed
 
@@ -155,7 +155,7 @@ class Model:
         return known.sizes if known else self._to_prove(shape)
 
     def is_known(self, shape: Shape) -> bool:
-        """Whether it was found out which sizes agree."""
+        """Whether it is known which sizes agree."""
         return (shape, False) in self._agreements
 
     def proven_sizes(self, shape: Shape) -> tuple[int, ...]:

@@ -144,7 +144,7 @@ def load_ip_adapter(
 
 
 def _try(adapter: IpAdapter, network_device: torch.device, encode_device: torch.device) -> None:
-    """Its parts fit each other, or the first job would find out that they do not."""
+    """Make sure that its parts fit each other, or the first job would find out."""
     black = Reference(Image.new("RGB", (64, 64)), "", 1.0)
     with torch.no_grad():
         adapter.encode(black, False, network_device, encode_device)

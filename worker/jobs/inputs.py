@@ -98,7 +98,7 @@ class PromptRow:
         return self._key[1]
 
     def ensure(self, session: Session) -> None:
-        """Have it on record in the transaction, and until its end."""
+        """Make sure that it is on record in the transaction, and stays until its end."""
         embedding = self._embedding or self._embed()
         session.execute(
             image_queries.ensure_prompt(

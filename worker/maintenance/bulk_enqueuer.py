@@ -50,7 +50,7 @@ class FairQueue:
         self._turn = 0
 
     def update(self, sources: Iterable[BatchSource]) -> None:
-        """Take over which batches there are; those known keep their place."""
+        """Replace the batches; those already known keep their place."""
         wanted = {source.batch_id: source for source in sources}
         for batch_id in self._sources.keys() - wanted.keys():
             del self._sources[batch_id]
@@ -95,7 +95,7 @@ class FairQueue:
         return job
 
     def _let_catch_up(self, idle: list[str], clock: float) -> None:
-        """A key with nothing to enqueue saves no credit for later."""
+        """A key with nothing to enqueue earns no credit for later."""
         for key in idle:
             self._clocks[key] = max(self._clocks[key], clock)
 

@@ -85,7 +85,7 @@ class Estimator(LeaderLoop):
         self.reset()
 
     def reset(self) -> None:
-        """Another process may have led meanwhile; what this one has measured is not shown on."""
+        """Another process may have led meanwhile; what this one measured is no longer shown."""
         COVERAGE.clear()
         RELATIVE_ERROR.set(math.nan)
         self._book = RateBook()

@@ -29,8 +29,7 @@ class ModelNotLoaded(Exception):
 class Loading(Generic[M]):
     """Begins to load at once; whoever needs the model waits for it as long as it likes.
 
-    What failed may have had a reason that passes, so that the first who asks `pause` seconds later
-    has it tried again.
+    A failure may pass, so the first who asks at least `pause` seconds later has it tried again.
     """
 
     def __init__(self, name: str, load: Callable[[], M], pause: float = _PAUSE_SECONDS) -> None:

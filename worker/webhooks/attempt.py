@@ -101,7 +101,7 @@ class AttemptResult:
 def attempt(
     claimed: Claimed, client: GuardedClient, storage: Storage, public_url: str, timeout: timedelta
 ) -> AttemptResult:
-    """Send one signed request through the guard and judge what comes back. Raises nothing of it."""
+    """Send one signed request through the guard and judge what comes of it, be it an error."""
     event = claimed.event
     body = build_body(event, claimed.images, storage, public_url)
     headers = {

@@ -60,8 +60,9 @@ _CLOSING_SECONDS = 2.0
 class FairSlots:
     """Shares slots among owners: none may hold more than are free.
 
-    So one owner takes half of them, two a third each, and there is always one for who comes next,
-    whatever the others wait for (Choudhury and Hahne, "Dynamic queue length thresholds", 1998).
+    So one owner takes half of them, two a third each, and one is always left for whoever comes
+    next, whatever the others wait for (Choudhury and Hahne, "Dynamic queue length thresholds",
+    1998).
     """
 
     def __init__(self, slots: int) -> None:
@@ -83,7 +84,7 @@ class FairSlots:
             return True
 
     def may_keep(self, owner: UUID) -> bool:
-        """Whether a slot's holder may continue; it gives way once to who was refused."""
+        """Whether a slot's holder may continue; it gives way once to whoever was refused."""
         with self._lock:
             if self._is_crowded or owner in self._refused:
                 self._is_crowded = False
