@@ -3,7 +3,7 @@ that either continues with what the other has learnt."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -58,23 +58,15 @@ CPU: Final = Preset(
     minutes_unet=66,
 )
 
-CUDA: Final = Preset(
+CUDA: Final = replace(
+    CPU,
     processes=1,
-    image=128,
     scenes=200_000,
-    latent_channels=8,
-    vae_channels=32,
-    vae_blocks=(1, 1, 2, 3),
     vae_batch=64,
     vae_learning_rate=1e-3,
-    text_channels=128,
-    text_layers=3,
     text_steps=3_000,
     text_batch=256,
-    unet_channels=(64, 128, 176),
-    unet_layers=1,
     unet_batch=256,
-    unet_learning_rate=1e-3,
     minutes_vae=5,
     minutes_unet=20,
 )
