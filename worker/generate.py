@@ -30,8 +30,8 @@ from worker.core.draining import Drain
 from worker.core.metrics import MODEL_LOAD_SECONDS, WorkerMetrics, probes
 from worker.core.queues import BulkSlots, ConsumeFilters, ConsumerWatch, bulk_limit, when_leaving
 from worker.core.registration import Heartbeat, Identity, redis_client, take_name
-from worker.engine import Engine, FaultCallback
 from worker.engine import open_engine as open_image_engine
+from worker.engine.interface import Engine, FaultCallback
 from worker.jobs.claim import WorkerLeaving
 from worker.jobs.inputs import PromptRows
 from worker.jobs.lease import LeaseRenewer, StopListener

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from shared.core.model_catalog import load_catalog
 from tests.bench.row import Row, make_row
 from tests.bench.system import MODELS, System, running_system
-from worker.engine import Engine, ImageRequest, open_engine
+from worker.engine import open_engine
+from worker.engine.interface import Engine, ImageRequest
 
 _IMAGES = 192
 """Twenty seconds: long against the first claims and the last commits, which nothing overlaps."""

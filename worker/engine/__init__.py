@@ -4,24 +4,7 @@ import os
 from pathlib import Path
 
 from shared.core.model_catalog import ModelSpec
-from worker.engine.interface import (
-    Canceled,
-    Engine,
-    EngineClosed,
-    EngineCounters,
-    FaultCallback,
-    GeneratedImage,
-    Hires,
-    ImageRequest,
-    ModelFacts,
-    QueueClass,
-    RunFacts,
-    StepCallback,
-    StepUpdate,
-    Ticket,
-    TickTime,
-    WarmUpReport,
-)
+from worker.engine.interface import Engine, FaultCallback
 from worker.engine.simulated import SOURCE_PREFIX, SimulatedEngine
 
 # Read when torch loads OpenMP. Threads that spin at a kernel's end steal the cores from encoding,
@@ -47,26 +30,6 @@ _FLAG = {"AVX512": " avx512f ", "AVX2": " avx2 "}
 # Read at MKL's first call. Without it a matrix product's last bits depend on which thread computes
 # which lines, and so a row's bits on its slot in the batch (seen at two rows and two threads).
 os.environ.setdefault("MKL_CBWR", _matrix_products())
-
-__all__ = [
-    "Canceled",
-    "Engine",
-    "EngineClosed",
-    "EngineCounters",
-    "FaultCallback",
-    "GeneratedImage",
-    "Hires",
-    "ImageRequest",
-    "ModelFacts",
-    "QueueClass",
-    "RunFacts",
-    "StepCallback",
-    "StepUpdate",
-    "TickTime",
-    "Ticket",
-    "WarmUpReport",
-    "open_engine",
-]
 
 
 def open_engine(

@@ -29,9 +29,8 @@ from tests.unit.engine.toys import (
     toy_engine,
     toy_folder,
 )
-from worker.engine import Canceled, Hires, ImageRequest
 from worker.engine.device import open_device
-from worker.engine.interface import Upscaler
+from worker.engine.interface import Canceled, Hires, ImageRequest, Upscaler
 
 DEMO = Path(deploy.__file__).parent / "demo_model" / "checkpoint"
 ALL = {toy.name: toy for toy in (*DIFFUSION_TOYS, *TOYS.values()) if toy.from_images}

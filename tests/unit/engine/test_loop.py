@@ -20,8 +20,9 @@ from tests.unit.engine.turns import (
     after_ticks,
     between_turns,
 )
-from worker.engine import Canceled, EngineClosed, StepUpdate, loop, open_engine, simulated
+from worker.engine import loop, open_engine, simulated
 from worker.engine.in_flight import UsageMeter
+from worker.engine.interface import Canceled, EngineClosed, StepUpdate
 from worker.engine.notifier import MIN_INTERVAL
 from worker.engine.simulated import SimulatedEngine, SimulatedSpeed
 

@@ -13,9 +13,9 @@ from shared.core.errors import ModelUnavailable, OutOfMemory
 from tests.processes import wait_until
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.toys import request, toy_engine, toy_spec
-from worker.engine import Canceled
 from worker.engine.device import Device, WorkKind, open_device
 from worker.engine.diffusion import DiffusionEngine
+from worker.engine.interface import Canceled
 from worker.engine.previews import PreviewMap
 from worker.engine.rescue import _with_parts
 

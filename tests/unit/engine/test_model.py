@@ -17,8 +17,8 @@ from shared.core.errors import InvalidInput
 from tests.processes import wait_until
 from tests.unit.engine.reference import reference
 from tests.unit.engine.toys import request, toy_engine, toy_folder, toy_spec
-from worker.engine import Canceled, StepUpdate
 from worker.engine.diffusion import DiffusionEngine
+from worker.engine.interface import Canceled, StepUpdate
 
 LIMIT = 60.0
 START = Image.fromarray(np.random.default_rng(2).integers(0, 255, (90, 70, 3), dtype=np.uint8))

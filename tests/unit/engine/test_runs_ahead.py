@@ -13,9 +13,9 @@ import torch
 from tests.unit.engine.faulty import FaultyDevice, out_of_memory
 from tests.unit.engine.toys import request, toy_engine
 from tests.unit.engine.turns import between_turns
-from worker.engine import Canceled
 from worker.engine.device import Device, WorkKind
 from worker.engine.diffusion import DiffusionEngine
+from worker.engine.interface import Canceled
 
 LIMIT = 60.0
 
