@@ -133,10 +133,8 @@ def _open_filters(settings: Settings, specs: Sequence[ModelSpec]) -> Filters | N
 
 def _serve(worker: WorkerProcess, stack: ExitStack) -> None:
     """Warm up, then run jobs; what is put on the stack is closed in reverse order."""
-    settings, client, models, drain = (
-        *(worker.settings, worker.redis, worker.models),
-        worker.drain_order,
-    )
+    settings, client = worker.settings, worker.redis
+    models, drain = worker.models, worker.drain_order
     heartbeat = Heartbeat(settings, client, lambda: worker.name, worker.heartbeat)
     metrics = MetricsListener(
         settings,
@@ -158,11 +156,10 @@ def _serve(worker: WorkerProcess, stack: ExitStack) -> None:
     stack.enter_context(StopListener(client, worker.leases))
     _connect_signals(worker, heartbeat)
     register_generate(worker.celery, worker)
-    specs = models.specs
     queues = [
         broker.generate_queue(spec.name, queue_class)
         for queue_class in broker.QUEUE_CLASSES
-        for spec in specs
+        for spec in models.specs
     ]
     rows = max(engine.model.batch_size for engine in models.engines.values())
     worker.threads = settings.worker_threads or _threads(rows)

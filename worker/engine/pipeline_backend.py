@@ -209,7 +209,8 @@ class PipelineBackend(LoadedBackend):
         if request.init_image is None:
             arguments |= {"width": request.width, "height": request.height}
         else:
-            pipeline = self._with_parts_of(pipeline)
+            own = pipeline is self._pipeline  # else its parts are upcast
+            pipeline = self._image_pipeline if own else _image_pipeline(pipeline)
             size = (request.width, request.height)
             image = request.init_image.resize(size, Image.Resampling.LANCZOS)
             arguments |= {"image": image, "strength": request.strength}
@@ -229,12 +230,6 @@ class PipelineBackend(LoadedBackend):
     def steps_of(self, request: ImageRequest) -> int:
         """By the rule of its image-to-image pipeline."""
         return steps_to_run(request.steps, request.strength, self._rule)
-
-    def _with_parts_of(self, pipeline: Any) -> Any:
-        """The image-to-image pipeline over the parts of `pipeline` (they may be upcast)."""
-        if pipeline is self._pipeline:
-            return self._image_pipeline
-        return _image_pipeline(pipeline)
 
     def _scheduler_for(self, name: str) -> tuple[Any, tuple[str, ...]]:
         """The scheduler of that name if it fits the pipeline, else the checkpoint's own."""

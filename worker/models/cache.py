@@ -112,11 +112,11 @@ class _Model:
         others, and both may be part of what fixes an image's bytes."""
         if self.facts is None:
             return self.spec
-        measured = (
-            ("max_batch_size", self.facts.batch_size),
-            ("cpu_threads", self.facts.cpu_threads),
-        )
-        return self.spec.model_copy(update=dict(measured))
+        measured = {
+            "max_batch_size": self.facts.batch_size,
+            "cpu_threads": self.facts.cpu_threads,
+        }
+        return self.spec.model_copy(update=measured)
 
 
 @dataclass

@@ -156,11 +156,8 @@ class StableDiffusion3(FlowFamily):
 
     def _encode_weighted(self, text: str, half: Half) -> Tensors:
         """CLIP's tokens have weights; T5 reads the text without marks, as it would be plain."""
-        encoders, states, pooled = (
-            (self.pipeline.text_encoder, self.pipeline.text_encoder_2),
-            [],
-            [],
-        )
+        encoders = self.pipeline.text_encoder, self.pipeline.text_encoder_2
+        states, pooled = [], []
         for encoder, reader in zip(encoders, self._clip, strict=True):
             (chunk,) = reader.read(text, "weighted", False).chunks
             numbers = torch.tensor([chunk.tokens], device=self.encode_device)
