@@ -23,7 +23,7 @@ from api.core.principal import Principal
 from api.jobs.admission import Demand, LoadShedding, admitted
 from api.jobs.idempotency import IdempotentRequest
 from api.jobs.submission import JobSubmission
-from api.jobs.submit import _accept_group, _Submission
+from api.jobs.submit import Submission, _accept_group
 from api.jobs.submit import submit as submit_job
 from deploy.local.servers import EmbeddedServers
 from deploy.tenants import create_key, rotate_key
@@ -628,7 +628,7 @@ def test_a_group_that_cannot_be_written_sends_its_members_alone(
     async def trial() -> None:
         async with open_resources(settings) as held:
             request = IdempotentRequest(None, b"")
-            new = _Submission(held, principal, request, {"id": object()}, [], None, None)
+            new = Submission(held, principal, request, {"id": object()}, [], None, None)
             assert await _accept_group([new, new]) == [None, None]
 
     asyncio.run(trial())
