@@ -17,6 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from celery.worker.request import Request
+from kombu.transport.redis import QoS, Transport
+from sqlalchemy import update
+from sqlalchemy.dialects.postgresql import insert
+
 from shared.core.logging import configure_logging
 from shared.core.model_catalog import load_catalog
 from shared.core.settings import Settings, get_settings
@@ -24,8 +29,13 @@ from shared.images.models import Image
 from shared.jobs.models import Job
 from shared.jobs.queries import endings
 from tests.chaos import two_hosts
+from worker import generate
 from worker.core import consumer
+from worker.core.consumer import ResilientQoS
+from worker.engine.simulated import SimulatedBackend, SimulatedSpeed
 from worker.jobs import claim, run
+from worker.jobs.lease import LeaseRenewer
+from worker.maintenance.leader import Dispatcher
 
 CRASH_POINTS = (
     "before_claim",
@@ -92,8 +102,6 @@ def run_process(role: str, options: dict[str, Any]) -> None:
     elif role == "supervisor":
         _supervise(Path(options["home"]))
     else:
-        from worker import generate
-
         generate.Embedder = CheapEmbedder  # type: ignore[assignment,misc]
         generate.run_generate_worker(settings, [load_catalog(settings.models_file).default])
 
@@ -123,8 +131,6 @@ def _shift_clock(seconds: float) -> None:
 
 def _tick_in(seconds: float) -> None:
     """So slow that a job is still in hand, however late a fault comes; others are quick."""
-    from worker.engine.simulated import SimulatedSpeed
-
     from_source = SimulatedSpeed.from_source
 
     def other_speed(source: str) -> SimulatedSpeed:
@@ -142,10 +148,7 @@ class CrashPoint:
 
     def install(self) -> None:
         """Wrap the function that the point is named for."""
-        from celery.worker.request import Request
-
         from api.core.publisher import JobPublisher
-        from worker.engine.simulated import SimulatedBackend
 
         installers: dict[str, Callable[[], None]] = {
             "before_claim": lambda: self._before(claim, "_claim", lambda a: a[1]),
@@ -193,8 +196,6 @@ def _seed_in_mid_step(args: tuple[Any, ...]) -> int | None:
 
 
 def _install_poison(seed: int) -> None:
-    from worker.engine.simulated import SimulatedBackend
-
     tick = SimulatedBackend.tick
 
     def poisoned(self: Any, shape: Any, rows: Sequence[Any], *args: Any) -> Any:
@@ -210,11 +211,6 @@ def _install_poison(seed: int) -> None:
 
 def _without_fencing() -> None:
     """Nobody looks at leases, and the last commit wins: `complete` asks for the id alone."""
-    from sqlalchemy import update
-    from sqlalchemy.dialects.postgresql import insert
-
-    from worker.jobs.lease import LeaseRenewer
-
     LeaseRenewer.renew = lambda _: None  # type: ignore[method-assign]
     endings._held = lambda job_id, _: update(Job).where(Job.id == job_id)
 
@@ -234,14 +230,11 @@ def _without_fencing() -> None:
 
 def _with_no_dispatcher() -> None:
     """Nobody looks after leases and lost messages."""
-    from worker.maintenance.leader import Dispatcher
-
     Dispatcher._round = lambda _: None  # type: ignore[method-assign]
 
 
 def _with_early_acknowledgement() -> None:
     """The job is called done before its images are where they belong."""
-
     later: list[Callable[[], None]] = []
     upload, commit = run.upload, run.commit
 
@@ -260,18 +253,12 @@ def _with_early_acknowledgement() -> None:
 
 def _with_slots_held() -> None:
     """kombu's own acknowledgement: what Redis refuses keeps its slot."""
-    from kombu.transport.redis import QoS
-
-    from worker.core.consumer import ResilientQoS
-
     for name in ("append", "ack", "reject"):
         setattr(ResilientQoS, name, getattr(QoS, name))
 
 
 def _with_fatal_refusals() -> None:
     """A refusal of Redis is no lost connection: Celery stops the worker."""
-    from kombu.transport.redis import Transport
-
     harden, errors = consumer.harden, Transport.connection_errors
 
     def harden_less(celery: Any) -> None:
