@@ -8,7 +8,7 @@ import typer
 
 from darkroom.cli.command import GENERATE, Cli, command
 from darkroom.cli.failures import CliError, ExitCode
-from darkroom.cli.jobs import print_submitted, steps_of, watch_job
+from darkroom.cli.jobs import print_submitted, settings_facts, warn, watch_job
 from darkroom.cli.options import (
     Detach,
     Model,
@@ -21,8 +21,6 @@ from darkroom.cli.options import (
     complete_lora,
     given,
     lora_of,
-    loras_of,
-    option_facts,
     pairs,
 )
 from darkroom.cli.output import ago
@@ -325,16 +323,7 @@ def _initial_image(text: str, option: str) -> Any:
 def _print_dry_run(cli: Cli, result: JobDryRun) -> None:
     cli.output.facts(
         [
-            ("model", result.model),
-            ("size", f"{result.width}×{result.height}"),
-            ("steps", steps_of(result)),
-            ("guidance", f"{result.guidance_scale:g}"),
-            ("true CFG", result.true_cfg_scale),
-            ("scheduler", result.scheduler),
-            ("strength", result.strength),
-            ("resize", result.resize_mode),
-            ("LoRAs", loras_of(result)),
-            *option_facts(result.raw),
+            *settings_facts(result),
             ("images", result.num_images),
             ("pixel-steps", result.cost),
             ("done", f"probably {ago(result.eta.p50)}" if result.eta else None),
@@ -342,5 +331,4 @@ def _print_dry_run(cli: Cli, result: JobDryRun) -> None:
         result,
     )
     if not cli.output.as_json:
-        for warning in result.warnings:
-            cli.output.warning(warning.message, warning.code)
+        warn(cli, result)

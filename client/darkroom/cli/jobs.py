@@ -20,7 +20,6 @@ from darkroom.cli.options import (
     check_writable,
     complete_job,
     given,
-    loras_of,
     option_facts,
 )
 from darkroom.cli.output import Column, age, duration, plural, state_markup
@@ -71,7 +70,7 @@ def show_job(cli: Cli, job: JobId) -> None:
     result = cli.client.jobs.get(job)
     cli.output.facts(_facts(result), result)
     if not cli.output.as_json:
-        _warn(cli, result)
+        warn(cli, result)
 
 
 def _facts(job: "Job") -> list[tuple[str, object]]:
@@ -81,17 +80,7 @@ def _facts(job: "Job") -> list[tuple[str, object]]:
         ("error", f"{job.error.code}: {job.error.message}" if job.error else None),
         ("prompt", job.prompt),
         ("negative prompt", job.negative_prompt),
-        ("model", job.model),
-        ("size", f"{job.width}×{job.height}"),
-        ("steps", steps_of(job)),
-        ("guidance", f"{job.guidance_scale:g}"),
-        ("true CFG", job.true_cfg_scale),
-        ("scheduler", job.scheduler),
-        ("initial image", job.init_image),
-        ("strength", job.strength),
-        ("resize", job.resize_mode),
-        ("LoRAs", loras_of(job)),
-        *option_facts(job.raw),
+        *settings_facts(job),
         ("seeds", ", ".join(str(seed) for seed in job.seeds)),
         ("session", job.session_id),
         ("batch", job.batch_id),
@@ -110,7 +99,24 @@ def _facts(job: "Job") -> list[tuple[str, object]]:
     ]
 
 
-def steps_of(job: "Job | JobDryRun") -> str:
+def settings_facts(job: "Job | JobDryRun") -> list[tuple[str, object]]:
+    """How the images are made."""
+    return [
+        ("model", job.model),
+        ("size", f"{job.width}×{job.height}"),
+        ("steps", _steps_of(job)),
+        ("guidance", f"{job.guidance_scale:g}"),
+        ("true CFG", job.true_cfg_scale),
+        ("scheduler", job.scheduler),
+        ("initial image", getattr(job, "init_image", None)),  # a dry run does not say
+        ("strength", job.strength),
+        ("resize", job.resize_mode),
+        ("LoRAs", ", ".join(f"{lora.name}:{lora.scale:g}" for lora in job.loras) or None),
+        *option_facts(job.raw),
+    ]
+
+
+def _steps_of(job: "Job | JobDryRun") -> str:
     """The requested steps, and how many of them run if that is fewer."""
     if job.executed_steps in (None, job.steps):
         return str(job.steps)
@@ -159,7 +165,7 @@ def watch_job(
         f"The job continues. Follow it: [bold]darkroom jobs watch {handle.id}[/]   "
         f"Stop it: [bold]darkroom jobs cancel {handle.id}[/]"
     )
-    _warn(cli, handle.job)
+    warn(cli, handle.job)
     with JobView(cli.output, handle.id, len(handle.job.seeds), preview) as view:
         job = follow(handle, view, timeout)
         images = cli.client.jobs.image_handles(job)
@@ -168,7 +174,8 @@ def watch_job(
     _print_results(cli, job, files, preview)
 
 
-def _warn(cli: Cli, job: "Job") -> None:
+def warn(cli: Cli, job: "Job | JobDryRun") -> None:
+    """Print the server's warnings about a job."""
     for warning in job.warnings:
         cli.output.warning(warning.message, warning.code)
 
@@ -238,7 +245,7 @@ def print_submitted(cli: Cli, handle: "JobHandle") -> None:
         cli.output.document(handle.job)
         return
     cli.output.text(handle.id)
-    _warn(cli, handle.job)
+    warn(cli, handle.job)
     cli.output.note(f"[dim]Follow it: darkroom jobs watch {handle.id}[/]")
 
 

@@ -13,7 +13,7 @@ from darkroom.cli.previews import PreviewMode
 from darkroom.types.jobs import JobSettings
 
 if TYPE_CHECKING:
-    from darkroom import Client, Job, JobDryRun
+    from darkroom import Client
 
 Completer = Callable[[str], list[str]]
 
@@ -94,11 +94,6 @@ def lora_of(text: str) -> dict[str, Any]:
         return {"name": name, "scale": float(scale)}
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not NAME or NAME:SCALE, such as ink:0.8.") from None
-
-
-def loras_of(job: "Job | JobDryRun") -> str | None:
-    """As `--lora` takes them."""
-    return ", ".join(f"{lora.name}:{lora.scale:g}" for lora in job.loras) or None
 
 
 def option_facts(source: Mapping[str, Any]) -> list[tuple[str, object]]:
