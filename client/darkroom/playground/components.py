@@ -114,6 +114,7 @@ def _restore() -> None:
     st.session_state[_KNOWN] = stored["session"]
     if stored["key"]:
         st.session_state.setdefault(KEY, stored["key"])
-    draft = stored["draft"]
+    # A copy: what is changed here would be news to Streamlit, which then calls this each time.
+    draft = dict(stored["draft"] or {})
     if draft and stored["session"] == st.session_state.get(state.SESSION):
         filling.restore(draft, draft.pop("typed", {}))

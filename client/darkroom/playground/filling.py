@@ -186,8 +186,10 @@ def restore(draft: Mapping[str, Any], typed: Mapping[str, str]) -> None:
     initial, mask = draft.get(form.INITIAL), draft.get(form.MASK)
     for name, value in draft.items():
         old = state.get(name)
-        if name not in {form.INITIAL, form.MASK} and (old is None or type(value) is type(old)):
-            state[name] = value
+        # JavaScript writes 7.0 as 7.
+        given = float(value) if isinstance(old, float) and isinstance(value, int) else value
+        if name not in {form.INITIAL, form.MASK} and (old is None or type(given) is type(old)):
+            state[name] = given
     for name, text in typed.items():
         if isinstance(state.get(name), str):
             state[name] = text

@@ -20,6 +20,8 @@ function write(name, value) {
 }
 
 let now = null;
+// Twice would draw the page once more, with the fields as they were before the draft.
+let asked = null;
 
 // What is typed but not sent yet stands in the fields alone.
 function save() {
@@ -47,9 +49,13 @@ export default function ({ data, setStateValue }) {
   if (data.forget)
     for (const name of Object.keys(sessionStorage)) if (name.startsWith("darkroom:")) write(name, null);
   if (data.key && !data.forget) write(KEY, data.key);
-  if (data.known !== data.session)
+  if (data.known === data.session) {
+    asked = null;
+    soon();
+  } else if (asked !== data.session) {
+    asked = data.session;
     setStateValue("stored", {
       session: data.session, draft: read(place(data.session)), key: data.forget ? null : read(KEY),
     });
-  else soon();
+  }
 }

@@ -109,8 +109,10 @@ def test_a_mask_is_painted_and_only_its_part_is_made_anew(
 def test_a_draft_survives_a_reload(browsers: Browsers) -> None:
     with browsers.open() as page:
         page.field("form-prompt").fill("a lake that was never sent")
+        page.settings(guidance=7)
         page.page.get_by_text("16:9", exact=True).click()
-        page.settings(steps=9)
+        page.field("form-steps").fill("9")
+        page.page.keyboard.press("Tab")
         expect(page.field("form-prompt")).to_have_value("a lake that was never sent")
         page.field("form-negative").press_sequentially("typed, and not left")
         # The page waits for a pause in the typing.
@@ -121,7 +123,14 @@ def test_a_draft_survives_a_reload(browsers: Browsers) -> None:
         expect(page.field("form-negative")).to_have_value("typed, and not left")
         page.page.get_by_text("Model, size and steps").click()
         expect(page.field("form-steps")).to_have_value("9")
-        assert page.field("form-width").input_value() != page.field("form-height").input_value()
+        expect(page.field("form-guidance")).to_have_value("7.00")
+        width, height = page.field("form-width"), page.field("form-height")
+        assert width.input_value() != height.input_value()
+        # It is restored once: what is typed then stays when the page is drawn again.
+        page.field("form-prompt").fill("another lake")
+        page.page.get_by_text("1:1", exact=True).click()
+        expect(width).to_have_value("128")
+        expect(page.field("form-prompt")).to_have_value("another lake")
 
 
 @pytest.mark.long
