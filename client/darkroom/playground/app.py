@@ -182,6 +182,7 @@ def _show_link(key: str, label: str, session_id: str, current: str) -> None:
 def _switch_to(name: str) -> None:
     st.session_state[SESSION] = name
     form.clear_initial_image()
+    st.session_state[form.CONTROLS] = []
     st.session_state["sessions"] = False
 
 

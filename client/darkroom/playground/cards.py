@@ -38,7 +38,7 @@ PICK = "pick-{}"
 """Key of the checkbox that selects an image."""
 _COMMON = ("again", "vary")
 """The actions that have a button of their own, where there is room."""
-_REST = ("initial", "upscale", "reuse", "like", "reproduce", "receipt", "delete")
+_REST = ("initial", "control", "upscale", "reuse", "like", "reproduce", "receipt", "delete")
 
 
 def show_large(cards: Sequence[Card]) -> None:
@@ -160,7 +160,7 @@ def _show_star_download_and_rest(card: Card, rest: Sequence[str]) -> None:
     key = f"menu-{card.id}"
     st.menu_button(
         "More",
-        list(rest),
+        [name for name in rest if name != "control" or form.takes_control()],
         key=key,
         icon=":material/more_horiz:",
         format_func=lambda name: f"{ACTIONS[name].icon} {ACTIONS[name].label}",
@@ -242,9 +242,18 @@ def _vary(card: Card) -> None:
 
 def _use_as_initial(card: Card) -> None:
     form.use_as_initial(card.id, f"seed {card.seed}")
+    _go_on(card, "The next images start from this one.")
+
+
+def _use_for_control(card: Card) -> None:
+    form.add_control(card.id, f"seed {card.seed}", thumbnail(card.id))
+    _go_on(card, "The next images follow this one.")
+
+
+def _go_on(card: Card, message: str) -> None:
     if not st.session_state.get(form.PROMPT):
         st.session_state[form.PROMPT] = card.prompt
-    notify("The next images start from this one.", "success")
+    notify(message, "success")
     open_tab("Generate")
 
 
@@ -272,6 +281,12 @@ ACTIONS = {
         ":material/add_photo_alternate:",
         "Start the next images from this one; change the prompt and the strength first.",
         _use_as_initial,
+    ),
+    "control": Action(
+        "Follow with a ControlNet",
+        ":material/polyline:",
+        "Give the next images the edges of this one; change the prompt first.",
+        _use_for_control,
     ),
     "upscale": Action(
         "Upscale",

@@ -95,7 +95,7 @@ def keep(session_id: str | None, *, forget: bool = False) -> None:
 
 
 def _draft() -> dict[str, Any]:
-    simple = (str, int, float, bool, list, type(None))
+    simple = (str, int, float, bool, list, tuple, type(None))
     values = {str(name): value for name, value in st.session_state.items()}
     return {
         name: value

@@ -1,6 +1,8 @@
 """The fields of the Generate tab's form, as they are drawn."""
 
+import base64
 import io
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -12,7 +14,9 @@ from darkroom.playground.formatting import escape
 from darkroom.playground.state import IMAGE_TYPES, errors_shown_on_top, show_uploader, take_upload
 
 _INITIAL_FILE = "initial-file"
+_CONTROL_FILE = "control-file"
 _PREVIEW_PIXELS = 768
+_SMALL_PIXELS = 96
 _KEPT: dict[str, Any] = {"on_change": "ignore", "persist_state": "session"}
 """Fields of the form: typing redraws nothing, and values survive a look at another tab."""
 
@@ -126,16 +130,17 @@ def _upload_initial_image() -> None:
         data: bytes = file.getvalue()
         upload = connect().uploads.create(data)
         form.clear_mask()
+        preview = _shrink(data, _PREVIEW_PIXELS)
         st.session_state[form.INITIAL] = form.InitialImage(
-            upload.id, file.name, _shrink(data), upload.width, upload.height
+            upload.id, file.name, preview, upload.width, upload.height
         )
         st.session_state[form.RESIZE] = form.KEEP_SHAPE
 
 
-def _shrink(data: bytes) -> bytes:
+def _shrink(data: bytes, most: int) -> bytes:
     """A WebP of the image, upright and small enough to be sent with the page."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    image.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
+    image.thumbnail((most, most))
     file = io.BytesIO()
     image.save(file, "WEBP", quality=85)
     return file.getvalue()
@@ -162,7 +167,71 @@ def show_loras() -> None:
             st.slider(f"{escape(name)}: scale", -4.0, 4.0, step=0.05, key=key, **_KEPT)
             if words:
                 st.caption(f"Trigger words for the prompt: {escape(words)}")
-        _show_error("loras")
+        _show_error("loras", parts=True)
+
+
+def show_controls() -> None:
+    """Draw the images that ControlNets follow, and an uploader while there is room for more."""
+    controls = st.session_state[form.CONTROLS]
+    if not controls and not form.takes_control():
+        return
+    with st.expander("ControlNets", icon=":material/polyline:", expanded=bool(controls)):
+        for number, each in enumerate(controls):
+            _show_control(each, f" {number + 1}" if len(controls) > 1 else "")
+            _show_error(f"controls/{number}", parts=True)
+        if form.takes_control():
+            show_uploader(
+                "Follow another image" if controls else "Follow an image",
+                _CONTROL_FILE,
+                IMAGE_TYPES,
+                max_megabytes=10,
+                on_change=_upload_control,
+                help="Earlier images work too: choose “Follow with a ControlNet” below one.",
+            )
+        _show_error("controls")
+
+
+def _show_control(image: dict[str, Any], which: str) -> None:
+    """Draw an image and how it is followed; `which` tells its fields from another's."""
+    key = partial(form.CONTROL.format, image["slot"])
+    with st.container(horizontal=True, vertical_alignment="bottom", wrap=False):
+        if image["preview"]:
+            preview = base64.b64decode(image["preview"])
+            st.image(preview, width=_SMALL_PIXELS, alt=escape(image["label"]))
+        # The server lists none while it knows no worker of the model.
+        names = dict.fromkeys((*form.chosen_model().controlnets, st.session_state[key("name")]))
+        st.selectbox(f"ControlNet{which}", names, key=key("name"), **_KEPT)
+    seen = st.segmented_control(
+        f"ControlNet{which} sees",
+        list(form.PREPROCESSES),
+        format_func=form.PREPROCESSES.__getitem__,
+        key=key("preprocess"),
+        required=True,
+        persist_state="session",
+        width="stretch",
+        help="Choose *The image itself* for a map of edges, depth or a pose.",
+    )
+    if seen == form.CANNY:
+        st.slider(
+            f"Thresholds{which}",
+            0,
+            255,
+            key=key("thresholds"),
+            **_KEPT,
+            help="Edges above the second are seen, and those above the first that touch them.",
+        )
+    st.slider(f"Scale{which}", 0.0, 2.0, step=0.05, key=key("scale"), **_KEPT)
+    st.slider(f"Part of the steps{which}", 0.0, 1.0, step=0.05, key=key("part"), **_KEPT)
+
+
+def _upload_control() -> None:
+    file = take_upload(_CONTROL_FILE)
+    if file is None:
+        return
+    with errors_shown_on_top():
+        data: bytes = file.getvalue()
+        upload = connect().uploads.create(data)
+        form.add_control(upload.id, file.name, _shrink(data, 2 * _SMALL_PIXELS))
 
 
 def show_settings() -> None:
@@ -247,8 +316,9 @@ def _number(place: Any, label: str, key: str, most: int, step: int = 1) -> None:
     _show_error(key.removeprefix("form-").replace("-", "/"), place)
 
 
-def _show_error(field: str, place: Any = st) -> None:
-    """Draw what is wrong with a field, beneath it."""
+def _show_error(field: str, place: Any = st, *, parts: bool = False) -> None:
+    """Draw what is wrong with a field, beneath it; or also with its parts."""
     errors: dict[str, str] = st.session_state.get(form.ERRORS, {})
-    if field in errors:
-        place.markdown(f":red[:small[{escape(errors[field])}]]")
+    for name, message in errors.items():
+        if name == field or (parts and name.startswith(f"{field}/")):
+            place.markdown(f":red[:small[{escape(message)}]]")

@@ -6,13 +6,12 @@ from typing import Any
 import streamlit as st
 
 from darkroom.playground import form
-from darkroom.playground.connection import loras_for, models
+from darkroom.playground.connection import loras_for, models, thumbnail
 from darkroom.playground.state import errors_shown_on_top
 from darkroom.types.service import Model
 
 _ABSENT: dict[str, Any] = {
     "true_cfg_scale": None,
-    "controls": [],
     "references": [],
     "output_format": "png",
     "output_quality": None,
@@ -72,6 +71,7 @@ def fill(settings: Mapping[str, Any], kind: str) -> list[str]:
     state[form.WEIGHTED] = settings.get("prompt_syntax") == "weighted"
     state[form.LONG] = bool(settings.get("long_prompt"))
     notes += _fill_hires(settings, model)
+    notes += _fill_controls(settings, model)
     notes += _fill_initial(settings, kind)
     return notes + _left_out(settings, kind)
 
@@ -92,6 +92,33 @@ def _fill_loras(settings: Mapping[str, Any], model: str) -> list[str]:
             state[form.LORA_SCALE.format(name)] = float(lora.get("scale", 1.0))
         else:
             notes.append(f"The LoRA {name} is not available here; leaving it out.")
+    return notes
+
+
+def _fill_controls(settings: Mapping[str, Any], model: Model) -> list[str]:
+    state, notes = st.session_state, []
+    shown = {
+        each["image"]: {"label": each["label"], "preview": each["preview"]}
+        for each in state[form.CONTROLS]
+    }
+    state[form.CONTROLS] = []
+    for control in settings.get("controls") or ():
+        name, image = control["name"], control["image"]
+        if name not in model.controlnets:
+            notes.append(f"The ControlNet {name} is not available here; leaving it out.")
+            continue
+        preview = thumbnail(image) if image.startswith("img_") else None
+        form.add_control(
+            image,
+            _label(image),
+            preview,
+            name=name,
+            preprocess=control.get("preprocess", "none"),
+            thresholds=(control.get("low", 100), control.get("high", 200)),
+            scale=float(control.get("scale", 1.0)),
+            part=(float(control.get("start", 0.0)), float(control.get("end", 1.0))),
+        )
+        state[form.CONTROLS][-1] |= shown.get(image, {})
     return notes
 
 
@@ -130,7 +157,7 @@ def _fill_initial(settings: Mapping[str, Any], kind: str) -> list[str]:
     source = settings.get("init_image")
     if not source:
         return notes
-    _use_source(source, "an earlier image" if source.startswith("img_") else "an uploaded image")
+    _use_source(source, _label(source))
     if settings.get("mask_image"):
         st.session_state[form.MASK] = form.Mask(settings["mask_image"], None)
         st.session_state[form.MASK_BLUR] = settings.get("mask_blur", form.DEFAULT_MASK_BLUR)
@@ -144,6 +171,10 @@ def _fill_initial(settings: Mapping[str, Any], kind: str) -> list[str]:
         )
     st.session_state[form.RESIZE] = settings.get("resize_mode") or form.KEEP_SHAPE
     return notes
+
+
+def _label(source: str) -> str:
+    return "an earlier image" if source.startswith("img_") else "an uploaded image"
 
 
 def _use_source(source: str, label: str) -> None:
@@ -161,6 +192,8 @@ def _left_out(settings: Mapping[str, Any], kind: str) -> list[str]:
         absent |= _ABSENT_OF_MASK
     elif kind == "inpaint":
         names.append("The mask")
+    if kind == "txt2img":
+        absent["resize_mode"] = "fill"  # of what ControlNets see
     names += [
         name for name in absent if settings.get(name, absent[name]) not in (absent[name], None)
     ]

@@ -1,6 +1,8 @@
 """The Generate tab's form: the keys of its values, their defaults, and what they start from."""
 
+import base64
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
 
@@ -42,6 +44,20 @@ RESIZE_MODES = {
 LORAS = "form-loras"
 LORA_SCALE = "form-lora-scale-{}"
 MAX_LORAS = 4
+CONTROLS = "form-controls"
+"""The images that ControlNets follow: each one's `image`, `label`, `preview` and `slot`."""
+MAX_CONTROLS = 2
+CONTROL = "form-control-{}-{}"
+"""Of a slot, the `name` of its ControlNet, and settings."""
+CANNY = "canny"
+CONTROL_DEFAULTS: dict[str, Any] = {
+    "preprocess": CANNY,
+    "thresholds": (100, 200),
+    "scale": 1.0,
+    "part": (0.0, 1.0),
+}
+PREPROCESSES = {CANNY: "The image’s edges", "none": "The image itself"}
+"""Value → label."""
 WEIGHTED = "form-weighted"
 LONG = "form-long"
 HIRES = "form-hires"
@@ -128,6 +144,11 @@ def use_defaults() -> None:
     state[GUIDANCE] = float(model.default_guidance_scale)
     state[SCHEDULER] = model.default_scheduler
     state[LORAS] = []
+    state[CONTROLS] = [
+        each
+        for each in state.get(CONTROLS, ())
+        if state.get(CONTROL.format(each["slot"], "name")) in model.controlnets
+    ]
 
 
 def chosen_model() -> Model:
@@ -190,6 +211,54 @@ def clear_mask() -> None:
     """Repaint the whole image."""
     st.session_state.pop(MASK, None)
     st.session_state[MASK_RESETS] = st.session_state.get(MASK_RESETS, 0) + 1
+
+
+def takes_control() -> bool:
+    """Whether the model has ControlNets, and there is room for one more image."""
+    prepare()  # any tab asks, and may be the first
+    return bool(chosen_model().controlnets) and len(st.session_state[CONTROLS]) < MAX_CONTROLS
+
+
+def add_control(image_id: str, label: str, preview: bytes | None, **settings: Any) -> None:
+    """Follow one more image, with the model's first ControlNet unless told.
+
+    Args:
+        image_id: an upload's, or an earlier image's.
+        label: its name.
+        preview: a small WebP; None if only its id is known.
+        settings: `name`, and those of `CONTROL_DEFAULTS`.
+    """
+    state = st.session_state
+    slot = min({*range(MAX_CONTROLS)} - {each["slot"] for each in state[CONTROLS]})
+    shown = base64.b64encode(preview or b"").decode("ascii")  # text, for the draft
+    state[CONTROLS] = [
+        *state[CONTROLS],
+        {"slot": slot, "image": image_id, "label": label, "preview": shown},
+    ]
+    first = chosen_model().controlnets[0]
+    for name, value in ({"name": first} | CONTROL_DEFAULTS | settings).items():
+        state[CONTROL.format(slot, name)] = value
+
+
+def controls() -> list[dict[str, Any]]:
+    """What the form follows, as the API takes it."""
+    return [
+        {"image": each["image"], **_control_settings(each["slot"])}
+        for each in st.session_state[CONTROLS]
+    ]
+
+
+def _control_settings(slot: int) -> dict[str, Any]:
+    names = ("name", *CONTROL_DEFAULTS)
+    settings = {name: st.session_state[CONTROL.format(slot, name)] for name in names}
+    low, high = settings.pop("thresholds")
+    settings["start"], settings["end"] = settings.pop("part")
+    return settings | ({"low": low, "high": high} if settings["preprocess"] == CANNY else {})
+
+
+def remove_control(image: dict[str, Any]) -> None:
+    """Do without it; for callbacks."""
+    st.session_state[CONTROLS] = [each for each in st.session_state[CONTROLS] if each != image]
 
 
 def remove_lora(name: str) -> None:

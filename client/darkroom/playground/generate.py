@@ -1,6 +1,7 @@
 """The Generate tab: the form, suggestions of prompts, and the session's jobs beside them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
@@ -40,6 +41,7 @@ def show(session_id: str) -> None:
             fields.show_seed_count_and_shape()
             fields.show_initial_image()
             fields.show_loras()
+            fields.show_controls()
             with st.expander("Model, size and steps", icon=":material/tune:"):
                 fields.show_settings()
             with st.expander("Grid over two settings", icon=":material/grid_on:"):
@@ -62,9 +64,10 @@ def show(session_id: str) -> None:
 
 def _fill_from(job: Job) -> None:
     """Start with the settings of the session's newest job."""
-    filling.fill(submission.settings_of(job), job.kind)
+    # What it started from and followed was not chosen on this page.
+    filling.fill(submission.settings_of(job) | {"controls": []}, job.kind)
     st.session_state[form.SEED_MODE] = form.RANDOM
-    form.clear_initial_image()  # it was not chosen on this page
+    form.clear_initial_image()
 
 
 def _show_buttons(session_id: str) -> None:
@@ -92,7 +95,7 @@ def _show_buttons(session_id: str) -> None:
 
 def _show_chips() -> None:
     """Draw what an image will start from and be steered by; a click removes it."""
-    chips: list[tuple[str, str, Callable[..., None], tuple[str, ...]]] = []
+    chips: list[tuple[str, str, Callable[..., None], tuple[Any, ...]]] = []
     initial = form.initial_image()
     if initial is not None:
         label = f"Initial image: {escape(short(initial.label, 24))}"
@@ -102,6 +105,15 @@ def _show_chips() -> None:
     chips += [
         (f"lora-{name}", f"LoRA: {escape(name)}", form.remove_lora, (name,))
         for name in st.session_state[form.LORAS]
+    ]
+    chips += [
+        (
+            f"control-{each['slot']}",
+            f"ControlNet: {escape(short(each['label'], 24))}",
+            form.remove_control,
+            (each,),
+        )
+        for each in st.session_state[form.CONTROLS]
     ]
     if not chips:
         return

@@ -62,6 +62,7 @@ def body() -> dict[str, Any]:
             {"name": name, "scale": state.get(form.LORA_SCALE.format(name), 1.0)}
             for name in state[form.LORAS]
         ]
+    fields["controls"] = form.controls() or None
     if state[form.HIRES]:
         fields["hires"] = {
             "scale": state[form.HIRES_SCALE],
@@ -118,7 +119,7 @@ def settings_of(job: Job) -> dict[str, Any]:
 
 def _without_none(value: Any) -> Any:
     """The value; of objects in it, what says something."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_none(each) for each in value]
     if not isinstance(value, dict):
         return value

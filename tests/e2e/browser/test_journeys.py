@@ -263,8 +263,15 @@ def test_nothing_is_clipped_on_a_phone_and_nothing_comes_from_outside(
 
 
 @pytest.mark.long
-def test_a_lora_is_chosen_with_its_scale(browsers: Browsers) -> None:
+def test_a_lora_and_a_controlnet_are_chosen_with_their_scales(
+    browsers: Browsers, image_file: Path
+) -> None:
     with browsers.open() as page:
+        page.page.get_by_text("ControlNets", exact=True).click()
+        page.upload("control-file", image_file, until=page.button("ControlNet: field.png"))
+        scale = page.page.get_by_role("slider", name="Scale")
+        scale.press("End")
+        expect(scale).to_have_value("2")
         page.page.get_by_text("LoRAs", exact=True).first.click()
         page.keep("unfolded")
         words = page.page.get_by_text("Trigger words for the prompt: film grain")
@@ -279,6 +286,9 @@ def test_a_lora_is_chosen_with_its_scale(browsers: Browsers) -> None:
         dialog = page.page.get_by_role("dialog")
         dialog.get_by_text("Receipt", exact=True).last.click()
         receipt = page.download(dialog.get_by_role("button", name="Download receipt"))
-        (lora,) = json.loads(receipt.path().read_text())["loras"]
+        made = json.loads(receipt.path().read_text())
+        (lora,), (control,) = made["loras"], made["controls"]
         assert (lora["name"], lora["scale"]) == ("grain", 0.8)
+        assert (control["name"], control["preprocess"]) == ("edges", "canny")
+        assert control["scale"] == 2
         assert not page.broken

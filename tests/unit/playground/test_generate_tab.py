@@ -5,11 +5,12 @@ import uuid
 from typing import Any
 
 import pytest
+from msgspec import structs
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import darkroom
-from darkroom.playground import form
+from darkroom.playground import form, submission
 from tests.images import data_url, encode, png
 from tests.processes import ApiProcess
 from tests.unit.playground.conftest import Open, button, plain, run_until, said
@@ -603,7 +604,6 @@ def test_what_the_form_has_not_is_told_and_made_again(
         "padding_mask_crop": 8,
         "preserve_unmasked": False,
         "references": [{"image": picture, "scale": 0.5}],
-        "controls": [{"name": "edges", "image": picture}],
         "output_format": "jpeg",
         "output_quality": 50,
     }
@@ -625,6 +625,79 @@ def test_what_the_form_has_not_is_told_and_made_again(
     assert second.id != first.id
     assert second.references == first.references
     assert second.images[0].sha256 == first.images[0].sha256
+
+
+def test_a_controlnet_follows_an_upload_and_an_earlier_image(
+    open_page: Open, client: darkroom.Client, session: str
+) -> None:
+    page = open_page(session)
+    page.file_uploader(key="control-file-0").upload("mine.png", png(), "image/png").run()
+    page.slider(key="form-control-0-scale").set_value(0.5)
+    page.slider(key="form-control-0-part").set_range(0.25, 0.75)
+    generate(page, "a red hat")
+    first = newest(client, session)
+    [control] = first.controls
+    assert (control.name, control.preprocess, control.scale) == ("edges", "canny", 0.5)
+    assert (control.start, control.end, control.low, control.high) == (0.25, 0.75, 100, 200)
+    choose(page, first.images[0].id, "control")
+    page.segmented_control(key="form-control-1-preprocess").set_value("none").run()
+    menu = page.menu_button(key=f"menu-{first.images[0].id}")
+    assert not any("Follow" in option for option in menu.options)  # there is no room for a third
+    button(page, "Generate").click().run()
+    second = newest(client, session)
+    assert second.controls[0] == control
+    assert second.controls[1].image == first.images[0].id
+    assert (second.controls[1].preprocess, second.controls[1].low) == ("none", None)
+    page.button(key="chip-control-0").click().run()
+    run_until(page, "the second image", lambda: len(page.menu_button) == 2)
+    button(page, "Generate").click().run()
+    assert newest(client, session).controls == second.controls[1:]
+
+
+def test_same_seed_again_follows_the_same_image(
+    open_page: Open, client: darkroom.Client, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control: Any = {
+        "name": "edges",
+        "image": client.uploads.create(png()).id,
+        **{"scale": 0.8, "start": 0.0, "end": 0.5, "preprocess": "none"},
+    }
+    first = client.jobs.submit(
+        "a red hat", session_id=session, controls=[control], resize_mode="fit"
+    ).wait()
+    page = open_page(session)
+    assert page.session_state["form-controls"] == []  # it was not chosen on this page
+    notices: list[str] = []  # of every run: the end of a job makes the page run again
+    monkeypatch.setattr("streamlit.warning", lambda text, **_: notices.append(plain(text)))
+    button(page, "Same seed again").click().run()
+    assert "resize_mode is left out: this form has none." in notices
+    run_until(page, "the second image", lambda: len(page.menu_button) == 2)
+    second = newest(client, session)
+    assert second.id != first.id
+    assert second.images[0].sha256 == first.images[0].sha256
+    button(page, "Generate").click().run()
+    assert submission.settings_of(newest(client, session))["controls"] == [control]
+
+
+def test_what_a_controlnet_cannot_do_is_told_at_its_fields(
+    open_page: Open, client: darkroom.Client, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page(session)
+    page.text_area(key="form-prompt").set_value("a red hat")
+    page.file_uploader(key="control-file-0").upload("mine.png", png(), "image/png").run()
+    page.slider(key="form-control-0-part").set_range(0.5, 0.5)
+    button(page, "Generate").click().run()
+    assert client.jobs.list(session_id=session).take(1) == []
+    [folded] = [one for one in page.expander if one.label == "ControlNets"]
+    assert any("end must be greater than start" in one.value for one in folded.markdown)
+    without = [structs.replace(model, controlnets=()) for model in client.models.list()]
+    monkeypatch.setattr(form, "models", lambda: without)
+    page.selectbox(key="form-model").set_value("unserved").run()
+    assert "ControlNets" not in [one.label for one in page.expander]
+    button(page, "Generate").click().run()
+    job = newest(client, session)
+    assert (job.model, job.controls) == ("unserved", ())
+    client.jobs.cancel(job)
 
 
 def test_own_keys_are_asked_for_and_the_servers_is_not_lent(
