@@ -8,7 +8,7 @@ import re
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # isort: split
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ from tests.processes import (
 from tests.stack import Stack, free_ports
 
 Running = TypeVar("Running", bound=Service)
+MakeKey = Callable[..., str]
 
 Process.warm = True
 
@@ -177,17 +178,27 @@ def storage(settings: Settings) -> Iterator[Storage]:
 
 
 @pytest.fixture(scope="session")
-def api_key(settings: Settings) -> str:
-    """A key of the tenant `tests` with every scope."""
+def make_key(settings: Settings) -> MakeKey:
+    """A new key of a tenant: `make_key(tenant, scopes=…, quotas=…)`, with every scope unless
+    told."""
     url = settings.database_url.get_secret_value()
-    return create_key(url, tenant="tests", name="tests", scopes=EVERY_SCOPE)
+
+    def make(tenant: str, scopes: Sequence[str] = EVERY_SCOPE, **facts: Any) -> str:
+        return create_key(url, tenant=tenant, name=tenant, scopes=scopes, **facts)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def other_api_key(settings: Settings) -> str:
+def api_key(make_key: MakeKey) -> str:
+    """A key of the tenant `tests` with every scope."""
+    return make_key("tests")
+
+
+@pytest.fixture(scope="session")
+def other_api_key(make_key: MakeKey) -> str:
     """A key of another tenant."""
-    url = settings.database_url.get_secret_value()
-    return create_key(url, tenant="strangers", name="strangers", scopes=EVERY_SCOPE)
+    return make_key("strangers")
 
 
 @pytest.fixture(scope="session")

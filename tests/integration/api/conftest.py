@@ -15,7 +15,6 @@ import redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.tenants import create_key
 from shared.core.broker import INTERACTIVE, generate_queue
 from shared.core.ids import decode_id
 from shared.core.quotas import Quotas
@@ -27,7 +26,6 @@ from tests.processes import QUICK_AND_PATIENT, ApiProcess, free_port, wait_until
 WithoutRedis = Callable[[], AbstractContextManager[None]]
 
 MODEL = "paper"
-EVERY_SCOPE = ("jobs", "images", "search", "batches", "webhooks", "admin")
 WAITS_PER_KEY = 24
 """Of the lone API: a crowd beyond the usual 64 would only take its time."""
 
@@ -59,19 +57,6 @@ def open_relays(environment: dict[str, str]) -> Iterator[Relays]:
     yield made
     for relay in (made.postgres, made.redis, made.s3):
         relay.close()
-
-
-@pytest.fixture(scope="session")
-def make_key(environment: dict[str, str]) -> Callable[..., str]:
-    """A new key of a tenant, with every scope unless told."""
-
-    def make(
-        tenant: str, scopes: tuple[str, ...] = EVERY_SCOPE, quotas: Quotas | None = None
-    ) -> str:
-        url = environment["DARKROOM_DATABASE_URL"]
-        return create_key(url, tenant=tenant, name=tenant, scopes=scopes, quotas=quotas)
-
-    return make
 
 
 @pytest.fixture(scope="session")

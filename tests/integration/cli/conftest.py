@@ -11,10 +11,8 @@ from typer.testing import CliRunner, Result
 
 from darkroom import Client
 from darkroom.cli.app import app
-from deploy.tenants import create_key
-from shared.core.settings import Settings
 from tests import fork_server
-from tests.conftest import EVERY_SCOPE
+from tests.conftest import EVERY_SCOPE, MakeKey
 from tests.processes import PROJECT, ApiProcess, WorkerProcess, slowness, wait_until
 
 Darkroom = Callable[..., Result]
@@ -24,11 +22,9 @@ HELD = "held"
 
 
 @pytest.fixture(scope="session")
-def key(settings: Settings) -> str:
+def key(make_key: MakeKey) -> str:
     """A key of a tenant that only the tests of the command line use."""
-    url = settings.database_url.get_secret_value()
-    scopes = [*EVERY_SCOPE, "operator"]
-    return create_key(url, tenant="terminals", name="cli", scopes=scopes)
+    return make_key("terminals", [*EVERY_SCOPE, "operator"])
 
 
 @pytest.fixture(autouse=True)

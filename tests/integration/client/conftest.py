@@ -5,17 +5,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from darkroom import AsyncClient, Client, EmbeddingUnavailable
-from deploy.tenants import create_key
-from shared.core.settings import Settings
-from tests.conftest import EVERY_SCOPE
+from tests.conftest import MakeKey
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
 
 @pytest.fixture(scope="session")
-def key(settings: Settings) -> str:
+def key(make_key: MakeKey) -> str:
     """A key of a tenant that only the tests of the client use."""
-    url = settings.database_url.get_secret_value()
-    return create_key(url, tenant="clients", name="client", scopes=EVERY_SCOPE)
+    return make_key("clients")
 
 
 @pytest.fixture(autouse=True)

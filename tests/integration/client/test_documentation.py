@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.tenants import create_key
-from shared.core.settings import Settings
-from tests.conftest import EVERY_SCOPE
+from tests.conftest import MakeKey
 from tests.processes import PROJECT, ApiProcess, WorkerProcess
 
 pytestmark = pytest.mark.long
@@ -24,12 +22,10 @@ _SET_UP = (".venv/bin/activate",)
 
 @pytest.fixture(scope="module")
 def surroundings(
-    api: ApiProcess, generate_worker: WorkerProcess, searchable: None, settings: Settings
+    api: ApiProcess, generate_worker: WorkerProcess, searchable: None, make_key: MakeKey
 ) -> dict[str, str]:
     """The environment of a reader with a running system and a tenant that has nothing yet."""
-    url = settings.database_url.get_secret_value()
-    key = create_key(url, tenant="readers", name="reader", scopes=EVERY_SCOPE)
-    return {**os.environ, "DARKROOM_URL": api.url, "DARKROOM_API_KEY": key}
+    return {**os.environ, "DARKROOM_URL": api.url, "DARKROOM_API_KEY": make_key("readers")}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

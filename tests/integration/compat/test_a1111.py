@@ -5,8 +5,9 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -17,14 +18,12 @@ from PIL.PngImagePlugin import PngInfo
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.tenants import create_key
 from shared.core.quotas import Quotas
-from shared.core.settings import Settings
 from shared.jobs.models import Job
+from tests.conftest import MakeKey
 from tests.images import encode, mandelbrot
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
-MakeKey = Callable[..., str]
 SMALL = {"width": 64, "height": 64, "steps": 4}
 
 
@@ -39,21 +38,15 @@ def ui(api: ApiProcess, generate_worker: WorkerProcess) -> webuiapi.WebUIApi:
 
 
 @pytest.fixture
-def make_key(settings: Settings) -> MakeKey:
+def new_key(make_key: MakeKey) -> MakeKey:
     """Keys of the tenant `a1111`."""
-
-    def make(**facts: Any) -> str:
-        url = settings.database_url.get_secret_value()
-        scopes = facts.pop("scopes", ["jobs", "images"])
-        return create_key(url, tenant="a1111", name="k", scopes=scopes, **facts)
-
-    return make
+    return partial(make_key, "a1111", scopes=["jobs", "images"])
 
 
 @pytest.fixture
-def own(api: ApiProcess, make_key: MakeKey) -> Iterator[httpx2.Client]:
+def own(api: ApiProcess, new_key: MakeKey) -> Iterator[httpx2.Client]:
     """A client with a key of its own: nobody else's jobs are in its progress."""
-    with api.client(make_key()) as http:
+    with api.client(new_key()) as http:
         yield http
 
 
@@ -361,9 +354,9 @@ def test_a_stock_clients_lists(ui: webuiapi.WebUIApi) -> None:
 
 
 def test_a_key_chooses_its_model(
-    api: ApiProcess, generate_worker: WorkerProcess, demo_worker: WorkerProcess, make_key: MakeKey
+    api: ApiProcess, generate_worker: WorkerProcess, demo_worker: WorkerProcess, new_key: MakeKey
 ) -> None:
-    first, second = (connect(api, make_key()) for _ in range(2))
+    first, second = (connect(api, new_key()) for _ in range(2))
     assert first.util_get_current_model() == "sim"
     first.util_set_model("demo")
     assert first.util_get_current_model() == "demo"
@@ -610,7 +603,7 @@ def test_initial_images_that_are_refused(api: ApiProcess) -> None:
     )
 
 
-def test_keys_come_as_passwords(api: ApiProcess, make_key: MakeKey) -> None:
+def test_keys_come_as_passwords(api: ApiProcess, new_key: MakeKey) -> None:
     def status(
         header: str | bytes | None, path: str = "/sdapi/v1/options"
     ) -> tuple[int, str | None]:
@@ -635,7 +628,7 @@ def test_keys_come_as_passwords(api: ApiProcess, make_key: MakeKey) -> None:
         assert challenge is not None
         assert "basic" not in challenge.lower()
     assert status(basic(f"me:{api.key}"), "/v1/jobs")[0] == 401
-    with api.client(make_key(scopes=["jobs:read"])) as reader:
+    with api.client(new_key(scopes=["jobs:read"])) as reader:
         assert reader.get("/sdapi/v1/progress").status_code == 200
         for name in ("txt2img", "interrupt", "options", "skip"):
             refused = reader.post(f"/sdapi/v1/{name}", json={})
@@ -646,8 +639,8 @@ def test_keys_come_as_passwords(api: ApiProcess, make_key: MakeKey) -> None:
     assert (nothing.status_code, nothing.json()["error"]) == (404, "HTTPException")
 
 
-def test_quotas_hold(api: ApiProcess, make_key: MakeKey) -> None:
-    with api.client(make_key(quotas=Quotas(concurrent_jobs=1))) as busy:
+def test_quotas_hold(api: ApiProcess, new_key: MakeKey) -> None:
+    with api.client(new_key(quotas=Quotas(concurrent_jobs=1))) as busy:
         unserved = {"override_settings": {"sd_model_checkpoint": "unserved"}}
         first = busy.post(
             "/sdapi/v1/txt2img",
@@ -658,14 +651,14 @@ def test_quotas_hold(api: ApiProcess, make_key: MakeKey) -> None:
         full = busy.post("/sdapi/v1/txt2img", json={"prompt": "second", **unserved})
         assert (full.status_code, full.json()["code"]) == (429, "too_many_jobs")
         busy.post("/sdapi/v1/interrupt")
-    with api.client(make_key(quotas=Quotas(models=["held"]))) as narrow:
+    with api.client(new_key(quotas=Quotas(models=["held"]))) as narrow:
         refused = post(narrow, {})
         assert (refused.status_code, refused.json()["code"]) == (403, "model_not_allowed")
 
 
 @pytest.mark.long
 def test_progress_shows_the_keys_running_job(
-    own: httpx2.Client, api: ApiProcess, demo_worker: WorkerProcess, make_key: MakeKey
+    own: httpx2.Client, api: ApiProcess, demo_worker: WorkerProcess, new_key: MakeKey
 ) -> None:
     idle = own.get("/sdapi/v1/progress").json()
     assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0.0, 0, None)
@@ -676,7 +669,7 @@ def test_progress_shows_the_keys_running_job(
         seen.append(own.get("/sdapi/v1/progress").json())
         return bool(seen[-1]["current_image"])
 
-    with ThreadPoolExecutor(1) as thread, api.client(make_key()) as other:
+    with ThreadPoolExecutor(1) as thread, api.client(new_key()) as other:
         making = thread.submit(post, own, demo)
         wait_until(shown, 60)
         now = seen[-1]
@@ -694,7 +687,7 @@ def test_progress_shows_the_keys_running_job(
 def test_interrupt_stops_the_keys_own_jobs_alone(
     own: httpx2.Client,
     api: ApiProcess,
-    make_key: MakeKey,
+    new_key: MakeKey,
     database: sessionmaker[Session],
 ) -> None:
     unserved = {"override_settings": {"sd_model_checkpoint": "unserved"}}
@@ -705,7 +698,7 @@ def test_interrupt_stops_the_keys_own_jobs_alone(
         )
         return str(job_of(http, answer)["id"])
 
-    with api.client(make_key()) as other, ThreadPoolExecutor(1) as thread:
+    with api.client(new_key()) as other, ThreadPoolExecutor(1) as thread:
         mine, theirs, strangers = submit(own), submit(other), submit(api.http)
         elsewhere = own.post("/v1/jobs", json={"prompt": "w", "model": "unserved"}).json()["id"]
         waiting = thread.submit(post, own, unserved)

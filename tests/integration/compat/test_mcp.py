@@ -8,8 +8,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -33,29 +34,22 @@ from api.compat.mcp.server import build_server
 from api.compat.mcp.tools import TOOLS
 from api.core.auth import authenticate
 from api.core.limits import RELEASE
-from deploy.tenants import create_key
 from shared.core.quotas import Quotas
 from shared.core.settings import Settings
+from tests.conftest import MakeKey
 from tests.images import data_url, encode, mandelbrot
 from tests.patient_api import be_patient
 from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port, wait_until
 
-MakeKey = Callable[..., str]
 T = TypeVar("T")
 TASKS = "io.modelcontextprotocol/tasks"
 AGES = ("legacy", "2026-07-28")
 
 
 @pytest.fixture
-def make_key(settings: Settings) -> MakeKey:
+def new_key(make_key: MakeKey) -> MakeKey:
     """Keys of the tenant `mcp`."""
-
-    def make(**facts: Any) -> str:
-        url = settings.database_url.get_secret_value()
-        scopes = facts.pop("scopes", ["jobs", "images", "search", "batches"])
-        return create_key(url, tenant="mcp", name="k", scopes=scopes, **facts)
-
-    return make
+    return partial(make_key, "mcp", scopes=["jobs", "images", "search", "batches"])
 
 
 @asynccontextmanager
@@ -130,12 +124,12 @@ def test_an_image_with_its_preview_its_link_and_its_progress(
     assert made["id"] in (told[0][2] or "")
 
 
-def test_the_tools_are_described(api: ApiProcess, make_key: MakeKey) -> None:
+def test_the_tools_are_described(api: ApiProcess, new_key: MakeKey) -> None:
     async def look(key: str) -> list[mcp_types.Tool]:
         async with connected(api, key) as client:
             return (await client.list_tools()).tools
 
-    tools = {one.name: one for one in run(look(make_key()))}
+    tools = {one.name: one for one in run(look(new_key()))}
     assert list(tools) == [
         *("generate_image", "edit_image", "get_job", "cancel_job", "list_jobs"),
         *("search_images", "reproduce_image", "submit_batch", "get_batch", "list_models"),
@@ -155,7 +149,7 @@ def test_the_tools_are_described(api: ApiProcess, make_key: MakeKey) -> None:
     assert tools["cancel_job"].annotations == mcp_types.ToolAnnotations(
         read_only_hint=False, destructive_hint=True, idempotent_hint=True
     )
-    readers = run(look(make_key(scopes=["jobs:read"])))
+    readers = run(look(new_key(scopes=["jobs:read"])))
     assert [one.name for one in readers] == ["get_job", "list_jobs", "list_models"]
 
 
@@ -308,10 +302,10 @@ def test_lists_as_texts_and_nulls_as_language_models_write_them(
 
 
 def test_other_tenants_see_nothing(
-    api: ApiProcess, generate_worker: WorkerProcess, make_key: MakeKey, other_api_key: str
+    api: ApiProcess, generate_worker: WorkerProcess, new_key: MakeKey, other_api_key: str
 ) -> None:
     async def make() -> Any:
-        async with connected(api, make_key()) as client:
+        async with connected(api, new_key()) as client:
             return await call(client, "generate_image", prompt="a secret circle")
 
     async def pry(made: Any) -> None:
@@ -343,22 +337,22 @@ def test_other_tenants_see_nothing(
 
 
 def test_scopes_and_quotas_are_as_elsewhere(
-    api: ApiProcess, generate_worker: WorkerProcess, make_key: MakeKey
+    api: ApiProcess, generate_worker: WorkerProcess, new_key: MakeKey
 ) -> None:
     async def ask(key: str, tool: str, **arguments: Any) -> Any:
         async with connected(api, key) as client:
             return await refusal(client, tool, **arguments)
 
-    reader = make_key(scopes=["jobs:read"])
+    reader = new_key(scopes=["jobs:read"])
     refused = run(ask(reader, "generate_image", prompt="x"))
     assert (refused["code"], refused["status"]) == ("insufficient_scope", 403)
     assert run(ask(reader, "search_images"))["code"] == "insufficient_scope"
     assert run(ask(reader, "submit_batch", items=["x"]))["code"] == "insufficient_scope"
-    poor = make_key(quotas=Quotas(gpu_seconds_per_day=1e-6))
+    poor = new_key(quotas=Quotas(gpu_seconds_per_day=1e-6))
     refused = run(ask(poor, "generate_image", prompt="x"))
     assert (refused["code"], refused["status"]) == ("gpu_seconds_exceeded", 429)
     assert refused["retry_after"] > 0
-    slow = make_key(quotas=Quotas(requests_per_minute=1))
+    slow = new_key(quotas=Quotas(requests_per_minute=1))
     with api.client(slow) as sender:
         assert sender.post("/mcp", json=initialize(), headers=ACCEPT).status_code == 200
         limited = sender.post("/mcp", json=initialize(), headers=ACCEPT)
@@ -468,9 +462,9 @@ def test_a_wait_ends_when_its_job_is_canceled(api: ApiProcess, mode: str) -> Non
 
 @pytest.mark.parametrize("mode", AGES)
 def test_a_client_that_leaves_gives_its_place_back_and_its_job_goes_on(
-    api: ApiProcess, make_key: MakeKey, mode: str
+    api: ApiProcess, new_key: MakeKey, mode: str
 ) -> None:
-    key, prompt = make_key(), f"an abandoned circle of {mode}"
+    key, prompt = new_key(), f"an abandoned circle of {mode}"
 
     async def leave() -> None:
         async with connected(api, key, mode) as client:
@@ -623,8 +617,8 @@ def test_whatever_a_model_writes_is_answered(
     assert "Traceback" not in answer.text
 
 
-def test_resources(api: ApiProcess, generate_worker: WorkerProcess, make_key: MakeKey) -> None:
-    key = make_key()
+def test_resources(api: ApiProcess, generate_worker: WorkerProcess, new_key: MakeKey) -> None:
+    key = new_key()
 
     async def read(mode: str) -> None:
         async with connected(api, key, mode) as client:
@@ -785,7 +779,7 @@ def test_a_batch(
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["auto", *AGES])
 def test_over_stdio(
-    api: ApiProcess, generate_worker: WorkerProcess, make_key: MakeKey, mode: str
+    api: ApiProcess, generate_worker: WorkerProcess, new_key: MakeKey, mode: str
 ) -> None:
     """`darkroom mcp`, as an agent starts it: tools, progress, resources, tasks, cancellation."""
     told: list[float] = []

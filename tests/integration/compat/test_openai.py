@@ -5,8 +5,9 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,14 @@ from PIL import Image
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from deploy.tenants import create_key
 from shared.core.ids import decode_id
 from shared.core.quotas import Quotas
 from shared.core.settings import Settings
 from shared.jobs.models import IdempotencyKey, Job
-from tests.conftest import MODELS
+from tests.conftest import MODELS, MakeKey
 from tests.images import data_url, encode, mandelbrot
 from tests.processes import PATIENT, ApiProcess, WorkerProcess, free_port
 
-MakeKey = Callable[..., str]
 PNG = encode(mandelbrot())
 
 
@@ -40,15 +39,9 @@ def client(api: ApiProcess, generate_worker: WorkerProcess) -> Iterator[openai.O
 
 
 @pytest.fixture
-def make_key(settings: Settings) -> MakeKey:
+def new_key(make_key: MakeKey) -> MakeKey:
     """Keys of the tenant `openai`."""
-
-    def make(**facts: Any) -> str:
-        url = settings.database_url.get_secret_value()
-        scopes = facts.pop("scopes", ["jobs", "images"])
-        return create_key(url, tenant="openai", name="k", scopes=scopes, **facts)
-
-    return make
+    return partial(make_key, "openai", scopes=["jobs", "images"])
 
 
 def count_jobs(database: sessionmaker[Session], prompt: str) -> int:
@@ -120,7 +113,7 @@ def test_quality_is_steps(client: openai.OpenAI, api: ApiProcess) -> None:
 
 
 def test_a_url_needs_no_key_and_bears_one(
-    client: openai.OpenAI, api: ApiProcess, other_api_key: str, make_key: MakeKey
+    client: openai.OpenAI, api: ApiProcess, other_api_key: str, new_key: MakeKey
 ) -> None:
     answer: Any = client.images.generate(
         prompt="a linked circle", response_format="url", output_format="webp", n=2
@@ -143,7 +136,7 @@ def test_a_url_needs_no_key_and_bears_one(
             f"{api.url}/v1/images/{first.id}?ticket={ticket}",
         ):
             assert stranger.get(url).status_code == 401, url
-    jobs_alone = make_key(scopes=["jobs"])
+    jobs_alone = new_key(scopes=["jobs"])
     mine: Any = client.with_options(api_key=jobs_alone).images.generate(
         prompt="a circle of jobs alone", response_format="url"
     )
@@ -205,13 +198,13 @@ def test_refusals_are_openais(
     assert error.request_id == whole["request_id"]
 
 
-def test_keys_scopes_and_paths_are_as_elsewhere(api: ApiProcess, make_key: MakeKey) -> None:
+def test_keys_scopes_and_paths_are_as_elsewhere(api: ApiProcess, new_key: MakeKey) -> None:
     path = "/openai/v1/images/generations"
     body = {"prompt": "a stranger's circle"}
     with api.client(None) as stranger:
         refused = stranger.post(path, json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-    with api.client(make_key(scopes=["jobs:read"])) as reader:
+    with api.client(new_key(scopes=["jobs:read"])) as reader:
         refused = reader.post(path, json=body)
         assert refused.json()["error"]["code"] == "insufficient_scope"
         assert refused.status_code == 403
@@ -225,10 +218,10 @@ def test_keys_scopes_and_paths_are_as_elsewhere(api: ApiProcess, make_key: MakeK
 
 
 def test_an_exhausted_quota_is_not_tried_again(
-    client: openai.OpenAI, make_key: MakeKey, settings: Settings
+    client: openai.OpenAI, new_key: MakeKey, settings: Settings
 ) -> None:
     poor = client.with_options(
-        api_key=make_key(quotas=Quotas(gpu_seconds_per_day=1e-6)), max_retries=2
+        api_key=new_key(quotas=Quotas(gpu_seconds_per_day=1e-6)), max_retries=2
     )
     with pytest.raises(openai.RateLimitError) as refused:
         poor.images.generate(prompt="a circle beyond the quota")
@@ -236,7 +229,7 @@ def test_an_exhausted_quota_is_not_tried_again(
     headers = refused.value.response
     assert headers.headers["x-should-retry"] == "false"
     assert headers.request.headers["x-stainless-retry-count"] == "0"
-    busy = client.with_options(api_key=make_key(quotas=Quotas(concurrent_jobs=1)))
+    busy = client.with_options(api_key=new_key(quotas=Quotas(concurrent_jobs=1)))
     with busy.with_options(max_retries=0) as one:
         one.post(
             "/images/generations",
@@ -285,10 +278,10 @@ def test_a_retry_joins_and_a_first_try_does_not(
 
 
 def test_a_retry_of_another_key_joins_nothing(
-    api: ApiProcess, generate_worker: WorkerProcess, make_key: MakeKey
+    api: ApiProcess, generate_worker: WorkerProcess, new_key: MakeKey
 ) -> None:
     made = []
-    for key in (make_key(), make_key()):
+    for key in (new_key(), new_key()):
         with api.client(key) as sender:
             answer = sender.post(
                 "/openai/v1/images/generations",

@@ -24,7 +24,7 @@ from shared.core.ids import Prefix, decode_id
 from shared.core.settings import Settings
 from shared.core.storage import Storage
 from shared.core.tenants import RESOURCES
-from tests.conftest import MODELS
+from tests.conftest import MODELS, MakeKey
 from tests.images import data_url, png
 from tests.processes import ApiProcess, free_port, wait_until
 from tests.receiver import Receiver
@@ -214,13 +214,12 @@ def traces(word: str, left: dict[str, list[str]]) -> list[str]:
 
 
 @pytest.fixture
-def tenant(settings: Settings, api: ApiProcess) -> Iterator[Callable[[str], httpx2.Client]]:
+def tenant(make_key: MakeKey, api: ApiProcess) -> Iterator[Callable[[str], httpx2.Client]]:
     """Clients of tenants by their names."""
     clients = []
 
     def make(name: str) -> httpx2.Client:
-        url = settings.database_url.get_secret_value()
-        clients.append(api.client(create_key(url, tenant=name, name="k", scopes=RESOURCES)))
+        clients.append(api.client(make_key(name)))
         return clients[-1]
 
     yield make

@@ -13,10 +13,8 @@ import httpx2
 import pytest
 
 from darkroom import Client
-from deploy.tenants import create_key
-from shared.core.settings import Settings
 from shared.core.storage import Storage
-from tests.conftest import EVERY_SCOPE, MODELS
+from tests.conftest import MODELS, MakeKey
 from tests.integration.run_job.test_loras import finished, submit
 from tests.processes import ApiProcess, WorkerProcess, free_port
 from worker.models.loras import LoraFiles
@@ -27,20 +25,15 @@ SHA256 = hashlib.sha256(FILE).hexdigest()
 
 @pytest.fixture(scope="module")
 def open_api(
-    environment: dict[str, str], settings: Settings, tmp_path_factory: pytest.TempPathFactory
+    environment: dict[str, str], make_key: MakeKey, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ApiProcess]:
     """An API whose operator lets LoRAs in, of a megabyte at most."""
-    key = _key(settings, "uploaders")
+    key = make_key("uploaders")
     log = tmp_path_factory.mktemp("api") / "loras.log"
     changes = {"DARKROOM_LORA_UPLOADS": "true", "DARKROOM_MAX_LORA_BYTES": "1000000"}
     changes |= {"DARKROOM_LORA_UPLOAD_TOTAL_BYTES": "20000"}
     with ApiProcess({**environment, **changes}, free_port(), key, log) as process:
         yield process
-
-
-def _key(settings: Settings, tenant: str, scopes: tuple[str, ...] = EVERY_SCOPE) -> str:
-    url = settings.database_url.get_secret_value()
-    return create_key(url, tenant=tenant, name=tenant, scopes=scopes)
 
 
 def send(
@@ -63,7 +56,7 @@ def matrix(rows: int, columns: int, name: str = "unet.a.attn2.to_k.lora_A.weight
 
 def test_an_uploaded_lora_runs_for_its_tenant_alone(
     open_api: ApiProcess,
-    settings: Settings,
+    make_key: MakeKey,
     demo_worker: WorkerProcess,
     cpu_worker: WorkerProcess,
     generate_worker: WorkerProcess,
@@ -87,7 +80,7 @@ def test_an_uploaded_lora_runs_for_its_tenant_alone(
         f"/v1/images/{job['images'][0]['id']}/reproduce", headers={"Prefer": "wait=60"}
     ).json()
     assert finished(open_api, again["job"], 120)["state"] == "succeeded"
-    with open_api.client(_key(settings, "strangers")) as stranger:
+    with open_api.client(make_key("strangers")) as stranger:
         body = {"prompt": "x", "model": "demo", "loras": [{"name": "mine"}]}
         assert "unknown_lora" in stranger.post("/v1/jobs", json=body).text
         assert stranger.delete("/v1/loras/mine").status_code == 404
@@ -152,20 +145,20 @@ def test_limits_of_bytes(open_api: ApiProcess) -> None:
 
 
 def test_it_takes_the_scope_and_the_operators_word(
-    open_api: ApiProcess, api: ApiProcess, settings: Settings
+    open_api: ApiProcess, api: ApiProcess, make_key: MakeKey
 ) -> None:
     assert send(api.http).json()["code"] == "lora_uploads_disabled"
-    with open_api.client(_key(settings, "uploaders", ("jobs",))) as http:
+    with open_api.client(make_key("uploaders", ("jobs",))) as http:
         assert send(http).json()["code"] == "insufficient_scope"
         assert http.get("/v1/loras").status_code == 200
 
 
 def test_the_client_uploads_and_deletes(
-    open_api: ApiProcess, settings: Settings, tmp_path: Path
+    open_api: ApiProcess, make_key: MakeKey, tmp_path: Path
 ) -> None:
     path = tmp_path / "grain.safetensors"
     path.write_bytes(FILE)
-    with Client(open_api.url, _key(settings, "uploaders")) as client:
+    with Client(open_api.url, make_key("uploaders")) as client:
         made = client.loras.create(path, name="sent", family="sd", trigger_words=["grain"])
         assert (made.sha256, made.trigger_words) == (SHA256, ("grain",))
         assert "sent" in {lora.name for lora in client.loras.list() if lora.uploaded}

@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session as SqlSession
 from sqlalchemy.orm import sessionmaker
 
 from api.app import create_app
-from deploy.tenants import create_key
 from shared.core.ids import encode_id, new_id
 from shared.core.keys import new_key
 from shared.core.settings import Settings
-from shared.core.tenants import RESOURCES, Tenant
+from shared.core.tenants import Tenant
 from shared.jobs.queries.loras import insert_lora
+from tests.conftest import MakeKey
 from tests.images import png
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
@@ -93,14 +93,13 @@ class Victim:
 @pytest.fixture(scope="module")
 def victim(
     api: ApiProcess,
-    settings: Settings,
+    make_key: MakeKey,
     generate_worker: WorkerProcess,
     cpu_worker: WorkerProcess,
     database: sessionmaker[SqlSession],
 ) -> Iterator[Victim]:
     """Made over HTTP like anybody's."""
-    url = settings.database_url.get_secret_value()
-    key = create_key(url, tenant="victim", name="victim", scopes=RESOURCES)
+    key = make_key("victim")
     with database.begin() as session:
         tenant = session.scalars(select(Tenant.id).where(Tenant.name == "victim")).one()
         session.execute(
@@ -172,11 +171,9 @@ def _texts(value: Any) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def intruder(api: ApiProcess, settings: Settings, victim: Victim) -> Iterator[httpx2.Client]:
+def intruder(api: ApiProcess, make_key: MakeKey, victim: Victim) -> Iterator[httpx2.Client]:
     """A client of another tenant with every scope that a tenant can have."""
-    url = settings.database_url.get_secret_value()
-    key = create_key(url, tenant="intruder", name="intruder", scopes=RESOURCES)
-    with api.client(key) as http:
+    with api.client(make_key("intruder")) as http:
         yield http
 
 

@@ -22,7 +22,7 @@ from shared.core.tenants import ApiKey
 from shared.jobs.models import Job
 from shared.jobs.queries import client_requests
 from shared.webhooks.models import WebhookDelivery, WebhookHold
-from tests.conftest import EVERY_SCOPE, MIGRATED, for_the_session
+from tests.conftest import MIGRATED, MakeKey, for_the_session
 from tests.jobs import accept
 from tests.processes import ApiProcess, WorkerProcess, wait_until
 
@@ -49,10 +49,9 @@ def delivery_worker(
 
 
 @pytest.fixture(scope="session")
-def hooks_key(settings: Settings) -> str:
+def hooks_key(make_key: MakeKey) -> str:
     """A key of a tenant in which no job of another test can end."""
-    url = settings.database_url.get_secret_value()
-    return create_key(url, tenant="hooks", name="hooks", scopes=EVERY_SCOPE)
+    return make_key("hooks")
 
 
 @dataclass
