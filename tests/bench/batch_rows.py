@@ -151,8 +151,7 @@ def _copy_raw(system: System, content: bytes) -> float:
     for line in read_file(io.BytesIO(content), "jsonl"):
         for job in checker.check(line):
             writer.write(job, job.plan, None, 0.0)
-    url = system.settings.database_url.get_secret_value().replace("+psycopg", "", 1)
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(system.servers.database_url) as connection:
         started = time.perf_counter()
         with connection.cursor() as cursor, cursor.copy(batch_queries.COPY_JOBS) as copy:
             copy.write(spool.getvalue())
@@ -165,8 +164,7 @@ def _copy_raw(system: System, content: bytes) -> float:
 def _remove(system: System, batch_id: UUID) -> None:
     with system.database.begin() as session:
         session.execute(delete(Job).where(Job.batch_id == batch_id))
-    url = system.settings.database_url.get_secret_value().replace("+psycopg", "", 1)
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(system.servers.database_url, autocommit=True) as connection:
         connection.execute("VACUUM jobs")
 
 

@@ -19,7 +19,7 @@ from deploy.tenants import create_key
 from migrations.commands import upgrade
 from shared.core.database import session_factory
 from shared.core.ids import decode_id
-from shared.core.settings import Settings
+from shared.core.settings import Settings, with_driver
 from shared.core.storage import Storage
 from shared.jobs.models import Job, JobAttempt
 from shared.jobs.state import TERMINAL_STATES
@@ -94,7 +94,7 @@ class System:
         enter = self._stack.enter_context
         self._folder.mkdir(parents=True, exist_ok=True)
         self.servers = enter(EmbeddedServers(self._folder / "home", durable=False))
-        url = self.servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        url = with_driver(self.servers.database_url)
         upgrade(url)
         self.environment = {**self.servers.environment(), **self._extra}
         self.settings = settings_of(self.environment)

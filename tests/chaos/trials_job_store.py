@@ -22,6 +22,7 @@ from migrations.commands import upgrade
 from shared.core import tenants
 from shared.core.database import session_factory
 from shared.core.ids import new_id
+from shared.core.settings import with_driver
 from shared.images import queries as image_queries
 from shared.images.models import Image
 from shared.jobs.models import Job, JobAttempt
@@ -69,7 +70,7 @@ def t13_races(folder: Path, n: int) -> list[Result]:
     """Two workers race for a job's claim and, with the lease over, for its commit."""
     results = []
     with _database(folder) as (servers, database), Proxy(servers.postgres.port) as proxy:
-        url = servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        url = with_driver(servers.database_url)
         url = url.replace(f":{servers.postgres.port}", f":{proxy.port}")
         engine = create_engine(url, pool_size=40, pool_pre_ping=True)
         faulty = session_factory(engine)
@@ -215,7 +216,7 @@ def _tenant(database: sessionmaker[Session]) -> UUID:
 def _database(folder: Path) -> Iterator[tuple[EmbeddedServers, sessionmaker[Session]]]:
     folder.mkdir(parents=True)
     with EmbeddedServers(folder / "home", durable=False) as servers:
-        url = servers.database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+        url = with_driver(servers.database_url)
         upgrade(url)
         engine = create_engine(url)
         yield servers, session_factory(engine)

@@ -10,15 +10,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from deploy.local.servers import EmbeddedServers
 from shared.core import tenants
 from shared.core.database import session_factory
+from shared.core.settings import with_driver
 from tests.conftest import MIGRATED
 
 
 @pytest.fixture(scope="session")
 def quiet_url(servers: EmbeddedServers) -> Iterator[str]:
     """The URL of a migrated database that no process of the system uses."""
-    url = servers.postgres.create_database("quiet_job_store", template=MIGRATED)
-    url = url.replace("postgresql://", "postgresql+psycopg://", 1)
-    yield url
+    yield with_driver(servers.postgres.create_database("quiet_job_store", template=MIGRATED))
     servers.postgres.drop_database("quiet_job_store")
 
 
