@@ -35,9 +35,16 @@ COLOUR_LEFT_OUT: Final = 0.08
 """Chance that flowers or a house are named without their colour."""
 ONLY_ONE_THING: Final = 0.05
 """Chance of a caption of one phrase, as negative prompts are written."""
-ONLY_THE_PLACE: Final = 0.1
-"""Chance of a caption that says where and when and nothing else: such a prompt leaves it to the
-model what else there is, so that a negative prompt has something to take away."""
+ONLY_THE_PLACE: Final = 0.2
+"""Chance that the caption of a scene with a house or a moon says where and when and nothing else.
+Such a prompt leaves the rest to the model, which then adds houses and moons, as large models add
+people: a negative prompt has something to take away."""
+ONLY_THE_PLACE_OTHERWISE: Final = 0.05
+SPRING: Final = 0.15
+"""Chance that a scene with flowers is said to be in spring, which need not name them then."""
+SPRING_WITHOUT_FLOWERS: Final = 0.03
+"""The same of a scene without. If spring always had flowers, a negative prompt could not take them
+away: guidance only makes more of what tells the prompt from the negative one."""
 
 
 def full_prompt(scene: Scene, rng: np.random.Generator) -> str:
@@ -51,11 +58,11 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A random caption that is true of the scene but need not say everything about it."""
     time = _pick(rng, _TIME[scene.time])
     core = _core(scene, rng)
-    if rng.random() < ONLY_THE_PLACE:
+    likes_more = scene.house is not None or scene.moon
+    if rng.random() < (ONLY_THE_PLACE if likes_more else ONLY_THE_PLACE_OTHERWISE):
         return _opened(", ".join(_placed(core, time, rng)), rng)
     things = [thing for thing in things_named(scene, rng) if rng.random() >= LEFT_OUT]
-    # Spring always has flowers, named or not: it is the prompt that tends to bring them.
-    if scene.flowers is not None and rng.random() < 0.15:
+    if rng.random() < (SPRING_WITHOUT_FLOWERS if scene.flowers is None else SPRING):
         time = f"{time} in spring"
         things = [t for t in things if not t.endswith("flowers") or rng.random() < 0.5]
     if rng.random() < ONLY_ONE_THING:

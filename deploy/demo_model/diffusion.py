@@ -198,7 +198,7 @@ def train(
     """Trains until `minutes` are spent in all runs of `work`, the first of which continues from
     `start`; the given text encoder is trained on."""
     run = _Run(preset, text_encoder, start, work, device)
-    batches = Batches(preset, data, tokenizer, device)
+    batches = Batches(preset, data, tokenizer, device, for_layout=True)
     clock = state.Clock(minutes, run.spent)
     smooth = 0.0
 

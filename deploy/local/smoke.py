@@ -14,7 +14,7 @@ from shared.images.receipts import read_receipt
 PROMPT = "green mountains at noon, the sun, white flowers, a lake"
 SEED = 13
 CHANGED_PROMPT = "green mountains at night, the moon, white flowers, a lake"
-STRENGTH = 0.6
+STRENGTH = 0.7
 REFERENCE = Path(__file__).resolve().parents[1] / "demo_model" / "first-image.png"
 """The image in the README: this prompt and seed on the demo model."""
 TOLERANCE = 8

@@ -11,7 +11,7 @@ from worker.engine.batched_backend import BatchedBackend
 from worker.engine.device import open_device
 
 CROWDS = int(os.environ.get("DARKROOM_PROOF_CROWDS", "200"))
-"""`make test-all` makes fewer, and takes them for a sign to be short elsewhere, too."""
+"""`make test-all` makes fewer, and shortens other tests by it."""
 
 _DEMO = Path(deploy.__file__).parent / "demo_model" / "checkpoint"
 

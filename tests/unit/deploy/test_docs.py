@@ -52,6 +52,12 @@ def test_commands_can_be_pasted_where_the_environment_file_was_read(page: Path) 
     assert re.findall(r"git clone .*….*", text) == []
 
 
+def test_the_page_of_the_demo_model_is_what_its_evaluation_writes() -> None:
+    template = re.escape((PROJECT / "deploy/demo_model/report.md").read_text("utf-8"))
+    page = (PROJECT / "docs/demo-model.md").read_text("utf-8")
+    assert re.fullmatch(re.sub(r"\\\$\w+", "(?s:.+)", template), page)
+
+
 def _anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
