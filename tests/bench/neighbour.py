@@ -24,9 +24,11 @@ def submit(client: httpx2.Client) -> str:
     return urlsplit(str(answer.json()["links"]["self"])).path
 
 
-def send_light_requests(client: httpx2.Client, goes_on: Callable[[], bool]) -> list[float]:
-    """Be the neighbour, who reads a job and submits jobs; the seconds that each request took."""
-    latencies, job = [], submit(client)
+def send_light_requests(
+    client: httpx2.Client, job: str, goes_on: Callable[[], bool]
+) -> list[float]:
+    """Be the neighbour, who reads this job and submits others; the seconds of each request."""
+    latencies = []
     while goes_on():
         for ask in (partial(client.get, job), partial(client.post, "/v1/jobs", json=BODY)):
             sent = time.perf_counter()
@@ -41,13 +43,14 @@ def send_beside(
     client: httpx2.Client, crowd: Callable[[], Coroutine[Any, Any, Any]]
 ) -> tuple[list[float], Any]:
     """Be the neighbour until the crowd is done; gives also what the crowd returned."""
+    job = submit(client)
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_run, args=(theirs, crowd), daemon=True
     )
     process.start()
     ours.recv()  # it begins now
-    latencies = send_light_requests(client, lambda: not ours.poll())
+    latencies = send_light_requests(client, job, lambda: not ours.poll())
     returned = ours.recv()
     process.join()
     return latencies, returned

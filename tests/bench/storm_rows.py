@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from shared.core.keys import new_key
 from shared.core.quotas import Quotas
 from tests.bench.http_load import prepare_get, prepare_post, read_status, saturate
-from tests.bench.neighbour import BODY, send_beside, send_light_requests, side_by_side
+from tests.bench.neighbour import BODY, send_beside, send_light_requests, side_by_side, submit
 from tests.bench.row import Row, make_row
 from tests.bench.system import System, running_system
 from tests.images import png
@@ -46,8 +46,9 @@ def rows() -> Iterator[Row]:
         neighbour = api.client(system.key_of("neighbour"))
         flood = system.key_of("flood")
         _make_images(system, api, flood)
+        job = submit(neighbour)
         calm_ends = time.monotonic() + _CALM_SECONDS
-        calm = max(send_light_requests(neighbour, lambda: time.monotonic() < calm_ends))
+        calm = max(send_light_requests(neighbour, job, lambda: time.monotonic() < calm_ends))
         for storm in _storms(system, api, flood):
             crowd = partial(_rage, api.url, storm)
             worst = [max(send_beside(neighbour, crowd)[0]) for _ in range(_REPEATS)]

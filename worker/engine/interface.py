@@ -248,9 +248,9 @@ class RunFacts:
     device: str
     batch_size: int
     """The batch size whose bits the image has: it ran at this one or at one that agrees with it."""
-    torch_version: str = "none"
-    diffusers_version: str = "none"
-    cuda_version: str | None = None
+    torch_version: str
+    diffusers_version: str
+    cuda_version: str | None
     cpu_threads: int | None = None
     """Threads of a CPU kernel; on a GPU None. Sums are split by it, so it is part of the bits."""
     loras: tuple[Lora, ...] = ()

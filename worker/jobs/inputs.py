@@ -297,6 +297,9 @@ def resampled(job: Job, start: Image.Image, model: ModelFacts) -> GeneratedImage
         scheduler_config={},
         dtype="uint8",
         device="cpu",
+        torch_version="none",
+        diffusers_version="none",
+        cuda_version=None,
         batch_size=1,
         loras=tuple(  # of the image; nothing loads them
             Lora(lora["name"], lora["sha256"], lora["scale"], Path())

@@ -233,6 +233,7 @@ def _vary(card: Card) -> None:
     count = values.get(form.COUNT, 1)
     _fill_form(card, connect().jobs.get(card.job_id))
     form.use_as_initial(card.id, f"seed {card.seed}")
+    values[form.CONTROLS] = []  # This very image says where things are, and some families take one.
     values[form.COUNT], values[form.STRENGTH] = count, _VARY_STRENGTH
     values[form.RESIZE] = "fill"  # The form has the size of this very image.
     values[form.SEED_MODE] = form.RANDOM
@@ -246,6 +247,8 @@ def _use_as_initial(card: Card) -> None:
 
 
 def _use_for_control(card: Card) -> None:
+    if not form.takes_control():  # any more: the click was on an earlier drawing of the page
+        return
     form.add_control(card.id, f"seed {card.seed}", thumbnail(card.id))
     _go_on(card, "The next images follow this one.")
 

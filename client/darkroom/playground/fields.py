@@ -197,7 +197,7 @@ def _show_control(image: dict[str, Any], which: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", wrap=False):
         if image["preview"]:
             preview = base64.b64decode(image["preview"])
-            st.image(preview, width=_SMALL_PIXELS, alt=escape(image["label"]))
+            st.image(preview, width=_SMALL_PIXELS, alt=image["label"])
         # The server lists none while it knows no worker of the model.
         names = dict.fromkeys((*form.chosen_model().controlnets, st.session_state[key("name")]))
         st.selectbox(f"ControlNet{which}", names, key=key("name"), **_KEPT)
@@ -226,7 +226,7 @@ def _show_control(image: dict[str, Any], which: str) -> None:
 
 def _upload_control() -> None:
     file = take_upload(_CONTROL_FILE)
-    if file is None:
+    if file is None or not form.takes_control():
         return
     with errors_shown_on_top():
         data: bytes = file.getvalue()

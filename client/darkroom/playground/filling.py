@@ -1,10 +1,12 @@
 """Fill the Generate tab's form: from a job's settings, or from the draft that a tab kept."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
 
+from darkroom.errors import NotFoundError
 from darkroom.playground import form
 from darkroom.playground.connection import loras_for, models, thumbnail
 from darkroom.playground.state import errors_shown_on_top
@@ -107,7 +109,10 @@ def _fill_controls(settings: Mapping[str, Any], model: Model) -> list[str]:
         if name not in model.controlnets:
             notes.append(f"The ControlNet {name} is not available here; leaving it out.")
             continue
-        preview = thumbnail(image) if image.startswith("img_") else None
+        preview = None
+        if image.startswith("img_"):
+            with suppress(NotFoundError):  # deleted since; the API will say so of its field
+                preview = thumbnail(image)
         form.add_control(
             image,
             _label(image),
@@ -219,8 +224,11 @@ def restore(draft: Mapping[str, Any], typed: Mapping[str, str]) -> None:
     initial, mask = draft.get(form.INITIAL), draft.get(form.MASK)
     for name, value in draft.items():
         old = state.get(name)
-        # JavaScript writes 7.0 as 7.
-        given = float(value) if isinstance(old, float) and isinstance(value, int) else value
+        given = value
+        if isinstance(old, float) and isinstance(value, int):  # JavaScript writes 7.0 as 7,
+            given = float(value)
+        elif isinstance(old, tuple) and isinstance(value, list):  # and has no tuples.
+            given = tuple(value)
         if name not in {form.INITIAL, form.MASK} and (old is None or type(given) is type(old)):
             state[name] = given
     for name, text in typed.items():

@@ -10,7 +10,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 import darkroom
-from darkroom.playground import form, submission
+from darkroom.playground import filling, form, submission
 from tests.images import data_url, encode, png
 from tests.processes import ApiProcess
 from tests.unit.playground.conftest import Open, button, plain, run_until, said
@@ -677,6 +677,18 @@ def test_same_seed_again_follows_the_same_image(
     assert second.images[0].sha256 == first.images[0].sha256
     button(page, "Generate").click().run()
     assert submission.settings_of(newest(client, session))["controls"] == [control]
+    run_until(page, "the third image", lambda: len(page.menu_button) == 3)
+    button(page, "Vary").click().run()
+    assert newest(client, session).controls == ()  # it starts from the image itself
+
+
+def test_a_draft_fills_a_form_that_has_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In JSON there are neither tuples nor, from JavaScript, whole floats."""
+    values = {"form-control-0-part": (0.0, 1.0), "form-guidance": 5.0}
+    monkeypatch.setattr("streamlit.session_state", values)
+    monkeypatch.setattr(form, "prepare", lambda: None)
+    filling.restore({"form-control-0-part": [0.25, 0.75], "form-guidance": 7}, {})
+    assert repr(values) == "{'form-control-0-part': (0.25, 0.75), 'form-guidance': 7.0}"
 
 
 def test_what_a_controlnet_cannot_do_is_told_at_its_fields(
