@@ -1,8 +1,8 @@
 """The floor of a job: what must last of it, and nothing else, in a bare Celery worker.
 
-The real worker's statements, files, objects and events through the same libraries, one after the
-other. There is no engine, no lease that is renewed, no deadline, cancellation, retry, filter,
-metric or trace: nobody could run it. It takes the jobs of a model of its own.
+The real worker's statements, images, files, objects and events through the same libraries, one
+after the other. There is no engine, no lease that is renewed, no deadline, cancellation, retry,
+filter, metric or trace: nobody could run it. It takes the jobs of a model of its own.
 """
 
 import sys
@@ -10,7 +10,6 @@ import time
 from typing import Any
 from uuid import UUID
 
-import numpy as np
 import redis
 from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
@@ -25,7 +24,9 @@ from shared.jobs.models import Job
 from shared.jobs.queries import claims, endings
 from tests.bench.noop_worker import consume
 from worker.engine.interface import GeneratedImage, RunFacts
+from worker.engine.simulated import image_of
 from worker.jobs.commit import finish_image
+from worker.jobs.inputs import JobImages, image_request
 
 MODEL = "floor"
 QUEUE = broker.generate_queue(MODEL, broker.INTERACTIVE)
@@ -43,7 +44,6 @@ _FACTS = RunFacts(
     cuda_version=None,
     batch_size=1,
 )
-_PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
 
 
 class Floor:
@@ -61,7 +61,8 @@ class Floor:
             claim = claims.claim(job_id, "floor", "cpu", self._lease, poison=False)
             job = session.scalars(*claim).one()
         now = time.monotonic()
-        image = finish_image(job, 0, GeneratedImage(_PIXELS, _FACTS, 1, 0.0, now, now), "metadata")
+        pixels = image_of(image_request(job, 0, JobImages(), (), ()))
+        image = finish_image(job, 0, GeneratedImage(pixels, _FACTS, 1, 0.0, now, now), "metadata")
         for key, body, kind in (
             (image.row["s3_key"], image.encoded.body, image.encoded.content_type),
             (image.row["thumbnail_s3_key"], image.encoded.thumbnail_webp, "image/webp"),

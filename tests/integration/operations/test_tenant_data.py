@@ -50,8 +50,13 @@ def everywhere(
             ).all()
             for table in tables:
                 # bytea is shown in hexadecimal digits
-                rows = session.scalars(text(f'SELECT t::text FROM "{table}" AS t')).all()  # noqa: S608
-                found += [f"{table}: {row[:200]}" for row in rows if _has(row, wanted)]
+                statement = text(
+                    f'SELECT left(t::text, 200) FROM "{table}" AS t '  # noqa: S608
+                    "WHERE EXISTS (SELECT FROM unnest(CAST(:wanted AS text[])) AS a "
+                    "WHERE strpos(t::text, a) > 0)"
+                )
+                rows = session.scalars(statement, {"wanted": wanted})
+                found += [f"{table}: {row}" for row in rows]
         for key in storage.list_keys(""):
             body = "" if key in earlier else storage.get(key).body.decode("latin-1")
             found += [f"object {key}"] if _has(key + body, wanted) else []
@@ -67,16 +72,24 @@ def _has(content: str, wanted: list[str]) -> bool:
 
 
 def _of_redis(client: "redis.Redis") -> Iterator[tuple[str, str]]:
+    pipeline = client.pipeline(transaction=False)
     readers: dict[Any, Callable[[bytes], Any]] = {
-        b"string": client.get,
-        b"list": lambda key: client.lrange(key, 0, -1),
-        b"hash": client.hgetall,
-        b"set": client.smembers,
-        b"zset": lambda key: client.zrange(key, 0, -1),
-        b"stream": client.xrange,
+        b"string": pipeline.get,
+        b"list": lambda key: pipeline.lrange(key, 0, -1),
+        b"hash": pipeline.hgetall,
+        b"set": pipeline.smembers,
+        b"zset": lambda key: pipeline.zrange(key, 0, -1),
+        b"stream": pipeline.xrange,
     }
-    for key in client.scan_iter():
-        yield repr(key), repr(readers[client.type(key)](key))
+    keys = list(client.scan_iter(count=1000))
+    for key in keys:
+        pipeline.type(key)
+    kinds = pipeline.execute()
+    known = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if kind in readers]
+    for key, kind in known:
+        readers[kind](key)
+    for (key, _), value in zip(known, pipeline.execute(), strict=True):
+        yield repr(key), repr(value)
 
 
 def live(http: httpx2.Client, word: str) -> dict[str, list[str]]:
