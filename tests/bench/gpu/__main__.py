@@ -90,8 +90,8 @@ def _measure(planned: Sequence[Item], record: Record, deadline: float) -> None:
             for what, numbers in item.measure():
                 record.add(item.key, what, numbers)
         except Exception as error:  # the next row may fare better
-            first_line = (str(error).splitlines() or [""])[0]
-            said = f"{type(error).__name__}: {first_line[:120]}"
+            first_lines = " ".join(str(error).splitlines()[:4])  # a compiler's first says nothing
+            said = f"{type(error).__name__}: {first_lines[:240]}"
             record.add(item.key, item.key, {"error": said})
     if late:
         print(f"No time was left for {', '.join(late)}: go on with --from {late[0]}.")
